@@ -1,0 +1,76 @@
+"""What every agent has in common: it acts on observations and learns by stepping."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.types import TeacherWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What an agent keeps of one step; tensors on the device, without gradient.
+
+    Attributes:
+        observation: What the agent saw.
+        advantages: A, what each teacher was worth for each sample.
+        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`).
+    """
+
+    observation: Float[Tensor, "B F"]
+    advantages: Float[Tensor, "B M"]
+    evidence: Mapping[str, TeacherWeights]
+
+
+class Agent(ABC):
+    """Chooses teacher weights in an environment that it was made for.
+
+    Attributes:
+        env: The environment.
+        learns_from_warmup: Whether `pretrain` wants the warm-up's transitions.
+    """
+
+    learns_from_warmup: bool = False
+
+    def __init__(self, env: MTKDVectorEnv) -> None:
+        self.env = env
+
+    @abstractmethod
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """Logits (B, 2·M) without exploration, on the device of the observation."""
+
+    @abstractmethod
+    def learn(self, steps: int) -> None:
+        """Makes `steps` SGD steps of the student under weights of its own, and learns from them.
+
+        Called once an epoch; between two calls the agent can be saved.
+        """
+
+    def pretrain(self, history: Sequence[Transition]) -> None:
+        """Learns from the warm-up epoch, in which all teachers counted the same (Algorithm 1).
+
+        Does nothing for agents that can only learn from actions of their own.
+        """
+        del history
+
+    def log_to(self, folder: Path) -> None:
+        """Sends what the agent itself logs to TensorBoard events in a folder."""
+        del folder
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning has changed; empty for agents that do not learn."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        del state
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes the agent into a run's folder."""

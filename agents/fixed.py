@@ -1,0 +1,71 @@
+"""Agents that do not learn: references for those that do."""
+
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from agents.base import Agent
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import write_text
+from mtkd_env.reward import minmax_center
+
+
+class _FixedAgent(Agent):
+    def learn(self, steps: int) -> None:
+        """Student steps; the agent stays as it is."""
+        for _ in range(steps):
+            self.env.distill(self.env.to_weights(self.act(self.env.observation)))
+
+    def save(self, folder: Path) -> None:
+        """Writes a note that there is nothing to load."""
+        write_text(folder / "agent.txt", f"{type(self).__name__}: nothing was learned\n")
+
+
+class Uniform(_FixedAgent):
+    """Generates 1/M for every sample; the fusion may still tell the teachers apart.
+
+    Args:
+        env: The environment.
+        seed: Unused; every agent takes one.
+    """
+
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0) -> None:
+        super().__init__(env)
+        del seed
+
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """Zero logits."""
+        return observation.new_zeros(len(observation), 2 * len(self.env.teacher_names))
+
+
+class Oracle(_FixedAgent):
+    """Looks up what an agent has to learn: generates softmax(A/τ) in both heads.
+
+    A is known before the action is chosen, so no agent can have a higher expected reward than the
+    oracle at τ → 0 with fixed fusion. An agent that does not come near it has not learned.
+
+    Args:
+        env: The environment.
+        seed: Unused; every agent takes one.
+        temperature: τ.
+
+    Raises:
+        ConfigError: τ is not positive.
+    """
+
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, temperature: float = 0.2) -> None:
+        super().__init__(env)
+        del seed
+        if temperature <= 0:
+            raise ConfigError(f"temperature: expected a number > 0, got {temperature}")
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """A/τ of the batch that waits in the environment, whatever the observation says."""
+        del observation
+        logits = minmax_center(self.env.teacher_rewards()) / self._temperature
+        return torch.cat([logits, logits], dim=1)

@@ -1,0 +1,248 @@
+"""Any Stable-Baselines3 or sb3-contrib algorithm as an agent."""
+
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import stable_baselines3
+import torch
+from jaxtyping import Float
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import (
+    ActionNoise,
+    NormalActionNoise,
+    OrnsteinUhlenbeckActionNoise,
+)
+from torch import Tensor, nn
+
+from agents.base import Agent
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, lookup
+from mtkd_env.files import write_atomically
+from mtkd_env.seeding import derive_seed
+from mtkd_env.wrappers.sb3 import SB3VecEnv
+
+# sb3-contrib is optional, so its names must be known without importing it.
+CONTRIB = ("ars", "crossq", "maskableppo", "qrdqn", "recurrentppo", "tqc", "trpo")
+
+NOISES: Mapping[str, Callable[..., ActionNoise]] = {
+    "normal": NormalActionNoise,
+    "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise,
+}
+
+# Numbers that may be given in epochs, and whether they count environment steps or samples.
+COUNTED_IN_STEPS = ("n_steps", "train_freq", "gradient_steps")
+COUNTED_IN_SAMPLES = ("batch_size", "buffer_size", "learning_starts")
+EPOCHS = re.compile(r"^(\d+(?:\.\d+)?) epochs?$")
+
+
+def algorithm_class(name: str) -> type[BaseAlgorithm]:
+    """The class behind a name.
+
+    Args:
+        name: A name of Stable-Baselines3 or sb3-contrib in any case (`ppo`, `TQC`), or
+            `module:Class` for a class of the user's own.
+
+    Raises:
+        ConfigError: Unknown name, a package that is not installed, or not an algorithm.
+    """
+    found = _from_module(name) if ":" in name else _from_library(name)
+    if not (isinstance(found, type) and issubclass(found, BaseAlgorithm)):
+        raise ConfigError(f"agent: '{name}' is not a Stable-Baselines3 algorithm but {found!r}")
+    return found
+
+
+def _from_module(name: str) -> Any:
+    module_name, _, class_name = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"agent: cannot load '{name}': {error}") from error
+
+
+def _from_library(name: str) -> Any:
+    library = _algorithms(stable_baselines3)
+    if name.lower() in library:
+        return library[name.lower()]
+    if name.lower() in CONTRIB:
+        try:
+            return _algorithms(importlib.import_module("sb3_contrib"))[name.lower()]
+        except ImportError:
+            raise ConfigError(
+                f"agent: '{name}' needs sb3-contrib; "
+                "install it with pip install 'mtkd-env[contrib]'"
+            ) from None
+    known = sorted([*library, *CONTRIB])
+    raise ConfigError(
+        f"agent: unknown algorithm '{name}'{did_you_mean(name.lower(), known)} "
+        f"(known: {', '.join(known)}, or module:Class)"
+    )
+
+
+def _algorithms(library: Any) -> dict[str, type[BaseAlgorithm]]:
+    members = {name.lower(): getattr(library, name) for name in library.__all__}
+    return {
+        name: member
+        for name, member in members.items()
+        if isinstance(member, type) and issubclass(member, BaseAlgorithm)
+    }
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps cuDNN's flags, which a seeded Stable-Baselines3 model on a GPU would change.
+
+    They are global, so they would slow the student's convolutions down. Also silences the advice
+    against small networks on a GPU: the observations are there already.
+    """
+    cudnn = torch.backends.cudnn
+    flags = cudnn.deterministic, cudnn.benchmark
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*on the GPU, but it is primarily intended")
+            yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = flags
+
+
+class _WholeRun(BaseCallback):
+    """Lets schedules see the whole run's progress although `learn` is called once an epoch."""
+
+    def __init__(self, total_timesteps: int) -> None:
+        super().__init__()
+        self._whole = total_timesteps
+
+    def _on_training_start(self) -> None:
+        self.model._total_timesteps = self._whole
+
+    def _on_step(self) -> bool:
+        return True
+
+
+class SB3Agent(Agent):
+    """Lets a Stable-Baselines3 algorithm drive the environment, one epoch a call.
+
+    Args:
+        env: The environment.
+        algorithm: Name, see `algorithm_class`.
+        seed: Seed of the algorithm.
+        policy: Policy name of Stable-Baselines3.
+        noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
+        noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
+        policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
+        arguments: Any other argument of the algorithm's class. Those in `COUNTED_IN_STEPS` and
+            `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
+
+    Raises:
+        ConfigError: Unknown algorithm or argument, or updates that do not fit into an epoch.
+    """
+
+    def __init__(
+        self,
+        env: MTKDVectorEnv,
+        algorithm: str,
+        *,
+        seed: int = 0,
+        policy: str = "MlpPolicy",
+        noise_type: str = "normal",
+        noise_std: float | None = None,
+        policy_kwargs: Mapping[str, Any] | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(env)
+        chosen = algorithm_class(algorithm)
+        check_arguments(chosen, arguments, "agent.arguments")
+        resolved = {key: self._count(key, value) for key, value in arguments.items()}
+        _check_fits_epoch(resolved, env.steps_per_epoch)
+        if noise_std is not None:
+            resolved["action_noise"] = self._noise(noise_type, noise_std)
+        resolved.setdefault("device", env.device)
+        self.vec_env = SB3VecEnv(env)
+        with _undisturbed():
+            self.model = chosen(
+                policy,
+                self.vec_env,
+                seed=derive_seed(seed, "agent") % 2**31,
+                policy_kwargs=_policy_kwargs(policy_kwargs or {}),
+                **resolved,
+            )
+        # The seed is the algorithm's: the next reset must not start a new student.
+        self.vec_env._reset_seeds()
+        self._total = env.distiller.recipe.epochs * env.steps_per_epoch * env.num_envs
+
+    @torch.no_grad()
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """The policy's deterministic action."""
+        action, _ = self.model.predict(observation.cpu().numpy(), deterministic=True)
+        return torch.as_tensor(action, device=observation.device)
+
+    def learn(self, steps: int) -> None:
+        """Hands the environment over to the algorithm's own `learn`."""
+        before = self.env.steps
+        self.model.learn(
+            steps * self.env.num_envs,
+            callback=_WholeRun(self._total),
+            log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
+            reset_num_timesteps=self.model.num_timesteps == 0,
+        )
+        self.model.logger.dump(self.model.num_timesteps)
+        if self.env.steps - before != steps:
+            raise ConfigError(
+                f"agent: {type(self.model).__name__} made {self.env.steps - before} steps in an "
+                f"epoch of {steps}; its n_steps or train_freq must divide {steps}"
+            )
+
+    def log_to(self, folder: Path) -> None:
+        """Sends the algorithm's own log to TensorBoard events in a folder."""
+        self.model.set_logger(configure(str(folder), ["tensorboard"]))
+
+    def save(self, folder: Path) -> None:
+        """Writes `agent.zip`, which the algorithm's `load` reads."""
+        write_atomically(folder / "agent.zip", lambda temporary: self.model.save(temporary))
+
+    def _count(self, key: str, value: Any) -> Any:
+        match = EPOCHS.match(value) if isinstance(value, str) else None
+        if match is None:
+            return value
+        steps = round(float(match[1]) * self.env.steps_per_epoch)
+        if key in COUNTED_IN_STEPS:
+            return steps
+        if key in COUNTED_IN_SAMPLES:
+            return steps * self.env.num_envs
+        raise ConfigError(f"agent.arguments.{key}: cannot be given in epochs, got '{value}'")
+
+    def _noise(self, noise_type: str, std: float) -> ActionNoise:
+        size = 2 * len(self.env.teacher_names)
+        return lookup(NOISES, noise_type, "noise_type")(np.zeros(size), np.full(size, std))
+
+
+def _policy_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
+    kwargs = dict(given)
+    if isinstance(name := kwargs.get("activation_fn"), str):
+        activation = getattr(nn, name, None)
+        if activation is None:
+            raise ConfigError(
+                f"agent.arguments.policy_kwargs.activation_fn: torch.nn has no '{name}'"
+            )
+        kwargs["activation_fn"] = activation
+    return kwargs
+
+
+def _check_fits_epoch(arguments: Mapping[str, Any], steps_per_epoch: int) -> None:
+    """Updates must end with the epoch, where the run evaluates and saves."""
+    for key in ("n_steps", "train_freq"):
+        value = arguments.get(key)
+        if isinstance(value, int) and steps_per_epoch % value:
+            divisors = [d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0]
+            nearest = min(divisors, key=lambda divisor: abs(divisor - value))
+            raise ConfigError(
+                f"agent.arguments.{key}: {value} does not divide the {steps_per_epoch} steps of an "
+                f"epoch; the nearest that does is {nearest}, or '1 epoch'"
+            )

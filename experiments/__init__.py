@@ -1,0 +1,1 @@
+"""The only place that knows everything: configuration, device, disk, and the main programs."""

@@ -1,0 +1,261 @@
+"""One run from its configuration to its result."""
+
+import json
+import platform
+import time
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import stable_baselines3
+import torch
+
+import mtkd_env
+from agents import Agent, build_agent
+from agents.warmup import warm_up
+from experiments.config import ExperimentConfig
+from experiments.metrics import EpochMeter, MetricsLog
+from mtkd_env import Assembly, ConfigError, StepRecord, assemble
+from mtkd_env.files import save_checkpoint, write_text
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. Accuracies are on the test split.
+
+    Attributes:
+        algo: Name of the method.
+        dataset: Name of the dataset.
+        student: Name of the student's network.
+        seed: Seed of the run.
+        epochs: Epochs of the student.
+        teachers: Accuracy of every teacher.
+        last_accuracy: Student's accuracy after the last epoch: the result.
+        best_accuracy: Its highest accuracy after any epoch, chosen on the test split.
+        best_epoch: The epoch of the highest accuracy, from 1.
+        weights: Mean weight of every teacher in the last epoch, over samples and both heads.
+        score: Agent score of the last epoch, together.
+        score_logit: Agent score of the logit head.
+        score_feature: Agent score of the feature head.
+        seconds: Seconds of the student's training, evaluations included.
+        teacher_seconds: Seconds of training or loading the teachers.
+        folder: The run's folder.
+        digests: What every teacher was made from.
+        versions: Versions of what the numbers depend on.
+    """
+
+    algo: str
+    dataset: str
+    student: str
+    seed: int
+    epochs: int
+    teachers: dict[str, float]
+    last_accuracy: float
+    best_accuracy: float
+    best_epoch: int
+    weights: dict[str, float]
+    score: float
+    score_logit: float
+    score_feature: float
+    seconds: float
+    teacher_seconds: float
+    folder: str
+    digests: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Progress(Protocol):
+    """What a run tells while it goes on."""
+
+    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """A teacher has been trained for another epoch."""
+
+    def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
+        """The student's training of so many steps begins; ends with the context."""
+
+    def step(self, record: StepRecord) -> None:
+        """The student made a step."""
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """An epoch ended, with its row of metrics."""
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a run: `auto` takes a GPU if there is one.
+
+    Raises:
+        ConfigError: A device that does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: cannot use '{name}': {reason}") from error
+    return device
+
+
+def make_folder(config: ExperimentConfig) -> Path:
+    """A new folder for a run: `output/dataset_algo_seedS_time`.
+
+    Raises:
+        ConfigError: The folder cannot be made.
+    """
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = f"{config.data.dataset}_{config.algo.replace(':', '.')}_seed{config.seed}_{stamp}"
+    parent = Path(config.output)
+    for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
+        folder = parent / (name + suffix)
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            if not parent.is_dir():
+                raise ConfigError(f"output: {parent} is a file, expected a folder") from None
+            continue
+        except OSError as error:
+            raise ConfigError(f"output: cannot make {folder}: {error.strerror}") from error
+        return folder
+    raise ConfigError(f"output: {parent} holds too many runs of one second")
+
+
+def build(config: ExperimentConfig, progress: Progress) -> Assembly:
+    """Data, teachers, student and environment of a configuration."""
+    return assemble(
+        dataset=config.data.dataset,
+        dataset_kwargs=config.data.arguments,
+        num_envs=config.data.batch_size,
+        val_fraction=config.data.val_fraction,
+        train_size=config.data.train_size,
+        teachers=config.teachers,
+        student=config.student.network,
+        student_width=config.student.width,
+        recipe=config.optimizer,
+        device=str(choose_device(config.device)),
+        cache=config.cache,
+        seed=config.seed,
+        progress=progress.teacher,
+        output="torch",
+        **asdict(config.distillation),
+        **asdict(config.env),
+    )
+
+
+def run_experiment(config: ExperimentConfig, progress: Progress) -> Result:
+    """Trains a student under a method and writes everything into the run's folder.
+
+    The folder holds `config.yaml`, `metrics.jsonl`, TensorBoard events, `student.pt`, the agent
+    and `result.json`, which is written last: a folder without it holds an unfinished run.
+
+    Raises:
+        ConfigError: Anything in the configuration that cannot be used; no folder is made then.
+    """
+    started = time.perf_counter()
+    assembly = build(config, progress)
+    env = assembly.env
+    env.reset(seed=config.seed)
+    agent = build_agent(config.agent_name, env, seed=config.seed, arguments=config.agent.arguments)
+    teacher_seconds = time.perf_counter() - started
+    folder = make_folder(config)
+    write_text(folder / "config.yaml", config.to_yaml())
+    started = time.perf_counter()
+    with MetricsLog(folder) as log, progress.training(config, _steps(config, env)):
+        _train(config, agent, log, progress)
+    seconds = time.perf_counter() - started
+    save_checkpoint(folder / "student.pt", {"network": env.distiller.student.state_dict()})
+    agent.save(folder)
+    result = _result(config, assembly, log.rows, folder, (seconds, teacher_seconds))
+    write_text(folder / "result.json", json.dumps(asdict(result), indent=2) + "\n")
+    return result
+
+
+def _steps(config: ExperimentConfig, env: mtkd_env.MTKDVectorEnv) -> int:
+    return config.optimizer.epochs * env.steps_per_epoch
+
+
+def _train(config: ExperimentConfig, agent: Agent, log: MetricsLog, progress: Progress) -> None:
+    env = agent.env
+    meter = EpochMeter(env.teacher_names)
+    env.subscribe(meter)
+    env.subscribe(progress.step)
+    folder = Path(log.folder)
+    agent.log_to(folder / "tensorboard" / "agent")
+    for epoch in range(1, config.optimizer.epochs + 1):
+        lr = env.distiller.optimizer.param_groups[0]["lr"]
+        started = time.perf_counter()
+        if epoch <= config.warmup.epochs:
+            warm_up(agent, env.steps_per_epoch, config.warmup.weights)
+        else:
+            agent.learn(env.steps_per_epoch)
+        seconds = time.perf_counter() - started
+        row = {"epoch": epoch, "lr": lr, "seconds": seconds, **meter.read()}
+        for split in env.splits:
+            evaluation = env.evaluate(split)
+            row[f"{split}/accuracy"] = evaluation.accuracy
+            row[f"{split}/cross_entropy"] = evaluation.cross_entropy
+        _check_finite(row, env.steps)
+        log.write(row)
+        progress.epoch(row, config.optimizer.epochs)
+
+
+def _check_finite(row: dict[str, Any], steps: int) -> None:
+    bad = [name for name, value in row.items() if not np.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"{bad[0]} became NaN or infinite in epoch {row['epoch']} (up to step {steps}); "
+            "a lower optimizer.lr, distillation.alpha or distillation.beta may help"
+        )
+
+
+def mean_weights(row: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, float]:
+    """Mean weight of every teacher over both heads, from a row of metrics."""
+    return {
+        name: (row[f"weights/logit/{name}"] + row[f"weights/feature/{name}"]) / 2
+        for name in teachers
+    }
+
+
+def _result(
+    config: ExperimentConfig,
+    assembly: Assembly,
+    rows: list[dict[str, Any]],
+    folder: Path,
+    seconds: tuple[float, float],
+) -> Result:
+    last, best = rows[-1], max(rows, key=lambda row: float(row["test/accuracy"]))
+    pool = assembly.pool
+    return Result(
+        algo=config.algo,
+        dataset=config.data.dataset,
+        student=config.student.network,
+        seed=config.seed,
+        epochs=len(rows),
+        teachers={name: evaluation.accuracy for name, evaluation in pool.evaluations.items()},
+        last_accuracy=last["test/accuracy"],
+        best_accuracy=best["test/accuracy"],
+        best_epoch=best["epoch"],
+        weights=mean_weights(last, pool.ensemble.names),
+        score=last["score"],
+        score_logit=last["score/logit"],
+        score_feature=last["score/feature"],
+        seconds=round(seconds[0], 2),
+        teacher_seconds=round(seconds[1], 2),
+        folder=str(folder),
+        digests=pool.digests,
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mtkd_env": mtkd_env.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "gymnasium": gymnasium.__version__,
+        "stable_baselines3": stable_baselines3.__version__,
+    }

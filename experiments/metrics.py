@@ -1,0 +1,131 @@
+"""What a run measures: sums on the device during an epoch, one transfer at its end."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from mtkd_env.env import StepRecord
+from mtkd_env.reward import minmax_center
+from mtkd_env.types import TeacherWeights
+
+HEADS = ("logit", "feature")
+
+
+@torch.no_grad()
+def step_means(record: StepRecord) -> dict[str, Tensor]:
+    """Means over the batch of what one step says, scalars and one vector (M,) per head."""
+    means = {
+        "loss/total": record.losses.total.mean(),
+        "loss/cross_entropy": record.losses.cross_entropy.mean(),
+        "loss/kd": record.losses.kd.mean(),
+        "loss/feature": record.losses.feature.mean(),
+        "reward": record.rewards.scalar.mean(),
+        "weights/logit": record.weights.logit.mean(0),
+        "weights/feature": record.weights.feature.mean(0),
+        "teacher_rewards": record.rewards.teacher.mean(0),
+    }
+    for part, weights in {"total": record.weights, **record.weights.parts}.items():
+        means[f"entropy/{part}/logit"] = torch.special.entr(weights.logit).sum(1).mean()
+        means[f"entropy/{part}/feature"] = torch.special.entr(weights.feature).sum(1).mean()
+    return {**means, **_score_terms(record.weights, record.rewards.teacher)}
+
+
+def _score_terms(weights: TeacherWeights, teacher_rewards: Tensor) -> dict[str, Tensor]:
+    """Numerators and denominator of the agent score.
+
+    r(w) = Σ_m w · A with the centred advantages A of Equ. 8, whatever the agent is paid by; the
+    oracle puts all weight on the best teacher of every sample.
+    """
+    advantages = minmax_center(teacher_rewards)
+    return {
+        "_score/logit": (weights.logit * advantages).sum(1).mean(),
+        "_score/feature": (weights.feature * advantages).sum(1).mean(),
+        "_score/oracle": advantages.max(1).values.mean(),
+    }
+
+
+def agent_score(means: Mapping[str, float]) -> dict[str, float]:
+    """r(w) / r(oracle) per head and together: 0 for uniform weights, 1 for the oracle's.
+
+    0 as well where the teachers cannot be told apart, as with a single one.
+    """
+    oracle = means["_score/oracle"]
+    scale = 1 / oracle if oracle > 0 else 0.0
+    scores = {f"score/{head}": means[f"_score/{head}"] * scale for head in HEADS}
+    return {"score": sum(scores.values()) / len(HEADS), **scores}
+
+
+class EpochMeter:
+    """Means over all steps since the last reading; subscribes to an environment."""
+
+    def __init__(self, teachers: Sequence[str]) -> None:
+        self._teachers = teachers
+        self._sums: dict[str, Tensor] = {}
+        self.steps = 0
+
+    def __call__(self, record: StepRecord) -> None:
+        """Takes a step into account; nothing leaves the device."""
+        for name, value in step_means(record).items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        """The means as numbers, vectors as one entry per teacher; starts over."""
+        flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self.steps
+        numbers = iter(flat.tolist())
+        means: dict[str, float] = {}
+        for name, value in self._sums.items():
+            if value.ndim == 0:
+                means[name] = next(numbers)
+            else:
+                means.update({f"{name}/{teacher}": next(numbers) for teacher in self._teachers})
+        self._sums, self.steps = {}, 0
+        scores = agent_score(means)
+        return {k: v for k, v in means.items() if not k.startswith("_")} | scores
+
+
+class MetricsLog:
+    """Writes one row an epoch to `metrics.jsonl` and to TensorBoard.
+
+    Args:
+        folder: The run's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[dict[str, Any]] = []
+        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._writer.close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """One epoch; `row["epoch"]` counts from 1."""
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["epoch"])
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, one an epoch."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,181 @@
+"""What a person sees of runs: live progress, tables, and a picture."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from experiments.config import ExperimentConfig
+from experiments.experiment import Result, mean_weights
+from mtkd_env.env import StepRecord
+from mtkd_env.files import write_atomically
+
+
+def describe_epoch(row: dict[str, Any], epochs: int) -> str:
+    """One line for an epoch: loss, accuracy, mean weight of each teacher, agent score."""
+    weights = mean_weights(row, teachers_of(row))
+    return (
+        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss/total']:7.3f}  "
+        f"CE {row['loss/cross_entropy']:6.3f}  test accuracy {row['test/accuracy']:6.2%}  "
+        f"weights {' '.join(f'{weight:.2f}' for weight in weights.values())}  "
+        f"agent score {row['score']:5.2f}"
+    )
+
+
+def teachers_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """The teachers' names, from a row of metrics."""
+    prefix = "weights/logit/"
+    return tuple(name.removeprefix(prefix) for name in row if name.startswith(prefix))
+
+
+class ConsoleProgress:
+    """Shows a run while it goes on: a live bar on a terminal, a line an epoch elsewhere.
+
+    Args:
+        console: Where to write.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._teacher: tuple[Progress, TaskID, str] | None = None
+
+    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """A teacher has been trained for another epoch."""
+        if not self._console.is_terminal:
+            if epoch == epochs:
+                self._console.print(f"trained teacher {name}: {epochs} epochs, loss {loss:.3f}")
+            return
+        if self._teacher is None or self._teacher[2] != name:
+            bar = _bar(self._console)
+            bar.start()
+            self._teacher = bar, bar.add_task(f"teacher {name}", total=epochs, text=""), name
+        bar, task, _ = self._teacher
+        bar.update(task, completed=epoch, text=f"loss {loss:.3f}")
+        if epoch == epochs:
+            bar.stop()
+            self._teacher = None
+
+    @contextmanager
+    def training(self, config: ExperimentConfig, steps: int) -> Iterator[None]:
+        """Shows the student's training until the context ends."""
+        if not self._console.is_terminal:
+            self._console.print(f"{config.algo}: {steps} steps, seed {config.seed}")
+            yield
+            return
+        with _bar(self._console) as bar:
+            self._bar = bar
+            self._task = bar.add_task(config.algo, total=steps, text="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def step(self, record: StepRecord) -> None:
+        """The student made a step."""
+        del record
+        if self._bar is not None:
+            self._bar.advance(self._task)
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """An epoch ended."""
+        text = describe_epoch(row, epochs)
+        if self._bar is None:
+            self._console.print(text, soft_wrap=True, highlight=False)
+        else:
+            self._bar.update(self._task, text=text)
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+        console=console,
+    )
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """Runs side by side, a column each."""
+    table = Table(title="Runs" if len(results) > 1 else "Run", title_justify="left")
+    table.add_column("")
+    for result in results:
+        table.add_column(result.algo, justify="right")
+    first = results[0]
+    for teacher, accuracy in first.teachers.items():
+        table.add_row(f"teacher {teacher}, accuracy", *[f"{accuracy:.2%}"] * len(results))
+    table.add_section()
+    rows: dict[str, Callable[[Result], str]] = {
+        "student, accuracy after the last epoch": lambda r: f"{r.last_accuracy:.2%}",
+        "student, best accuracy (chosen on test)": lambda r: (
+            f"{r.best_accuracy:.2%} (epoch {r.best_epoch})"
+        ),
+        "agent score, last epoch (0 uniform, 1 oracle)": lambda r: f"{r.score:.3f}",
+        "  logit head / feature head": lambda r: f"{r.score_logit:.3f} / {r.score_feature:.3f}",
+    }
+    for name, text in rows.items():
+        table.add_row(name, *[text(result) for result in results])
+    table.add_section()
+    for teacher in first.teachers:
+        shares = [f"{result.weights[teacher]:.3f}" for result in results]
+        table.add_row(f"weight of {teacher}, last epoch", *shares)
+    table.add_section()
+    table.add_row("seconds, student", *[f"{result.seconds:.1f}" for result in results])
+    return table
+
+
+def print_results(console: Console, results: Sequence[Result]) -> None:
+    """The table of runs and their folders."""
+    console.print(result_table(results))
+    for result in results:
+        console.print(f"{result.algo}: {result.folder}", soft_wrap=True, highlight=False)
+
+
+def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws accuracy, losses and the weight of each teacher over the epochs into a PNG."""
+    epochs = [row["epoch"] for row in rows]
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    accuracy, losses, weights = figure.subplots(1, 3)
+    for split in ("train", "val", "test"):
+        if f"{split}/accuracy" in rows[0]:
+            values = [100 * row[f"{split}/accuracy"] for row in rows]
+            accuracy.plot(epochs, values, label=split)
+    accuracy.set(title="Student accuracy", ylabel="accuracy [%]")
+    for name in ("total", "cross_entropy", "kd", "feature"):
+        losses.plot(epochs, [row[f"loss/{name}"] for row in rows], label=name.replace("_", " "))
+    losses.set(title="Losses (training, teachers' mean)", ylabel="loss", yscale="log")
+    teachers = teachers_of(rows[0])
+    for teacher in teachers:
+        values = [mean_weights(row, teachers)[teacher] for row in rows]
+        weights.plot(epochs, values, label=teacher)
+    weights.axhline(1 / len(teachers), color="grey", linestyle=":", label="uniform")
+    weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
+    for axes in (accuracy, losses, weights):
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    figure.suptitle(title)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def console() -> Console:
+    """The console of the main programs; wide enough for a line an epoch when not on a terminal."""
+    return Console() if sys.stdout.isatty() else Console(width=140)

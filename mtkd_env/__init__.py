@@ -1,0 +1,49 @@
+"""Multi-teacher knowledge distillation as a vectorized Gymnasium environment.
+
+Importing the package registers `MTKD/Digits-v0` and `MTKD/Npz-v0` for `gymnasium.make_vec`.
+"""
+
+from mtkd_env.data import DATASETS
+from mtkd_env.distiller import Distiller
+from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.errors import ConfigError
+from mtkd_env.evaluation import Evaluation
+from mtkd_env.networks import NETWORKS
+from mtkd_env.observation import OBSERVATIONS
+from mtkd_env.optimization import SGDRecipe
+from mtkd_env.registration import Assembly, assemble, make_env, register_envs
+from mtkd_env.reward import REWARDS
+from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec
+from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
+from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.wrappers.sb3 import SB3VecEnv
+
+__all__ = [
+    "DATASETS",
+    "NETWORKS",
+    "OBSERVATIONS",
+    "REWARDS",
+    "WEIGHTINGS",
+    "Assembly",
+    "Batch",
+    "ConfigError",
+    "DistillState",
+    "Distiller",
+    "Evaluation",
+    "LossTerms",
+    "MTKDVectorEnv",
+    "NetworkOutput",
+    "PoolSpec",
+    "SB3VecEnv",
+    "SGDRecipe",
+    "StepRecord",
+    "TeacherEnsemble",
+    "TeacherSpec",
+    "TeacherWeights",
+    "assemble",
+    "make_env",
+]
+
+__version__ = "0.1.0"
+
+register_envs()

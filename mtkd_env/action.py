@@ -1,0 +1,120 @@
+"""From an action to teacher weights: Equ. 9-14.
+
+An action is 2·M logits. Their softmaxes over the teachers are the generated weights, which are
+fused with two parts that need no learning: how sure each teacher is, and how far the student is.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.types import DistillState, TeacherWeights
+
+PARTS = ("generator", "confidence", "divergence")
+
+# Coefficients γ of Equ. 13-14 in the order of PARTS, the same in both heads.
+FUSIONS: Mapping[str, tuple[float, float, float]] = {
+    "paper": (1 / 3, 1 / 3, 1 / 3),
+    "learnable": (1 / 3, 1 / 3, 1 / 3),
+    "generator": (1.0, 0.0, 0.0),
+    "confidence": (0.0, 1.0, 0.0),
+    "divergence": (0.0, 0.0, 1.0),
+    "generator+confidence": (0.5, 0.5, 0.0),
+    "generator+divergence": (0.5, 0.0, 0.5),
+    "confidence+divergence": (0.0, 0.5, 0.5),
+}
+
+
+def uniform_weights(like: Float[Tensor, "B M"]) -> TeacherWeights:
+    """Weights 1/M in both heads, on the device of `like` (AVER)."""
+    weights = torch.full_like(like, 1 / like.shape[1], requires_grad=False)
+    return TeacherWeights(logit=weights, feature=weights)
+
+
+def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:
+    """Softmax over the teachers of each half of the action: logit head first, then feature head."""
+    logit, feature = action.float().chunk(2, dim=1)
+    return TeacherWeights(logit=logit.softmax(1), feature=feature.softmax(1))
+
+
+def confidence_weights(teacher_cross_entropy: Float[Tensor, "B M"]) -> TeacherWeights:
+    """Equ. 9: the surer of the true class a teacher is, the larger its weight.
+
+    (1 − softmax_m(CE^m)) / (M − 1) in both heads; a single teacher has weight 1. The paper's K
+    is the number of teachers.
+    """
+    teachers = teacher_cross_entropy.shape[1]
+    if teachers == 1:
+        return uniform_weights(teacher_cross_entropy)
+    weights = (1 - teacher_cross_entropy.softmax(1)) / (teachers - 1)
+    return TeacherWeights(logit=weights, feature=weights)
+
+
+def divergence_weights(
+    divergence: Float[Tensor, "B M"], similarity: Float[Tensor, "B M"]
+) -> TeacherWeights:
+    """Equ. 10-12: softmax of the KL in the logit head, of the cosine in the feature head.
+
+    As in the paper, a larger gap in the logits and a larger similarity of the features both
+    raise a weight.
+    """
+    return TeacherWeights(logit=divergence.softmax(1), feature=similarity.softmax(1))
+
+
+def fuse(coefficients: Float[Tensor, "2 3"], parts: Mapping[str, TeacherWeights]) -> TeacherWeights:
+    """Equ. 13-14: the convex combination of the parts, per head.
+
+    Args:
+        coefficients: γ, rows (logit, feature) on the simplex, columns in the order of `PARTS`.
+        parts: One pair of weights for every name in `PARTS`.
+    """
+    logit = torch.stack([parts[name].logit for name in PARTS], dim=-1)
+    feature = torch.stack([parts[name].feature for name in PARTS], dim=-1)
+    return TeacherWeights(logit @ coefficients[0], feature @ coefficients[1], parts)
+
+
+class WeightFusion(nn.Module):
+    """The fusion of Equ. 13-14 with fixed or learnable coefficients γ.
+
+    Args:
+        fusion: A name in `FUSIONS`, or the three coefficients themselves. `learnable` starts as
+            `paper`; its coefficients are the softmax of parameters that an agent may train.
+
+    Raises:
+        ConfigError: Unknown name, or coefficients that are not three, negative, or do not sum to 1.
+    """
+
+    def __init__(self, fusion: str | Sequence[float]) -> None:
+        super().__init__()
+        values = lookup(FUSIONS, fusion, "fusion") if isinstance(fusion, str) else tuple(fusion)
+        if len(values) != len(PARTS) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+            raise ConfigError(
+                f"fusion: expected {len(PARTS)} coefficients >= 0 with sum 1 "
+                f"for {', '.join(PARTS)}, got {list(values)}"
+            )
+        self.learnable = fusion == "learnable"
+        rows = torch.tensor([values, values], dtype=torch.float32)
+        if self.learnable:
+            self.logits = nn.Parameter(rows.log())
+        else:
+            self.register_buffer("fixed", rows)
+
+    @property
+    def coefficients(self) -> Float[Tensor, "2 3"]:
+        """γ: one row per head, each on the simplex."""
+        return self.logits.softmax(1) if self.learnable else self.get_buffer("fixed")
+
+    def evidence(self, state: DistillState) -> dict[str, TeacherWeights]:
+        """The parts that need no action."""
+        return {
+            "confidence": confidence_weights(state.teacher_cross_entropy),
+            "divergence": divergence_weights(state.divergence, state.similarity),
+        }
+
+    def forward(self, action: Float[Tensor, "B A"], state: DistillState) -> TeacherWeights:
+        """Fused weights of an action, with their parts."""
+        parts = {"generator": generated_weights(action), **self.evidence(state)}
+        return fuse(self.coefficients, parts)

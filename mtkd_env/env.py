@@ -1,0 +1,477 @@
+"""Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env.action import WeightFusion
+from mtkd_env.data.stream import BatchStream
+from mtkd_env.distiller import Distiller
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.evaluation import Evaluation
+from mtkd_env.observation import Observer, RunningStandardizer
+from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards, Scale
+from mtkd_env.seeding import derive_seed
+from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
+
+Splits = Mapping[str, Callable[[], Iterable[Batch]]]
+
+EPISODES = {"batch": "batch", "epoch": "epoch", "training": "training"}
+REWARD_TIMINGS = {"before": False, "after": True}
+OUTPUTS = {"numpy": "numpy", "torch": "torch"}
+OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+RESET_OPTIONS = ("reinit",)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """What one step did, as tensors on the device; given to subscribers and to own agents.
+
+    Attributes:
+        step: SGD steps of this student before this one.
+        weights: The weights that were used, detached, with their parts.
+        losses: The terms of the loss before the step.
+        rewards: Rewards per teacher, advantages and scalar.
+        index: Positions of the samples in the training split.
+    """
+
+    step: int
+    weights: TeacherWeights
+    losses: LossTerms
+    rewards: Rewards
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step leads to; all sub-environments end together.
+
+    Attributes:
+        observation: Observation of the next batch.
+        record: What the step did.
+        terminated: Whether the episodes terminated.
+        truncated: Whether the episodes were truncated.
+        final_observation: Last observation of the episodes, if they ended.
+    """
+
+    observation: Tensor
+    record: StepRecord
+    terminated: bool
+    truncated: bool
+    final_observation: Tensor | None
+
+
+class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
+    """A student learns from M frozen teachers; the agent weights the teachers of every sample.
+
+    ## Description
+    Every sub-environment is one sample of the student's current mini-batch. The agent sees what
+    the teachers know of the sample and how far the student is from each of them, and answers how
+    much each teacher counts for this sample, once for the logit terms of the loss and once for
+    its feature terms. One `step` is one SGD step of the student on the whole batch under these
+    weights (Equ. 2 of the paper), followed by the next batch. Because the batch's rewards do not
+    depend on what comes after it, the environment is a contextual bandit whose contexts drift
+    while the student learns.
+
+    ## Action Space
+    `Box(-logit_bound, logit_bound, (2·M,), float32)` per sample: one logit per teacher and head.
+
+    | Num     | Action                              | Min          | Max         |
+    |---------|-------------------------------------|--------------|-------------|
+    | 0..M-1  | logits of the logit-term weights    | -logit_bound | logit_bound |
+    | M..2M-1 | logits of the feature-term weights  | -logit_bound | logit_bound |
+
+    Their softmaxes over the teachers are the generated weights, which `fusion` mixes with
+    confidence-aware and divergence-aware weights (Equ. 9-14). The bound exists because
+    Stable-Baselines3 needs a finite box; logits beyond it are taken as they are.
+
+    ## Observation Space
+    `Box(-inf, inf, (F,), float32)` per sample, F = Σ_m (D_m + C + 3) (Equ. 5); the blocks repeat
+    for every teacher, and `obs_layout` gives the slice of each, named `teacher/block`.
+
+    | Block           | Width | Meaning                                                    |
+    |-----------------|-------|------------------------------------------------------------|
+    | `feature`       | D_m   | the teacher's pooled feature f^m                           |
+    | `logits`        | C     | the teacher's logits z^m                                   |
+    | `cross_entropy` | 1     | the teacher's cross-entropy with the true class [nats]     |
+    | `similarity`    | 1     | cosine of the student's projected feature and f^m          |
+    | `divergence`    | 1     | T² KL(teacher || student) at temperature T [nats]          |
+
+    With `normalize_observation`, columns are standardised by the mean and variance of all batches
+    of a student's first epoch (the statistics grow during that epoch, then stay).
+
+    ## Rewards
+    Per teacher R_i^m = −CE_i − α KL_i^m − β dis_i^m (Equ. 6), rescaled over the teachers and
+    centred to advantages A_i^m (Equ. 8), and from these the scalar reward
+    r_i = ½ Σ_m (w_l + w_f)[i, m] · A_i^m in [-1, 1] with the executed weights w. `reward` names
+    other rules; see `mtkd_env.reward`.
+
+    ## Starting State
+    `reset(seed=s)` starts a new student (weights, optimiser, schedule, data order) and reproduces
+    everything that follows. `reset()` goes on with the student that is there, at the batch that
+    waits; `reset(options={"reinit": True})` starts a new one from the environment's own generator.
+
+    ## Episode End
+    * `episode="batch"` (the paper): every step terminates; an episode is one decision.
+    * `episode="epoch"`: truncated at the end of each epoch; the student goes on.
+    * `episode="training"`: truncated when the student's schedule ends; a new student follows.
+
+    ## Information
+    All arrays have a leading axis B.
+
+    | Key                                  | Shape | Meaning                                      |
+    |--------------------------------------|-------|----------------------------------------------|
+    | `teacher_rewards`                    | B, M  | R, raw                                       |
+    | `advantages`                         | B, M  | A, normalised; what the scalar is made of    |
+    | `logit_weights`, `feature_weights`   | B, M  | executed weights                             |
+    | `cross_entropy`, `total`             | B     | terms of the loss before the step            |
+    | `kd`, `feature`                      | B, M  | terms of the loss before the step            |
+    | `index`                              | B     | position of the sample in the training split |
+    | `final_obs`, `_final_obs`            | B, F; B | last observation of an episode that ended |
+
+    At episode ends in scope `batch`, `final_obs` is the observation that was acted on: nobody may
+    bootstrap from a terminated episode, so no second forward is spent on it.
+
+    ## Arguments
+    See `Args` for those of the class; `mtkd_env.registration.make_env` documents the keyword
+    arguments that `gymnasium.make_vec("MTKD/Digits-v0", ...)` takes.
+
+    ## Autoreset
+    `AutoresetMode.SAME_STEP`: the observation returned by a step that ends an episode is the first
+    of the next one. Under NEXT_STEP every second step would be thrown away.
+
+    ## Version History
+    * v0: initial version.
+
+    ## References
+    Yang et al., "Multi-Teacher Knowledge Distillation with Reinforcement Learning for Visual
+    Recognition", AAAI 2025.
+
+    Args:
+        distiller: Student and teachers.
+        stream: Training batches; its batch size is `num_envs`.
+        splits: What `evaluate` can evaluate on: name to a maker of batches.
+        reward: Name in `REWARDS`.
+        reward_timing: `before` or `after` the student's step; `after` costs a student forward.
+        reward_normalization: Name in `NORMALIZATIONS` that replaces the reward's own.
+        observation: Name in `OBSERVATIONS`.
+        normalize_observation: Whether to standardise columns.
+        observation_dtype: `float32`, or `float16` to halve what agents store.
+        fusion: Name in `FUSIONS`, or three coefficients.
+        logit_bound: Bound of the action box.
+        episode: `batch`, `epoch` or `training`.
+        output: Whether `reset` and `step` give NumPy arrays or tensors on the device.
+
+    Raises:
+        ConfigError: An argument that is not among the valid choices.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own declaration
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+    autoreset_mode = AutoresetMode.SAME_STEP
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        stream: BatchStream,
+        splits: Splits,
+        *,
+        reward: str = "paper",
+        reward_timing: str = "before",
+        reward_normalization: str | None = None,
+        observation: str = "all",
+        normalize_observation: bool = True,
+        observation_dtype: str = "float32",
+        fusion: str | Sequence[float] = "paper",
+        logit_bound: float = 3.0,
+        episode: str = "batch",
+        output: str = "numpy",
+    ) -> None:
+        self.distiller = distiller
+        self.stream = stream
+        self.splits = splits
+        self.device = distiller.device
+        self.episode = lookup(EPISODES, episode, "episode")
+        self.output = lookup(OUTPUTS, output, "output")
+        self._reward_after = lookup(REWARD_TIMINGS, reward_timing, "reward_timing")
+        if reward_normalization is not None:
+            lookup(NORMALIZATIONS, reward_normalization, "reward_normalization")
+        scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
+        self.reward = RewardFunction(lookup(REWARDS, reward, "reward"), scale, reward_normalization)
+        self.fusion = WeightFusion(fusion).to(self.device)
+        teachers = distiller.teachers
+        self.teacher_names = teachers.names
+        self.observer = Observer(
+            observation,
+            names=teachers.names,
+            feature_dims=teachers.feature_dims,
+            num_classes=teachers.num_classes,
+        )
+        self.normalizer = (
+            RunningStandardizer(self.observer.width, self.device) if normalize_observation else None
+        )
+        self._dtype = lookup(OBSERVATION_DTYPES, observation_dtype, "observation_dtype")
+        self._set_spaces(np.dtype(observation_dtype), logit_bound)
+        self.steps = 0
+        self._ready = False
+        self._state: DistillState | None = None
+        self._observation: tuple[Tensor, Tensor] | None = None
+        self._subscribers: list[Callable[[StepRecord], None]] = []
+
+    def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
+        if not (0 < logit_bound < float("inf")):
+            raise ConfigError(f"logit_bound: expected a finite number > 0, got {logit_bound}")
+        self.num_envs = self.stream.batch_size
+        self.render_mode = None
+        width, actions = self.observer.width, 2 * len(self.teacher_names)
+        self.single_observation_space = Box(-np.inf, np.inf, (width,), dtype.type)
+        self.single_action_space = Box(-logit_bound, logit_bound, (actions,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    # What own agents, weightings and experiments use: tensors in, tensors out.
+
+    @property
+    def obs_layout(self) -> dict[str, slice]:
+        """Slice of the observation for every `teacher/block`."""
+        return self.observer.layout
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """SGD steps of one epoch."""
+        return self.stream.steps_per_epoch
+
+    @property
+    def state(self) -> DistillState:
+        """The batch that waits for its weights; computed when first asked for.
+
+        Raises:
+            ResetNeeded: The environment was never reset.
+        """
+        if not self._ready:
+            raise ResetNeeded("call env.reset() before env.step() or env.distill()")
+        if self._state is None:
+            self._state = self.distiller.forward(next(self.stream))
+        return self._state
+
+    @property
+    def raw_observation(self) -> Float[Tensor, "B F"]:
+        """Equ. 5 of the batch that waits, before normalisation."""
+        return self._observe()[0]
+
+    @property
+    def observation(self) -> Float[Tensor, "B F"]:
+        """The observation of the batch that waits."""
+        return self._observe()[1]
+
+    def normalize(self, raw: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """Raw observations as an agent sees them, by the statistics gathered so far."""
+        return (self.normalizer(raw) if self.normalizer else raw).to(self._dtype)
+
+    @torch.no_grad()
+    def to_weights(self, action: Float[Tensor, "B A"]) -> TeacherWeights:
+        """Weights that an action stands for in the current state (Equ. 9-14)."""
+        return self.fusion(action, self.state)
+
+    @torch.no_grad()
+    def teacher_rewards(self) -> Float[Tensor, "B M"]:
+        """R of every teacher in the current state."""
+        return self.reward.teacher_rewards(self.state)
+
+    def distill(self, weights: TeacherWeights) -> StepRecord:
+        """One SGD step of the student under given weights; every method goes through here.
+
+        The next batch is drawn when its state is first asked for.
+        """
+        state = self.state
+        losses = self.distiller.update(state, weights)
+        rewarded = self.distiller.revisit(state) if self._reward_after else state
+        record = StepRecord(
+            step=self.steps,
+            weights=replace(
+                weights, logit=weights.logit.detach(), feature=weights.feature.detach()
+            ),
+            losses=losses,
+            rewards=self.reward(rewarded, weights),
+            index=state.batch.index,
+        )
+        self.steps += 1
+        self._state = self._observation = None
+        for subscriber in self._subscribers:
+            subscriber(record)
+        return record
+
+    def subscribe(self, subscriber: Callable[[StepRecord], None]) -> None:
+        """Calls `subscriber` after every SGD step, whoever chose the weights."""
+        self._subscribers.append(subscriber)
+
+    def evaluate(self, split: str = "test") -> Evaluation:
+        """The student's accuracy and cross-entropy on a split; nothing is trained.
+
+        Raises:
+            ConfigError: Unknown split.
+        """
+        return self.distiller.evaluate(lookup(self.splits, split, "split")())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training has changed, for a checkpoint between two steps."""
+        return {
+            "steps": self.steps,
+            "distiller": self.distiller.state_dict(),
+            "stream": self.stream.state_dict(),
+            "fusion": self.fusion.state_dict(),
+            "normalizer": self.normalizer.state_dict() if self.normalizer else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.steps = int(state["steps"])
+        self.distiller.load_state_dict(state["distiller"])
+        self.stream.load_state_dict(state["stream"])
+        self.fusion.load_state_dict(state["fusion"])
+        if self.normalizer:
+            self.normalizer.load_state_dict(state["normalizer"])
+        self._state = self._observation = None
+
+    # Gymnasium's interface.
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begins episodes; see "Starting State" for what a seed does.
+
+        Raises:
+            ValueError: A seed per sub-environment (they share one student), or an unknown option.
+        """
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise ValueError(f"seed: expected one int, the student is shared; got {seed!r}")
+        for name in options or {}:
+            lookup(dict.fromkeys(RESET_OPTIONS), name, "reset option")
+        super().reset(seed=seed)
+        if seed is not None:
+            self._reinitialize(int(seed))
+        elif options and options.get("reinit"):
+            self._reinitialize(int(self.np_random.integers(2**31)))
+        self._ready = True
+        return self._export(self.observation), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One SGD step of the student under the weights that `actions` stand for.
+
+        Args:
+            actions: Logits (B, 2·M), an array or a tensor.
+
+        Raises:
+            ResetNeeded: The environment was never reset.
+            ValueError: Wrong shape, or a row with NaN or infinity; the student is not touched.
+        """
+        outcome = self.advance(actions)
+        return (
+            self._export(outcome.observation),
+            self._export(outcome.record.rewards.scalar),
+            self._export_flag(outcome.terminated),
+            self._export_flag(outcome.truncated),
+            self._info(outcome),
+        )
+
+    def advance(self, actions: Any) -> StepOutcome:
+        """`step` with tensors on the device and flags on the host; for adapters."""
+        before = self.observation
+        record = self.distill(self.to_weights(self._checked(actions)))
+        ended = self._episode_ended()
+        final = before
+        if self.episode != "batch":
+            final = self.observation
+        if ended and self.episode == "training":
+            self._reinitialize(int(self.np_random.integers(2**31)))
+        return StepOutcome(
+            observation=self.observation,
+            record=record,
+            terminated=ended and self.episode == "batch",
+            truncated=ended and self.episode != "batch",
+            final_observation=final if ended else None,
+        )
+
+    def _episode_ended(self) -> bool:
+        if self.episode == "batch":
+            return True
+        length = self.steps_per_epoch
+        if self.episode == "training":
+            length *= self.distiller.recipe.epochs
+        return self.steps % length == 0
+
+    def _reinitialize(self, seed: int) -> None:
+        self.distiller.reinitialize(derive_seed(seed, "student"))
+        self.stream.reseed(derive_seed(seed, "data"))
+        if self.normalizer:
+            self.normalizer.reset()
+        self.steps = 0
+        self._state = self._observation = None
+
+    def _observe(self) -> tuple[Tensor, Tensor]:
+        if self._observation is None:
+            raw = self.observer(self.state)
+            if self.normalizer and self.steps < self.steps_per_epoch:
+                self.normalizer.update(raw)
+            self._observation = raw, self.normalize(raw)
+        return self._observation
+
+    def _checked(self, actions: Any) -> Tensor:
+        action = torch.as_tensor(actions, dtype=torch.float32)
+        expected = (self.num_envs, 2 * len(self.teacher_names))
+        if tuple(action.shape) != expected:
+            raise ValueError(
+                f"actions: expected shape {expected}, one row of 2·M logits for each of the "
+                f"{expected[0]} samples, got {tuple(action.shape)}"
+            )
+        bad = (~action.isfinite()).any(1)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise ValueError(
+                f"actions: row {row} holds NaN or infinity: {action[row].tolist()} "
+                f"({int(bad.sum())} of {expected[0]} rows are bad)"
+            )
+        return action.to(self.device)
+
+    def _info(self, outcome: StepOutcome) -> dict[str, Any]:
+        info = {name: self._export(tensor) for name, tensor in info_tensors(outcome.record).items()}
+        if outcome.final_observation is not None:
+            info["final_obs"] = self._export(outcome.final_observation)
+            info["_final_obs"] = self._export_flag(flag=True)
+        return info
+
+    def _export(self, tensor: Tensor) -> Any:
+        """A copy in the requested kind, so that callers may write into what they get."""
+        tensor = tensor.detach().clone()
+        return tensor if self.output == "torch" else tensor.cpu().numpy()
+
+    def _export_flag(self, flag: bool) -> Any:
+        if self.output == "torch":
+            return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
+        return np.full(self.num_envs, flag)
+
+
+def info_tensors(record: StepRecord) -> dict[str, Tensor]:
+    """The entries of `info` that every step has, as tensors with a leading axis B."""
+    return {
+        "teacher_rewards": record.rewards.teacher,
+        "advantages": record.rewards.advantages,
+        "logit_weights": record.weights.logit,
+        "feature_weights": record.weights.feature,
+        "cross_entropy": record.losses.cross_entropy,
+        "kd": record.losses.kd,
+        "feature": record.losses.feature,
+        "total": record.losses.total,
+        "index": record.index,
+    }

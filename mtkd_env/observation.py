@@ -1,0 +1,124 @@
+"""What the agent sees of every sample: Equ. 3-5.
+
+Blocks of numbers per teacher, concatenated over the teachers in the order of Equ. 5, optionally
+standardised per column.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env.errors import lookup
+from mtkd_env.types import DistillState
+
+Block = Callable[[DistillState, int], Tensor]
+
+# (B, width) of one teacher each.
+BLOCKS: Mapping[str, Block] = {
+    "feature": lambda state, m: state.teachers.features[m],
+    "logits": lambda state, m: state.teachers.logits[m],
+    "cross_entropy": lambda state, m: state.teacher_cross_entropy[:, m : m + 1],
+    "similarity": lambda state, m: state.similarity[:, m : m + 1],
+    "divergence": lambda state, m: state.divergence[:, m : m + 1],
+}
+
+# Which blocks an observation has; the two parts are the ablation of Table 6(b).
+OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
+    "all": ("feature", "logits", "cross_entropy", "similarity", "divergence"),
+    "performance": ("feature", "logits", "cross_entropy"),
+    "gaps": ("similarity", "divergence"),
+}
+
+
+class RunningStandardizer:
+    """Standardises columns by the mean and variance of all rows that it was given.
+
+    Args:
+        width: Number of columns.
+        device: Where the statistics lie.
+        clip: Largest absolute value of an output, for columns that hardly ever vary.
+    """
+
+    def __init__(self, width: int, device: torch.device, clip: float = 10.0) -> None:
+        self.clip = clip
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64, device=device)
+        self.squares = torch.zeros(width, dtype=torch.float64, device=device)
+
+    def reset(self) -> None:
+        """Forgets all rows."""
+        self.count = 0
+        self.mean.zero_()
+        self.squares.zero_()
+
+    def update(self, rows: Float[Tensor, "B F"]) -> None:
+        """Takes a batch of rows into account (parallel variance of Chan et al., 1979)."""
+        rows = rows.double()
+        new, total = len(rows), self.count + len(rows)
+        mean = rows.mean(0)
+        delta = mean - self.mean
+        self.squares += (rows - mean).square().sum(0) + delta.square() * (self.count * new / total)
+        self.mean += delta * (new / total)
+        self.count = total
+
+    def __call__(self, rows: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
+        """Rows with mean 0 and variance 1 per column; unchanged before the first update."""
+        if self.count == 0:
+            return rows
+        deviation = (self.squares / self.count).sqrt().clamp(min=1e-6)
+        scaled = (rows.double() - self.mean) / deviation
+        return scaled.clamp(-self.clip, self.clip).to(rows.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics."""
+        return {"count": self.count, "mean": self.mean.clone(), "squares": self.squares.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.count = int(state["count"])
+        self.mean.copy_(state["mean"])
+        self.squares.copy_(state["squares"])
+
+
+class Observer:
+    """Lays out and computes raw observations.
+
+    Args:
+        observation: A name in `OBSERVATIONS`.
+        names: Names of the teachers.
+        feature_dims: Feature width D_m of each teacher.
+        num_classes: C.
+
+    Attributes:
+        layout: Slice of the observation for every `teacher/block`.
+        width: F, the length of an observation; Σ_m (D_m + C + 3) for all blocks.
+    """
+
+    def __init__(
+        self,
+        observation: str,
+        *,
+        names: tuple[str, ...],
+        feature_dims: tuple[int, ...],
+        num_classes: int,
+    ) -> None:
+        self._blocks = lookup(OBSERVATIONS, observation, "observation")
+        self.layout: dict[str, slice] = {}
+        start = 0
+        for name, feature_dim in zip(names, feature_dims, strict=True):
+            widths = {"feature": feature_dim, "logits": num_classes}
+            for block in self._blocks:
+                stop = start + widths.get(block, 1)
+                self.layout[f"{name}/{block}"] = slice(start, stop)
+                start = stop
+        self.width = start
+
+    @torch.no_grad()
+    def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
+        """Equ. 5: the raw observation of every sample, detached."""
+        teachers = range(len(state.teachers.logits))
+        blocks = [BLOCKS[name](state, m).float() for m in teachers for name in self._blocks]
+        return torch.cat(blocks, dim=1)

@@ -1,0 +1,207 @@
+"""Assembles an environment from plain keyword arguments; what `gymnasium.make_vec` calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from mtkd_env.data import load_dataset
+from mtkd_env.data.dataset import ImageData, Splits
+from mtkd_env.data.stream import evaluation_batches
+from mtkd_env.distiller import Distiller
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError, check_arguments, lookup
+from mtkd_env.networks import NETWORKS, build_network
+from mtkd_env.optimization import SGDRecipe
+from mtkd_env.seeding import derive_seed
+from mtkd_env.teachers import (
+    PoolSpec,
+    TeacherPool,
+    TeacherSpec,
+    TrainingSet,
+    build_pool,
+    load_pool_spec,
+)
+from mtkd_env.teachers.pool import PoolProgress
+
+# Small networks that the digits need seconds each to train.
+DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
+DEFAULT_TEACHER_EPOCHS = 12
+
+EVALUATION_BATCH = 512
+
+Teachers = str | Path | PoolSpec | Sequence[str | dict[str, Any]]
+
+
+def pool_spec(teachers: Teachers, epochs: int | None = None) -> PoolSpec:
+    """A pool from any of its short forms.
+
+    Args:
+        teachers: A YAML file, a `PoolSpec`, or a sequence of networks' names and of keyword
+            arguments of `TeacherSpec`.
+        epochs: Epochs to train each for; not for a YAML file or a `PoolSpec`, which say it.
+
+    Raises:
+        ConfigError: A file or a name that is not there, or `epochs` said twice.
+    """
+    if isinstance(teachers, PoolSpec | str | Path):
+        if epochs is not None:
+            raise ConfigError("teacher_epochs: the pool's own recipe says how long to train")
+        return teachers if isinstance(teachers, PoolSpec) else load_pool_spec(teachers)
+    specs = tuple(
+        TeacherSpec(network=teacher) if isinstance(teacher, str) else TeacherSpec(**teacher)
+        for teacher in teachers
+    )
+    recipe = SGDRecipe(epochs=epochs or DEFAULT_TEACHER_EPOCHS, weight_decay=5e-4, nesterov=False)
+    return PoolSpec(specs, recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """An environment and what it was made from.
+
+    Attributes:
+        env: The environment.
+        data: The dataset.
+        pool: The teachers, with their results and digests.
+    """
+
+    env: MTKDVectorEnv
+    data: ImageData
+    pool: TeacherPool
+
+
+def assemble(
+    *,
+    dataset: str = "digits",
+    dataset_kwargs: dict[str, Any] | None = None,
+    num_envs: int = 64,
+    val_fraction: float = 0.0,
+    train_size: int | None = None,
+    teachers: Teachers = DEFAULT_TEACHERS,
+    teacher_epochs: int | None = None,
+    student: str = "resnet8",
+    student_width: float = 0.25,
+    recipe: SGDRecipe | dict[str, Any] | None = None,
+    alpha: float = 1.0,
+    beta: float = 5.0,
+    temperature: float = 4.0,
+    device: str = "cpu",
+    cache: str | Path | None = None,
+    seed: int = 0,
+    progress: PoolProgress | None = None,
+    **env_kwargs: Any,
+) -> Assembly:
+    """Builds data, teachers, student and environment.
+
+    Teachers that were never trained before are trained now and kept.
+
+    Args:
+        dataset: Name in `DATASETS`.
+        dataset_kwargs: Arguments of the dataset, such as `path` for `npz`.
+        num_envs: B, the batch size.
+        val_fraction: Share of the training images held out for the split `val`.
+        train_size: Number of training images to keep; all by default.
+        teachers: Networks' names, keyword arguments of `TeacherSpec`, a `PoolSpec`, or a YAML
+            file that describes one.
+        teacher_epochs: Epochs to train each teacher for, where `teachers` are names.
+        student: Name in `NETWORKS`.
+        student_width: Factor on all channel counts of the student.
+        recipe: The student's optimiser and schedule, or the keyword arguments of `SGDRecipe`.
+        alpha: α, weight of the logit terms.
+        beta: β, weight of the feature terms.
+        temperature: T of the logit terms.
+        device: Device of student, teachers and images.
+        cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
+        seed: Seed of the first student and of its data order, until a seeded reset.
+        progress: Called while a teacher is being trained.
+        env_kwargs: Keyword arguments of `MTKDVectorEnv`.
+
+    Raises:
+        ConfigError: Any argument that cannot be used; names it.
+    """
+    check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
+    if not isinstance(recipe, SGDRecipe):
+        check_arguments(SGDRecipe, recipe or {}, "recipe")
+        recipe = SGDRecipe(**(recipe or {}))
+    data = load_dataset(dataset, **(dataset_kwargs or {}))
+    make_student = partial(
+        build_network,
+        student,
+        num_classes=data.num_classes,
+        in_channels=data.image_shape[0],
+        width=student_width,
+    )
+    lookup(NETWORKS, student, "student")
+    splits = data.split(val_fraction, train_size=train_size)
+    images = TrainingSet(data, splits.train, splits.test)
+    stream = images.stream(num_envs, torch.device(device), derive_seed(seed, "data"))
+    pool = build_pool(
+        pool_spec(teachers, teacher_epochs),
+        images,
+        device=device,
+        cache=Path(cache) if cache else None,
+        progress=progress,
+    )
+    distiller = Distiller(
+        make_student,
+        pool.ensemble,
+        image_shape=data.image_shape,
+        steps_per_epoch=stream.steps_per_epoch,
+        recipe=recipe,
+        alpha=alpha,
+        beta=beta,
+        temperature=temperature,
+        device=device,
+        seed=derive_seed(seed, "student"),
+    )
+    env = MTKDVectorEnv(distiller, stream, _evaluated(data, splits, device), **env_kwargs)
+    return Assembly(env, data, pool)
+
+
+def _evaluated(data: ImageData, splits: Splits, device: str) -> dict[str, Any]:
+    """A maker of unaugmented batches for every split that there is."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {
+        name: partial(
+            evaluation_batches,
+            part.to(device),
+            EVALUATION_BATCH,
+            mean=data.mean,
+            std=data.std,
+            device=device,
+        )
+        for name, part in parts.items()
+        if part is not None
+    }
+
+
+def make_env(*, max_episode_steps: int | None = None, **kwargs: Any) -> MTKDVectorEnv:
+    """The environment behind the registered ids.
+
+    Args:
+        max_episode_steps: Not supported: `episode` decides where episodes end.
+        kwargs: Keyword arguments of `assemble`.
+
+    Raises:
+        ConfigError: Any argument that cannot be used; names it.
+    """
+    if max_episode_steps is not None:
+        raise ConfigError("max_episode_steps: not supported; use episode='epoch' or 'training'")
+    return assemble(**kwargs).env
+
+
+def register_envs() -> None:
+    """Registers `MTKD/Digits-v0` and `MTKD/Npz-v0`; done when the package is imported."""
+    for name, dataset in (("Digits", "digits"), ("Npz", "npz")):
+        if f"MTKD/{name}-v0" not in gymnasium.registry:
+            gymnasium.register(
+                id=f"MTKD/{name}-v0",
+                vector_entry_point="mtkd_env.registration:make_env",
+                kwargs={"dataset": dataset},
+                nondeterministic=torch.cuda.is_available(),
+            )

@@ -1,0 +1,21 @@
+"""Frozen teachers: how they are made, kept, and asked about a batch all at once."""
+
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.pool import (
+    PoolSpec,
+    TeacherPool,
+    TeacherSpec,
+    build_pool,
+    load_pool_spec,
+)
+from mtkd_env.teachers.training import TrainingSet
+
+__all__ = [
+    "PoolSpec",
+    "TeacherEnsemble",
+    "TeacherPool",
+    "TeacherSpec",
+    "TrainingSet",
+    "build_pool",
+    "load_pool_spec",
+]

@@ -1,0 +1,79 @@
+"""M frozen teachers behind one call."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.networks.base import Network
+from mtkd_env.types import TeacherOutputs
+
+
+class TeacherEnsemble(nn.Module):
+    """M frozen networks in evaluation mode, batch norms folded into the convolutions.
+
+    The given networks are not changed; the folded copies have the same outputs up to rounding.
+
+    Args:
+        networks: The teachers, in the order of the weights' columns.
+        names: A name for each; unique.
+
+    Raises:
+        ConfigError: No teacher, a number of names that is not M, a name used twice, or teachers
+            that disagree about the number of classes.
+    """
+
+    def __init__(self, networks: Sequence[Network], names: Sequence[str]) -> None:
+        super().__init__()
+        if not networks:
+            raise ConfigError("teachers: expected at least one, got none")
+        if len(names) != len(networks):
+            raise ConfigError(f"teachers: {len(networks)} networks but {len(names)} names")
+        for name in names:
+            if list(names).count(name) > 1:
+                raise ConfigError(f"teachers: the name '{name}' is used more than once")
+        self.num_classes = networks[0].num_classes
+        for name, network in zip(names, networks, strict=True):
+            if network.num_classes != self.num_classes:
+                raise ConfigError(
+                    f"teachers: '{name}' has {network.num_classes} classes, "
+                    f"'{names[0]}' has {self.num_classes}"
+                )
+        self.names = tuple(names)
+        self.feature_dims = tuple(network.feature_dim for network in networks)
+        self.map_channels = tuple(network.map_channels for network in networks)
+        self.signed_maps = tuple(network.signed_map for network in networks)
+        self.networks = nn.ModuleList(_folded(network) for network in networks)
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def __len__(self) -> int:
+        """M, the number of teachers."""
+        return len(self.names)
+
+    def train(self, mode: bool = True) -> "TeacherEnsemble":
+        """Stays in evaluation mode: teachers never learn, nor do their batch statistics."""
+        del mode
+        return super().train(mode=False)
+
+    @torch.no_grad()
+    def forward(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
+        """Logits, features and last feature maps of all M teachers."""
+        outputs = [network(inputs) for network in self.networks]
+        return TeacherOutputs(
+            logits=torch.stack([output.logits for output in outputs]),
+            features=tuple(output.feature for output in outputs),
+            feature_maps=tuple(output.feature_map for output in outputs),
+        )
+
+
+def _folded(network: Network) -> nn.Module:
+    """A copy with every batch norm that follows a convolution folded into it."""
+    was_training = network.training
+    network.eval()
+    folded: nn.Module = fuse(network)
+    network.train(was_training)
+    return folded

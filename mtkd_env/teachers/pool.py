@@ -1,0 +1,271 @@
+"""A pool of teachers from its description: trained and cached, loaded, or broken on purpose."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from mtkd_env.data.stream import evaluation_batches
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.evaluation import Evaluation, evaluate
+from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
+from mtkd_env.networks import build_network
+from mtkd_env.networks.base import Network
+from mtkd_env.optimization import SGDRecipe
+from mtkd_env.seeding import derive_seed
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+
+# Part of every digest: raise it when the same description would train to something else.
+RECIPE_VERSION = 1
+
+KINDS = {"trained": "trained", "random": "random", "permuted": "permuted"}
+
+# Called after every epoch of a teacher in training: name, epochs done, epochs in all, mean loss.
+PoolProgress = Callable[[str, int, int, float], None]
+
+
+def _teacher_recipe() -> SGDRecipe:
+    """The paper's teachers: weight decay 5e-4 and no Nesterov, otherwise the student's recipe."""
+    return SGDRecipe(weight_decay=5e-4, nesterov=False)
+
+
+@dataclass(frozen=True)
+class TeacherSpec:
+    """One teacher.
+
+    Attributes:
+        network: Name in `NETWORKS`.
+        name: Name in tables and in the observation's layout; by default the network's, with the
+            kind of a broken teacher behind it.
+        kind: `trained`; or broken on purpose: `random` (never trained) or `permuted` (trained on
+            labels that a permutation of the classes has changed).
+        width: Factor on all channel counts of the network.
+        seed: Seed of initialisation, data order and permutation.
+        checkpoint: File with a `state_dict` of the network, to use instead of training.
+    """
+
+    network: str
+    name: str = ""
+    kind: str = "trained"
+    width: float = 1.0
+    seed: int = 0
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        lookup(KINDS, self.kind, "kind of teacher")
+        if self.checkpoint is not None and self.kind != "trained":
+            raise ConfigError(
+                f"teachers.{self.label}: a {self.kind} teacher cannot have a checkpoint"
+            )
+
+    @property
+    def label(self) -> str:
+        """The teacher's name."""
+        suffix = "" if self.kind == "trained" else f"-{self.kind}"
+        return self.name or self.network + suffix
+
+
+@dataclass(frozen=True)
+class PoolSpec:
+    """A pool of teachers and the recipe that those without a checkpoint are trained by.
+
+    Attributes:
+        teachers: The teachers in the order of the weights' columns; names must be unique.
+        recipe: Optimiser, schedule and epochs.
+        batch_size: Images in a training batch.
+    """
+
+    teachers: tuple[TeacherSpec, ...]
+    recipe: SGDRecipe = field(default_factory=_teacher_recipe)
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherPool:
+    """Teachers ready for use.
+
+    Attributes:
+        ensemble: The teachers, frozen, on their device.
+        evaluations: Each teacher's result on the test images.
+        digests: What each teacher was made from, or the digest of its checkpoint.
+    """
+
+    ensemble: TeacherEnsemble
+    evaluations: dict[str, Evaluation]
+    digests: dict[str, str]
+
+
+def load_pool_spec(path: Path | str) -> PoolSpec:
+    """Reads a pool from YAML.
+
+    Raises:
+        ConfigError: No such file, an unknown key or a value of the wrong type; names it.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")
+    parser = ArgumentParser(exit_on_error=False, default_env=False)
+    parser.add_class_arguments(PoolSpec, "pool")
+    try:
+        content = parser.parse_string("pool: " + json.dumps(_read_yaml(path)))
+    except ArgumentError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    spec: PoolSpec = parser.instantiate(content).pool
+    return spec
+
+
+def build_pool(
+    spec: PoolSpec,
+    images: TrainingSet,
+    *,
+    device: torch.device | str = "cpu",
+    cache: Path | None = None,
+    progress: PoolProgress | None = None,
+) -> TeacherPool:
+    """Finds, loads or trains the teachers of a pool.
+
+    Args:
+        spec: The pool.
+        images: What they are trained and measured on.
+        device: Where they are trained and will stay.
+        cache: Folder of trained teachers; `cache_folder()` by default.
+        progress: Called while a teacher is being trained.
+
+    Raises:
+        ConfigError: An unknown network, or a checkpoint that does not fit it.
+    """
+    builder = _Builder(spec, images, torch.device(device), cache or cache_folder(), progress)
+    built = [builder.build(teacher) for teacher in spec.teachers]
+    names = [teacher.label for teacher in spec.teachers]
+    ensemble = TeacherEnsemble([network for network, _, _ in built], names).to(device)
+    return TeacherPool(
+        ensemble,
+        {name: evaluation for name, (_, evaluation, _) in zip(names, built, strict=True)},
+        {name: digest for name, (_, _, digest) in zip(names, built, strict=True)},
+    )
+
+
+class _Builder:
+    def __init__(
+        self,
+        spec: PoolSpec,
+        images: TrainingSet,
+        device: torch.device,
+        cache: Path,
+        progress: PoolProgress | None,
+    ) -> None:
+        self._spec = spec
+        self._images = images
+        self._device = device
+        self._cache = cache
+        self._progress = progress
+
+    def build(self, teacher: TeacherSpec) -> tuple[Network, Evaluation, str]:
+        """Network, result on the test images, digest."""
+        data = self._images.data
+        network = build_network(
+            teacher.network,
+            num_classes=data.num_classes,
+            in_channels=data.image_shape[0],
+            width=teacher.width,
+            seed=derive_seed(teacher.seed, "teacher"),
+        ).to(self._device)
+        if teacher.checkpoint is not None:
+            digest = load_network(network, Path(teacher.checkpoint), teacher.label)
+        else:
+            digest = self._digest(teacher)
+            if teacher.kind != "random":
+                self._train_or_find(teacher, network, digest)
+        evaluation = evaluate(network, self._test_batches())
+        return network, evaluation, digest
+
+    def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
+        folder = self._cache / "teachers" / self._images.data.name
+        path = folder / f"{teacher.label}-{digest[:16]}.pt"
+        if path.exists():
+            load_network(network, path, teacher.label)
+            return
+        classes = self._images.data.num_classes
+        permuted = teacher.kind == "permuted"
+        stream = self._images.stream(self._spec.batch_size, self._device, teacher.seed)
+        train_teacher(
+            network,
+            stream,
+            self._spec.recipe,
+            relabel=class_cycle(classes, teacher.seed) if permuted else None,
+            partial=path.with_suffix(".partial"),
+            progress=self._report(teacher.label),
+        )
+        made_from = json.dumps(self._made_from(teacher), sort_keys=True)
+        save_checkpoint(path, {"network": network.state_dict(), "made_from": made_from})
+
+    def _report(self, name: str) -> Callable[[int, int, float], None] | None:
+        progress = self._progress
+        if progress is None:
+            return None
+        return lambda done, total, loss: progress(name, done, total, loss)
+
+    def _made_from(self, teacher: TeacherSpec) -> dict[str, Any]:
+        """Everything that a trained teacher depends on."""
+        made_from = asdict(teacher)
+        del made_from["name"], made_from["checkpoint"]
+        index = self._images.train.index.numpy().tobytes()
+        return {
+            "version": RECIPE_VERSION,
+            "teacher": made_from,
+            "recipe": asdict(self._spec.recipe),
+            "batch_size": self._spec.batch_size,
+            "data": self._images.data.digest,
+            "train_images": hashlib.sha256(index).hexdigest(),
+        }
+
+    def _digest(self, teacher: TeacherSpec) -> str:
+        text = json.dumps(self._made_from(teacher), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _test_batches(self) -> Any:
+        data = self._images.data
+        return evaluation_batches(
+            self._images.test, 512, mean=data.mean, std=data.std, device=self._device
+        )
+
+
+def load_network(network: Network, path: Path, label: str) -> str:
+    """Loads a checkpoint into a network; gives the SHA-256 of the file.
+
+    The file holds a `state_dict`, or one under the key `network`.
+
+    Raises:
+        ConfigError: An unreadable file, or tensors that do not fit; names the teacher, the file
+            and the first tensor.
+    """
+    content = load_checkpoint(path)
+    state = content.get("network", content)
+    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    for name, shape in expected.items():
+        if name not in state:
+            raise ConfigError(f"teachers.{label}: {path} lacks the tensor '{name}'")
+        if tuple(state[name].shape) != shape:
+            raise ConfigError(
+                f"teachers.{label}: {path} has '{name}' of shape {tuple(state[name].shape)}, "
+                f"the network expects {shape}"
+            )
+    unexpected: Sequence[str] = sorted(set(state) - set(expected))
+    if unexpected:
+        raise ConfigError(f"teachers.{label}: {path} has the unexpected tensor '{unexpected[0]}'")
+    network.load_state_dict(state)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _read_yaml(path: Path | str) -> Any:
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({error})") from error

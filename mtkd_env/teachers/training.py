@@ -1,0 +1,116 @@
+"""Trains one teacher by cross-entropy; interrupted training goes on where it stopped."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtkd_env import losses
+from mtkd_env.data.dataset import ImageData, Split
+from mtkd_env.data.stream import BatchStream
+from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.networks.base import Network
+from mtkd_env.optimization import SGDRecipe
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """What teachers learn from and are measured on.
+
+    Attributes:
+        data: The dataset, for its normalisation and augmentation.
+        train: Training images; without those held out.
+        test: Test images.
+    """
+
+    data: ImageData
+    train: Split
+    test: Split
+
+    def stream(self, batch_size: int, device: torch.device, seed: int) -> BatchStream:
+        """Endless augmented batches of the training images."""
+        return BatchStream(
+            self.train,
+            batch_size=batch_size,
+            mean=self.data.mean,
+            std=self.data.std,
+            device=device,
+            seed=seed,
+            crop_padding=self.data.crop_padding,
+            flip=self.data.flip,
+        )
+
+
+def class_cycle(num_classes: int, seed: int) -> Tensor:
+    """A permutation of the classes, one cycle long, so that no class keeps its label."""
+    order = torch.randperm(num_classes, generator=torch.Generator().manual_seed(seed))
+    permutation = torch.empty_like(order)
+    permutation[order] = order.roll(-1)
+    return permutation
+
+
+def train_teacher(
+    network: Network,
+    stream: BatchStream,
+    recipe: SGDRecipe,
+    *,
+    relabel: Tensor | None = None,
+    partial: Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Trains `network` in place by cross-entropy.
+
+    Args:
+        network: The teacher, on the device of the stream.
+        stream: Training batches from their beginning.
+        recipe: Optimiser, schedule and number of epochs.
+        relabel: New label (C,) of every class, for teachers that are wrong on purpose.
+        partial: File that holds the state after every epoch, found there again after an
+            interruption and removed at the end.
+        progress: Called after every epoch with epochs done, epochs in all and the mean
+            training cross-entropy [nats].
+    """
+    optimizer, schedule = recipe.build(network.parameters(), stream.steps_per_epoch)
+    parts: dict[str, Any] = {
+        "network": network,
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "stream": stream,
+    }
+    if partial is not None and partial.exists():
+        saved = load_checkpoint(partial)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    if relabel is not None:
+        relabel = relabel.to(next(network.parameters()).device)
+    network.train()
+    while stream.epoch < recipe.epochs:
+        mean = _train_epoch(network, stream, optimizer, schedule, relabel)
+        if partial is not None:
+            save_checkpoint(partial, {name: part.state_dict() for name, part in parts.items()})
+        if progress is not None:
+            progress(stream.epoch, recipe.epochs, mean)
+    network.eval()
+    if partial is not None:
+        partial.unlink(missing_ok=True)
+
+
+def _train_epoch(
+    network: Network, stream: BatchStream, optimizer: Any, schedule: Any, relabel: Tensor | None
+) -> float:
+    terms = []
+    for _ in range(stream.steps_per_epoch):
+        batch = next(stream)
+        targets = batch.targets if relabel is None else relabel[batch.targets]
+        loss = losses.cross_entropy(network(batch.inputs).logits, targets).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        terms.append(loss.detach())
+    return float(torch.stack(terms).mean())

@@ -1,0 +1,121 @@
+"""The values that travel between the rooms of the package: one batch, and what is known of it.
+
+All tensors of one value lie on one device. Symbols: B batch, M teachers, C classes, D feature
+width, K channels, H and W height and width of a feature map.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A mini-batch of normalised images.
+
+    Attributes:
+        inputs: Images, normalised per channel.
+        targets: Class of each image.
+        index: Position of each image in its split, the same in every epoch.
+    """
+
+    inputs: Float[Tensor, "B K H W"]
+    targets: Int64[Tensor, " B"]
+    index: Int64[Tensor, " B"]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkOutput:
+    """What a network knows of a batch.
+
+    Attributes:
+        logits: Class scores z before the softmax.
+        feature: Input f of the classifier.
+        feature_map: Last feature map F, before pooling.
+    """
+
+    logits: Float[Tensor, "B C"]
+    feature: Float[Tensor, "B D"]
+    feature_map: Float[Tensor, "B K H W"]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherOutputs:
+    """What the M teachers know of a batch; no tensor carries a gradient.
+
+    Attributes:
+        logits: Class scores of every teacher.
+        features: One (B, D_m) tensor per teacher; widths may differ.
+        feature_maps: One (B, K_m, H_m, W_m) tensor per teacher.
+    """
+
+    logits: Float[Tensor, "M B C"]
+    features: tuple[Tensor, ...]
+    feature_maps: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DistillState:
+    """A batch, seen by the student and by its teachers, before the student learns from it.
+
+    The student's side (`student`, `projected`, `cross_entropy`, `kd`, `feature_distance`) carries
+    the graph that `Distiller.update` back-propagates through; whoever only reads it detaches.
+
+    Attributes:
+        batch: The images and their classes.
+        student: The student's own output.
+        teachers: The teachers' outputs.
+        projected: The student's feature map in the space of each teacher's, r_m(F).
+        cross_entropy: The student's CE_i [nats].
+        kd: Logit term of each teacher; the KL of Equ. 2 unless another loss is chosen.
+        feature_distance: Feature term of each teacher; the mean squared distance of Equ. 2.
+        teacher_cross_entropy: Each teacher's own CE_i^m [nats] (Equ. 3).
+        divergence: KL(teacher || student) at temperature T, times T² (Equ. 4); no gradient.
+        similarity: Cosine of r_m(f) and f^m (Equ. 4); no gradient.
+    """
+
+    batch: Batch
+    student: NetworkOutput
+    teachers: TeacherOutputs
+    projected: tuple[Tensor, ...]
+    cross_entropy: Float[Tensor, " B"]
+    kd: Float[Tensor, "B M"]
+    feature_distance: Float[Tensor, "B M"]
+    teacher_cross_entropy: Float[Tensor, "B M"]
+    divergence: Float[Tensor, "B M"]
+    similarity: Float[Tensor, "B M"]
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherWeights:
+    """How much each teacher counts for each sample; rows lie on the simplex.
+
+    Attributes:
+        logit: Weights of the logit terms.
+        feature: Weights of the feature terms.
+        parts: What the weights were fused from (`generator`, `confidence`, `divergence`), each a
+            `TeacherWeights` without parts; empty for weights that were not fused.
+    """
+
+    logit: Float[Tensor, "B M"]
+    feature: Float[Tensor, "B M"]
+    parts: Mapping[str, "TeacherWeights"] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The terms of Equ. 2 per sample, before the mean over the batch; detached.
+
+    Attributes:
+        cross_entropy: CE_i.
+        kd: Logit term of each teacher, unweighted.
+        feature: Feature term of each teacher, unweighted.
+        total: cross_entropy + α Σ_m w_l kd + β Σ_m w_f feature.
+    """
+
+    cross_entropy: Float[Tensor, " B"]
+    kd: Float[Tensor, "B M"]
+    feature: Float[Tensor, "B M"]
+    total: Float[Tensor, " B"]

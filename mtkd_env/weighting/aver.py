@@ -1,0 +1,12 @@
+"""AVER: every teacher counts the same for every sample."""
+
+from mtkd_env.types import DistillState, TeacherWeights
+
+
+class Aver:
+    """w = 1/M in both heads: AVER(KD+FitNet); with β = 0, AVER(KD) (Table 1 of the paper)."""
+
+    def __call__(self, state: DistillState) -> TeacherWeights:
+        """Weights 1/M on the device of the state."""
+        weights = state.divergence.new_full(state.divergence.shape, 1 / state.divergence.shape[1])
+        return TeacherWeights(logit=weights, feature=weights)

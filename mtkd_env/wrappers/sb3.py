@@ -1,0 +1,139 @@
+"""The adapter to Stable-Baselines3: numpy on its side, tensors on the environment's."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from mtkd_env.env import MTKDVectorEnv, StepOutcome, info_tensors
+
+
+class SB3VecEnv(VecEnv):
+    """Lets any Stable-Baselines3 algorithm act in an `MTKDVectorEnv`.
+
+    Observations and rewards leave the device in one transfer a step. Under Stable-Baselines3's
+    contract a terminated row needs no info, so by default one list of empty infos serves all
+    steps; wrappers that read or keep infos need `full_infos`.
+
+    `seed(s)` takes effect at the next `reset()` and starts a new student, as in Gymnasium; a
+    `reset()` without it goes on with the student that is there, so that `learn()` after `load()`
+    does not throw a student away.
+
+    Args:
+        env: The environment, as `gymnasium.make_vec` made it, without Gymnasium wrappers.
+        full_infos: Whether every row gets an info of its own, with `terminal_observation`,
+            `TimeLimit.truncated` and the sample's part of the environment's info.
+
+    Raises:
+        TypeError: `env` is not an `MTKDVectorEnv`.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], *, full_infos: bool = False) -> None:
+        if not isinstance(env, MTKDVectorEnv):
+            raise TypeError(
+                f"env: expected an MTKDVectorEnv without wrappers, got {type(env).__name__}; "
+                "use Stable-Baselines3's own wrappers around SB3VecEnv instead"
+            )
+        self.env = env
+        self.full_infos = full_infos
+        self._actions: np.ndarray | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self._empty_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+
+    def reset(self) -> np.ndarray:
+        """Observations (B, F); consumes the seed and the options that were set."""
+        options = self._options[0] or None
+        self.env.reset(seed=self._seeds[0], options=options)
+        self._reset_seeds()
+        self._reset_options()
+        return self._numpy(self.env.observation)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions (B, 2·M) for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Observations (B, F), rewards (B,), dones (B,) and infos of the step."""
+        outcome = self.env.advance(self._actions)
+        scalar = outcome.record.rewards.scalar
+        observation = outcome.observation
+        packed = self._numpy(torch.cat([observation.float(), scalar.unsqueeze(1)], dim=1))
+        dones = np.full(self.num_envs, outcome.terminated or outcome.truncated)
+        dtype = self.observation_space.dtype
+        observations = np.array(packed[:, :-1], dtype=dtype)
+        return observations, packed[:, -1].copy(), dones, self._infos(outcome)
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of the shared environment, once for each index."""
+        return [getattr(self.env, attr_name)] * len(self._rows(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of the shared environment; `indices` must be all or None.
+
+        Raises:
+            ValueError: Only some of the sub-environments were named.
+        """
+        self._require_all(indices)
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Calls a method of the shared environment once; its result for each index."""
+        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [result] * len(self._rows(indices))
+
+    def env_is_wrapped(
+        self,
+        wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]],
+        indices: VecEnvIndices = None,
+    ) -> list[bool]:
+        """False: sub-environments are samples of one batch and cannot be wrapped alone."""
+        del wrapper_class
+        return [False] * len(self._rows(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """No images: the environment renders nothing."""
+        return [None] * self.num_envs
+
+    def _rows(self, indices: VecEnvIndices) -> list[int]:
+        return list(self._get_indices(indices))
+
+    def _require_all(self, indices: VecEnvIndices) -> None:
+        if len(self._rows(indices)) != self.num_envs:
+            raise ValueError("indices: the sub-environments share one student; name all or none")
+
+    def _infos(self, outcome: StepOutcome) -> list[dict[str, Any]]:
+        if not self.full_infos and not outcome.truncated:
+            return self._empty_infos
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if self.full_infos:
+            for name, tensor in info_tensors(outcome.record).items():
+                _fill(infos, name, self._numpy(tensor))
+        if outcome.final_observation is not None:
+            _fill(infos, "terminal_observation", self._numpy(outcome.final_observation))
+            _fill(infos, "TimeLimit.truncated", [outcome.truncated] * self.num_envs)
+        return infos
+
+    @staticmethod
+    def _numpy(tensor: torch.Tensor) -> np.ndarray:
+        """A copy on the host that no later step writes into."""
+        return np.array(tensor.detach().cpu().numpy())
+
+
+def _fill(infos: list[dict[str, Any]], key: str, values: Iterable[Any]) -> None:
+    for info, value in zip(infos, values, strict=True):
+        info[key] = value

@@ -1,0 +1,49 @@
+"""The conditions that every test runs under: one thread, no display, a teacher cache of its own."""
+
+import dataclasses
+import tempfile
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+# The tests' tensors are tiny; with several threads on shared cores they are many times slower.
+torch.set_num_threads(1)
+
+# The first call of a compiled or lazily initialised function is no measure of its speed.
+settings.register_profile("mtkd_env", deadline=None)
+settings.load_profile("mtkd_env")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Sets the environment before any package of the project is imported.
+
+    A hook rather than a fixture, so that doctests outside this folder have it too.
+    """
+    cache = tempfile.TemporaryDirectory(prefix="mtkd_cache_")
+    config.add_cleanup(cache.cleanup)
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    patch.setenv("MTKD_CACHE", cache.name)
+    patch.setenv("MPLBACKEND", "Agg")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what needs a GPU where there is none."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def _unchecked_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Takes the shape checks out of the way of `torch.compile`, which cannot trace them.
+
+    jaxtyping's own switch silences a check but leaves its wrapper around the constructors.
+    """
+    from mtkd_env import types
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for value in vars(types).values():
+        if dataclasses.is_dataclass(value) and hasattr(value.__init__, "__wrapped__"):
+            monkeypatch.setattr(value, "__init__", value.__init__.__wrapped__)

@@ -1,7 +1,7 @@
 """What every agent has in common: it acts on observations and learns by stepping."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,9 @@ class Transition:
     evidence: Mapping[str, TeacherWeights]
 
 
+EpochEnd = Callable[[], None]
+
+
 class Agent(ABC):
     """Chooses teacher weights in an environment that it was made for.
 
@@ -46,10 +49,12 @@ class Agent(ABC):
         """Logits (B, 2·M) without exploration, on the device of the observation."""
 
     @abstractmethod
-    def learn(self, steps: int) -> None:
-        """Makes `steps` SGD steps of the student under weights of its own, and learns from them.
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+        """Trains the student under weights of its own for some epochs, and learns from that.
 
-        Called once an epoch; between two calls the agent can be saved.
+        Args:
+            epochs: Epochs of the student.
+            on_epoch_end: Called after the last step of every epoch.
         """
 
     def pretrain(self, history: Sequence[Transition]) -> None:

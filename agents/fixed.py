@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, EpochEnd
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
@@ -14,10 +14,12 @@ from mtkd_env.reward import minmax_center
 
 
 class _FixedAgent(Agent):
-    def learn(self, steps: int) -> None:
-        """Student steps; the agent stays as it is."""
-        for _ in range(steps):
-            self.env.distill(self.env.to_weights(self.act(self.env.observation)))
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+        """Trains the student; the agent stays as it is."""
+        for _ in range(epochs):
+            for _ in range(self.env.steps_per_epoch):
+                self.env.distill(self.env.to_weights(self.act(self.env.observation)))
+            on_epoch_end()
 
     def save(self, folder: Path) -> None:
         """Writes a note that there is nothing to load."""

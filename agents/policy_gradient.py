@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
-from agents.base import Agent, Transition
+from agents.base import Agent, EpochEnd, Transition
 from agents.policies import TeacherPolicy
 from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
@@ -110,16 +110,20 @@ class PolicyGradient(Agent):
         logits: Tensor = self.policy(observation)
         return logits
 
-    def learn(self, steps: int) -> None:
-        """Student steps with the policy as it is, then agent steps on all of them."""
-        for _ in range(steps):
-            observation = self.env.observation
-            record = self.env.distill(self.env.to_weights(self.act(observation)))
-            transition = Transition(observation, record.rewards.advantages, record.weights.parts)
-            self._history.append(transition)
-            if len(self._history) == self._agent_every:
-                self._flush()
-        self._flush()
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+        """Student steps with the policy as it is, then agent steps on all of them (Algorithm 2)."""
+        for _ in range(epochs):
+            for _ in range(self.env.steps_per_epoch):
+                self._history.append(self._step())
+                if len(self._history) == self._agent_every:
+                    self._flush()
+            self._flush()
+            on_epoch_end()
+
+    def _step(self) -> Transition:
+        observation = self.env.observation
+        record = self.env.distill(self.env.to_weights(self.act(observation)))
+        return Transition(observation, record.rewards.advantages, record.weights.parts)
 
     def pretrain(self, history: Sequence[Transition]) -> None:
         """One update on the warm-up epoch (Algorithm 1)."""

@@ -22,7 +22,7 @@ from stable_baselines3.common.noise import (
 )
 from torch import Tensor, nn
 
-from agents.base import Agent
+from agents.base import Agent, EpochEnd
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, lookup
 from mtkd_env.files import write_atomically
@@ -112,18 +112,20 @@ def _undisturbed() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
 
 
-class _WholeRun(BaseCallback):
-    """Lets schedules see the whole run's progress although `learn` is called once an epoch."""
+class _EpochCallback(BaseCallback):
+    """Tells when an epoch has ended; stops after the last one, amid a rollout if need be."""
 
-    def __init__(self, total_timesteps: int) -> None:
+    def __init__(self, env: MTKDVectorEnv, epochs: int, on_epoch_end: EpochEnd) -> None:
         super().__init__()
-        self._whole = total_timesteps
-
-    def _on_training_start(self) -> None:
-        self.model._total_timesteps = self._whole
+        self._env = env
+        self._last = env.steps + epochs * env.steps_per_epoch
+        self._on_epoch_end = on_epoch_end
 
     def _on_step(self) -> bool:
-        return True
+        if self._env.steps % self._env.steps_per_epoch == 0:
+            self._on_epoch_end()
+            self.logger.dump(self.num_timesteps)
+        return self._env.steps < self._last
 
 
 class SB3Agent(Agent):
@@ -137,11 +139,12 @@ class SB3Agent(Agent):
         noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
         noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
         policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
+        n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`.
         arguments: Any other argument of the algorithm's class. Those in `COUNTED_IN_STEPS` and
             `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
 
     Raises:
-        ConfigError: Unknown algorithm or argument, or updates that do not fit into an epoch.
+        ConfigError: Unknown algorithm or argument.
     """
 
     def __init__(
@@ -154,13 +157,15 @@ class SB3Agent(Agent):
         noise_type: str = "normal",
         noise_std: float | None = None,
         policy_kwargs: Mapping[str, Any] | None = None,
+        n_minibatches: int | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(env)
         chosen = algorithm_class(algorithm)
         check_arguments(chosen, arguments, "agent.arguments")
         resolved = {key: self._count(key, value) for key, value in arguments.items()}
-        _check_fits_epoch(resolved, env.steps_per_epoch)
+        if n_minibatches is not None:
+            resolved["batch_size"] = self._minibatch(resolved, n_minibatches)
         if noise_std is not None:
             resolved["action_noise"] = self._noise(noise_type, noise_std)
         resolved.setdefault("device", env.device)
@@ -175,7 +180,6 @@ class SB3Agent(Agent):
             )
         # The seed is the algorithm's: the next reset must not start a new student.
         self.vec_env._reset_seeds()
-        self._total = env.distiller.recipe.epochs * env.steps_per_epoch * env.num_envs
 
     @torch.no_grad()
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
@@ -183,21 +187,14 @@ class SB3Agent(Agent):
         action, _ = self.model.predict(observation.cpu().numpy(), deterministic=True)
         return torch.as_tensor(action, device=observation.device)
 
-    def learn(self, steps: int) -> None:
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
         """Hands the environment over to the algorithm's own `learn`."""
-        before = self.env.steps
         self.model.learn(
-            steps * self.env.num_envs,
-            callback=_WholeRun(self._total),
+            epochs * self.env.steps_per_epoch * self.env.num_envs,
+            callback=_EpochCallback(self.env, epochs, on_epoch_end),
             log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
             reset_num_timesteps=self.model.num_timesteps == 0,
         )
-        self.model.logger.dump(self.model.num_timesteps)
-        if self.env.steps - before != steps:
-            raise ConfigError(
-                f"agent: {type(self.model).__name__} made {self.env.steps - before} steps in an "
-                f"epoch of {steps}; its n_steps or train_freq must divide {steps}"
-            )
 
     def log_to(self, folder: Path) -> None:
         """Sends the algorithm's own log to TensorBoard events in a folder."""
@@ -218,6 +215,17 @@ class SB3Agent(Agent):
             return steps * self.env.num_envs
         raise ConfigError(f"agent.arguments.{key}: cannot be given in epochs, got '{value}'")
 
+    def _minibatch(self, arguments: Mapping[str, Any], count: int) -> int:
+        if not isinstance(arguments.get("n_steps"), int):
+            raise ConfigError("agent.arguments.n_minibatches: needs n_steps, which is not given")
+        samples: int = arguments["n_steps"] * self.env.num_envs
+        if count < 1 or samples % count:
+            raise ConfigError(
+                f"agent.arguments.n_minibatches: {count} does not divide the {samples} samples "
+                "of a rollout"
+            )
+        return samples // count
+
     def _noise(self, noise_type: str, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)
         return lookup(NOISES, noise_type, "noise_type")(np.zeros(size), np.full(size, std))
@@ -233,16 +241,3 @@ def _policy_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
             )
         kwargs["activation_fn"] = activation
     return kwargs
-
-
-def _check_fits_epoch(arguments: Mapping[str, Any], steps_per_epoch: int) -> None:
-    """Updates must end with the epoch, where the run evaluates and saves."""
-    for key in ("n_steps", "train_freq"):
-        value = arguments.get(key)
-        if isinstance(value, int) and steps_per_epoch % value:
-            divisors = [d for d in range(1, steps_per_epoch + 1) if steps_per_epoch % d == 0]
-            nearest = min(divisors, key=lambda divisor: abs(divisor - value))
-            raise ConfigError(
-                f"agent.arguments.{key}: {value} does not divide the {steps_per_epoch} steps of an "
-                f"epoch; the nearest that does is {nearest}, or '1 epoch'"
-            )

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.base import Agent
+from agents.base import Agent, EpochEnd
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.files import write_text
 from mtkd_env.weighting import Weighting
@@ -31,10 +31,12 @@ class WeightingAgent(Agent):
         joined = torch.cat([weights.logit, weights.feature], dim=1)
         return joined.detach().clamp(min=1e-12).log()
 
-    def learn(self, steps: int) -> None:
-        """Student steps under the formula's weights, without any fusion."""
-        for _ in range(steps):
-            self.env.distill(self.weighting(self.env.state))
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+        """Trains the student under the formula's weights, without any fusion."""
+        for _ in range(epochs):
+            for _ in range(self.env.steps_per_epoch):
+                self.env.distill(self.weighting(self.env.state))
+            on_epoch_end()
 
     def save(self, folder: Path) -> None:
         """Writes the formula's name."""

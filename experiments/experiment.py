@@ -19,7 +19,7 @@ from agents import Agent, build_agent
 from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
 from experiments.metrics import EpochMeter, MetricsLog
-from mtkd_env import Assembly, ConfigError, StepRecord, assemble
+from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble
 from mtkd_env.files import save_checkpoint, write_text
 
 
@@ -174,33 +174,51 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> Result:
     return result
 
 
-def _steps(config: ExperimentConfig, env: mtkd_env.MTKDVectorEnv) -> int:
+def _steps(config: ExperimentConfig, env: MTKDVectorEnv) -> int:
     return config.optimizer.epochs * env.steps_per_epoch
 
 
 def _train(config: ExperimentConfig, agent: Agent, log: MetricsLog, progress: Progress) -> None:
-    env = agent.env
-    meter = EpochMeter(env.teacher_names)
-    env.subscribe(meter)
+    env, warmup = agent.env, config.warmup
+    recorder = _Recorder(env, log, progress)
     env.subscribe(progress.step)
-    folder = Path(log.folder)
-    agent.log_to(folder / "tensorboard" / "agent")
-    for epoch in range(1, config.optimizer.epochs + 1):
-        lr = env.distiller.optimizer.param_groups[0]["lr"]
-        started = time.perf_counter()
-        if epoch <= config.warmup.epochs:
-            warm_up(agent, env.steps_per_epoch, config.warmup.weights)
-        else:
-            agent.learn(env.steps_per_epoch)
-        seconds = time.perf_counter() - started
-        row = {"epoch": epoch, "lr": lr, "seconds": seconds, **meter.read()}
+    agent.log_to(log.folder / "tensorboard" / "agent")
+    for _ in range(warmup.epochs):
+        warm_up(agent, env.steps_per_epoch, warmup.weights)
+        recorder.end_epoch()
+    if config.optimizer.epochs > warmup.epochs:
+        agent.learn(config.optimizer.epochs - warmup.epochs, recorder.end_epoch)
+
+
+class _Recorder:
+    """Evaluates the student and writes a row at the end of every epoch."""
+
+    def __init__(self, env: MTKDVectorEnv, log: MetricsLog, progress: Progress) -> None:
+        self._env = env
+        self._log = log
+        self._progress = progress
+        self._meter = EpochMeter(env.teacher_names)
+        env.subscribe(self._meter)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lr = self._env.distiller.optimizer.param_groups[0]["lr"]
+        self._started = time.perf_counter()
+
+    def end_epoch(self) -> None:
+        """Reads the meter, evaluates on every split, writes."""
+        env = self._env
+        epoch = env.steps // env.steps_per_epoch
+        seconds = time.perf_counter() - self._started
+        row = {"epoch": epoch, "lr": self._lr, "seconds": seconds, **self._meter.read()}
         for split in env.splits:
             evaluation = env.evaluate(split)
             row[f"{split}/accuracy"] = evaluation.accuracy
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy
         _check_finite(row, env.steps)
-        log.write(row)
-        progress.epoch(row, config.optimizer.epochs)
+        self._log.write(row)
+        self._progress.epoch(row, env.distiller.recipe.epochs)
+        self._begin()
 
 
 def _check_finite(row: dict[str, Any], steps: int) -> None:

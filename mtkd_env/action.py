@@ -90,7 +90,9 @@ class WeightFusion(nn.Module):
     def __init__(self, fusion: str | Sequence[float]) -> None:
         super().__init__()
         values = lookup(FUSIONS, fusion, "fusion") if isinstance(fusion, str) else tuple(fusion)
-        if len(values) != len(PARTS) or min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+        # Written so that NaN fails both.
+        on_simplex = all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6
+        if len(values) != len(PARTS) or not on_simplex:
             raise ConfigError(
                 f"fusion: expected {len(PARTS)} coefficients >= 0 with sum 1 "
                 f"for {', '.join(PARTS)}, got {list(values)}"

@@ -10,6 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def _precise(values: Tensor) -> Tensor:
+    """The values in float32, or in float64 if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def cross_entropy(
     logits: Float[Tensor, "B C"], targets: Int64[Tensor, " B"]
 ) -> Float[Tensor, " B"]:
@@ -17,14 +22,14 @@ def cross_entropy(
 
     First term of Equ. 2 without the mean over the batch.
     """
-    return functional.cross_entropy(logits.float(), targets, reduction="none")
+    return functional.cross_entropy(_precise(logits), targets, reduction="none")
 
 
 def teacher_cross_entropy(
     teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
 ) -> Float[Tensor, "B M"]:
     """Cross-entropy of every teacher with the true classes, per sample [nats] (Equ. 3)."""
-    log_probabilities = functional.log_softmax(teachers.float(), dim=-1)
+    log_probabilities = functional.log_softmax(_precise(teachers), dim=-1)
     index = targets.expand(len(teachers), -1).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
 
@@ -44,8 +49,8 @@ def kd_divergence(
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
     """
-    log_q = functional.log_softmax(student.float() / temperature, dim=-1)
-    log_p = functional.log_softmax(teachers.float() / temperature, dim=-1)
+    log_q = functional.log_softmax(_precise(student) / temperature, dim=-1)
+    log_p = functional.log_softmax(_precise(teachers) / temperature, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return temperature**2 * divergence.transpose(0, 1)
 
@@ -63,7 +68,7 @@ def feature_mse(
     """
     pairs = zip(projected, teachers, strict=True)
     distances = [
-        (ours.float() - theirs.float()).square().flatten(1).mean(1) for ours, theirs in pairs
+        (_precise(ours) - _precise(theirs)).square().flatten(1).mean(1) for ours, theirs in pairs
     ]
     return torch.stack(distances, dim=1)
 
@@ -81,5 +86,7 @@ def feature_cosine(
         teachers: Last feature maps of the teachers, of the same shapes.
     """
     pairs = zip(projected, teachers, strict=True)
-    pooled = [(ours.float().mean((2, 3)), theirs.float().mean((2, 3))) for ours, theirs in pairs]
+    pooled = [
+        (_precise(ours).mean((2, 3)), _precise(theirs).mean((2, 3))) for ours, theirs in pairs
+    ]
     return torch.stack([functional.cosine_similarity(a, b, dim=1) for a, b in pooled], dim=1)

@@ -7,6 +7,7 @@ import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
 
 # The tests' tensors are tiny; with several threads on shared cores they are many times slower.
 torch.set_num_threads(1)
@@ -27,6 +28,25 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(patch.undo)
     patch.setenv("MTKD_CACHE", cache.name)
     patch.setenv("MPLBACKEND", "Agg")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Takes the shape checks out of the way of `torch.fx`, which folds teachers' batch norms.
+
+    It traces a network with stand-ins for its tensors; the folded network is checked again.
+    """
+    from mtkd_env.teachers import ensemble
+
+    fold = ensemble._folded
+
+    def folded(network: nn.Module) -> nn.Module:
+        with pytest.MonkeyPatch.context() as during:
+            during.setattr(jaxtyping.config, "jaxtyping_disable", True)
+            return fold(network)
+
+    patch = pytest.MonkeyPatch()
+    session.config.add_cleanup(patch.undo)
+    patch.setattr(ensemble, "_folded", folded)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -246,9 +246,9 @@ def test_unknown_network_is_named_with_the_nearest() -> None:
 
 
 def test_unknown_argument_is_named_with_the_nearest() -> None:
-    message = r"resnet8\.widht: unknown key; did you mean 'width'\?"
+    message = r"resnet8\.widths: unknown key; did you mean 'width'\?"
     with pytest.raises(ConfigError, match=message):
-        build_network("resnet8", num_classes=3, widht=0.5)
+        build_network("resnet8", num_classes=3, widths=0.5)
 
 
 @pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])

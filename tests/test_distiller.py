@@ -1,0 +1,408 @@
+from collections.abc import Iterator
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtkd_env.action import uniform_weights
+from mtkd_env.distiller import Distiller
+from mtkd_env.networks import Network
+from mtkd_env.optimization import SGDRecipe
+from mtkd_env.teachers import TeacherEnsemble
+from mtkd_env.types import DistillState, NetworkOutput, TeacherWeights
+from tiny import (
+    CLASSES,
+    STEPS_PER_EPOCH,
+    batch,
+    generator,
+    make_tiny_distiller,
+    perturb,
+    teacher_networks,
+    training_set,
+)
+
+M = 3
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
+    found = module.state_dict()
+    assert list(found) == list(expected)
+    assert [name for name, tensor in found.items() if not tensor.equal(expected[name])] == []
+
+
+def random_weights(seed: int = 0) -> TeacherWeights:
+    draw = generator(seed)
+    logit, feature = (torch.randn(4, M, generator=draw).softmax(1) for _ in range(2))
+    return TeacherWeights(logit, feature)
+
+
+def train(distiller: Distiller, steps: int, first: int = 0) -> None:
+    for step in range(first, first + steps):
+        distiller.update(distiller.forward(batch(step)), random_weights(step))
+
+
+def with_gradient(distiller: Distiller, term: Tensor) -> set[str]:
+    """Names of the parameters that a term has a gradient other than zero for."""
+    named = dict(distiller.module.named_parameters())
+    gradients = torch.autograd.grad(
+        term.sum(), list(named.values()), retain_graph=True, allow_unused=True
+    )
+    return {
+        name
+        for name, gradient in zip(named, gradients, strict=True)
+        if gradient is not None and gradient.abs().sum() > 1e-6
+    }
+
+
+def assert_states_equal(first: DistillState, second: DistillState) -> None:
+    for name in ("cross_entropy", "kd", "feature_distance", "similarity", "divergence"):
+        assert getattr(first, name).equal(getattr(second, name)), name
+    assert first.student.logits.equal(second.student.logits)
+    assert first.student.feature_map.equal(second.student.feature_map)
+
+
+# The loss.
+
+
+@pytest.mark.parametrize("term", ["cross_entropy", "kd"])
+def test_logit_terms_reach_all_of_the_student_and_no_regressor(term: str) -> None:
+    distiller = make_tiny_distiller()
+    found = with_gradient(distiller, getattr(distiller.forward(batch()), term))
+    names = {name for name, _ in distiller.module.named_parameters()}
+    # The bias of a convolution before a batch norm has no effect; these networks have none.
+    assert found == {name for name in names if name.startswith("student.")}
+
+
+@pytest.mark.parametrize("m", range(M))
+def test_each_feature_term_reaches_the_student_and_its_own_regressor(m: int) -> None:
+    distiller = make_tiny_distiller()
+    found = with_gradient(distiller, distiller.forward(batch()).feature_distance[:, m])
+    assert any(name.startswith("student.stages") for name in found)
+    assert not any(name.startswith("student.classifier") for name in found)
+    parts = ("convolution.weight", "norm.weight", "norm.bias")
+    assert {name for name in found if name.startswith("regressors")} == {
+        f"regressors.{m}.{part}" for part in parts
+    }
+
+
+def test_each_teachers_logit_term_reaches_the_student() -> None:
+    distiller = make_tiny_distiller()
+    state = distiller.forward(batch())
+    for m in range(M):
+        assert "student.classifier.weight" in with_gradient(distiller, state.kd[:, m])
+
+
+def test_state_without_graph_carries_none() -> None:
+    state = make_tiny_distiller().forward(batch())
+    for name in ("teacher_cross_entropy", "divergence", "similarity"):
+        assert not getattr(state, name).requires_grad, name
+    assert not state.teachers.logits.requires_grad
+    for name in ("cross_entropy", "kd", "feature_distance"):
+        assert getattr(state, name).requires_grad, name
+
+
+def test_loss_terms_are_those_of_equation_2() -> None:
+    distiller = make_tiny_distiller(alpha=0.7, beta=1.3)
+    state, weights = distiller.forward(batch()), random_weights()
+    terms = distiller.update(state, weights)
+    expected = (
+        terms.cross_entropy
+        + 0.7 * (weights.logit * terms.kd).sum(1)
+        + 1.3 * (weights.feature * terms.feature).sum(1)
+    )
+    torch.testing.assert_close(terms.total, expected)
+    assert terms.kd.equal(state.kd.detach())
+    assert terms.feature.equal(state.feature_distance.detach())
+    assert not any(
+        tensor.requires_grad
+        for tensor in (terms.cross_entropy, terms.kd, terms.feature, terms.total)
+    )
+
+
+def loss_by_hand(distiller: Distiller, weights: TeacherWeights) -> Tensor:
+    """Equ. 2 with torch's own losses."""
+    images = batch()
+    output, projected = distiller.module(images.inputs)
+    known = distiller.teachers(images.inputs)
+    temperature = distiller.temperature
+    loss = functional.cross_entropy(output.logits, images.targets)
+    log_q = (output.logits / temperature).log_softmax(1)
+    for m in range(M):
+        p = (known.logits[m] / temperature).softmax(1)
+        divergence = functional.kl_div(log_q, p, reduction="none").sum(1) * temperature**2
+        distance = functional.mse_loss(projected[m], known.feature_maps[m], reduction="none")
+        loss = loss + distiller.alpha * (weights.logit[:, m] * divergence).mean()
+        distance = distance.mean((1, 2, 3))
+        loss = loss + distiller.beta * (weights.feature[:, m] * distance).mean()
+    return loss
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_updates_equal_hand_written_sgd(nesterov: bool) -> None:
+    lr, momentum, decay = 0.05, 0.9, 1e-2
+    recipe = SGDRecipe(lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+    distiller, by_hand = (
+        make_tiny_distiller(recipe=recipe, alpha=0.7, beta=1.3, temperature=2.0) for _ in range(2)
+    )
+    weights = random_weights()
+    velocity: dict[str, Tensor] = {}
+    for step in range(2):
+        distiller.update(distiller.forward(batch()), weights)
+        named = dict(by_hand.module.named_parameters())
+        gradients = torch.autograd.grad(loss_by_hand(by_hand, weights), list(named.values()))
+        for (name, parameter), plain in zip(named.items(), gradients, strict=True):
+            gradient = plain + decay * parameter.detach()
+            velocity[name] = gradient if step == 0 else momentum * velocity[name] + gradient
+            ahead = gradient + momentum * velocity[name]
+            parameter.data -= lr * (ahead if nesterov else velocity[name])
+    found, expected = distiller.module.state_dict(), by_hand.module.state_dict()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_weights_decide_which_teacher_is_imitated() -> None:
+    def result(m: int) -> Tensor:
+        distiller = make_tiny_distiller()
+        onehot = functional.one_hot(torch.full((4,), m), M).float()
+        distiller.update(distiller.forward(batch()), TeacherWeights(onehot, onehot))
+        return distiller.student.state_dict()["classifier.weight"]
+
+    assert not result(0).allclose(result(1))
+
+
+def test_weights_with_a_graph_get_the_gradient_of_the_loss() -> None:
+    distiller = make_tiny_distiller()
+    logits = torch.randn(4, M, generator=generator(1)).requires_grad_()
+    state = distiller.forward(batch())
+    terms = distiller.update(state, TeacherWeights(logits.softmax(1), logits.softmax(1)))
+    value = (distiller.alpha * terms.kd + distiller.beta * terms.feature) / 4
+    p = logits.detach().softmax(1)
+    expected = p * (value - (p * value).sum(1, keepdim=True))
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_do_not_add_up_over_updates() -> None:
+    once, twice = make_tiny_distiller(), make_tiny_distiller()
+    for distiller in (once, twice):
+        state = distiller.forward(batch())
+        if distiller is twice:
+            distiller.module.student.classifier.weight.grad = torch.ones(CLASSES, 8)
+        distiller.update(state, random_weights())
+    assert_same(twice.module, snapshot(once.module))
+
+
+# Teachers.
+
+
+def test_teachers_stay_the_same_bit_for_bit() -> None:
+    ensemble = TeacherEnsemble(teacher_networks(), ("a", "b", "c"))
+    before = snapshot(ensemble)
+    assert any("running_mean" in name for name in before)  # statistics that could move
+    distiller = make_tiny_distiller(ensemble=ensemble)
+    train(distiller, 2)
+    distiller.teachers.train()
+    train(distiller, 2)
+    assert_same(ensemble, before)
+    assert all(parameter.grad is None for parameter in ensemble.parameters())
+
+
+def test_optimizer_holds_student_and_regressors_and_no_teacher() -> None:
+    distiller = make_tiny_distiller()
+    held = {id(p) for group in distiller.optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in distiller.module.parameters()}
+    assert not held & {id(p) for p in distiller.teachers.parameters()}
+
+
+class SignedNetwork(Network):
+    """One linear layer; its map takes both signs."""
+
+    num_classes = CLASSES
+    feature_dim = map_channels = 3
+    signed_map = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 3, kernel_size=1)
+        self.classifier = nn.Linear(3, CLASSES)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.convolution(inputs)
+
+    def head(self, feature_map: Tensor) -> NetworkOutput:
+        feature = feature_map.mean((2, 3))
+        return NetworkOutput(self.classifier(feature), feature, feature_map)
+
+
+def test_regressors_fit_every_teachers_map_and_sign() -> None:
+    narrow, *_ = teacher_networks()
+    ensemble = TeacherEnsemble([narrow, SignedNetwork()], ("narrow", "signed"))
+    distiller = make_tiny_distiller(ensemble=ensemble)
+    unsigned, signed = distiller.forward(batch()).projected
+    assert unsigned.shape == (4, 16, 2, 2)
+    assert signed.shape == (4, 3, 8, 8)
+    assert unsigned.ge(0).all()
+    assert signed.lt(0).any()
+
+
+# Revisit.
+
+
+def test_revisit_leaves_parameters_and_buffers_untouched() -> None:
+    distiller = make_tiny_distiller()
+    state = distiller.forward(batch())
+    before = snapshot(distiller.module)
+    revisited = distiller.revisit(state)
+    assert_same(distiller.module, before)
+    assert not revisited.cross_entropy.requires_grad
+    assert distiller.module.training
+
+
+def test_revisit_equals_forward_when_nothing_changed() -> None:
+    distiller = make_tiny_distiller()
+    state = distiller.forward(batch())
+    assert_states_equal(distiller.revisit(state), state)
+
+
+def test_revisit_sees_the_student_after_the_update() -> None:
+    distiller = make_tiny_distiller()
+    state = distiller.forward(batch())
+    distiller.update(state, random_weights())
+    revisited = distiller.revisit(state)
+    assert not revisited.kd.allclose(state.kd)
+    assert revisited.teachers is state.teachers
+    assert_states_equal(distiller.forward(batch()), revisited)
+
+
+# Schedule.
+
+
+def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
+    recipe = SGDRecipe(epochs=4, lr=0.1, milestones=(0.5, 0.75), decay=0.1)
+    distiller = make_tiny_distiller(recipe=recipe)
+    rates = []
+    for step in range(4 * STEPS_PER_EPOCH):
+        rates.append(distiller.optimizer.param_groups[0]["lr"])
+        train(distiller, 1, first=step)
+    epochs = [0.1] * 2 + [0.01] + [0.001]
+    assert rates == pytest.approx([lr for lr in epochs for _ in range(STEPS_PER_EPOCH)])
+
+
+def test_recipes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"epochs: expected at least 1, got 0"):
+        SGDRecipe(epochs=0)
+    with pytest.raises(ValueError, match=r"lr: expected a number >= 0, got -0.1"):
+        SGDRecipe(lr=-0.1)
+    with pytest.raises(ValueError, match=r"milestones: expected fractions .* got \(150.0,\)"):
+        SGDRecipe(milestones=(150.0,))
+
+
+def test_nesterov_without_momentum_is_plain_sgd() -> None:
+    distiller = make_tiny_distiller(recipe=SGDRecipe(momentum=0.0, nesterov=True))
+    assert distiller.optimizer.param_groups[0]["nesterov"] is False
+    train(distiller, 1)
+
+
+def test_a_learning_rate_of_zero_leaves_the_parameters_alone() -> None:
+    distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.0))
+    before = {name: p.clone() for name, p in distiller.module.named_parameters()}
+    train(distiller, 2)
+    assert all(p.equal(before[name]) for name, p in distiller.module.named_parameters())
+
+
+# Beginning and going on.
+
+
+def test_reinitialize_reproduces_a_student_from_its_seed() -> None:
+    distiller = make_tiny_distiller(seed=5)
+    first = snapshot(distiller.module)
+    train(distiller, STEPS_PER_EPOCH * 3)
+    distiller.reinitialize(5)
+    assert_same(distiller.module, first)
+    assert distiller.optimizer.param_groups[0]["lr"] == distiller.recipe.lr
+    assert distiller.optimizer.state_dict()["state"] == {}
+    distiller.reinitialize(6)
+    weight = distiller.module.state_dict()["student.classifier.weight"]
+    assert not weight.equal(first["student.classifier.weight"])
+
+
+def test_a_reinitialized_student_trains_like_a_new_one() -> None:
+    used, new = make_tiny_distiller(seed=1), make_tiny_distiller(seed=2)
+    train(used, 4)
+    used.reinitialize(2)
+    for distiller in (used, new):
+        train(distiller, 3)
+    assert_same(used.module, snapshot(new.module))
+
+
+def test_initialisation_ignores_and_leaves_the_global_generator() -> None:
+    torch.manual_seed(0)
+    first = make_tiny_distiller(seed=3)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.rand(1).equal(drawn)
+    second = make_tiny_distiller(seed=3)
+    assert_same(second.module, snapshot(first.module))
+
+
+def test_resuming_equals_going_on_bit_for_bit() -> None:
+    uninterrupted, resumed = make_tiny_distiller(seed=1), make_tiny_distiller(seed=2)
+    # Across a milestone of the schedule, to see that its position is kept.
+    before = round(uninterrupted.recipe.milestones[0] * 4) * STEPS_PER_EPOCH - 1
+    train(uninterrupted, before)
+    resumed.load_state_dict(deepcopy(uninterrupted.state_dict()))
+    for distiller in (uninterrupted, resumed):
+        train(distiller, 4, first=before)
+    assert_same(resumed.module, snapshot(uninterrupted.module))
+    rates = [d.optimizer.param_groups[0]["lr"] for d in (uninterrupted, resumed)]
+    assert rates[0] == rates[1] < uninterrupted.recipe.lr
+
+
+# Evaluation.
+
+
+def evaluation() -> Iterator[object]:
+    return iter([batch(1, size=8), batch(2, size=3)])
+
+
+def test_evaluation_leaves_mode_parameters_and_statistics_alone() -> None:
+    distiller = make_tiny_distiller()
+    before = snapshot(distiller.module)
+    distiller.evaluate(evaluation())
+    assert_same(distiller.module, before)
+    assert all(module.training for module in distiller.module.modules())
+    distiller.student.eval()
+    distiller.evaluate(evaluation())
+    assert not distiller.student.training
+
+
+def test_evaluation_is_the_mean_over_all_images() -> None:
+    distiller = make_tiny_distiller()
+    perturb(distiller.student, 1)
+    images, targets = (
+        torch.cat([getattr(b, name) for b in evaluation()]) for name in ("inputs", "targets")
+    )
+    logits = distiller.student(images).logits
+    result = distiller.evaluate(evaluation())
+    assert result.accuracy == pytest.approx((logits.argmax(1) == targets).float().mean().item())
+    assert 0 < result.accuracy < 1
+    expected = functional.cross_entropy(logits, targets).item()
+    assert result.cross_entropy == pytest.approx(expected, rel=1e-5)
+
+
+def test_updates_let_the_student_learn() -> None:
+    """The loss of a batch that is seen again and again falls by half."""
+    distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.05))
+    images = training_set(16).train
+    seen = replace(batch(size=16), inputs=(images.images / 255 - 0.5) * 3, targets=images.targets)
+    losses = []
+    for _ in range(30):
+        state = distiller.forward(seen)
+        losses.append(distiller.update(state, uniform_weights(state.divergence)).cross_entropy)
+    assert losses[-1].mean() < losses[0].mean() / 2

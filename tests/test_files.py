@@ -1,0 +1,156 @@
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import (
+    cache_folder,
+    load_checkpoint,
+    save_checkpoint,
+    write_atomically,
+    write_text,
+)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def content() -> dict[str, Any]:
+    return {
+        "tensors": {"a": torch.arange(3.0), "b": torch.tensor(True)},
+        "numbers": [1, 2.5, None, 2**100],
+        "text": "x",
+    }
+
+
+def test_a_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "state.pt"
+    save_checkpoint(path, content())
+    found = load_checkpoint(path)
+    assert found["numbers"] == content()["numbers"]
+    assert found["text"] == "x"
+    for name, tensor in content()["tensors"].items():
+        assert found["tensors"][name].equal(tensor)
+
+
+def test_text_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "note.txt", "α = 1\n")
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "α = 1\n"
+
+
+def test_writing_replaces_the_whole_file_and_leaves_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    write_text(path, "a long first version")
+    write_text(path, "short")
+    assert path.read_text() == "short"
+    assert names(tmp_path) == ["note.txt"]
+
+
+def test_files_are_readable_by_others(tmp_path: Path) -> None:
+    write_text(tmp_path / "note.txt", "x")
+    assert (tmp_path / "note.txt").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("existing", [None, "old"])
+def test_a_failing_write_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path, existing: str | None
+) -> None:
+    path = tmp_path / "note.txt"
+    if existing is not None:
+        path.write_text(existing)
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert names(tmp_path) == ([] if existing is None else ["note.txt"])
+    assert existing is None or path.read_text() == existing
+
+
+def test_a_half_written_file_is_never_seen_under_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+
+    def write(temporary: Path) -> None:
+        assert temporary.parent == tmp_path  # or the rename would not be atomic
+        temporary.write_text("half")
+        assert not path.exists()
+        temporary.write_text("whole")
+
+    write_atomically(path, write)
+    assert path.read_text() == "whole"
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.pt: no such checkpoint"):
+        load_checkpoint(tmp_path / "gone.pt")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_checkpoint_is_named_as_damaged(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "state.pt"
+    save_checkpoint(path, content())
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ConfigError, match=r"state\.pt: (damaged|not a) checkpoint"):
+        load_checkpoint(path)
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    path.write_text("no checkpoint at all")
+    with pytest.raises(ConfigError, match=r"state\.pt: "):
+        load_checkpoint(path)
+
+
+def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="damaged checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path: Path) -> None:
+    torch.save(torch.zeros(2), tmp_path / "state.pt")
+    with pytest.raises(ConfigError, match="expected a dictionary, found Tensor"):
+        load_checkpoint(tmp_path / "state.pt")
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.target,)
+
+
+@pytest.mark.parametrize("container", ["torch", "pickle"])
+def test_a_pickle_bomb_is_refused_and_not_executed(tmp_path: Path, container: str) -> None:
+    exploded, path = tmp_path / "exploded", tmp_path / "bomb.pt"
+    bomb = {"network": Bomb(exploded)}
+    if container == "torch":
+        torch.save(bomb, path)
+    else:
+        path.write_bytes(pickle.dumps(bomb))
+    with pytest.raises(ConfigError, match=r"bomb\.pt: not a checkpoint of tensors only"):
+        load_checkpoint(path)
+    assert not exploded.exists()
+    pickle.load(io.BytesIO(pickle.dumps(bomb)))  # the bomb does work
+    assert exploded.exists()
+
+
+def test_cache_folder_is_the_users_choice_before_the_systems(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.setenv("MTKD_CACHE", "/chosen")
+    assert cache_folder() == Path("/chosen")
+    monkeypatch.delenv("MTKD_CACHE")
+    assert cache_folder() == Path("/somewhere/mtkd_env")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path.home() / ".cache" / "mtkd_env"

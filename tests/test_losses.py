@@ -1,0 +1,195 @@
+from collections.abc import Callable
+from math import log
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from mtkd_env.losses import (
+    cross_entropy,
+    feature_cosine,
+    feature_mse,
+    kd_divergence,
+    teacher_cross_entropy,
+)
+from tiny import generator
+
+B, C, M = 3, 5, 4
+TARGETS = torch.tensor([0, 4, 2])
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=generator(seed), dtype=dtype)
+
+
+def log_of(*probabilities: float) -> Tensor:
+    """Logits whose softmax are the given probabilities."""
+    return torch.tensor([probabilities], dtype=torch.float64).log()
+
+
+def test_cross_entropy_is_minus_the_log_probability_of_the_class() -> None:
+    logits = torch.cat([log_of(0.25, 0.5, 0.25), log_of(0.1, 0.1, 0.8)])
+    expected = torch.tensor([-log(0.5), -log(0.1)], dtype=torch.float64)
+    torch.testing.assert_close(cross_entropy(logits, torch.tensor([1, 0])), expected)
+
+
+def test_cross_entropy_of_uniform_logits_is_log_c() -> None:
+    losses = cross_entropy(torch.full((B, C), 3.0), TARGETS)
+    torch.testing.assert_close(losses, torch.full((B,), log(C)))
+
+
+def test_teacher_cross_entropy_is_each_teachers_cross_entropy() -> None:
+    teachers = randn(M, B, C)
+    expected = torch.stack([cross_entropy(logits, TARGETS) for logits in teachers], dim=1)
+    torch.testing.assert_close(teacher_cross_entropy(teachers, TARGETS), expected)
+
+
+def test_kd_divergence_by_hand_at_temperature_one() -> None:
+    student, teacher = log_of(0.25, 0.75), log_of(0.5, 0.5)
+    # KL(teacher || student), not its reverse, which is log 2 - (1/4) log 4 - (3/4) log(4/3).
+    expected = 0.5 * log(0.5 / 0.25) + 0.5 * log(0.5 / 0.75)
+    assert kd_divergence(student, teacher[None], 1.0).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+def test_kd_divergence_softens_by_t_and_scales_by_t_squared(temperature: float) -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    softened = kd_divergence(student / temperature, teachers / temperature, 1.0)
+    torch.testing.assert_close(
+        kd_divergence(student, teachers, temperature), temperature**2 * softened
+    )
+
+
+def test_kd_gradient_keeps_its_scale_as_the_temperature_grows() -> None:
+    """T² KL tends to the squared distance of the centred logits over 2C (Hinton et al., 2015)."""
+    student, teachers = randn(B, C, seed=1).requires_grad_(), randn(1, B, C, seed=2)
+    kd_divergence(student, teachers, 1e4).sum().backward()
+    difference = student.detach() - teachers[0]
+    expected = (difference - difference.mean(1, keepdim=True)) / C
+    torch.testing.assert_close(student.grad, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_kd_divergence_of_equal_logits_is_zero() -> None:
+    student = randn(B, C, dtype=torch.float32)
+    assert kd_divergence(student, student.expand(M, B, C), 4.0).eq(0).all()
+
+
+def test_kd_divergence_is_positive_for_different_logits_and_ignores_a_constant() -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    divergence = kd_divergence(student, teachers, 2.0)
+    assert divergence.gt(0).all()
+    torch.testing.assert_close(kd_divergence(student + 7, teachers - 3, 2.0), divergence)
+
+
+def test_kd_divergence_has_one_column_per_teacher() -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    joint = kd_divergence(student, teachers, 3.0)
+    assert joint.shape == (B, M)
+    for m in range(M):
+        alone = kd_divergence(student, teachers[m : m + 1], 3.0)
+        torch.testing.assert_close(joint[:, m : m + 1], alone)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_gradient_of_the_weighted_sum_is_that_of_the_weighted_teacher(temperature: float) -> None:
+    student, teachers = randn(B, C, seed=1).requires_grad_(), randn(M, B, C, seed=2)
+    weights = randn(B, M, seed=3).softmax(1)
+    summed = (weights * kd_divergence(student, teachers, temperature)).sum()
+    mixture = torch.einsum("bm,mbc->bc", weights, (teachers / temperature).softmax(-1))
+    mixed = kd_divergence(student, temperature * mixture.log()[None], temperature).sum()
+    assert summed > mixed  # the values differ, by convexity; only the gradients agree
+    (of_sum,) = torch.autograd.grad(summed, student)
+    (of_mixture,) = torch.autograd.grad(mixed, student)
+    torch.testing.assert_close(of_sum, of_mixture, rtol=1e-12, atol=1e-14)
+
+
+def test_feature_mse_is_the_mean_over_channels_and_pixels() -> None:
+    ours = (torch.zeros(2, 3, 2, 2), torch.ones(2, 1, 1, 1))
+    theirs = (torch.ones(2, 3, 2, 2), torch.tensor([1.0, 4.0]).reshape(2, 1, 1, 1))
+    theirs[0][0, 0] = 3.0  # one of three channels: (9 + 1 + 1) / 3
+    expected = torch.tensor([[11 / 3, 0.0], [1.0, 9.0]])
+    torch.testing.assert_close(feature_mse(ours, theirs), expected)
+
+
+def test_feature_cosine_by_hand_pools_before_it_compares() -> None:
+    # Pooled: (1, 0) and (3, 4) / (0, -2); the second pair of maps has other signs per pixel.
+    ours = torch.tensor([[1.0, 1.0], [0.0, 0.0]]).reshape(1, 2, 1, 2)
+    first = torch.tensor([[2.0, 4.0], [8.0, 0.0]]).reshape(1, 2, 1, 2)
+    second = torch.tensor([[-5.0, 5.0], [-2.0, -2.0]]).reshape(1, 2, 1, 2)
+    cosines = feature_cosine((ours, ours), (first, second))
+    torch.testing.assert_close(cosines, torch.tensor([[0.6, 0.0]]))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_feature_cosine_ignores_the_length_of_features(scale: float) -> None:
+    maps = (randn(B, 2, 2, 2).abs(), randn(B, 3, 1, 1, seed=4))
+    cosines = feature_cosine(maps, tuple(scale * m for m in maps))
+    torch.testing.assert_close(cosines, torch.ones(B, 2, dtype=torch.float64))
+
+
+def maps_of(values: Tensor) -> tuple[Tensor, ...]:
+    return (values.reshape(B, 2, 1, 2), values.reshape(B, 1, 2, 2))
+
+
+LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
+    "cross_entropy": (lambda x: cross_entropy(x, TARGETS), (B, C)),
+    "teacher_cross_entropy": (lambda x: teacher_cross_entropy(x, TARGETS), (M, B, C)),
+    "kd_divergence": (lambda x: kd_divergence(x, randn(M, B, C, seed=9), 4.0), (B, C)),
+    "feature_mse": (lambda x: feature_mse(maps_of(x), maps_of(randn(B, 4, seed=9))), (B, 4)),
+    "feature_cosine": (lambda x: feature_cosine(maps_of(x), maps_of(randn(B, 4, seed=9))), (B, 4)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_finite_differences(name: str) -> None:
+    loss, shape = LOSSES[name]
+    assert gradcheck(loss, randn(*shape, seed=5).requires_grad_())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_losses_are_float32_at_least(name: str, dtype: torch.dtype) -> None:
+    loss, shape = LOSSES[name]
+    values = randn(*shape, seed=5).to(dtype)
+    result = loss(values)
+    assert result.dtype in (torch.float32, torch.float64)
+    torch.testing.assert_close(result.double(), loss(values.double()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_losses_and_gradients_of_logits_are_finite_at_extremes(
+    dtype: torch.dtype, temperature: float
+) -> None:
+    student = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4], [0.0, 0.0, 0.0]], dtype=dtype)
+    student.requires_grad_()
+    targets = torch.tensor([1, 0, 2])
+    # The last teacher agrees, the first one is as far away as can be.
+    teachers = torch.stack([-student.detach(), student.detach()])
+    terms = [
+        cross_entropy(student, targets),
+        teacher_cross_entropy(teachers, targets),
+        kd_divergence(student, teachers, temperature),
+    ]
+    assert all(term.isfinite().all() for term in terms)
+    torch.stack([term.sum() for term in terms]).sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_differences_of_half_precision_features_do_not_overflow() -> None:
+    ours, theirs = torch.full((1, 1, 2, 2), 300.0), torch.full((1, 1, 2, 2), -300.0)
+    distance = feature_mse((ours.half(),), (theirs.half(),))  # 360,000; the largest half is 65,504
+    torch.testing.assert_close(distance, torch.tensor([[360_000.0]]))
+
+
+def test_feature_cosine_of_a_dead_map_is_zero() -> None:
+    dead = torch.zeros(1, 2, 2, 2)
+    assert feature_cosine((dead,), (torch.ones(1, 2, 2, 2),)).item() == 0
+
+
+def test_numbers_of_maps_must_agree() -> None:
+    maps = (torch.zeros(1, 1, 1, 1),)
+    with pytest.raises(ValueError, match="argument"):
+        feature_mse(maps, maps * 2)

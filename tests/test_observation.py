@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.observation import BLOCKS, OBSERVATIONS, Observer, RunningStandardizer
+from mtkd_env.types import DistillState
+from tiny import CLASSES, generator, random_state
+
+NAMES = ("a", "b", "c")
+
+
+def observer(observation: str, state: DistillState) -> Observer:
+    widths = tuple(feature.shape[1] for feature in state.teachers.features)
+    return Observer(observation, names=NAMES, feature_dims=widths, num_classes=CLASSES)
+
+
+def rows(count: int, width: int = 3, seed: int = 0) -> Tensor:
+    scales = torch.tensor([1.0, 100.0, 1e-3])[:width]
+    return 5 * scales + scales * torch.randn(count, width, generator=generator(seed))
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_layout_covers_the_observation_without_gaps(observation: str) -> None:
+    state = random_state()
+    observe = observer(observation, state)
+    stop = 0
+    for part in observe.layout.values():
+        assert part.start == stop
+        assert part.stop > part.start
+        stop = part.stop
+    assert stop == observe.width == observe(state).shape[1]
+
+
+def test_blocks_follow_the_order_of_equation_5_for_each_teacher() -> None:
+    blocks = ("feature", "logits", "cross_entropy", "similarity", "divergence")
+    observe = observer("all", random_state())
+    assert list(observe.layout) == [f"{name}/{block}" for name in NAMES for block in blocks]
+
+
+def test_width_is_that_of_equation_5() -> None:
+    state = random_state()
+    expected = sum(feature.shape[1] + CLASSES + 3 for feature in state.teachers.features)
+    assert observer("all", state).width == expected
+
+
+def test_the_parts_of_table_6b_together_are_the_whole() -> None:
+    parts = OBSERVATIONS["performance"] + OBSERVATIONS["gaps"]
+    assert parts == OBSERVATIONS["all"]
+    assert set(OBSERVATIONS["all"]) == set(BLOCKS)
+
+
+@pytest.mark.parametrize("observation", OBSERVATIONS)
+def test_values_lie_at_their_slices(observation: str) -> None:
+    state = random_state()
+    observe = observer(observation, state)
+    found = observe(state)
+    for m, name in enumerate(NAMES):
+        expected = {
+            "feature": state.teachers.features[m],
+            "logits": state.teachers.logits[m],
+            "cross_entropy": state.teacher_cross_entropy[:, m, None],
+            "similarity": state.similarity[:, m, None],
+            "divergence": state.divergence[:, m, None],
+        }
+        for block in OBSERVATIONS[observation]:
+            assert found[:, observe.layout[f"{name}/{block}"]].equal(expected[block])
+
+
+def test_observations_are_detached_float32() -> None:
+    state = random_state()
+    state.divergence.requires_grad_()
+    found = observer("all", state)(state)
+    assert not found.requires_grad
+    assert found.dtype == torch.float32
+
+
+def test_an_unknown_observation_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigError, match="unknown observation 'gap'; did you mean 'gaps'"):
+        observer("gap", random_state())
+
+
+def test_standardizer_has_the_mean_and_variance_of_all_rows() -> None:
+    batches = [rows(7), rows(1, seed=1), rows(12, seed=2)]
+    standardizer = RunningStandardizer(3, torch.device("cpu"))
+    for batch in batches:
+        standardizer.update(batch)
+    together = torch.cat(batches).double().numpy()
+    assert standardizer.count == 20
+    np.testing.assert_allclose(standardizer.mean.numpy(), together.mean(0), rtol=1e-12)
+    variance = standardizer.squares.numpy() / standardizer.count
+    np.testing.assert_allclose(variance, together.var(0), rtol=1e-10)
+
+
+def test_standardized_rows_have_mean_zero_and_variance_one() -> None:
+    standardizer = RunningStandardizer(3, torch.device("cpu"))
+    batch = rows(50)
+    standardizer.update(batch)
+    scaled = standardizer(batch)
+    assert scaled.dtype == batch.dtype
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(scaled.var(0, correction=0), torch.ones(3), rtol=1e-4, atol=0)
+
+
+def test_standardizer_changes_nothing_before_the_first_update_and_after_a_reset() -> None:
+    standardizer = RunningStandardizer(3, torch.device("cpu"))
+    batch = rows(4)
+    assert standardizer(batch).equal(batch)
+    standardizer.update(batch)
+    assert not standardizer(batch).equal(batch)
+    standardizer.reset()
+    assert standardizer(batch).equal(batch)
+
+
+def test_a_reset_standardizer_equals_a_new_one() -> None:
+    used, new = (RunningStandardizer(3, torch.device("cpu")) for _ in range(2))
+    used.update(rows(9))
+    used.reset()
+    for standardizer in (used, new):
+        standardizer.update(rows(5, seed=1))
+    assert used(rows(5)).equal(new(rows(5)))
+
+
+def test_standardizer_clips_outliers_and_bears_constant_columns() -> None:
+    standardizer = RunningStandardizer(2, torch.device("cpu"), clip=4.0)
+    standardizer.update(torch.tensor([[0.0, 7.0], [2.0, 7.0]]))
+    scaled = standardizer(torch.tensor([[1e6, 7.0], [-1e6, 8.0]]))
+    torch.testing.assert_close(scaled, torch.tensor([[4.0, 0.0], [-4.0, 4.0]]))
+
+
+def test_standardizer_goes_on_from_its_state() -> None:
+    original, copy = (RunningStandardizer(3, torch.device("cpu")) for _ in range(2))
+    original.update(rows(6))
+    state = original.state_dict()
+    original.update(rows(6, seed=1))  # must not reach into the state that was given out
+    copy.load_state_dict(state)
+    assert copy.count == 6
+    copy.update(rows(6, seed=1))
+    assert copy(rows(4, seed=2)).equal(original(rows(4, seed=2)))

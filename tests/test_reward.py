@@ -1,0 +1,271 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtkd_env.action import uniform_weights
+from mtkd_env.losses import cross_entropy, kd_divergence
+from mtkd_env.reward import (
+    NORMALIZATIONS,
+    REWARDS,
+    RewardFunction,
+    Scale,
+    aggregate,
+    alignment_credit,
+    center,
+    expected_advantage,
+    minmax,
+    minmax_center,
+    paper_credit,
+    raw_mean,
+    zscore_clamp,
+)
+from mtkd_env.types import TeacherWeights
+from tiny import generator, make_state, random_state, reorder_teachers
+
+SCALE = Scale(alpha=2.0, beta=3.0, temperature=4.0)
+ORDER = [2, 0, 1]
+# Per teacher: what its evidence ranks, whatever the other rows of the batch are.
+PER_TEACHER = ["paper", "alignment"]
+
+
+def rand(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=generator(seed))
+
+
+def random_weights(size: int = 5, count: int = 3) -> TeacherWeights:
+    return TeacherWeights(
+        logit=(3 * rand(size, count, seed=1)).softmax(1),
+        feature=(3 * rand(size, count, seed=2)).softmax(1),
+    )
+
+
+def test_paper_credit_is_equation_6() -> None:
+    state = make_state(
+        teacher_cross_entropy=torch.zeros(2, 2),
+        cross_entropy=torch.tensor([0.5, 1.0]),
+        divergence=torch.tensor([[1.0, 2.0], [0.0, 0.25]]),
+        feature_distance=torch.tensor([[0.1, 0.0], [1.0, 2.0]]),
+    )
+    expected = torch.tensor([[-0.5 - 2.0 - 0.3, -0.5 - 4.0], [-1.0 - 3.0, -1.0 - 0.5 - 6.0]])
+    torch.testing.assert_close(paper_credit(state, SCALE), expected)
+
+
+def test_alignment_credit_is_the_inner_product_of_the_logit_gradients() -> None:
+    state = random_state()
+    logits = state.student.logits.clone().requires_grad_()
+    (of_truth,) = torch.autograd.grad(
+        cross_entropy(logits, state.batch.targets).sum(), logits, retain_graph=True
+    )
+    divergence = kd_divergence(logits, state.teachers.logits, SCALE.temperature)
+    columns = []
+    for m in range(divergence.shape[1]):
+        (of_teacher,) = torch.autograd.grad(divergence[:, m].sum(), logits, retain_graph=True)
+        columns.append((of_truth * of_teacher).sum(1))
+    expected = torch.stack(columns, dim=1)
+    torch.testing.assert_close(alignment_credit(state, SCALE), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_alignment_credits_a_teacher_that_is_right_and_not_one_that_is_wrong() -> None:
+    state = random_state(size=1, count=2)
+    target = state.batch.targets[0]
+    state.student.logits.zero_()
+    state.teachers.logits.zero_()
+    state.teachers.logits[0, 0, target] = 5.0
+    state.teachers.logits[1, 0, target] = -5.0
+    right, wrong = alignment_credit(state, SCALE)[0]
+    assert right > 0 > wrong
+
+
+def test_aggregate_is_minus_the_training_loss() -> None:
+    state = make_state(
+        teacher_cross_entropy=torch.zeros(1, 2),
+        cross_entropy=torch.tensor([0.5]),
+        divergence=torch.tensor([[1.0, 2.0]]),
+        feature_distance=torch.tensor([[0.1, 0.3]]),
+    )
+    weights = TeacherWeights(torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]]))
+    expected = -0.5 - 2.0 * (0.25 + 1.5) - 3.0 * 0.2
+    assert aggregate(state, weights, SCALE).item() == pytest.approx(expected)
+
+
+def test_minmax_center_is_equation_8_as_its_text_reads() -> None:
+    rewards = torch.tensor([[-4.0, -2.0, 0.0], [1.0, 1.0, 9.0]])
+    expected = torch.tensor([[-0.5, 0.0, 0.5], [-1 / 3, -1 / 3, 2 / 3]])
+    torch.testing.assert_close(minmax_center(rewards), expected)
+
+
+def test_minmax_spans_zero_to_one() -> None:
+    scaled = minmax(10 * rand(6, 4) - 50)
+    torch.testing.assert_close(scaled.amax(1), torch.ones(6))
+    assert scaled.amin(1).eq(0).all()
+
+
+def test_raw_mean_is_equation_8_as_printed() -> None:
+    rewards = torch.tensor([[-4.0, -2.0, 0.0]])
+    torch.testing.assert_close(raw_mean(rewards), torch.tensor([[2.0, 2.5, 3.0]]))
+
+
+def test_center_keeps_the_scale() -> None:
+    torch.testing.assert_close(center(torch.tensor([[-4.0, 2.0]])), torch.tensor([[-3.0, 3.0]]))
+
+
+def test_zscore_clamp_standardises_over_the_batch() -> None:
+    rewards = torch.tensor([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0], [6.0, 5.0]])
+    # Column 0: mean 3, variance 5; column 1 does not vary.
+    expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1 / 5**0.5, 0.0], [1.0, 0.0]])
+    torch.testing.assert_close(zscore_clamp(rewards), expected)
+
+
+def test_normalization_none_changes_nothing() -> None:
+    rewards = rand(3, 4)
+    assert NORMALIZATIONS["none"](rewards).equal(rewards)
+
+
+@pytest.mark.parametrize("normalize", [minmax, minmax_center, center])
+def test_advantages_vanish_where_all_teachers_are_equal(
+    normalize: Callable[[Tensor], Tensor],
+) -> None:
+    advantages = normalize(torch.tensor([[-7.25, -7.25, -7.25, -7.25]]))
+    assert advantages.eq(0).all()
+
+
+@pytest.mark.parametrize("normalize", [minmax, minmax_center, center])
+def test_advantages_vanish_for_a_single_teacher(normalize: Callable[[Tensor], Tensor]) -> None:
+    assert normalize(rand(5, 1)).eq(0).all()
+
+
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_normalizations_are_finite_for_constant_and_huge_rewards(name: str) -> None:
+    for rewards in (torch.zeros(3, 2), torch.full((3, 1), -1e6), 1e6 * rand(3, 4)):
+        assert NORMALIZATIONS[name](rewards).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["minmax_center", "center"])
+def test_a_constant_per_sample_changes_no_advantage(name: str) -> None:
+    rewards, constant = rand(5, 3), 3 * rand(5, 1, seed=1)
+    moved = NORMALIZATIONS[name](rewards + constant)
+    torch.testing.assert_close(moved, NORMALIZATIONS[name](rewards), rtol=1e-4, atol=1e-5)
+
+
+def test_the_students_cross_entropy_changes_no_paper_advantage() -> None:
+    function = RewardFunction(REWARDS["paper"], SCALE)
+    state, weights = random_state(), random_weights()
+    harder = random_state()
+    harder.cross_entropy.add_(3.0)
+    rewards, of_harder = function(state, weights), function(harder, weights)
+    torch.testing.assert_close(of_harder.teacher, rewards.teacher - 3)
+    torch.testing.assert_close(of_harder.advantages, rewards.advantages, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(of_harder.scalar, rewards.scalar, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_per_sample_changes_no_gradient_of_the_expected_advantage() -> None:
+    action, advantages = rand(5, 3).requires_grad_(), rand(5, 3, seed=1)
+
+    def gradient(constant: float) -> Tensor:
+        weights = TeacherWeights(action.softmax(1), action.softmax(1))
+        value = expected_advantage(weights, advantages + constant).sum()
+        return torch.autograd.grad(value, action)[0]
+
+    torch.testing.assert_close(gradient(100.0), gradient(0.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", PER_TEACHER)
+def test_uniform_weights_earn_nothing(name: str) -> None:
+    state = random_state()
+    rewards = RewardFunction(REWARDS[name], SCALE)(state, uniform_weights(state.divergence))
+    torch.testing.assert_close(rewards.scalar, torch.zeros(5), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PER_TEACHER)
+def test_all_weight_on_the_best_teacher_earns_its_advantage_which_is_the_most(name: str) -> None:
+    function, state = RewardFunction(REWARDS[name], SCALE), random_state()
+    best = torch.nn.functional.one_hot(function.teacher_rewards(state).argmax(1), 3).float()
+    rewards = function(state, TeacherWeights(best, best))
+    torch.testing.assert_close(rewards.scalar, rewards.advantages.amax(1))
+    others = function(state, random_weights())
+    assert others.scalar.lt(rewards.scalar).all()
+
+
+def test_expected_advantage_is_the_mean_over_the_heads() -> None:
+    weights = TeacherWeights(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.25, 0.75]]))
+    value = expected_advantage(weights, torch.tensor([[0.4, -0.4]]))
+    torch.testing.assert_close(value, torch.tensor([0.5 * (0.4 - 0.2)]))
+
+
+@pytest.mark.parametrize("name", PER_TEACHER)
+def test_the_default_rewards_lie_in_minus_one_to_one(name: str) -> None:
+    for seed in range(5):
+        rewards = RewardFunction(REWARDS[name], SCALE)(random_state(seed), random_weights())
+        assert rewards.advantages.abs().le(1).all()
+        assert rewards.scalar.abs().le(1).all()
+
+
+def test_reference_rewards_lie_in_zero_to_one_and_credit_no_teacher() -> None:
+    function = RewardFunction(REWARDS["reference"], SCALE)
+    rewards = function(random_state(size=12), random_weights(12))
+    assert rewards.scalar.ge(0).all()
+    assert rewards.scalar.le(1).all()
+    assert rewards.scalar.unique().numel() > 2
+    assert rewards.advantages.std(1).eq(0).all()
+    torch.testing.assert_close(rewards.scalar, rewards.advantages[:, 0])
+
+
+def test_aggregate_rewards_are_the_aggregate_and_keep_teacher_rewards_of_equation_6() -> None:
+    state, weights = random_state(), random_weights()
+    rewards = RewardFunction(REWARDS["aggregate"], SCALE)(state, weights)
+    torch.testing.assert_close(rewards.scalar, aggregate(state, weights, SCALE))
+    torch.testing.assert_close(rewards.teacher, paper_credit(state, SCALE))
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_reordering_teachers_reorders_advantages_and_keeps_the_reward(name: str) -> None:
+    state, weights = random_state(), random_weights()
+    function = RewardFunction(REWARDS[name], SCALE)
+    rewards = function(state, weights)
+    moved = TeacherWeights(weights.logit[:, ORDER], weights.feature[:, ORDER])
+    reordered = function(reorder_teachers(state, ORDER), moved)
+    torch.testing.assert_close(reordered.teacher, rewards.teacher[:, ORDER])
+    torch.testing.assert_close(reordered.advantages, rewards.advantages[:, ORDER])
+    torch.testing.assert_close(reordered.scalar, rewards.scalar)
+
+
+@pytest.mark.parametrize("name", PER_TEACHER)
+def test_rewards_of_a_sample_ignore_the_other_samples(name: str) -> None:
+    state, weights = random_state(), random_weights()
+    before = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    weights.logit[1] = torch.tensor([1.0, 0.0, 0.0])
+    state.divergence[1] += 1
+    state.student.logits[1] -= 5
+    after = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    others = [0, 2, 3, 4]
+    assert after.scalar[others].equal(before.scalar[others])
+    assert after.advantages[others].equal(before.advantages[others])
+    assert after.scalar[1] != before.scalar[1]
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_teacher_rewards_do_not_depend_on_weights(name: str) -> None:
+    function, state = RewardFunction(REWARDS[name], SCALE), random_state()
+    alone = function.teacher_rewards(state)
+    assert function(state, random_weights()).teacher.equal(alone)
+    assert function(state, uniform_weights(state.divergence)).teacher.equal(alone)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_rewards_carry_no_gradient(name: str) -> None:
+    state, weights = random_state(), random_weights()
+    for tensor in (state.cross_entropy, state.feature_distance, state.student.logits):
+        tensor.requires_grad_()
+    weights.logit.requires_grad_()
+    rewards = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    assert not rewards.teacher.requires_grad
+    assert not rewards.advantages.requires_grad
+    assert not rewards.scalar.requires_grad
+
+
+def test_a_normalization_replaces_the_rules_own() -> None:
+    function = RewardFunction(REWARDS["paper"], SCALE, "center")
+    rewards = function(random_state(), random_weights())
+    torch.testing.assert_close(rewards.advantages, center(rewards.teacher))

@@ -1,0 +1,500 @@
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+from mtkd_env.data import evaluation_batches
+from mtkd_env.errors import ConfigError
+from mtkd_env.evaluation import evaluate
+from mtkd_env.files import save_checkpoint
+from mtkd_env.networks import Network
+from mtkd_env.optimization import SGDRecipe
+from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, build_pool, load_pool_spec
+from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+from tiny import CLASSES, TEACHERS, batch, network, teacher_networks, training_set
+
+NAMES = tuple(TEACHERS)
+RECIPE = SGDRecipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False)
+LEARNABLE = 96
+
+
+def batch_norms(module: nn.Module) -> int:
+    return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+
+
+def states_equal(first: nn.Module, second: nn.Module) -> bool:
+    expected = second.state_dict()
+    return all(tensor.equal(expected[name]) for name, tensor in first.state_dict().items())
+
+
+def accuracy(module: Network, images: TrainingSet) -> float:
+    mean, std = images.data.mean, images.data.std
+    batches = evaluation_batches(images.test, 64, mean=mean, std=std, device="cpu")
+    return evaluate(module, batches).accuracy
+
+
+# The ensemble.
+
+
+def test_the_ensemble_gives_the_outputs_of_its_networks() -> None:
+    networks = [module.double() for module in teacher_networks()]
+    inputs = batch().inputs.double()
+    expected = [module.eval()(inputs) for module in networks]
+    found = TeacherEnsemble(networks, NAMES)(inputs)
+    assert found.logits.shape == (3, 4, CLASSES)
+    for m, output in enumerate(expected):
+        torch.testing.assert_close(found.logits[m], output.logits)
+        torch.testing.assert_close(found.features[m], output.feature)
+        torch.testing.assert_close(found.feature_maps[m], output.feature_map)
+
+
+def test_batch_norms_are_folded_into_the_convolutions() -> None:
+    networks = teacher_networks()
+    ensemble = TeacherEnsemble(networks, NAMES)
+    for module, folded in zip(networks, ensemble.networks, strict=True):
+        assert batch_norms(folded) < batch_norms(module)
+    assert batch_norms(ensemble.networks[0]) == 0  # a residual network has none left
+
+
+def test_making_an_ensemble_leaves_the_networks_as_they_were() -> None:
+    for training in (True, False):
+        networks = [module.train(training) for module in teacher_networks()]
+        TeacherEnsemble(networks, NAMES)
+        for module, untouched in zip(networks, teacher_networks(), strict=True):
+            assert module.training is training
+            assert states_equal(module, untouched)
+            assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_ensemble_never_trains() -> None:
+    ensemble = TeacherEnsemble(teacher_networks(), NAMES)
+    for _ in range(2):
+        assert not any(module.training for module in ensemble.modules())
+        assert not any(parameter.requires_grad for parameter in ensemble.parameters())
+        assert ensemble.train() is ensemble
+        nn.ModuleList([ensemble]).train()
+
+
+def test_teacher_outputs_carry_no_gradient() -> None:
+    inputs = batch().inputs.requires_grad_()
+    known = TeacherEnsemble(teacher_networks(), NAMES)(inputs)
+    outputs = [known.logits, *known.features, *known.feature_maps]
+    assert not any(output.requires_grad for output in outputs)
+
+
+def test_the_ensemble_knows_its_teachers() -> None:
+    networks = teacher_networks()
+    ensemble = TeacherEnsemble(networks, NAMES)
+    assert len(ensemble) == 3
+    assert ensemble.names == NAMES
+    assert ensemble.num_classes == CLASSES
+    assert ensemble.feature_dims == tuple(module.feature_dim for module in networks) == (16, 32, 16)
+    assert ensemble.map_channels == tuple(module.map_channels for module in networks)
+    assert ensemble.signed_maps == (False, False, False)
+
+
+def test_ensembles_that_cannot_be_are_refused() -> None:
+    networks = teacher_networks(2)
+    with pytest.raises(ConfigError, match="expected at least one, got none"):
+        TeacherEnsemble([], [])
+    with pytest.raises(ConfigError, match="2 networks but 1 names"):
+        TeacherEnsemble(networks, ["a"])
+    with pytest.raises(ConfigError, match="the name 'a' is used more than once"):
+        TeacherEnsemble(networks, ["a", "a"])
+    networks[1].num_classes = 7
+    with pytest.raises(ConfigError, match="'b' has 7 classes, 'a' has 4"):
+        TeacherEnsemble(networks, ["a", "b"])
+
+
+# Training.
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 100])
+def test_class_cycle_is_one_cycle_so_no_class_keeps_its_label(classes: int) -> None:
+    for seed in range(5):
+        cycle = class_cycle(classes, seed)
+        assert cycle.sort().values.equal(torch.arange(classes))
+        seen, label = set(), 0
+        while label not in seen:
+            seen.add(label)
+            label = int(cycle[label])
+        assert len(seen) == classes
+
+
+def test_class_cycle_depends_on_the_seed_alone() -> None:
+    assert class_cycle(10, 1).equal(class_cycle(10, 1))
+    assert not class_cycle(10, 1).equal(class_cycle(10, 2))
+
+
+def train(
+    module: Network,
+    *,
+    partial: Path | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    relabel: Tensor | None = None,
+) -> Network:
+    images = training_set(LEARNABLE)
+    stream = images.stream(16, torch.device("cpu"), 0)
+    train_teacher(module, stream, RECIPE, relabel=relabel, partial=partial, progress=progress)
+    return module
+
+
+def test_a_teacher_learns_and_ends_in_evaluation_mode() -> None:
+    losses: list[float] = []
+    module = train(network(), progress=lambda _done, _total, loss: losses.append(loss))
+    assert not module.training
+    assert losses[-1] < losses[0] / 2
+    assert accuracy(module, training_set(LEARNABLE)) > 0.9
+
+
+def test_progress_counts_the_epochs() -> None:
+    calls: list[tuple[int, int]] = []
+    train(network(), progress=lambda done, total, _loss: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2])
+def test_interrupted_training_goes_on_where_it_stopped(
+    tmp_path: Path, interrupted_after: int
+) -> None:
+    partial = tmp_path / "teacher.partial"
+    uninterrupted = train(network())
+
+    def interrupt(done: int, _total: int, _loss: float) -> None:
+        if done == interrupted_after:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), partial=partial, progress=interrupt)
+    assert partial.exists()
+    epochs: list[int] = []
+    # Another initialisation, to see that all of it comes from the file.
+    resumed = train(network(seed=9), partial=partial, progress=lambda done, *_: epochs.append(done))
+    assert epochs == list(range(interrupted_after + 1, 4))
+    assert states_equal(resumed, uninterrupted)
+    assert list(tmp_path.iterdir()) == []
+
+
+# The pool.
+
+
+def pool_spec(*teachers: TeacherSpec, **changes: Any) -> PoolSpec:
+    chosen = teachers or (TeacherSpec("resnet8", width=0.25),)
+    return replace(PoolSpec(chosen, RECIPE, batch_size=16), **changes)
+
+
+class Recorder:
+    """Counts the epochs that teachers were trained for."""
+
+    def __init__(self) -> None:
+        self.epochs: list[str] = []
+
+    def __call__(self, name: str, done: int, total: int, loss: float) -> None:
+        assert 1 <= done <= total
+        assert loss > 0
+        self.epochs.append(name)
+
+
+def cached(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds the teacher of `pool_spec()`."""
+    folder = tmp_path_factory.mktemp("cache")
+    build_pool(pool_spec(), training_set(LEARNABLE), cache=folder)
+    return folder
+
+
+def test_a_teacher_is_trained_once_and_then_found(tmp_path: Path) -> None:
+    images, recorder = training_set(LEARNABLE), Recorder()
+    first = build_pool(pool_spec(), images, cache=tmp_path, progress=recorder)
+    assert recorder.epochs == ["resnet8"] * RECIPE.epochs
+    files = cached(tmp_path)
+    assert [path.suffix for path in files] == [".pt"]
+    second = build_pool(pool_spec(), images, cache=tmp_path, progress=recorder)
+    assert len(recorder.epochs) == RECIPE.epochs
+    assert cached(tmp_path) == files
+    assert states_equal(second.ensemble, first.ensemble)
+    assert second.evaluations == first.evaluations
+    assert second.digests == first.digests
+
+
+CHANGES: dict[str, tuple[PoolSpec, int]] = {
+    "recipe": (pool_spec(recipe=replace(RECIPE, epochs=1, lr=0.05)), LEARNABLE),
+    "epochs": (pool_spec(recipe=replace(RECIPE, epochs=1)), LEARNABLE),
+    "batch size": (
+        pool_spec(batch_size=48, recipe=replace(RECIPE, epochs=1, momentum=0.0)),
+        LEARNABLE,
+    ),
+    "seed": (pool_spec(TeacherSpec("resnet8", width=0.25, seed=1)), LEARNABLE),
+    "width": (pool_spec(TeacherSpec("resnet8", width=0.125)), LEARNABLE),
+    "kind": (pool_spec(TeacherSpec("resnet8", width=0.25, kind="permuted")), LEARNABLE),
+    "images": (pool_spec(), LEARNABLE - 4),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_teacher_that_depends_on_something_else_is_another_file(
+    change: str, _cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, size = CHANGES[change]
+    trained: list[Network] = []
+    monkeypatch.setattr(
+        "mtkd_env.teachers.pool.train_teacher", lambda module, *_, **__: trained.append(module)
+    )
+    before = cached(_cache)
+    pool = build_pool(spec, training_set(size), cache=_cache)
+    assert len(trained) == 1
+    (new,) = cached(_cache) - before
+    assert new.name.startswith(spec.teachers[0].label)
+    assert pool.digests[spec.teachers[0].label].startswith(new.stem.rsplit("-", 1)[1])
+
+
+def test_a_smaller_training_split_of_the_same_images_is_another_file(_cache: Path) -> None:
+    data = training_set(LEARNABLE).data
+    splits = data.split(train_size=LEARNABLE - 4)
+    recorder = Recorder()
+    images = TrainingSet(data, splits.train, splits.test)
+    build_pool(pool_spec(), images, cache=_cache, progress=recorder)
+    assert recorder.epochs
+
+
+def test_a_renamed_teacher_is_the_same_teacher(_cache: Path) -> None:
+    digests = [
+        build_pool(
+            pool_spec(TeacherSpec("resnet8", name=name, width=0.25)),
+            training_set(LEARNABLE),
+            cache=_cache,
+        ).digests
+        for name in ("", "renamed")
+    ]
+    assert digests[0]["resnet8"] == digests[1]["renamed"]
+
+
+def test_kinds_of_teachers_are_what_they_claim(tmp_path: Path) -> None:
+    kinds = ("trained", "permuted", "random")
+    teachers = tuple(TeacherSpec("resnet8", width=0.25, kind=kind) for kind in kinds)
+    recorder = Recorder()
+    pool = build_pool(
+        pool_spec(*teachers), training_set(LEARNABLE), cache=tmp_path, progress=recorder
+    )
+    assert pool.ensemble.names == ("resnet8", "resnet8-permuted", "resnet8-random")
+    assert pool.evaluations["resnet8"].accuracy > 0.9
+    assert pool.evaluations["resnet8-permuted"].accuracy < 0.1
+    assert set(recorder.epochs) == {"resnet8", "resnet8-permuted"}
+    assert not any("random" in path.name for path in cached(tmp_path))
+
+
+def test_a_random_teacher_is_as_it_was_initialised(tmp_path: Path) -> None:
+    random = TeacherSpec("resnet8", width=0.25, kind="random")
+    first, second = (
+        build_pool(pool_spec(random), training_set(), cache=tmp_path / name) for name in "ab"
+    )
+    assert states_equal(first.ensemble, second.ensemble)
+    other = build_pool(pool_spec(replace(random, seed=1)), training_set(), cache=tmp_path)
+    assert not states_equal(first.ensemble, other.ensemble)
+    assert cached(tmp_path) == set()
+
+
+def test_interrupted_pool_resumes_and_leaves_only_whole_files(tmp_path: Path) -> None:
+    images, spec = training_set(LEARNABLE), pool_spec()
+
+    def interrupt(_name: str, done: int, _total: int, _loss: float) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_pool(spec, images, cache=tmp_path, progress=interrupt)
+    assert [path.suffix for path in cached(tmp_path)] == [".partial"]
+    recorder = Recorder()
+    resumed = build_pool(spec, images, cache=tmp_path, progress=recorder)
+    assert len(recorder.epochs) == 1
+    assert [path.suffix for path in cached(tmp_path)] == [".pt"]
+    uninterrupted = build_pool(spec, images, cache=tmp_path / "other")
+    assert states_equal(resumed.ensemble, uninterrupted.ensemble)
+
+
+def test_the_default_cache_is_the_cache_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MTKD_CACHE", str(tmp_path))
+    monkeypatch.setattr("mtkd_env.teachers.pool.train_teacher", lambda *_, **__: None)
+    build_pool(pool_spec(), training_set())
+    (path,) = cached(tmp_path)
+    assert path.parent == tmp_path / "teachers" / "tiny"
+
+
+# Checkpoints.
+
+
+def from_checkpoint(path: Path, **changes: Any) -> PoolSpec:
+    fields = {"network": "resnet8", "width": 0.25, "checkpoint": str(path)} | changes
+    return pool_spec(TeacherSpec(**fields))
+
+
+@pytest.mark.parametrize("key", [None, "network"])
+def test_a_checkpoint_is_used_instead_of_training(tmp_path: Path, key: str | None) -> None:
+    (given,) = teacher_networks(1)
+    path = tmp_path / "mine.pt"
+    save_checkpoint(path, given.state_dict() if key is None else {key: given.state_dict()})
+    recorder = Recorder()
+    pool = build_pool(from_checkpoint(path), training_set(), cache=tmp_path, progress=recorder)
+    assert recorder.epochs == []
+    assert states_equal(pool.ensemble, TeacherEnsemble([given], ["resnet8"]))
+    assert cached(tmp_path) == {path}
+
+
+def broken_state(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    state = dict(network().state_dict())
+    change(state)
+    return state
+
+
+BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "missing": (lambda s: s.pop("classifier.bias"), "lacks the tensor 'classifier.bias'"),
+    "shape": (
+        lambda s: s.update({"classifier.bias": torch.zeros(7)}),
+        r"has 'classifier.bias' of shape \(7,\), the network expects \(4,\)",
+    ),
+    "unexpected": (
+        lambda s: s.update({"extra": torch.zeros(1)}),
+        "has the unexpected tensor 'extra'",
+    ),
+    "no tensor": (
+        lambda s: s.update({"classifier.bias": "text"}),
+        "has 'classifier.bias', which is not a tensor but a str",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_checkpoint_that_does_not_fit_names_teacher_file_and_tensor(
+    tmp_path: Path, case: str
+) -> None:
+    change, message = BROKEN[case]
+    path = tmp_path / "mine.pt"
+    save_checkpoint(path, broken_state(change))
+    with pytest.raises(ConfigError, match=r"^teachers\.good: .*mine\.pt " + message):
+        build_pool(from_checkpoint(path, name="good"), training_set(), cache=tmp_path)
+
+
+def test_a_checkpoint_of_another_width_names_the_first_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "mine.pt"
+    save_checkpoint(path, network(width=0.5).state_dict())
+    with pytest.raises(
+        ConfigError, match=r"mine\.pt has 'stem\.0\.weight' of shape \(8, 1, 3, 3\)"
+    ):
+        build_pool(from_checkpoint(path), training_set(), cache=tmp_path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.pt: no such checkpoint"):
+        build_pool(from_checkpoint(tmp_path / "gone.pt"), training_set(), cache=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["random", "permuted"])
+def test_a_broken_teacher_cannot_have_a_checkpoint(kind: str) -> None:
+    with pytest.raises(ConfigError, match=rf"teachers\.x: a {kind} teacher cannot have"):
+        TeacherSpec("resnet8", name="x", kind=kind, checkpoint="file.pt")
+
+
+def test_unknown_kinds_and_networks_are_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown kind of teacher 'rand'; did you mean 'random'"):
+        TeacherSpec("resnet8", kind="rand")
+    with pytest.raises(ConfigError, match=r"unknown network 'resnet9'; did you mean 'resnet8'"):
+        build_pool(pool_spec(TeacherSpec("resnet9")), training_set(), cache=tmp_path)
+
+
+def test_teachers_of_one_name_are_refused(tmp_path: Path) -> None:
+    twice = TeacherSpec("resnet8", width=0.25, kind="random")
+    with pytest.raises(ConfigError, match="'resnet8-random' is used more than once"):
+        build_pool(pool_spec(twice, replace(twice, seed=1)), training_set(), cache=tmp_path)
+
+
+# Descriptions in YAML.
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "pool.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_pool_is_read_from_yaml(tmp_path: Path) -> None:
+    text = """
+    teachers:
+      - network: resnet8
+        width: 0.5
+      - {network: wrn_16_1, kind: permuted, seed: 3, name: wrong}
+      - {network: resnet14, checkpoint: file.pt}
+    recipe:
+      epochs: 12
+      weight_decay: 5e-4
+      lr: 1e-1
+      nesterov: false
+      milestones: [0.5, 0.75]
+    batch_size: 32
+    """
+    expected = PoolSpec(
+        teachers=(
+            TeacherSpec("resnet8", width=0.5),
+            TeacherSpec("wrn_16_1", kind="permuted", seed=3, name="wrong"),
+            TeacherSpec("resnet14", checkpoint="file.pt"),
+        ),
+        recipe=SGDRecipe(12, 0.1, weight_decay=5e-4, nesterov=False, milestones=(0.5, 0.75)),
+        batch_size=32,
+    )
+    assert load_pool_spec(written(tmp_path, text)) == expected
+
+
+def test_a_pool_written_as_yaml_comes_back(tmp_path: Path) -> None:
+    spec = pool_spec(TeacherSpec("resnet8", seed=2), TeacherSpec("resnet14", kind="random"))
+    path = written(tmp_path, yaml.safe_dump(yaml.safe_load(str_of(spec))))
+    assert load_pool_spec(path) == spec
+
+
+def str_of(spec: PoolSpec) -> str:
+    import json
+
+    return json.dumps(asdict(spec))
+
+
+def test_a_pool_without_recipe_has_the_papers(tmp_path: Path) -> None:
+    spec = load_pool_spec(written(tmp_path, "teachers: [{network: resnet8}]"))
+    assert spec.recipe.weight_decay == 5e-4
+    assert spec.recipe.nesterov is False
+    assert spec == PoolSpec((TeacherSpec("resnet8"),))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("teachers: [{network: resnet8, widht: 2}]", "widht"),
+        ("teachers: [{network: resnet8}]\nrecpie: {}", "recpie"),
+        ("teachers: [{network: resnet8}]\nrecipe: {lrr: 0.1}", "lrr"),
+        ("teachers: [{network: resnet8, width: wide}]", "wide"),
+        ("teachers: [{network: resnet8, kind: brokn}]", "brokn"),
+        ("teachers: [{network: resnet8}]\nrecipe: {epochs: 0}", "epochs"),
+        ("batch_size: 32", "teachers"),
+        ("", "pool"),
+        ("just text", "pool"),
+        ("teachers: [", "YAML"),
+    ],
+)
+def test_a_description_that_cannot_be_read_names_file_and_key(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"pool\.yaml: (.|\n)*{named}"):
+        load_pool_spec(written(tmp_path, text))
+
+
+def test_a_missing_description_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
+        load_pool_spec(tmp_path / "gone.yaml")

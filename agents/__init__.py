@@ -10,7 +10,7 @@ from typing import Any
 from agents.base import Agent, Transition
 from agents.fixed import Oracle, Uniform
 from agents.policy_gradient import PolicyGradient
-from agents.sb3 import SB3Agent, algorithm_class
+from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import check_arguments
@@ -27,6 +27,7 @@ __all__ = [
     "WeightingAgent",
     "algorithm_class",
     "build_agent",
+    "check_agent",
 ]
 
 AGENTS: Mapping[str, Callable[..., Agent]] = {
@@ -36,12 +37,29 @@ AGENTS: Mapping[str, Callable[..., Agent]] = {
 }
 
 
-def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[str, Any]) -> Agent:
-    """An agent by name.
+def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
+    """Checks an agent's name and arguments, so that mistakes show before teachers are trained.
 
     Args:
         name: In `AGENTS` or `WEIGHTINGS`, an algorithm of Stable-Baselines3 or sb3-contrib, or
             `module:Class`.
+        arguments: Keyword arguments of the agent, without environment and seed.
+
+    Raises:
+        ConfigError: Unknown name or argument.
+    """
+    own = {**AGENTS, **WEIGHTINGS}
+    if name in own:
+        check_arguments(own[name], arguments, "agent.arguments")
+    else:
+        check_sb3_arguments(name, arguments, others=own)
+
+
+def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[str, Any]) -> Agent:
+    """An agent by name.
+
+    Args:
+        name: See `check_agent`.
         env: The environment that it acts in.
         seed: Seed of everything the agent draws.
         arguments: Further keyword arguments of the agent.
@@ -49,10 +67,9 @@ def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[
     Raises:
         ConfigError: Unknown name or argument.
     """
+    check_agent(name, arguments)
     if name in AGENTS:
-        check_arguments(AGENTS[name], arguments, "agent.arguments")
         return AGENTS[name](env, seed=seed, **arguments)
     if name in WEIGHTINGS:
-        check_arguments(WEIGHTINGS[name], arguments, "agent.arguments")
         return WeightingAgent(env, WEIGHTINGS[name](**arguments))
     return SB3Agent(env, name, seed=seed, **arguments)

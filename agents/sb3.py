@@ -1,9 +1,10 @@
 """Any Stable-Baselines3 or sb3-contrib algorithm as an agent."""
 
 import importlib
+import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,17 +44,18 @@ COUNTED_IN_SAMPLES = ("batch_size", "buffer_size", "learning_starts")
 EPOCHS = re.compile(r"^(\d+(?:\.\d+)?) epochs?$")
 
 
-def algorithm_class(name: str) -> type[BaseAlgorithm]:
+def algorithm_class(name: str, others: Iterable[str] = ()) -> type[BaseAlgorithm]:
     """The class behind a name.
 
     Args:
         name: A name of Stable-Baselines3 or sb3-contrib in any case (`ppo`, `TQC`), or
             `module:Class` for a class of the user's own.
+        others: Further names that an error may suggest.
 
     Raises:
         ConfigError: Unknown name, a package that is not installed, or not an algorithm.
     """
-    found = _from_module(name) if ":" in name else _from_library(name)
+    found = _from_module(name) if ":" in name else _from_library(name, others)
     if not (isinstance(found, type) and issubclass(found, BaseAlgorithm)):
         raise ConfigError(f"agent: '{name}' is not a Stable-Baselines3 algorithm but {found!r}")
     return found
@@ -67,7 +69,7 @@ def _from_module(name: str) -> Any:
         raise ConfigError(f"agent: cannot load '{name}': {error}") from error
 
 
-def _from_library(name: str) -> Any:
+def _from_library(name: str, others: Iterable[str]) -> Any:
     library = _algorithms(stable_baselines3)
     if name.lower() in library:
         return library[name.lower()]
@@ -79,9 +81,9 @@ def _from_library(name: str) -> Any:
                 f"agent: '{name}' needs sb3-contrib; "
                 "install it with pip install 'mtkd-env[contrib]'"
             ) from None
-    known = sorted([*library, *CONTRIB])
+    known = sorted({*library, *CONTRIB, *others})
     raise ConfigError(
-        f"agent: unknown algorithm '{name}'{did_you_mean(name.lower(), known)} "
+        f"agent: unknown name '{name}'{did_you_mean(name.lower(), known)} "
         f"(known: {', '.join(known)}, or module:Class)"
     )
 
@@ -162,7 +164,6 @@ class SB3Agent(Agent):
     ) -> None:
         super().__init__(env)
         chosen = algorithm_class(algorithm)
-        check_arguments(chosen, arguments, "agent.arguments")
         resolved = {key: self._count(key, value) for key, value in arguments.items()}
         if n_minibatches is not None:
             resolved["batch_size"] = self._minibatch(resolved, n_minibatches)
@@ -170,14 +171,14 @@ class SB3Agent(Agent):
             resolved["action_noise"] = self._noise(noise_type, noise_std)
         resolved.setdefault("device", env.device)
         self.vec_env = SB3VecEnv(env)
-        with _undisturbed():
-            self.model = chosen(
-                policy,
-                self.vec_env,
-                seed=derive_seed(seed, "agent") % 2**31,
-                policy_kwargs=_policy_kwargs(policy_kwargs or {}),
-                **resolved,
-            )
+        if policy_kwargs:
+            resolved["policy_kwargs"] = _policy_kwargs(policy_kwargs)
+        try:
+            with _undisturbed():
+                seed = derive_seed(seed, "agent") % 2**31
+                self.model = chosen(policy, self.vec_env, seed=seed, **resolved)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ConfigError(f"agent: {algorithm} cannot be built: {error}") from error
         # The seed is the algorithm's: the next reset must not start a new student.
         self.vec_env._reset_seeds()
 
@@ -229,6 +230,24 @@ class SB3Agent(Agent):
     def _noise(self, noise_type: str, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)
         return lookup(NOISES, noise_type, "noise_type")(np.zeros(size), np.full(size, std))
+
+
+def check_sb3_arguments(
+    algorithm: str, arguments: Mapping[str, Any], others: Iterable[str] = ()
+) -> None:
+    """Checks an algorithm's name and arguments before anything is built.
+
+    Args:
+        algorithm: Name, see `algorithm_class`.
+        arguments: What `SB3Agent` would be given.
+        others: Further names that an error may suggest.
+
+    Raises:
+        ConfigError: Unknown algorithm or argument.
+    """
+    own = inspect.signature(SB3Agent.__init__).parameters
+    theirs = {name: value for name, value in arguments.items() if name not in own}
+    check_arguments(algorithm_class(algorithm, others), theirs, "agent.arguments")
 
 
 def _policy_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -187,10 +187,14 @@ class _Parser(ArgumentParser):
         return ""
 
 
-def _parser(layers: Sequence[Path]) -> _Parser:
+def _parser(layers: Sequence[Path], program: str) -> _Parser:
     parser = _Parser(
-        prog="run.py",
-        description="Distils a student from its teachers under a method's weights.",
+        prog=Path(program).name,
+        description=(
+            "Distils a student from its teachers under a method's weights. Layers, later ones "
+            "win: configs/default.yaml, configs/algo/ALGO.yaml, --config files, flags. "
+            "--algo takes several methods with commas between them."
+        ),
         default_config_files=[str(layer) for layer in layers],
         default_env=False,
     )
@@ -199,11 +203,12 @@ def _parser(layers: Sequence[Path]) -> _Parser:
     return parser
 
 
-def parse_arguments(argv: Sequence[str]) -> list[ExperimentConfig]:
+def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[ExperimentConfig]:
     """The configurations that a command line asks for: one for each method in `--algo`.
 
     Args:
         argv: Flags, without the program's name; `--algo` may hold several names with commas.
+        program: The program's name, for its help.
 
     Raises:
         ConfigError: An unknown key, a value of the wrong type, or a file that cannot be read.
@@ -219,11 +224,11 @@ def parse_arguments(argv: Sequence[str]) -> list[ExperimentConfig]:
         found = [content["algo"] for content in contents if "algo" in content]
         algos = [str(found[-1] if found else ExperimentConfig.algo)]
     rest = _without(flags, "--algo")
-    return [_parse_one(algo, contents, rest) for algo in algos]
+    return [_parse_one(algo, contents, rest, program) for algo in algos]
 
 
 def _parse_one(
-    algo: str, contents: Iterable[dict[str, Any]], flags: Sequence[str]
+    algo: str, contents: Iterable[dict[str, Any]], flags: Sequence[str], program: str
 ) -> ExperimentConfig:
     layers = [CONFIGS / "default.yaml"]
     arguments: dict[str, Any] = {}
@@ -235,7 +240,7 @@ def _parse_one(
         arguments.update(_agent_arguments(content))
     configs = [part for path in _values_of(flags, "--config") for part in ("--config", path)]
     merged = ["--agent.arguments", json.dumps(arguments)] if arguments else []
-    parser = _parser(layers)
+    parser = _parser(layers, program)
     parsed = parser.parse_args([*configs, *merged, *_without(flags, "--config"), "--algo", algo])
     values = parser.instantiate(parsed).as_dict()
     names = ExperimentConfig.__dataclass_fields__

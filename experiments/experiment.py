@@ -15,7 +15,7 @@ import stable_baselines3
 import torch
 
 import mtkd_env
-from agents import Agent, build_agent
+from agents import Agent, build_agent, check_agent
 from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
 from experiments.metrics import EpochMeter, MetricsLog
@@ -155,6 +155,7 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> Result:
     Raises:
         ConfigError: Anything in the configuration that cannot be used; no folder is made then.
     """
+    check_agent(config.agent_name, config.agent.arguments)
     started = time.perf_counter()
     assembly = build(config, progress)
     env = assembly.env

@@ -107,9 +107,16 @@ class Distiller:
         student: Network = self.module.student
         return student
 
-    def forward(self, batch: Batch) -> DistillState:
-        """Student and teachers on a batch: the student once with its graph, the teachers once."""
-        output, projected = self.module(batch.inputs)
+    def forward(self, batch: Batch, *, again: bool = False) -> DistillState:
+        """Student and teachers on a batch: the student once with its graph, the teachers once.
+
+        Args:
+            batch: The batch.
+            again: Whether the student's running statistics know the batch already; they then stay
+                as they are.
+        """
+        student = self._without_statistics if again else self.module
+        output, projected = student(batch.inputs)
         return self._state(batch, output, projected, self.teachers(batch.inputs))
 
     @torch.no_grad()
@@ -117,11 +124,9 @@ class Distiller:
         """The batch of `state` as the student sees it now; the teachers are not asked again.
 
         The student is in training mode, as in `forward`, but its running statistics stay as they
-        are: they are written to copies.
+        are.
         """
-        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        tensors = {**dict(self.module.named_parameters()), **buffers}
-        output, projected = functional_call(self.module, tensors, (state.batch.inputs,))
+        output, projected = self._without_statistics(state.batch.inputs)
         return self._state(state.batch, output, projected, state.teachers)
 
     def update(self, state: DistillState, weights: TeacherWeights) -> LossTerms:
@@ -169,6 +174,13 @@ class Distiller:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+    def _without_statistics(self, inputs: Tensor) -> tuple[NetworkOutput, tuple[Tensor, ...]]:
+        """The module's output in training mode; running statistics are written to copies."""
+        copies = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        output: tuple[NetworkOutput, tuple[Tensor, ...]]
+        output = functional_call(self.module, copies, (inputs,))
+        return output
 
     def _state(
         self,

@@ -1,6 +1,6 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,23 +13,43 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Float
 from torch import Tensor
 
-from mtkd_env.action import WeightFusion
+from mtkd_env.action import FUSIONS, WeightFusion
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.evaluation import Evaluation
-from mtkd_env.observation import Observer, RunningStandardizer
+from mtkd_env.observation import OBSERVATIONS, Observer, RunningStandardizer
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards, Scale
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
 
 Splits = Mapping[str, Callable[[], Iterable[Batch]]]
 
-EPISODES = {"batch": "batch", "epoch": "epoch", "training": "training"}
-REWARD_TIMINGS = {"before": False, "after": True}
-OUTPUTS = {"numpy": "numpy", "torch": "torch"}
 OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+
+# The valid values of every argument of the environment that is a name.
+CHOICES: Mapping[str, Collection[str]] = {
+    "reward": REWARDS,
+    "reward_timing": ("before", "after"),
+    "reward_normalization": NORMALIZATIONS,
+    "observation": OBSERVATIONS,
+    "observation_dtype": OBSERVATION_DTYPES,
+    "fusion": FUSIONS,
+    "episode": ("batch", "epoch", "training"),
+    "output": ("numpy", "torch"),
+}
 RESET_OPTIONS = ("reinit",)
+
+
+def check_choices(**arguments: Any) -> None:
+    """Checks those arguments of the environment that are names.
+
+    Raises:
+        ConfigError: A value that is not among the valid ones.
+    """
+    for name, value in arguments.items():
+        if name in CHOICES and isinstance(value, str):
+            lookup(dict.fromkeys(CHOICES[name]), value, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +222,20 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.stream = stream
         self.splits = splits
         self.device = distiller.device
-        self.episode = lookup(EPISODES, episode, "episode")
-        self.output = lookup(OUTPUTS, output, "output")
-        self._reward_after = lookup(REWARD_TIMINGS, reward_timing, "reward_timing")
-        if reward_normalization is not None:
-            lookup(NORMALIZATIONS, reward_normalization, "reward_normalization")
+        check_choices(
+            reward=reward,
+            reward_timing=reward_timing,
+            reward_normalization=reward_normalization,
+            observation=observation,
+            observation_dtype=observation_dtype,
+            episode=episode,
+            output=output,
+        )
+        self.episode = episode
+        self.output = output
+        self._reward_after = reward_timing == "after"
         scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
-        self.reward = RewardFunction(lookup(REWARDS, reward, "reward"), scale, reward_normalization)
+        self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization)
         self.fusion = WeightFusion(fusion).to(self.device)
         teachers = distiller.teachers
         self.teacher_names = teachers.names
@@ -221,12 +248,15 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.normalizer = (
             RunningStandardizer(self.observer.width, self.device) if normalize_observation else None
         )
-        self._dtype = lookup(OBSERVATION_DTYPES, observation_dtype, "observation_dtype")
+        self._dtype = OBSERVATION_DTYPES[observation_dtype]
         self._set_spaces(np.dtype(observation_dtype), logit_bound)
         self.steps = 0
         self._ready = False
         self._state: DistillState | None = None
         self._observation: tuple[Tensor, Tensor] | None = None
+        # Where the stream stood before the waiting batch, and whether the normaliser knows it.
+        self._origin = stream.state_dict()
+        self._counted = False
         self._subscribers: list[Callable[[StepRecord], None]] = []
 
     def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
@@ -262,6 +292,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         if not self._ready:
             raise ResetNeeded("call env.reset() before env.step() or env.distill()")
         if self._state is None:
+            self._origin = self.stream.state_dict()
             self._state = self.distiller.forward(next(self.stream))
         return self._state
 
@@ -307,7 +338,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             index=state.batch.index,
         )
         self.steps += 1
-        self._state = self._observation = None
+        self._forget_batch()
         for subscriber in self._subscribers:
             subscriber(record)
         return record
@@ -325,24 +356,36 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return self.distiller.evaluate(lookup(self.splits, split, "split")())
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training has changed, for a checkpoint between two steps."""
+        """Everything that training has changed, for a checkpoint between two steps.
+
+        The tensors are the environment's own, as in torch: save or copy them before the next step.
+        """
+        waits = self._state is not None
         return {
             "steps": self.steps,
             "distiller": self.distiller.state_dict(),
-            "stream": self.stream.state_dict(),
+            "stream": self._origin if waits else self.stream.state_dict(),
+            "waits": waits,
+            "counted": self._counted,
+            "random": self.np_random.bit_generator.state,
             "fusion": self.fusion.state_dict(),
             "normalizer": self.normalizer.state_dict() if self.normalizer else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
+        """Goes on from what `state_dict` gave; an unseeded `reset` then gives the waiting batch."""
         self.steps = int(state["steps"])
         self.distiller.load_state_dict(state["distiller"])
         self.stream.load_state_dict(state["stream"])
         self.fusion.load_state_dict(state["fusion"])
         if self.normalizer:
             self.normalizer.load_state_dict(state["normalizer"])
-        self._state = self._observation = None
+        self.np_random.bit_generator.state = state["random"]
+        self._forget_batch()
+        if state["waits"]:
+            self._origin = state["stream"]
+            self._state = self.distiller.forward(next(self.stream), again=True)
+            self._counted = state["counted"]
 
     # Gymnasium's interface.
 
@@ -358,7 +401,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(f"seed: expected one int, the student is shared; got {seed!r}")
         for name in options or {}:
             lookup(dict.fromkeys(RESET_OPTIONS), name, "reset option")
-        super().reset(seed=seed)
+        super().reset(seed=None if seed is None else int(seed))
         if seed is not None:
             self._reinitialize(int(seed))
         elif options and options.get("reinit"):
@@ -417,18 +460,25 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         if self.normalizer:
             self.normalizer.reset()
         self.steps = 0
+        self._forget_batch()
+
+    def _forget_batch(self) -> None:
         self._state = self._observation = None
+        self._counted = False
 
     def _observe(self) -> tuple[Tensor, Tensor]:
         if self._observation is None:
             raw = self.observer(self.state)
-            if self.normalizer and self.steps < self.steps_per_epoch:
+            if self.normalizer and not self._counted and self.steps < self.steps_per_epoch:
                 self.normalizer.update(raw)
+            self._counted = True
             self._observation = raw, self.normalize(raw)
         return self._observation
 
     def _checked(self, actions: Any) -> Tensor:
-        action = torch.as_tensor(actions, dtype=torch.float32)
+        # A copy, because torch warns of arrays that it could not write into.
+        array = actions if isinstance(actions, Tensor) else np.array(actions)
+        action = torch.as_tensor(array, dtype=torch.float32)
         expected = (self.num_envs, 2 * len(self.teacher_names))
         if tuple(action.shape) != expected:
             raise ValueError(

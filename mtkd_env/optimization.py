@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 
+from mtkd_env.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class SGDRecipe:
@@ -23,6 +25,9 @@ class SGDRecipe:
         nesterov: Whether the momentum is Nesterov's; ignored at momentum 0.
         milestones: Fractions of the training at which the learning rate falls.
         decay: Factor of each fall.
+
+    Raises:
+        ConfigError: No epoch, a negative learning rate, or a milestone that is not a fraction.
     """
 
     epochs: int = 240
@@ -35,11 +40,11 @@ class SGDRecipe:
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
-            raise ValueError(f"epochs: expected at least 1, got {self.epochs}")
+            raise ConfigError(f"epochs: expected at least 1, got {self.epochs}")
         if self.lr < 0:
-            raise ValueError(f"lr: expected a number >= 0, got {self.lr}")
+            raise ConfigError(f"lr: expected a number >= 0, got {self.lr}")
         if any(not 0 < fraction <= 1 for fraction in self.milestones):
-            raise ValueError(
+            raise ConfigError(
                 f"milestones: expected fractions of the training in (0, 1], got {self.milestones}"
             )
 

@@ -13,7 +13,7 @@ from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageData, Splits
 from mtkd_env.data.stream import evaluation_batches
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.env import MTKDVectorEnv, check_choices
 from mtkd_env.errors import ConfigError, check_arguments, lookup
 from mtkd_env.networks import NETWORKS, build_network
 from mtkd_env.optimization import SGDRecipe
@@ -46,18 +46,25 @@ def pool_spec(teachers: Teachers, epochs: int | None = None) -> PoolSpec:
         epochs: Epochs to train each for; not for a YAML file or a `PoolSpec`, which say it.
 
     Raises:
-        ConfigError: A file or a name that is not there, or `epochs` said twice.
+        ConfigError: A file, a name or a key that is not there, or `epochs` said twice.
     """
     if isinstance(teachers, PoolSpec | str | Path):
         if epochs is not None:
             raise ConfigError("teacher_epochs: the pool's own recipe says how long to train")
         return teachers if isinstance(teachers, PoolSpec) else load_pool_spec(teachers)
     specs = tuple(
-        TeacherSpec(network=teacher) if isinstance(teacher, str) else TeacherSpec(**teacher)
-        for teacher in teachers
+        TeacherSpec(network=teacher) if isinstance(teacher, str) else _teacher_spec(teacher, i)
+        for i, teacher in enumerate(teachers)
     )
     recipe = SGDRecipe(epochs=epochs or DEFAULT_TEACHER_EPOCHS, weight_decay=5e-4, nesterov=False)
     return PoolSpec(specs, recipe)
+
+
+def _teacher_spec(arguments: dict[str, Any], position: int) -> TeacherSpec:
+    check_arguments(TeacherSpec, arguments, f"teachers.{position}")
+    if "network" not in arguments:
+        raise ConfigError(f"teachers.{position}: lacks the key 'network'")
+    return TeacherSpec(**arguments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +132,8 @@ def assemble(
         ConfigError: Any argument that cannot be used; names it.
     """
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
+    check_choices(**env_kwargs)
+    lookup(NETWORKS, student, "student")
     if not isinstance(recipe, SGDRecipe):
         check_arguments(SGDRecipe, recipe or {}, "recipe")
         recipe = SGDRecipe(**(recipe or {}))
@@ -136,9 +145,8 @@ def assemble(
         in_channels=data.image_shape[0],
         width=student_width,
     )
-    lookup(NETWORKS, student, "student")
     splits = data.split(val_fraction, train_size=train_size)
-    images = TrainingSet(data, splits.train, splits.test)
+    images = TrainingSet(data, splits)
     stream = images.stream(num_envs, torch.device(device), derive_seed(seed, "data"))
     pool = build_pool(
         pool_spec(teachers, teacher_epochs),

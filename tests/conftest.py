@@ -9,6 +9,8 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+pytest.register_assert_rewrite("env_contract")
+
 # The tests' tensors are tiny; with several threads on shared cores they are many times slower.
 torch.set_num_threads(1)
 

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from mtkd_env.action import uniform_weights
 from mtkd_env.distiller import Distiller
-from mtkd_env.networks import Network
+from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.teachers import TeacherEnsemble
-from mtkd_env.types import DistillState, NetworkOutput, TeacherWeights
+from mtkd_env.types import DistillState, TeacherWeights
 from tiny import (
     CLASSES,
     STEPS_PER_EPOCH,
@@ -84,7 +84,7 @@ def test_logit_terms_reach_all_of_the_student_and_no_regressor(term: str) -> Non
 def test_each_feature_term_reaches_the_student_and_its_own_regressor(m: int) -> None:
     distiller = make_tiny_distiller()
     found = with_gradient(distiller, distiller.forward(batch()).feature_distance[:, m])
-    assert any(name.startswith("student.stages") for name in found)
+    assert any(name.startswith("student.body") for name in found)
     assert not any(name.startswith("student.classifier") for name in found)
     parts = ("convolution.weight", "norm.weight", "norm.bias")
     assert {name for name in found if name.startswith("regressors")} == {
@@ -193,7 +193,7 @@ def test_gradients_do_not_add_up_over_updates() -> None:
     for distiller in (once, twice):
         state = distiller.forward(batch())
         if distiller is twice:
-            distiller.module.student.classifier.weight.grad = torch.ones(CLASSES, 8)
+            distiller.module.student.classifier.weight.grad = torch.ones(CLASSES, 6)
         distiller.update(state, random_weights())
     assert_same(twice.module, snapshot(once.module))
 
@@ -220,34 +220,13 @@ def test_optimizer_holds_student_and_regressors_and_no_teacher() -> None:
     assert not held & {id(p) for p in distiller.teachers.parameters()}
 
 
-class SignedNetwork(Network):
-    """One linear layer; its map takes both signs."""
-
-    num_classes = CLASSES
-    feature_dim = map_channels = 3
-    signed_map = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(1, 3, kernel_size=1)
-        self.classifier = nn.Linear(3, CLASSES)
-
-    def features(self, inputs: Tensor) -> Tensor:
-        return self.convolution(inputs)
-
-    def head(self, feature_map: Tensor) -> NetworkOutput:
-        feature = feature_map.mean((2, 3))
-        return NetworkOutput(self.classifier(feature), feature, feature_map)
-
-
 def test_regressors_fit_every_teachers_map_and_sign() -> None:
-    narrow, *_ = teacher_networks()
-    ensemble = TeacherEnsemble([narrow, SignedNetwork()], ("narrow", "signed"))
-    distiller = make_tiny_distiller(ensemble=ensemble)
-    unsigned, signed = distiller.forward(batch()).projected
-    assert unsigned.shape == (4, 16, 2, 2)
-    assert signed.shape == (4, 3, 8, 8)
-    assert unsigned.ge(0).all()
+    narrow, wide, signed = make_tiny_distiller().forward(batch()).projected
+    assert narrow.shape == (4, 4, 2, 2)
+    assert wide.shape == (4, 8, 4, 4)
+    assert signed.shape == (4, 5, 2, 2)
+    assert narrow.ge(0).all()
+    assert wide.ge(0).all()
     assert signed.lt(0).any()
 
 
@@ -295,11 +274,11 @@ def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
 
 
 def test_recipes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"epochs: expected at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"epochs: expected at least 1, got 0"):
         SGDRecipe(epochs=0)
-    with pytest.raises(ValueError, match=r"lr: expected a number >= 0, got -0.1"):
+    with pytest.raises(ConfigError, match=r"lr: expected a number >= 0, got -0.1"):
         SGDRecipe(lr=-0.1)
-    with pytest.raises(ValueError, match=r"milestones: expected fractions .* got \(150.0,\)"):
+    with pytest.raises(ConfigError, match=r"milestones: expected fractions .* got \(150.0,\)"):
         SGDRecipe(milestones=(150.0,))
 
 
@@ -399,7 +378,7 @@ def test_evaluation_is_the_mean_over_all_images() -> None:
 def test_updates_let_the_student_learn() -> None:
     """The loss of a batch that is seen again and again falls by half."""
     distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.05))
-    images = training_set(16).train
+    images = training_set(16).splits.train
     seen = replace(batch(size=16), inputs=(images.images / 255 - 0.5) * 3, targets=images.targets)
     losses = []
     for _ in range(30):

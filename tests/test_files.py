@@ -136,7 +136,7 @@ def test_a_pickle_bomb_is_refused_and_not_executed(tmp_path: Path, container: st
     if container == "torch":
         torch.save(bomb, path)
     else:
-        path.write_bytes(pickle.dumps(bomb))
+        path.write_bytes(pickle.dumps(bomb, protocol=2))
     with pytest.raises(ConfigError, match=r"bomb\.pt: not a checkpoint of tensors only"):
         load_checkpoint(path)
     assert not exploded.exists()

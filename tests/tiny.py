@@ -1,6 +1,7 @@
 """A problem so small that a step takes milliseconds: images, untrained teachers, environments."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -10,15 +11,14 @@ from torch import Tensor, nn
 from mtkd_env.data import BatchStream, ImageData, evaluation_batches
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.networks import Network, build_network
+from mtkd_env.networks.base import Network, pool_and_classify
 from mtkd_env.optimization import SGDRecipe
+from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.types import Batch, DistillState, NetworkOutput, TeacherOutputs
 
 CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)
-# Widths of the features, and so of the observation's blocks, differ between teachers.
-TEACHERS = {"narrow": ("resnet8", 0.25), "wide": ("resnet8", 0.5), "wrn": ("wrn_16_1", 0.25)}
 NUM_ENVS = 4
 STEPS_PER_EPOCH = 3
 
@@ -28,7 +28,7 @@ def generator(seed: int) -> torch.Generator:
 
 
 @cache
-def data(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1, test: int = 8) -> ImageData:
+def data(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1, test: int = 40) -> ImageData:
     """Noise with a bright quadrant, a different one for each class: learnable in a second."""
 
     def images(count: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,18 +54,55 @@ def data(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1, test: int = 8) -> ImageDat
 
 
 def training_set(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1) -> TrainingSet:
-    splits = data(train).split()
-    return TrainingSet(data(train), splits.train, splits.test)
+    return TrainingSet(data(train), data(train).split())
 
 
-def network(name: str = "resnet8", width: float = 0.25, seed: int = 0) -> Network:
-    return build_network(
-        name, num_classes=CLASSES, in_channels=IMAGE_SHAPE[0], width=width, seed=seed
-    )
+class TinyNetwork(Network):
+    """Two convolutions, each with a batch norm and a ReLU.
+
+    A signed one has a batch norm of the images instead, which cannot be folded into a convolution.
+
+    Args:
+        channels: Of both convolutions; the width of the feature.
+        side: Height and width of the last map: 2, 4 or 8.
+        signed: Whether the last map takes negative values.
+    """
+
+    def __init__(self, channels: int = 6, side: int = 2, *, signed: bool = False) -> None:
+        super().__init__()
+        self.num_classes = CLASSES
+        self.feature_dim = self.map_channels = channels
+        self.signed_map = signed
+
+        def convolution(before: int, *, stride: int) -> nn.Conv2d:
+            return nn.Conv2d(before, channels, 3, stride, padding=1, bias=False)
+
+        first = convolution(1, stride=1 if side == 8 else 2)
+        second = convolution(channels, stride=2 if side == 2 else 1)
+        if signed:
+            self.body = nn.Sequential(nn.BatchNorm2d(1), first, nn.ReLU(), second)
+        else:
+            norms = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+            self.body = nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU())
+        self.classifier = nn.Linear(channels, CLASSES)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.body(inputs)
+
+    def head(self, feature_map: Tensor) -> NetworkOutput:
+        return pool_and_classify(feature_map, self.classifier)
+
+
+# Widths, maps and signs differ, so that a mix-up of teachers shows.
+TEACHERS: dict[str, Callable[[], TinyNetwork]] = {
+    "narrow": partial(TinyNetwork, 4),
+    "wide": partial(TinyNetwork, 8, side=4),
+    "signed": partial(TinyNetwork, 5, signed=True),
+}
 
 
 def perturb(module: Network, seed: int) -> Network:
-    """The network with batch norms that are no identities and logits that are not all alike."""
+    """The network in evaluation mode, its batch norms no identities, its logits far apart."""
     draw = generator(seed)
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -79,8 +116,9 @@ def perturb(module: Network, seed: int) -> Network:
 
 
 def teacher_networks(count: int = len(TEACHERS)) -> list[Network]:
-    specs = list(TEACHERS.values())[:count]
-    return [perturb(network(name, width, seed), seed) for seed, (name, width) in enumerate(specs)]
+    makers = list(TEACHERS.values())[:count]
+    with seeded(0):
+        return [perturb(make(), seed) for seed, make in enumerate(makers)]
 
 
 @cache
@@ -102,12 +140,6 @@ def stream(num_envs: int = NUM_ENVS, seed: int = 0) -> BatchStream:
     return training_set().stream(num_envs, torch.device("cpu"), seed)
 
 
-def student_maker(name: str = "resnet8", width: float = 0.125) -> Callable[[], Network]:
-    return partial(
-        build_network, name, num_classes=CLASSES, in_channels=IMAGE_SHAPE[0], width=width
-    )
-
-
 def make_tiny_distiller(
     *,
     count: int = len(TEACHERS),
@@ -120,7 +152,7 @@ def make_tiny_distiller(
     `kwargs` are arguments of `Distiller`.
     """
     return Distiller(
-        student_maker(),
+        TinyNetwork,
         teachers(count) if ensemble is None else ensemble,
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -152,7 +184,7 @@ def make_tiny_env(
 
 def _evaluated(part: str) -> Any:
     images = training_set()
-    split = images.train if part == "train" else images.test
+    split = images.splits.train if part == "train" else images.splits.test
     mean, std = images.data.mean, images.data.std
     return evaluation_batches(split, 16, mean=mean, std=std, device="cpu")
 
@@ -222,7 +254,6 @@ def random_state(seed: int = 0, size: int = 5, count: int = 3) -> DistillState:
 
 def reorder_teachers(state: DistillState, order: list[int]) -> DistillState:
     """The same state with its teachers in another order."""
-    from dataclasses import replace
 
     def columns(tensor: Tensor) -> Tensor:
         return tensor[:, order]

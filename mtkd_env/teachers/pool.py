@@ -15,7 +15,7 @@ from mtkd_env.data.stream import evaluation_batches
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
-from mtkd_env.networks import build_network
+from mtkd_env.networks import NETWORKS, build_network
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.seeding import derive_seed
@@ -25,7 +25,7 @@ from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 # Part of every digest: raise it when the same description would train to something else.
 RECIPE_VERSION = 1
 
-KINDS = {"trained": "trained", "random": "random", "permuted": "permuted"}
+KINDS = ("trained", "random", "permuted")
 
 # Called after every epoch of a teacher in training: name, epochs done, epochs in all, mean loss.
 PoolProgress = Callable[[str, int, int, float], None]
@@ -59,7 +59,8 @@ class TeacherSpec:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        lookup(KINDS, self.kind, "kind of teacher")
+        lookup(NETWORKS, self.network, "network")
+        lookup(dict.fromkeys(KINDS), self.kind, "kind of teacher")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(
                 f"teachers.{self.label}: a {self.kind} teacher cannot have a checkpoint"
@@ -114,9 +115,9 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
     parser.add_class_arguments(PoolSpec, "pool")
     try:
         content = parser.parse_string("pool: " + json.dumps(_read_yaml(path)))
-    except ArgumentError as error:
+        spec: PoolSpec = parser.instantiate(content).pool
+    except (ArgumentError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    spec: PoolSpec = parser.instantiate(content).pool
     return spec
 
 
@@ -215,7 +216,7 @@ class _Builder:
         """Everything that a trained teacher depends on."""
         made_from = asdict(teacher)
         del made_from["name"], made_from["checkpoint"]
-        index = self._images.train.index.numpy().tobytes()
+        index = self._images.splits.train.index.numpy().tobytes()
         return {
             "version": RECIPE_VERSION,
             "teacher": made_from,
@@ -232,7 +233,7 @@ class _Builder:
     def _test_batches(self) -> Any:
         data = self._images.data
         return evaluation_batches(
-            self._images.test, 512, mean=data.mean, std=data.std, device=self._device
+            self._images.splits.test, 512, mean=data.mean, std=data.std, device=self._device
         )
 
 
@@ -247,10 +248,17 @@ def load_network(network: Network, path: Path, label: str) -> str:
     """
     content = load_checkpoint(path)
     state = content.get("network", content)
+    if not isinstance(state, dict):
+        raise ConfigError(f"teachers.{label}: {path} holds no state_dict under 'network'")
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name, shape in expected.items():
         if name not in state:
             raise ConfigError(f"teachers.{label}: {path} lacks the tensor '{name}'")
+        if not isinstance(state[name], torch.Tensor):
+            kind = type(state[name]).__name__
+            raise ConfigError(
+                f"teachers.{label}: {path} has '{name}', which is not a tensor but a {kind}"
+            )
         if tuple(state[name].shape) != shape:
             raise ConfigError(
                 f"teachers.{label}: {path} has '{name}' of shape {tuple(state[name].shape)}, "
@@ -264,7 +272,6 @@ def load_network(network: Network, path: Path, label: str) -> str:
 
 
 def _read_yaml(path: Path | str) -> Any:
-
     try:
         return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

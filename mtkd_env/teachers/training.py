@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mtkd_env import losses
-from mtkd_env.data.dataset import ImageData, Split
+from mtkd_env.data.dataset import ImageData, Splits
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
@@ -24,18 +24,16 @@ class TrainingSet:
 
     Attributes:
         data: The dataset, for its normalisation and augmentation.
-        train: Training images; without those held out.
-        test: Test images.
+        splits: Its parts; teachers are trained on `train` and measured on `test`.
     """
 
     data: ImageData
-    train: Split
-    test: Split
+    splits: Splits
 
     def stream(self, batch_size: int, device: torch.device, seed: int) -> BatchStream:
         """Endless augmented batches of the training images."""
         return BatchStream(
-            self.train,
+            self.splits.train,
             batch_size=batch_size,
             mean=self.data.mean,
             std=self.data.std,

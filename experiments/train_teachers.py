@@ -1,0 +1,77 @@
+"""Trains the teachers of a pool and keeps them, so that runs find them.
+
+python experiments/train_teachers.py --teachers experiments/configs/pool/digits_permuted.yaml
+
+Takes the flags of run.py, so that what it trains is what a run with the same flags looks for.
+Interrupted, it goes on at the last finished epoch when called again.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.tensorboard import SummaryWriter
+
+from experiments.config import ExperimentConfig, parse_arguments
+from experiments.experiment import choose_device
+from experiments.report import ConsoleProgress, console
+from mtkd_env.data import load_dataset
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import cache_folder
+from mtkd_env.teachers import TeacherPool, TrainingSet, build_pool
+
+
+def train(config: ExperimentConfig, out: Console) -> TeacherPool:
+    """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
+    data = load_dataset(config.data.dataset, **config.data.arguments)
+    splits = data.split(config.data.val_fraction, train_size=config.data.train_size)
+    progress = ConsoleProgress(out)
+    with SummaryWriter(str(Path(config.output) / "teachers" / "tensorboard")) as writer:
+
+        def report(name: str, epoch: int, epochs: int, loss: float) -> None:
+            progress.teacher(name, epoch, epochs, loss)
+            writer.add_scalar(f"{name}/cross_entropy", loss, epoch)
+
+        return build_pool(
+            config.teachers,
+            TrainingSet(data, splits),
+            device=choose_device(config.device),
+            cache=Path(config.cache) if config.cache else None,
+            progress=report,
+        )
+
+
+def pool_table(pool: TeacherPool) -> Table:
+    """Every teacher's result on the test images."""
+    table = Table(title="Teachers", title_justify="left")
+    for heading in ("teacher", "test accuracy", "test cross-entropy", "digest"):
+        table.add_column(heading, justify="left" if heading == "teacher" else "right")
+    for name, evaluation in pool.evaluations.items():
+        numbers = (f"{evaluation.accuracy:.2%}", f"{evaluation.cross_entropy:.4f}")
+        table.add_row(name, *numbers, pool.digests[name][:16])
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; gives its exit code."""
+    out = console()
+    try:
+        flags = sys.argv[1:] if argv is None else argv
+        config = parse_arguments(flags, "train_teachers.py")[0]
+        pool = train(config, out)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: call again to go on at the last finished epoch\n")
+        return 130
+    out.print(pool_table(pool))
+    folder = Path(config.cache) if config.cache else cache_folder()
+    out.print(f"kept in {folder / 'teachers' / config.data.dataset}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -23,6 +23,10 @@ from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble
 from mtkd_env.files import save_checkpoint, write_text
 
 
+# Splits that are evaluated every epoch; a pass over the training images would cost too much.
+EVALUATED = frozenset({"val", "test"})
+
+
 @dataclass(frozen=True)
 class Result:
     """What a run came to. Accuracies are on the test split.
@@ -207,12 +211,12 @@ class _Recorder:
         self._started = time.perf_counter()
 
     def end_epoch(self) -> None:
-        """Reads the meter, evaluates on every split, writes."""
+        """Reads the meter, evaluates the student, writes."""
         env = self._env
         epoch = env.steps // env.steps_per_epoch
         seconds = time.perf_counter() - self._started
         row = {"epoch": epoch, "lr": self._lr, "seconds": seconds, **self._meter.read()}
-        for split in env.splits:
+        for split in sorted(EVALUATED.intersection(env.splits)):
             evaluation = env.evaluate(split)
             row[f"{split}/accuracy"] = evaluation.accuracy
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy

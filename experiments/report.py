@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -32,7 +33,7 @@ def describe_epoch(row: dict[str, Any], epochs: int) -> str:
         f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss/total']:7.3f}  "
         f"CE {row['loss/cross_entropy']:6.3f}  test accuracy {row['test/accuracy']:6.2%}  "
         f"weights {' '.join(f'{weight:.2f}' for weight in weights.values())}  "
-        f"agent score {row['score']:5.2f}"
+        f"agent score {row['score']:z5.2f}"
     )
 
 
@@ -43,7 +44,7 @@ def teachers_of(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 class ConsoleProgress:
-    """Shows a run while it goes on: a live bar on a terminal, a line an epoch elsewhere.
+    """Shows a run while it goes on: a line an epoch, and on a terminal a live bar below.
 
     Args:
         console: Where to write.
@@ -94,11 +95,7 @@ class ConsoleProgress:
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """An epoch ended."""
-        text = describe_epoch(row, epochs)
-        if self._bar is None:
-            self._console.print(text, soft_wrap=True, highlight=False)
-        else:
-            self._bar.update(self._task, text=text)
+        self._console.print(describe_epoch(row, epochs), soft_wrap=True, highlight=False)
 
 
 def _bar(console: Console) -> Progress:
@@ -128,8 +125,8 @@ def result_table(results: Sequence[Result]) -> Table:
         "student, best accuracy (chosen on test)": lambda r: (
             f"{r.best_accuracy:.2%} (epoch {r.best_epoch})"
         ),
-        "agent score, last epoch (0 uniform, 1 oracle)": lambda r: f"{r.score:.3f}",
-        "  logit head / feature head": lambda r: f"{r.score_logit:.3f} / {r.score_feature:.3f}",
+        "agent score, last epoch (0 uniform, 1 oracle)": lambda r: f"{r.score:z.3f}",
+        "  logit head / feature head": lambda r: f"{r.score_logit:z.3f} / {r.score_feature:z.3f}",
     }
     for name, text in rows.items():
         table.add_row(name, *[text(result) for result in results])
@@ -154,7 +151,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(15, 4), layout="constrained")
     accuracy, losses, weights = figure.subplots(1, 3)
-    for split in ("train", "val", "test"):
+    for split in ("val", "test"):
         if f"{split}/accuracy" in rows[0]:
             values = [100 * row[f"{split}/accuracy"] for row in rows]
             accuracy.plot(epochs, values, label=split)
@@ -170,6 +167,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
     for axes in (accuracy, losses, weights):
         axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     figure.suptitle(title)

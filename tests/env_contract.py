@@ -64,7 +64,7 @@ class StepContract:
         size = env.num_envs
         observation, info = env.reset(seed=0)
         assert isinstance(info, dict)
-        transitions = [(observation, None), *((step[0], step) for step in rollout(env, 3))]
+        transitions = [(observation, None), *((step[0], step) for step in rollout(env, 2))]
         for observation, step in transitions:
             assert isinstance(observation, np.ndarray)
             assert observation.dtype == env.observation_space.dtype
@@ -85,7 +85,7 @@ class StepContract:
     def test_an_episode_that_ended_leaves_its_last_observation(self, make_env: MakeEnv) -> None:
         env = make_env()
         env.reset(seed=0)
-        for _, _, terminated, truncated, info in rollout(env, 4):
+        for _, _, terminated, truncated, info in rollout(env, 3):
             ended = (terminated | truncated).any()
             assert ("final_obs" in info) == ("_final_obs" in info) == ended
             if ended:
@@ -98,7 +98,7 @@ class StepContract:
         env = make_env()
         returned: list[Any] = []
         copies: list[Any] = []
-        for step in range(4):
+        for step in range(3):
             returned.append(env.step(random_action(env, step)) if step else env.reset(seed=0))
             copies.append(deepcopy(returned[-1]))
         for first, second in combinations(returned, 2):
@@ -122,7 +122,7 @@ class StepContract:
         used, new = make_env(), make_env()
         used.reset(seed=8)
         rollout(used, 1)
-        first, second = ([env.reset(seed=7)[0], *rollout(env, 3)] for env in (used, new))
+        first, second = ([env.reset(seed=7)[0], *rollout(env, 2)] for env in (used, new))
         assert equal(first, second)
 
     def test_another_seed_gives_something_else(self, make_env: MakeEnv) -> None:
@@ -211,7 +211,7 @@ class InterfaceContract:
         env, uninterrupted = make_env(), make_env()
         env.reset(seed=0)
         uninterrupted.reset(seed=0)
-        for step in range(4):
+        for step in range(3):
             observation, info = env.reset()
             assert equal(observation, env.reset(options={})[0])
             assert info == {}
@@ -253,7 +253,7 @@ class InterfaceContract:
         for seed in (0, 100):
             env = make_env()
             env.reset(seed=0)
-            orders.append([step[4]["index"] for step in rollout(env, 4, seed)])
+            orders.append([step[4]["index"] for step in rollout(env, 3, seed)])
         assert equal(orders[0], orders[1])
         assert not equal(orders[0][0], orders[0][1])
 

@@ -151,17 +151,17 @@ def test_student_recipe_and_loss_are_as_asked_for(npz: str) -> None:
 
 
 def test_held_out_images_make_a_split_and_are_not_trained_on(npz: str) -> None:
-    assembly = assemble(dataset="npz", **npz_kwargs(npz, val_fraction=0.3))
+    assembly = assemble(dataset="npz", **npz_kwargs(npz, val_fraction=0.4))
     env = assembly.env
     assert set(env.splits) == {"train", "val", "test"}
     assert env.evaluate("val").cross_entropy > 0
-    assert env.stream.samples == 9  # of 13
+    assert env.stream.samples == 5  # of 9
     sizes = {name: sum(len(b.targets) for b in make()) for name, make in env.splits.items()}
-    assert sizes == {"train": 9, "val": 4, "test": 40}
+    assert sizes == {"train": 5, "val": 4, "test": 40}
 
 
 def test_fewer_training_images_can_be_asked_for(npz: str) -> None:
-    assert make_env(dataset="npz", **npz_kwargs(npz, train_size=8)).steps_per_epoch == 2
+    assert make_env(dataset="npz", **npz_kwargs(npz, train_size=4)).steps_per_epoch == 1
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -172,7 +172,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "env value": ({"reward": "papr"}, "unknown reward 'papr'"),
     "recipe": ({"recipe": {"lrr": 1.0}}, r"recipe\.lrr: unknown key; did you mean 'lr'"),
     "recipe value": ({"recipe": {"epochs": 0}}, "epochs: expected at least 1, got 0"),
-    "num_envs": ({"num_envs": 1000}, "expected 1 to 13, the number of images, found 1000"),
+    "num_envs": ({"num_envs": 1000}, "expected 1 to 9, the number of images, found 1000"),
     "teacher": ({"teachers": ["resnet9"]}, "unknown network 'resnet9'"),
     "teacher key": (
         {"teachers": [{"network": "resnet8", "kid": "random"}]},

@@ -1,4 +1,5 @@
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -354,8 +355,8 @@ def test_algorithms_take_half_precision_observations(name: str) -> None:
     model, _ = learn(name, make(observation_dtype="float16"))
     buffer = getattr(model, "rollout_buffer", None) or model.replay_buffer
     assert model.observation_space.dtype == np.float16
-    assert buffer.observations.dtype in (np.float16, np.float32)  # on-policy buffers are float32
-    assert np.isfinite(buffer.observations.astype(np.float32)).all()
+    assert buffer.observations.dtype == np.float16
+    assert buffer.observations[0].any()
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
@@ -366,12 +367,31 @@ def test_learning_twice_from_one_seed_is_the_same(name: str) -> None:
     assert all(tensor.equal(expected[key]) for key, tensor in policy_of(first[0]).items())
 
 
-def test_learning_on_after_loading_keeps_the_student() -> None:
+def test_learning_on_keeps_the_student() -> None:
     env = make()
     model, _ = learn("a2c", env)
-    steps = env.env.steps
     model.learn(4 * NUM_ENVS, reset_num_timesteps=False)
-    assert env.env.steps == steps + 4
+    assert env.env.steps == 12
+
+
+def test_learning_on_after_loading_keeps_the_student(tmp_path: Path) -> None:
+    env = make()
+    model, _ = learn("a2c", env)
+    model.save(tmp_path / "model.zip")
+    loaded = A2C.load(tmp_path / "model.zip", device="cpu")
+    loaded.set_env(env)
+    loaded.learn(4 * NUM_ENVS)
+    assert env.env.steps == 12
+
+
+def test_loading_a_seeded_model_into_an_environment_seeds_the_environment(tmp_path: Path) -> None:
+    """Stable-Baselines3 does so; why the docstring of the adapter says to use `set_env`."""
+    env = make()
+    model, _ = learn("a2c", env)
+    model.save(tmp_path / "model.zip")
+    loaded = A2C.load(tmp_path / "model.zip", env=env, device="cpu")
+    loaded.learn(4 * NUM_ENVS)
+    assert env.env.steps == 4
 
 
 def test_shared_and_full_infos_teach_the_same() -> None:

@@ -20,7 +20,7 @@ from mtkd_env.types import Batch, DistillState, NetworkOutput, TeacherOutputs
 CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)
 NUM_ENVS = 4
-STEPS_PER_EPOCH = 3
+STEPS_PER_EPOCH = 2
 
 
 def generator(seed: int) -> torch.Generator:

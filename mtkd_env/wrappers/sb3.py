@@ -21,8 +21,9 @@ class SB3VecEnv(VecEnv):
     steps; wrappers that read or keep infos need `full_infos`.
 
     `seed(s)` takes effect at the next `reset()` and starts a new student, as in Gymnasium; a
-    `reset()` without it goes on with the student that is there, so that `learn()` after `load()`
-    does not throw a student away.
+    `reset()` without it goes on with the student that is there. A model with a seed hands it on
+    when it is built or loaded with an environment: to go on with a student, load the model without
+    one, then call its `set_env`.
 
     Args:
         env: The environment, as `gymnasium.make_vec` made it, without Gymnasium wrappers.

@@ -13,7 +13,7 @@ from agents.policy_gradient import PolicyGradient
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import check_arguments
+from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.weighting import WEIGHTINGS
 
 __all__ = [
@@ -36,6 +36,9 @@ AGENTS: Mapping[str, Callable[..., Agent]] = {
     "uniform": Uniform,
 }
 
+# Arguments of every agent that are not the user's.
+SET_BY_THE_RUN = ("self", "env", "algorithm", "seed")
+
 
 def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
     """Checks an agent's name and arguments, so that mistakes show before teachers are trained.
@@ -49,6 +52,9 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         ConfigError: Unknown name or argument.
     """
     own = {**AGENTS, **WEIGHTINGS}
+    for argument in SET_BY_THE_RUN:
+        if argument in arguments:
+            raise ConfigError(f"agent.arguments.{argument}: cannot be given; the run sets it")
     if name in own:
         check_arguments(own[name], arguments, "agent.arguments")
     else:

@@ -5,7 +5,7 @@ import inspect
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,10 @@ def _undisturbed() -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = flags
 
 
+class _Finished(Exception):  # noqa: N818 - not an error
+    """Ends an algorithm's `learn`; not all of them heed a callback that gives False."""
+
+
 class _EpochCallback(BaseCallback):
     """Tells when an epoch has ended; stops after the last one, amid a rollout if need be."""
 
@@ -127,11 +131,13 @@ class _EpochCallback(BaseCallback):
         if self._env.steps % self._env.steps_per_epoch == 0:
             self._on_epoch_end()
             self.logger.dump(self.num_timesteps)
-        return self._env.steps < self._last
+        if self._env.steps >= self._last:
+            raise _Finished
+        return True
 
 
 class SB3Agent(Agent):
-    """Lets a Stable-Baselines3 algorithm drive the environment, one epoch a call.
+    """Lets a Stable-Baselines3 algorithm drive the environment.
 
     Args:
         env: The environment.
@@ -190,12 +196,15 @@ class SB3Agent(Agent):
 
     def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
         """Hands the environment over to the algorithm's own `learn`."""
-        self.model.learn(
-            epochs * self.env.steps_per_epoch * self.env.num_envs,
-            callback=_EpochCallback(self.env, epochs, on_epoch_end),
-            log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
-            reset_num_timesteps=self.model.num_timesteps == 0,
-        )
+        # Forgets the observation of an earlier call, which its last step has made outdated.
+        self.model.set_env(self.vec_env)
+        with suppress(_Finished):
+            self.model.learn(
+                epochs * self.env.steps_per_epoch * self.env.num_envs,
+                callback=_EpochCallback(self.env, epochs, on_epoch_end),
+                log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
+                reset_num_timesteps=self.model.num_timesteps == 0,
+            )
 
     def log_to(self, folder: Path) -> None:
         """Sends the algorithm's own log to TensorBoard events in a folder."""

@@ -5,8 +5,9 @@ flags. Arguments of the agent are merged key by key; everything else is replaced
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,12 @@ from mtkd_env.optimization import SGDRecipe
 from mtkd_env.teachers import PoolSpec
 
 CONFIGS = Path(__file__).parent / "configs"
+
+# How the parser's messages name a key that it does not know.
+UNKNOWN_KEY = re.compile(
+    r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)'"
+    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
+)
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ class ExperimentConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(
                 f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "
@@ -171,6 +180,13 @@ class ExperimentConfig:
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
 
 
+SECTIONS = {
+    name
+    for name, entry in ExperimentConfig.__dataclass_fields__.items()
+    if name != "teachers" and is_dataclass(entry.type)
+}
+
+
 class _Parser(ArgumentParser):
     """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
 
@@ -179,12 +195,11 @@ class _Parser(ArgumentParser):
         raise ConfigError(text + self._hint(text)) from ex
 
     def _hint(self, message: str) -> str:
-        known = list(self.get_defaults(skip_validation=True).keys())
-        for prefix, suffix in (("unrecognized arguments: --", ""), ("Option '", "'")):
-            if prefix in message:
-                wrong = message.split(prefix, 1)[1].split(suffix or " ", 1)[0].split("=")[0]
-                return did_you_mean(wrong, known)
-        return ""
+        unknown = UNKNOWN_KEY.search(message)
+        if unknown is None or "did you mean" in message:
+            return ""
+        key = ".".join(part for part in unknown.groups() if part)
+        return did_you_mean(key, self.get_defaults(skip_validation=True).keys())
 
 
 def _parser(layers: Sequence[Path], program: str) -> _Parser:
@@ -197,6 +212,7 @@ def _parser(layers: Sequence[Path], program: str) -> _Parser:
         ),
         default_config_files=[str(layer) for layer in layers],
         default_env=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(ExperimentConfig)
@@ -214,42 +230,73 @@ def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[Experi
         ConfigError: An unknown key, a value of the wrong type, or a file that cannot be read.
         SystemExit: After `--help` or `--print_config`.
     """
-    flags = _split_equals(argv)
-    files = [Path(path) for path in _values_of(flags, "--config")]
-    contents = [_read_yaml(path) for path in files]
-    named = _values_of(flags, "--algo")
-    if named:
-        algos = named[-1].split(",")
-    else:
-        found = [content["algo"] for content in contents if "algo" in content]
-        algos = [str(found[-1] if found else ExperimentConfig.algo)]
-    rest = _without(flags, "--algo")
-    return [_parse_one(algo, contents, rest, program) for algo in algos]
+    paths, flags = _take(argv, "--config")
+    named, flags = _take(flags, "--algo")
+    given, flags = _take(flags, "--agent.arguments")
+    files = [_File(Path(path)) for path in paths]
+    algos = [str(file.content["algo"]) for file in files if "algo" in file.content]
+    names = _names(named[-1]) if named else [ExperimentConfig.algo, *algos][-1:]
+    arguments = [_load_arguments(text) for text in given]
+    return [_parse_one(name, files, arguments, flags, program) for name in names]
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"--algo: expected names with commas between them, got '{text}'")
+    return names
+
+
+class _File:
+    """A YAML file of keys and values."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.content = _read_yaml(path)
+        for section in SECTIONS & self.content.keys():
+            self._check_mapping(section, self.content[section])
+        agent = self.content.get("agent", {})
+        self.agent_arguments: dict[str, Any] = agent.get("arguments", {})
+        self._check_mapping("agent.arguments", self.agent_arguments)
+
+    def _check_mapping(self, key: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self.path}: {key}: expected keys and values, found {value!r}")
 
 
 def _parse_one(
-    algo: str, contents: Iterable[dict[str, Any]], flags: Sequence[str], program: str
+    algo: str,
+    files: Sequence[_File],
+    agent_arguments: Sequence[dict[str, Any]],
+    flags: Sequence[str],
+    program: str,
 ) -> ExperimentConfig:
     layers = [CONFIGS / "default.yaml"]
-    arguments: dict[str, Any] = {}
     own = CONFIGS / "algo" / f"{algo}.yaml"
+    known = []
     if own.is_file():
         layers.append(own)
-        arguments.update(_agent_arguments(_read_yaml(own)))
-    for content in contents:
-        arguments.update(_agent_arguments(content))
-    configs = [part for path in _values_of(flags, "--config") for part in ("--config", path)]
+        known.append(_File(own))
+    arguments: dict[str, Any] = {}
+    for layer in (*(file.agent_arguments for file in (*known, *files)), *agent_arguments):
+        arguments.update(layer)
+    configs = [part for file in files if file.content for part in ("--config", str(file.path))]
     merged = ["--agent.arguments", json.dumps(arguments)] if arguments else []
     parser = _parser(layers, program)
-    parsed = parser.parse_args([*configs, *merged, *_without(flags, "--config"), "--algo", algo])
+    parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
     values = parser.instantiate(parsed).as_dict()
     names = ExperimentConfig.__dataclass_fields__
     return ExperimentConfig(**{name: values[name] for name in names})
 
 
-def _agent_arguments(content: dict[str, Any]) -> dict[str, Any]:
-    agent = content.get("agent") or {}
-    return (agent.get("arguments") or {}) if isinstance(agent, dict) else {}
+def _load_arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = yaml.safe_load(text)
+    except yaml.YAMLError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"agent.arguments: expected keys and values, got '{text}'")
+    return arguments
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -258,30 +305,29 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"--config: {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {path}: not valid YAML ({error})") from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--config: {path}: not valid YAML ({reason})") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"--config: {path}: expected keys and values, found {content!r}")
     return content or {}
 
 
-def _split_equals(argv: Sequence[str]) -> list[str]:
-    """`--flag=value` as two entries, for the flags that are read before the parser."""
-    flags: list[str] = []
-    for flag in argv:
-        name, equals, value = flag.partition("=")
-        early = name in ("--algo", "--config")
-        flags.extend([name, value] if early and equals else [flag])
-    return flags
-
-
-def _values_of(flags: Sequence[str], name: str) -> list[str]:
-    positions = [i for i, flag in enumerate(flags[:-1]) if flag == name]
-    return [flags[i + 1] for i in positions]
-
-
-def _without(flags: Sequence[str], name: str) -> list[str]:
-    dropped = {i + offset for i, flag in enumerate(flags) if flag == name for offset in (0, 1)}
-    return [flag for i, flag in enumerate(flags) if i not in dropped]
+def _take(flags: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """The values of a flag, given as `--flag value` or `--flag=value`, and all other flags."""
+    values: list[str] = []
+    others: list[str] = []
+    remaining = iter(flags)
+    for flag in remaining:
+        if flag == name:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{name}: expected a value")
+            values.append(value)
+        elif flag.startswith(f"{name}="):
+            values.append(flag.partition("=")[2])
+        else:
+            others.append(flag)
+    return values, others
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from mtkd_env.types import DistillState, TeacherWeights
 
 PARTS = ("generator", "confidence", "divergence")
 
-# Coefficients γ of Equ. 13-14 in the order of PARTS, the same in both heads.
+# Coefficients γ of the fusion in the order of PARTS, the same in both heads.
 FUSIONS: Mapping[str, tuple[float, float, float]] = {
     "paper": (1 / 3, 1 / 3, 1 / 3),
     "learnable": (1 / 3, 1 / 3, 1 / 3),
@@ -56,7 +56,7 @@ def confidence_weights(teacher_cross_entropy: Float[Tensor, "B M"]) -> TeacherWe
 def divergence_weights(
     divergence: Float[Tensor, "B M"], similarity: Float[Tensor, "B M"]
 ) -> TeacherWeights:
-    """Equ. 10-12: softmax of the KL in the logit head, of the cosine in the feature head.
+    """Divergence-aware part of Equ. 9-14: softmax of the KL, and of the cosine, per head.
 
     As in the paper, a larger gap in the logits and a larger similarity of the features both
     raise a weight.
@@ -65,7 +65,7 @@ def divergence_weights(
 
 
 def fuse(coefficients: Float[Tensor, "2 3"], parts: Mapping[str, TeacherWeights]) -> TeacherWeights:
-    """Equ. 13-14: the convex combination of the parts, per head.
+    """The convex combination of the parts, per head (the fusion of Equ. 9-14).
 
     Args:
         coefficients: γ, rows (logit, feature) on the simplex, columns in the order of `PARTS`.
@@ -77,7 +77,7 @@ def fuse(coefficients: Float[Tensor, "2 3"], parts: Mapping[str, TeacherWeights]
 
 
 class WeightFusion(nn.Module):
-    """The fusion of Equ. 13-14 with fixed or learnable coefficients γ.
+    """The fusion of Equ. 9-14 with fixed or learnable coefficients γ.
 
     Args:
         fusion: A name in `FUSIONS`, or the three coefficients themselves. `learnable` starts as

@@ -107,6 +107,7 @@ class Distiller:
         student: Network = self.module.student
         return student
 
+    @torch.enable_grad()
     def forward(self, batch: Batch, *, again: bool = False) -> DistillState:
         """Student and teachers on a batch: the student once with its graph, the teachers once.
 
@@ -129,6 +130,7 @@ class Distiller:
         output, projected = self._without_statistics(state.batch.inputs)
         return self._state(state.batch, output, projected, state.teachers)
 
+    @torch.enable_grad()
     def update(self, state: DistillState, weights: TeacherWeights) -> LossTerms:
         """One SGD step of the student on the batch of `state`.
 

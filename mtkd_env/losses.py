@@ -28,7 +28,7 @@ def cross_entropy(
 def teacher_cross_entropy(
     teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
 ) -> Float[Tensor, "B M"]:
-    """Cross-entropy of every teacher with the true classes, per sample [nats] (Equ. 3)."""
+    """Cross-entropy of every teacher with the true classes, per sample [nats] (part of Equ. 3-5)."""
     log_probabilities = functional.log_softmax(_precise(teachers), dim=-1)
     index = targets.expand(len(teachers), -1).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
@@ -76,10 +76,10 @@ def feature_mse(
 def feature_cosine(
     projected: tuple[Tensor, ...], teachers: tuple[Tensor, ...]
 ) -> Float[Tensor, "B M"]:
-    """Cosine of the student's projected, pooled features and the teachers', per sample (Equ. 4).
+    """Cosine of the student's projected, pooled features and the teachers', per sample.
 
-    Both maps are averaged over their pixels. For a teacher whose classifier reads its pooled map
-    this is the cosine with its feature f^m; for the others the pooled map stands in for f^m.
+    Part of Equ. 3-5. Both maps are averaged over their pixels. For a teacher whose classifier reads
+    its pooled map this is the cosine with its feature f^m; for the others the pooled map stands in.
 
     Args:
         projected: r_m(F), one (B, K_m, H_m, W_m) tensor per teacher.

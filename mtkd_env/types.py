@@ -60,6 +60,8 @@ class TeacherOutputs:
 class DistillState:
     """A batch, seen by the student and by its teachers, before the student learns from it.
 
+    Holds all that the loss (Equ. 2), the observation (Equ. 3-5) and the weights (Equ. 9-14) need.
+
     The student's side (`student`, `projected`, `cross_entropy`, `kd`, `feature_distance`) carries
     the graph that `Distiller.update` back-propagates through; whoever only reads it detaches.
 
@@ -71,9 +73,9 @@ class DistillState:
         cross_entropy: The student's CE_i [nats].
         kd: Logit term of each teacher; the KL of Equ. 2 unless another loss is chosen.
         feature_distance: Feature term of each teacher; the mean squared distance of Equ. 2.
-        teacher_cross_entropy: Each teacher's own CE_i^m [nats] (Equ. 3).
-        divergence: KL(teacher || student) at temperature T, times T² (Equ. 4); no gradient.
-        similarity: Cosine of r_m(f) and f^m (Equ. 4); no gradient.
+        teacher_cross_entropy: Each teacher's own CE_i^m [nats].
+        divergence: KL(teacher || student) at temperature T, times T²; no gradient.
+        similarity: Cosine of r_m(f) and f^m; no gradient.
     """
 
     batch: Batch

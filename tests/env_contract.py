@@ -57,7 +57,7 @@ def bad_actions(env: Env) -> dict[str, tuple[Any, str]]:
 
 
 class StepContract:
-    """What `reset` and `step` return."""
+    """What `reset` and `step` return; short, to be run for very many environments."""
 
     def test_what_is_returned_lies_in_the_spaces(self, make_env: MakeEnv) -> None:
         env = make_env()
@@ -82,30 +82,6 @@ class StepContract:
             assert all(isinstance(value, np.ndarray) for value in info.values())
             assert {len(value) for value in info.values()} == {size}
 
-    def test_an_episode_that_ended_leaves_its_last_observation(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        env.reset(seed=0)
-        for _, _, terminated, truncated, info in rollout(env, 3):
-            ended = (terminated | truncated).any()
-            assert ("final_obs" in info) == ("_final_obs" in info) == ended
-            if ended:
-                assert info["_final_obs"].dtype == np.bool_
-                assert np.array_equal(info["_final_obs"], terminated | truncated)
-                assert info["final_obs"] in env.observation_space
-                assert info["final_obs"].dtype == env.observation_space.dtype
-
-    def test_returned_arrays_are_fresh(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        returned: list[Any] = []
-        copies: list[Any] = []
-        for step in range(3):
-            returned.append(env.step(random_action(env, step)) if step else env.reset(seed=0))
-            copies.append(deepcopy(returned[-1]))
-        for first, second in combinations(returned, 2):
-            assert not passive_env_checker.data_shares_objects(first[0], second[0])
-            assert not passive_env_checker.data_shares_objects(first[-1], second[-1])
-        assert equal(returned, copies)  # later steps wrote into nothing
-
     def test_writing_into_what_was_returned_changes_nothing(self, make_env: MakeEnv) -> None:
         env, untouched = make_env(), make_env()
         returned = [env.reset(seed=0)[0]]
@@ -125,13 +101,9 @@ class StepContract:
         first, second = ([env.reset(seed=7)[0], *rollout(env, 2)] for env in (used, new))
         assert equal(first, second)
 
-    def test_another_seed_gives_something_else(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        assert not np.allclose(env.reset(seed=7)[0], env.reset(seed=8)[0])
-
 
 class InterfaceContract:
-    """How the environment answers, beyond the values of its steps."""
+    """All else: how the environment answers, whatever the values of its steps."""
 
     def test_spaces_are_those_of_one_sample_batched(self, make_env: MakeEnv) -> None:
         env = make_env()
@@ -174,6 +146,34 @@ class InterfaceContract:
                 previous, (observation, info), "reset", "step"
             )
             previous = observation, info
+
+    def test_an_episode_that_ended_leaves_its_last_observation(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        env.reset(seed=0)
+        for _, _, terminated, truncated, info in rollout(env, 3):
+            ended = (terminated | truncated).any()
+            assert ("final_obs" in info) == ("_final_obs" in info) == ended
+            if ended:
+                assert info["_final_obs"].dtype == np.bool_
+                assert np.array_equal(info["_final_obs"], terminated | truncated)
+                assert info["final_obs"] in env.observation_space
+                assert info["final_obs"].dtype == env.observation_space.dtype
+
+    def test_returned_arrays_are_fresh(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        returned: list[Any] = []
+        copies: list[Any] = []
+        for step in range(3):
+            returned.append(env.step(random_action(env, step)) if step else env.reset(seed=0))
+            copies.append(deepcopy(returned[-1]))
+        for first, second in combinations(returned, 2):
+            assert not passive_env_checker.data_shares_objects(first[0], second[0])
+            assert not passive_env_checker.data_shares_objects(first[-1], second[-1])
+        assert equal(returned, copies)  # later steps wrote into nothing
+
+    def test_another_seed_gives_something_else(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        assert not np.allclose(env.reset(seed=7)[0], env.reset(seed=8)[0])
 
     def test_step_before_reset_is_refused(self, make_env: MakeEnv) -> None:
         env = make_env()

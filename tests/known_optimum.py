@@ -13,7 +13,6 @@ from mtkd_env.reward import Credit, RewardFunction, RewardRule
 from mtkd_env.types import DistillState
 from tiny import NUM_ENVS, make_tiny_env, training_set
 
-
 STEPS = 3
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def test_many_steps_find_the_best_teacher_of_every_sample_of_a_batch() -> None:
     env = started_env(fusion="generator")
     agent = PolicyGradient(env, lr=1e-2)
     known = transition(env, minmax_center(draw(NUM_ENVS, M)))
-    agent.pretrain([known] * 200)
+    agent.pretrain([known] * 100)
     found = generated(agent)
     best = known.advantages.argmax(1)
     for weights in (found.logit, found.feature):
@@ -162,7 +163,7 @@ def test_released_loss_is_smallest_at_uniform_weights() -> None:
 @pytest.mark.parametrize("reward", [0.1, 1.0, None], ids=["low", "high", "mixed"])
 def test_released_loss_makes_the_totals_uniform_whatever_the_reward(reward: float | None) -> None:
     env = started_env(fusion="paper")
-    agent = PolicyGradient(env, loss="bce_ones", lr=5e-3)
+    agent = PolicyGradient(env, loss="bce_ones", lr=1e-2)
     # Evidence near enough to uniform for a third of the mass to make up for it.
     tilted = generated_weights(0.3 * draw(NUM_ENVS, 2 * M))
     evidence = {"confidence": tilted, "divergence": tilted}
@@ -175,7 +176,7 @@ def test_released_loss_makes_the_totals_uniform_whatever_the_reward(reward: floa
         return float((torch.cat([total.logit, total.feature]) - 1 / M).abs().max())
 
     before = distance()
-    agent.pretrain([Transition(env.observation, rewards, evidence)] * 300)
+    agent.pretrain([Transition(env.observation, rewards, evidence)] * 150)
     assert distance() < 0.01 < before
     # So the generator cancels the evidence instead of following it.
     assert (generated(agent).logit.argmax(1) == tilted.logit.argmin(1)).all()
@@ -203,7 +204,7 @@ def test_entropy_bonus_turns_the_optimum_into_a_softmax_of_the_advantages(
     env = started_env(fusion="generator")
     agent = PolicyGradient(env, lr=3e-3, entropy_coef=temperature)
     known = transition(env, minmax_center(draw(NUM_ENVS, M)))
-    agent.pretrain([known] * 400)
+    agent.pretrain([known] * 300)
     expected = (known.advantages / temperature).softmax(1)
     found = generated(agent)
     torch.testing.assert_close(found.logit, expected, atol=0.01, rtol=0)
@@ -297,12 +298,14 @@ def test_memory_holds_no_graph() -> None:
 # Known optima.
 
 
-def test_policy_gradient_finds_the_one_best_teacher() -> None:
-    agent = PolicyGradient(known_env())
-    found = scores(agent, 40)
+@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"oracle", "uniform"}))
+def test_learning_agents_find_the_one_best_teacher(name: str) -> None:
+    agent = build_agent(name, known_env(), seed=1, arguments={})
+    found = scores(agent, 25)
     assert abs(found[0]) < 0.1
     assert found[-1] >= 0.9
     assert generated(agent).logit.argmax(1).eq(1).all()
+    assert generated(agent).feature.argmax(1).eq(1).all()
 
 
 def test_policy_gradient_beats_every_constant_choice_where_the_best_teacher_differs() -> None:
@@ -312,13 +315,7 @@ def test_policy_gradient_beats_every_constant_choice_where_the_best_teacher_diff
     known = advantages()
     constant = known.mean(0).max() / known.max(1).values.mean()
     assert constant < 0.5
-    assert found[-1] >= 0.9
-
-
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"uniform"}))
-def test_every_learning_agent_finds_the_one_best_teacher(name: str) -> None:
-    agent = build_agent(name, known_env(), seed=1, arguments={})
-    assert 0.9 <= scores(agent, 40)[-1] <= 1 + 1e-6
+    assert found[-1] > 0.8
 
 
 # Learnable fusion.
@@ -338,7 +335,7 @@ def test_learnable_fusion_moves_and_stays_on_the_simplex() -> None:
 def test_learnable_fusion_comes_to_rely_on_the_part_that_knows_the_best_teacher() -> None:
     # Confidence, Equ. 9, prefers the very teachers that pay here.
     env = known_env(the_surest, fusion="learnable")
-    PolicyGradient(env, lr=1e-2).learn(20, ignore)
+    PolicyGradient(env, lr=1e-2).learn(10, ignore)
     generator_, confidence, divergence = env.fusion.coefficients.detach()[0].tolist()
     assert divergence < min(generator_, confidence)
 
@@ -380,7 +377,7 @@ def test_a_loaded_agent_goes_on_as_the_saved_one_would(tmp_path: Path) -> None:
     first, second = PolicyGradient(envs[0], seed=0), PolicyGradient(envs[1], seed=1)
     first.learn(1, ignore)
     first.save(tmp_path)
-    envs[1].load_state_dict(envs[0].state_dict())
+    envs[1].load_state_dict(deepcopy(envs[0].state_dict()))
     second.load_state_dict(load_checkpoint(tmp_path / "agent.pt"))
     assert second.act(envs[1].observation).equal(first.act(envs[0].observation))
     for agent in (first, second):
@@ -432,8 +429,8 @@ def test_uniform_has_score_0() -> None:
 
 
 def test_the_oracle_comes_close_to_score_1() -> None:
-    assert scores(Oracle(known_env()), 1)[0] > 0.9
-    assert 0.5 < scores(Oracle(known_env(), temperature=1.0), 1)[0] < 0.9
+    sharp, flat = (scores(Oracle(known_env(), temperature=t), 1)[0] for t in (0.2, 1.0))
+    assert 0 < flat < 0.9 < sharp < 1
 
 
 @pytest.mark.parametrize("reward", ["paper", "alignment"])
@@ -497,7 +494,7 @@ class TestEveryAgent:
         envs = started_env(), started_env()
         first, second = (build_agent(name, e, seed=s, arguments={}) for s, e in enumerate(envs))
         first.learn(1, ignore)
-        envs[1].load_state_dict(envs[0].state_dict())
+        envs[1].load_state_dict(deepcopy(envs[0].state_dict()))
         second.load_state_dict(first.state_dict())
         assert second.act(envs[1].observation).equal(first.act(envs[0].observation))
 
@@ -567,6 +564,8 @@ def test_agents_are_found_by_name(name: str, kind: type[Agent]) -> None:
         ("pg", {"lrr": 1}, ["agent.arguments.lrr: unknown key; did you mean 'lr'?"]),
         ("oracle", {"temprature": 1}, ["agent.arguments.temprature", "'temperature'"]),
         ("aver", {"alpha": 1}, ["agent.arguments.alpha: unknown key"]),
+        ("pg", {"seed": 1}, ["agent.arguments.seed: cannot be given; the run sets it"]),
+        ("ppo", {"env": 1}, ["agent.arguments.env: cannot be given"]),
     ],
 )
 def test_unknown_names_and_arguments_are_named_with_the_nearest(

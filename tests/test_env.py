@@ -125,7 +125,7 @@ def test_half_precision_observations_are_the_rounded_ones() -> None:
 
 WRONG: dict[str, tuple[Any, str]] = {
     "reward": ("papr", "unknown reward 'papr'; did you mean 'paper'"),
-    "reward_timing": ("befor", "unknown reward_timing 'befor'; did you mean 'before'"),
+    "reward_timing": ("before_", "unknown reward_timing 'before_'; did you mean 'before'"),
     "reward_normalization": ("centre", "unknown reward_normalization 'centre'; did you mean"),
     "observation": ("al", "unknown observation 'al'; did you mean 'all'"),
     "observation_dtype": ("float64", "unknown observation_dtype 'float64'"),
@@ -162,6 +162,15 @@ def test_a_step_is_one_update_of_the_student_on_the_batch_that_was_seen() -> Non
     env.distill(env.to_weights(torch.as_tensor(action)))
     assert states_equal(env.distiller.module, by_hand.module)
     assert env.steps == 1
+
+
+def test_a_step_is_the_same_where_gradients_are_off() -> None:
+    env, other = started(), make_tiny_env()
+    with torch.no_grad():
+        other.reset(seed=0)
+        found = [step(other, seed) for seed in range(2)]
+    assert equal([step(env, seed) for seed in range(2)], found)
+    assert students_equal(env, other)
 
 
 def test_the_student_sees_each_batch_once() -> None:

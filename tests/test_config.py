@@ -1,0 +1,335 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from agents import check_agent
+from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
+from mtkd_env.env import check_choices
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.networks import NETWORKS
+
+ALGOS = sorted(path.stem for path in CONFIGS.glob("algo/*.yaml"))
+POOLS = sorted(CONFIGS.glob("pool/*.yaml"))
+
+WriteFile = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> WriteFile:
+    """Writes texts into files of their own; gives the path of each."""
+
+    def write_file(text: str) -> str:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        path.write_text(text, encoding="utf-8")
+        return str(path)
+
+    return write_file
+
+
+def parse(*flags: str) -> ExperimentConfig:
+    (config,) = parse_arguments(flags)
+    return config
+
+
+# What is shipped.
+
+
+@pytest.mark.parametrize("algo", [*ALGOS, "aver", "oracle", "uniform", "tqc"])
+def test_shipped_methods_load_and_their_arguments_fit(algo: str) -> None:
+    config = parse("--algo", algo)
+    assert config.algo == algo
+    check_agent(config.agent_name, config.agent.arguments)
+    check_choices(**dataclasses.asdict(config.env))
+    lookup(NETWORKS, config.student.network, "student")
+
+
+@pytest.mark.parametrize("algo", ALGOS)
+def test_files_of_methods_hold_nothing_that_is_lost(algo: str) -> None:
+    content = yaml.safe_load((CONFIGS / "algo" / f"{algo}.yaml").read_text(encoding="utf-8"))
+    config = dataclasses.asdict(parse("--algo", algo))
+    for section, values in content.items():
+        for key, value in values.items():
+            assert config[section][key] == with_numbers(value), (section, key)
+
+
+def with_numbers(value: Any) -> Any:
+    """What YAML 1.1 takes for a text: 5e-4, without a point."""
+    if isinstance(value, dict):
+        return {key: with_numbers(entry) for key, entry in value.items()}
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=lambda path: path.stem)
+def test_shipped_pools_load(pool: Path) -> None:
+    config = parse("--teachers", str(pool))
+    content = yaml.safe_load(pool.read_text(encoding="utf-8"))
+    assert [teacher.network for teacher in config.teachers.teachers] == [
+        teacher["network"] for teacher in content["teachers"]
+    ]
+    assert sum(teacher.kind != "trained" for teacher in config.teachers.teachers) == 1
+    # All other teachers, and so their checkpoints in the cache, are those of the default.
+    default = parse().teachers
+    assert config.teachers.recipe == default.recipe
+    assert config.teachers.batch_size == default.batch_size
+
+
+def test_some_methods_and_pools_are_shipped() -> None:
+    assert {"pg", "ppo", "a2c", "ddpg", "td3", "sac", "trpo", "none", "reference"} <= set(ALGOS)
+    assert POOLS
+
+
+def test_no_distillation_means_no_loss_from_teachers() -> None:
+    config = parse("--algo", "none")
+    assert (config.distillation.alpha, config.distillation.beta) == (0, 0)
+
+
+# Layers.
+
+
+def test_later_layers_win(write: WriteFile) -> None:
+    default = parse("--algo", "aver")
+    assert default.warmup.weights == "uniform"
+    assert default.optimizer.epochs == 30
+    # configs/algo over configs/default.yaml ...
+    assert parse("--algo", "reference").warmup.weights == "ones"
+    first = write("warmup: {weights: uniform}\noptimizer: {epochs: 9, lr: 0.3}\n")
+    second = write("optimizer: {epochs: 8}\n")
+    # ... --config over both, a later one over an earlier one ...
+    config = parse("--algo", "reference", "--config", first, "--config", second)
+    assert config.warmup.weights == "uniform"
+    assert (config.optimizer.epochs, config.optimizer.lr) == (8, 0.3)
+    # ... and flags over all, wherever they stand.
+    config = parse("--optimizer.epochs", "7", "--config", first, "--algo", "reference")
+    assert (config.optimizer.epochs, config.optimizer.lr) == (7, 0.3)
+    assert config.env.reward == "reference"
+
+
+def test_a_file_may_name_the_method(write: WriteFile) -> None:
+    path = write("algo: pg\n")
+    assert parse("--config", path).agent.arguments["passes"] == 4
+    assert parse("--config", path, "--algo", "ppo").algo == "ppo"
+    assert parse("--config", path, "--config", write("algo: sac\n")).algo == "sac"
+    assert parse("--config", path, "--config", write("seed: 3\n")).algo == "pg"
+
+
+def test_arguments_of_the_agent_are_merged_key_by_key(write: WriteFile) -> None:
+    path = write("agent: {arguments: {lr: 0.5, hidden: 8}}\n")
+    last = write("agent: {arguments: {hidden: 9}}\n")
+    config = parse("--algo", "pg", "--config", path, "--config", last)
+    assert config.agent.arguments == {"optimizer": "adam", "lr": 0.5, "passes": 4, "hidden": 9}
+    config = parse("--algo", "pg", "--config", path, "--agent.arguments.passes", "2")
+    assert config.agent.arguments == {"optimizer": "adam", "lr": 0.5, "passes": 2, "hidden": 8}
+    for flag in (["--agent.arguments", '{"passes": 2}'], ['--agent.arguments={"passes": 2}']):
+        config = parse("--algo", "pg", "--config", path, *flag)
+        assert config.agent.arguments == {"optimizer": "adam", "lr": 0.5, "passes": 2, "hidden": 8}
+
+
+def test_other_values_are_replaced(write: WriteFile) -> None:
+    config = parse("--config", write("optimizer: {milestones: [0.5]}\nenv: {fusion: [1, 0, 0]}\n"))
+    assert config.optimizer.milestones == (0.5,)
+    assert config.env.fusion == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--algo", "pg", "--agent.arguments.lr", "5e-4"),
+        ("--algo", "pg", "--agent.arguments", "{lr: 5e-4}"),
+        ("--algo=pg", "--agent.arguments.lr=5e-4"),
+    ],
+    ids=str,
+)
+def test_numbers_in_scientific_notation_are_numbers(flags: tuple[str, ...]) -> None:
+    assert parse(*flags).agent.arguments["lr"] == 0.0005
+
+
+def test_numbers_in_scientific_notation_are_numbers_in_files_too(write: WriteFile) -> None:
+    path = write("agent: {arguments: {lr: 5e-4}}\noptimizer: {lr: 1e-2}\n")
+    config = parse("--algo", "pg", "--config", path)
+    assert config.agent.arguments["lr"] == 0.0005
+    assert config.optimizer.lr == 0.01
+    assert isinstance(parse("--algo", "a2c").agent.arguments["learning_rate"], float)
+
+
+def test_teachers_are_given_by_a_file_and_changed_by_flags(write: WriteFile) -> None:
+    pool = str(POOLS[0])
+    config = parse("--teachers", pool, "--teachers.recipe.epochs", "3")
+    assert config.teachers.recipe.epochs == 3
+    assert config.teachers.teachers == parse("--teachers", pool).teachers.teachers
+    assert parse("--config", write(f"teachers: {pool}\n")) == parse("--teachers", pool)
+    config = parse("--teachers.teachers", "[{network: resnet8, kind: random, seed: 3}]")
+    (teacher,) = config.teachers.teachers
+    assert (teacher.label, teacher.seed) == ("resnet8-random", 3)
+
+
+def test_several_methods_differ_in_nothing_but_their_own_files() -> None:
+    flags = ["--seed", "4", "--optimizer.epochs", "3"]
+    found = parse_arguments(["--algo", "pg, ppo,aver", *flags])
+    assert found == [parse("--algo", name, *flags) for name in ("pg", "ppo", "aver")]
+
+
+def test_empty_files_change_nothing(write: WriteFile) -> None:
+    assert parse("--config", write("")) == parse()
+    assert parse("--config", write("# Nothing yet.\n")) == parse()
+
+
+# A run's own configuration.
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *[["--algo", algo] for algo in (*ALGOS, "aver")],
+        ["--algo", "pg", "--agent.arguments", "{lr: 5e-4, agent_every: null}"],
+        ["--algo", "stable_baselines3:PPO", "--agent.arguments.n_steps", "2 epochs"],
+        ["--algo", "sac", "--teachers", str(POOLS[0]), "--cache", "here", "--device", "cpu"],
+        ["--env.fusion", "[0.5, 0.5, 0]", "--optimizer.milestones", "[]", "--seed", "7"],
+        ["--data.dataset", "npz", "--data.arguments.path", "a file.npz"],
+        ["--data.train_size", "100", "--env.reward_normalization", "center"],
+    ],
+    ids=str,
+)
+def test_written_configurations_read_as_equal(flags: list[str], write: WriteFile) -> None:
+    config = parse(*flags)
+    path = write(config.to_yaml())
+    assert parse("--config", path) == config
+    assert parse("--config", path).to_yaml() == config.to_yaml()
+
+
+def test_written_configurations_are_complete() -> None:
+    content = yaml.safe_load(parse("--algo", "pg").to_yaml())
+    assert content.keys() == ExperimentConfig.__dataclass_fields__.keys()
+    assert content["optimizer"]["momentum"] == 0.9
+    assert content["teachers"]["teachers"][0]["network"] == "resnet8"
+
+
+# Mistakes.
+
+FLAGS = {
+    "unknown flag": ("--optimizer.lrr 1", ["--optimizer.lrr", "did you mean 'optimizer.lr'?"]),
+    "unknown group": ("--optimzer.lr 1", ["--optimzer.lr", "did you mean 'optimizer.lr'?"]),
+    "unknown flag with =": ("--optimizer.lrr=1", ["did you mean 'optimizer.lr'?"]),
+    "abbreviation": ("--optimizer.epoch 1", ["did you mean 'optimizer.epochs'?"]),
+    "abbreviated method": ("--alg pg", ["--alg", "did you mean 'algo'?"]),
+    "abbreviated file": ("--conf x.yaml", ["--conf", "did you mean 'config'?"]),
+    "no flag": ("pg", ["unrecognized arguments: pg"]),
+    "word for a number": ("--optimizer.epochs ten", ["optimizer.epochs", "int", "ten"]),
+    "fraction for a count": ("--optimizer.epochs 1.5", ["optimizer.epochs", "int", "1.5"]),
+    "not a number": ("--optimizer.lr nan", ["optimizer.lr", "nan"]),
+    "word for a switch": ("--optimizer.nesterov maybe", ["optimizer.nesterov", "bool", "maybe"]),
+    "number for a list": ("--optimizer.milestones 1", ["optimizer.milestones", "tuple"]),
+    "no epochs": ("--optimizer.epochs 0", ["epochs: expected at least 1, got 0"]),
+    "negative rate": ("--optimizer.lr -1", ["lr: expected a number >= 0, got -1"]),
+    "negative seed": ("--seed -1", ["seed: expected a number >= 0, got -1"]),
+    "warm-up too long": (
+        "--warmup.epochs 31",
+        ["warmup.epochs: expected 0 to optimizer.epochs = 30, got 31"],
+    ),
+    "negative warm-up": ("--warmup.epochs -1", ["warmup.epochs", "got -1"]),
+    "missing pool": ("--teachers /no/such.yaml", ["teachers", "/no/such.yaml"]),
+    "missing file": ("--config /no/such.yaml", ["--config", "/no/such.yaml", "No such file"]),
+    "folder": ("--config /", ["--config: /: Is a directory"]),
+    "no method": ("--algo", ["--algo: expected a value"]),
+    "flag for a method": ("--algo --seed 1", ["--algo: expected a value"]),
+    "no file": ("--seed 1 --config", ["--config: expected a value"]),
+    "empty method": ("--algo pg,", ["--algo: expected names", "'pg,'"]),
+    "no arguments": ("--agent.arguments 3", ["agent.arguments: expected keys", "'3'"]),
+    "broken arguments": ("--agent.arguments {a", ["agent.arguments: expected keys", "'{a'"]),
+}
+
+FILES = {
+    "unknown key": ("optimizer: {lrr: 1}", ["lrr", "did you mean 'optimizer.lr'?"]),
+    "unknown section": ("optimzer: {lr: 1}", ["optimzer", "did you mean 'optimizer.lr'?"]),
+    "unknown key at the top": ("sed: 1", ["sed", "did you mean 'seed'?"]),
+    "unknown key of a teacher": (
+        "teachers: {teachers: [{netwrk: resnet8}]}",
+        ["netwrk", "did you mean 'network'?"],
+    ),
+    "unknown network": (
+        "teachers: {teachers: [{network: resnet9}]}",
+        ["unknown network 'resnet9'", "did you mean 'resnet8'?"],
+    ),
+    "wrong type": ("optimizer: {lr: fast}", ["optimizer.lr", "float", "fast"]),
+    "list": ("- a\n- b\n", ["expected keys and values, found ['a', 'b']"]),
+    "text": ("just text", ["expected keys and values, found 'just text'"]),
+    "broken": ("a: [1\nb: 2\n", ["not valid YAML"]),
+    "number for a section": ("optimizer: 3", ["optimizer: expected keys and values, found 3"]),
+    "nothing in a section": ("agent:\n", ["agent: expected keys and values, found None"]),
+    "number for arguments": (
+        "agent: {arguments: 3}",
+        ["agent.arguments: expected keys and values, found 3"],
+    ),
+    "list for the agent": ("agent: [1]", ["agent: expected keys and values, found [1]"]),
+    "number for the method": ("algo: 3", ["algo", "str"]),
+    "number for a key": ("1: 2", ["Key must be a string, got: 1"]),
+}
+
+
+def message_of(flags: list[str]) -> str:
+    with pytest.raises(ConfigError) as error:
+        parse_arguments(flags)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_mistakes_in_flags_are_told_in_one_line(case: str) -> None:
+    flags, expected = FLAGS[case]
+    message = message_of(flags.split())
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+    assert message.count("did you mean") <= 1
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_mistakes_in_files_are_told_in_one_line(case: str, write: WriteFile) -> None:
+    text, expected = FILES[case]
+    message = message_of(["--config", write(text)])
+    assert "\n" not in message
+    for part in expected:
+        assert part in message
+    assert message.count("did you mean") <= 1
+
+
+def test_broken_bytes_are_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "bytes.yaml"
+    path.write_bytes(b"\xff\xfe\x00a")
+    message = message_of(["--config", str(path)])
+    assert str(path) in message
+    assert "not valid YAML" in message
+    assert "\n" not in message
+
+
+# Questions.
+
+
+@pytest.mark.parametrize("flag", ["--help", "--print_config"])
+def test_all_keys_are_shown(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_arguments(["--algo", "pg", flag], "my_program.py")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for name, field in ExperimentConfig.__dataclass_fields__.items():
+        assert name in shown
+        if dataclasses.is_dataclass(field.type):
+            for key in field.type.__dataclass_fields__:
+                assert key in shown
+    if flag == "--help":
+        assert "my_program.py" in shown
+        assert "--agent.arguments" in shown
+
+
+def test_printed_configuration_is_the_one_in_force(
+    write: WriteFile, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--algo", "sac", "--seed", "5", "--print_config"])
+    printed = capsys.readouterr().out
+    assert parse("--config", write(printed)) == parse("--algo", "sac", "--seed", "5")

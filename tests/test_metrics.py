@@ -1,0 +1,215 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from agents import PolicyGradient, Uniform
+from agents.warmup import warm_up
+from experiments.metrics import EpochMeter, MetricsLog, agent_score, read_rows, step_means
+from known_optimum import STEPS, started_env
+from mtkd_env.env import StepRecord
+from mtkd_env.reward import Rewards, minmax_center
+from mtkd_env.types import LossTerms, TeacherWeights
+from tiny import TEACHERS
+
+NAMES = tuple(TEACHERS)
+M = len(NAMES)
+
+
+def record(weights: Any, rewards: Any, feature_weights: Any = None) -> StepRecord:
+    """A step with weights and rewards given by hand; its losses are zero."""
+    logit, teacher = torch.tensor(weights), torch.tensor(rewards)
+    feature = logit if feature_weights is None else torch.tensor(feature_weights)
+    zeros = torch.zeros(len(logit))
+    advantages = minmax_center(teacher)
+    return StepRecord(
+        step=0,
+        weights=TeacherWeights(logit, feature),
+        losses=LossTerms(zeros, torch.zeros_like(logit), torch.zeros_like(logit), zeros),
+        rewards=Rewards(teacher, advantages, zeros),
+        index=torch.arange(len(logit)),
+    )
+
+
+def scores_of(*records: StepRecord) -> dict[str, float]:
+    meter = EpochMeter([f"t{m}" for m in range(records[0].weights.logit.shape[1])])
+    for each in records:
+        meter(each)
+    return {name: value for name, value in meter.read().items() if name.startswith("score")}
+
+
+# The agent score.
+
+
+def test_agent_score_by_hand() -> None:
+    # Rescaled (0, 0.5, 1) and (1, 0, 0), centred (-½, 0, ½) and (⅔, -⅓, -⅓): the oracle's mean
+    # advantage is (½ + ⅔) / 2 = 7/12.
+    rewards = [[-4.0, -3.0, -2.0], [5.0, 1.0, 1.0]]
+    logit = [[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]  # (½ - ⅓) / 2 = 1/12
+    feature = [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]  # (-½ + ⅔) / 2 = 1/12
+    found = scores_of(record(logit, rewards, feature))
+    assert found == pytest.approx({"score": 1 / 7, "score/logit": 1 / 7, "score/feature": 1 / 7})
+    feature = [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    found = scores_of(record(logit, rewards, feature))
+    assert found == pytest.approx({"score": 4 / 7, "score/logit": 1 / 7, "score/feature": 1})
+
+
+def test_agent_score_is_0_for_equal_weights_and_1_for_the_best_teachers() -> None:
+    rewards = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    best = torch.nn.functional.one_hot(rewards.argmax(1)).float().tolist()
+    worst = torch.nn.functional.one_hot(rewards.argmin(1)).float().tolist()
+    uniform = [[1 / 3] * 3] * 5
+    assert scores_of(record(best, rewards.tolist()))["score"] == pytest.approx(1)
+    assert scores_of(record(uniform, rewards.tolist()))["score"] == pytest.approx(0, abs=1e-6)
+    assert scores_of(record(worst, rewards.tolist()))["score"] < 0
+
+
+def test_agent_score_is_that_of_all_steps_together() -> None:
+    # A ratio of sums, not a mean of ratios.
+    good = record([[1.0, 0.0, 0.0]], [[1.0, 0.0, 0.0]])  # ⅔ of ⅔
+    bad = record([[1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0]])  # -⅔ of ⅓
+    assert scores_of(good, bad)["score"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "rewards"), [([[1.0]], [[-3.0]]), ([[0.5, 0.5]], [[2.0, 2.0]])]
+)
+def test_agent_score_is_0_where_teachers_cannot_be_told_apart(weights: Any, rewards: Any) -> None:
+    assert set(scores_of(record(weights, rewards)).values()) == {0}
+
+
+def test_agent_score_of_means() -> None:
+    means = {"_score/logit": 0.1, "_score/feature": 0.3, "_score/oracle": 0.4}
+    expected = {"score/logit": 0.25, "score/feature": 0.75, "score": 0.5}
+    assert agent_score(means) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("reward", ["paper", "aggregate", "reference", "alignment"])
+def test_agent_score_means_the_same_whatever_the_agent_is_paid_by(reward: str) -> None:
+    env = started_env(reward=reward)
+    records: list[StepRecord] = []
+    meter = EpochMeter(NAMES)
+    env.subscribe(records.append)
+    env.subscribe(meter)
+    PolicyGradient(env).learn(1, lambda: None)
+    advantages = torch.cat([minmax_center(each.rewards.teacher) for each in records])
+    weights = torch.cat([each.weights.logit for each in records])
+    expected = (weights * advantages).sum(1).mean() / advantages.max(1).values.mean()
+    assert meter.read()["score/logit"] == pytest.approx(float(expected), abs=1e-6)
+
+
+# The meter.
+
+
+def mean(tensors: list[Tensor]) -> Any:
+    return np.stack([tensor.double().numpy() for tensor in tensors]).mean((0, 1))
+
+
+def test_means_are_those_of_all_samples() -> None:
+    env = started_env(fusion="learnable")
+    records: list[StepRecord] = []
+    meter = EpochMeter(NAMES)
+    env.subscribe(records.append)
+    env.subscribe(meter)
+    PolicyGradient(env).learn(1, lambda: None)
+    assert meter.steps == STEPS
+    found = meter.read()
+    losses = [each.losses for each in records]
+    expected = {
+        "loss/total": mean([each.total for each in losses]),
+        "loss/cross_entropy": mean([each.cross_entropy for each in losses]),
+        "loss/kd": mean([each.kd for each in losses]).mean(),
+        "loss/feature": mean([each.feature for each in losses]).mean(),
+        "reward": mean([each.rewards.scalar for each in records]),
+    }
+    per_teacher = {
+        "weights/logit": mean([each.weights.logit for each in records]),
+        "weights/feature": mean([each.weights.feature for each in records]),
+        "teacher_rewards": mean([each.rewards.teacher for each in records]),
+    }
+    for name, values in per_teacher.items():
+        expected |= {f"{name}/{teacher}": v for teacher, v in zip(NAMES, values, strict=True)}
+    for part in ("total", "generator", "confidence", "divergence"):
+        weights = [
+            each.weights if part == "total" else each.weights.parts[part] for each in records
+        ]
+        for head in ("logit", "feature"):
+            rows = [getattr(each, head).double() for each in weights]
+            expected[f"entropy/{part}/{head}"] = mean([-(r * r.log()).sum(1) for r in rows])
+    scores = {"score", "score/logit", "score/feature"}
+    assert found.keys() == expected.keys() | scores
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+def test_names_are_unique_and_none_is_private() -> None:
+    env = started_env()
+    meter = EpochMeter(NAMES)
+    env.subscribe(meter)
+    warm_up(Uniform(env), 1)
+    values = [value.numel() for value in meter._sums.values()]
+    found = meter.read()
+    private = [name for name in step_means(record([[1.0]], [[1.0]])) if name.startswith("_")]
+    assert len(found) == sum(values) - len(private) + 3
+    assert not any(name.startswith("_") for name in found)
+    added_by_a_run = {"epoch", "lr", "seconds", "test/accuracy", "val/accuracy"}
+    assert not added_by_a_run & found.keys()
+
+
+def test_reading_starts_over() -> None:
+    meter = EpochMeter(["a", "b"])
+    meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
+    meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
+    assert meter.read()["weights/logit/a"] == 1
+    assert meter.steps == 0
+    meter(record([[0.0, 1.0]], [[1.0, 0.0]]))
+    found = meter.read()
+    assert (found["weights/logit/a"], found["weights/logit/b"]) == (0, 1)
+    assert found["teacher_rewards/a"] == 1
+
+
+def test_metrics_keep_no_graph() -> None:
+    env = started_env()
+    meter = EpochMeter(NAMES)
+    env.subscribe(meter)
+    PolicyGradient(env).learn(1, lambda: None)
+    assert not any(value.requires_grad for value in meter._sums.values())
+
+
+# The log.
+
+
+def rows_of_a_run(folder: Path, epochs: int = 3) -> list[dict[str, Any]]:
+    env = started_env()
+    meter = EpochMeter(NAMES)
+    env.subscribe(meter)
+    with MetricsLog(folder) as log:
+        for epoch in range(1, epochs + 1):
+            warm_up(Uniform(env), STEPS)
+            log.write({"epoch": epoch, "lr": 0.1, **meter.read()})
+            # A row is there as soon as its epoch has ended.
+            assert read_rows(folder) == log.rows
+    return log.rows
+
+
+def test_rows_are_written_as_they_are(tmp_path: Path) -> None:
+    rows = rows_of_a_run(tmp_path)
+    assert read_rows(tmp_path) == rows
+    lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
+    rows = rows_of_a_run(tmp_path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == rows[0].keys()
+    for name in rows[0]:
+        found = events.Scalars(name)
+        assert [event.step for event in found] == [1, 2, 3]
+        values = np.array([row[name] for row in rows], np.float32)
+        assert [event.value for event in found] == values.tolist()

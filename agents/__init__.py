@@ -74,8 +74,13 @@ def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[
         ConfigError: Unknown name or argument.
     """
     check_agent(name, arguments)
-    if name in AGENTS:
-        return AGENTS[name](env, seed=seed, **arguments)
-    if name in WEIGHTINGS:
-        return WeightingAgent(env, WEIGHTINGS[name](**arguments))
-    return SB3Agent(env, name, seed=seed, **arguments)
+    try:
+        if name in AGENTS:
+            return AGENTS[name](env, seed=seed, **arguments)
+        if name in WEIGHTINGS:
+            return WeightingAgent(env, WEIGHTINGS[name](**arguments))
+        return SB3Agent(env, name, seed=seed, **arguments)
+    except ConfigError:
+        raise
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"agent: {name} cannot be built: {error}") from error

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from mtkd_env.errors import ConfigError, did_you_mean
+from agents.warmup import WARMUP_WEIGHTS
+from mtkd_env.errors import ConfigError, did_you_mean, lookup
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.teachers import PoolSpec
 
@@ -164,6 +165,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
+        lookup(dict.fromkeys(WARMUP_WEIGHTS), self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(
                 f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "

@@ -69,7 +69,12 @@ class ConsoleProgress:
         bar, task, _ = self._teacher
         bar.update(task, completed=epoch, text=f"loss {loss:.3f}")
         if epoch == epochs:
-            bar.stop()
+            self.close()
+
+    def close(self) -> None:
+        """Gives the terminal back, if a teacher's training was interrupted."""
+        if self._teacher is not None:
+            self._teacher[0].stop()
             self._teacher = None
 
     @contextmanager

@@ -6,8 +6,10 @@ python experiments/run.py --algo pg,ppo,aver --optimizer.epochs 60 --seed 1
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
+from agents import check_agent
 from experiments.config import parse_arguments
 from experiments.experiment import Result, run_experiment
 from experiments.metrics import read_rows
@@ -20,9 +22,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = console()
     try:
         configs = parse_arguments(sys.argv[1:] if argv is None else argv)
+        for config in configs:
+            check_agent(config.agent_name, config.agent.arguments)
         results: list[Result] = []
         for config in configs:
-            result = run_experiment(config, ConsoleProgress(out))
+            with closing(ConsoleProgress(out)) as progress:
+                result = run_experiment(config, progress)
             folder = Path(result.folder)
             title = f"{result.algo} on {result.dataset}: {result.student}, seed {result.seed}"
             draw_curves(read_rows(folder), folder / "curves.png", title)

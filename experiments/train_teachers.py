@@ -8,6 +8,7 @@ Interrupted, it goes on at the last finished epoch when called again.
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from rich.console import Console
@@ -27,8 +28,8 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
     """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
     data = load_dataset(config.data.dataset, **config.data.arguments)
     splits = data.split(config.data.val_fraction, train_size=config.data.train_size)
-    progress = ConsoleProgress(out)
-    with SummaryWriter(str(Path(config.output) / "teachers" / "tensorboard")) as writer:
+    folder = Path(config.output) / "teachers" / "tensorboard"
+    with SummaryWriter(str(folder)) as writer, closing(ConsoleProgress(out)) as progress:
 
         def report(name: str, epoch: int, epochs: int, loss: float) -> None:
             progress.teacher(name, epoch, epochs, loss)

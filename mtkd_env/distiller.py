@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from mtkd_env import losses
+from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import Regressor
@@ -55,6 +56,9 @@ class Distiller:
         beta: β, weight of the feature terms.
         temperature: T of the logit terms; the paper never states it, its code has 4.
         seed: Seed of the first student's initialisation.
+
+    Raises:
+        ConfigError: The temperature is not positive.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Distiller:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
+        if not temperature > 0:
+            raise ConfigError(f"temperature: expected a number > 0, got {temperature}")
         self.device = torch.device(device)
         self.teachers = teachers.to(self.device)
         self.recipe = recipe or SGDRecipe()

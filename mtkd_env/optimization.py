@@ -27,7 +27,8 @@ class SGDRecipe:
         decay: Factor of each fall.
 
     Raises:
-        ConfigError: No epoch, a negative learning rate, or a milestone that is not a fraction.
+        ConfigError: No epoch, a negative rate, momentum or decay of the weights, or a milestone
+            that is not a fraction.
     """
 
     epochs: int = 240
@@ -41,8 +42,9 @@ class SGDRecipe:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigError(f"epochs: expected at least 1, got {self.epochs}")
-        if self.lr < 0:
-            raise ConfigError(f"lr: expected a number >= 0, got {self.lr}")
+        for name in ("lr", "momentum", "weight_decay"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"{name}: expected a number >= 0, got {value}")
         if any(not 0 < fraction <= 1 for fraction in self.milestones):
             raise ConfigError(
                 f"milestones: expected fractions of the training in (0, 1], got {self.milestones}"

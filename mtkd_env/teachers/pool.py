@@ -192,6 +192,7 @@ class _Builder:
         if path.exists():
             load_network(network, path, teacher.label)
             return
+        _make_folder(folder)
         classes = self._images.data.num_classes
         permuted = teacher.kind == "permuted"
         stream = self._images.stream(self._spec.batch_size, self._device, teacher.seed)
@@ -235,6 +236,13 @@ class _Builder:
         return evaluation_batches(
             self._images.splits.test, 512, mean=data.mean, std=data.std, device=self._device
         )
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache: cannot make {folder}: {error.strerror}") from error
 
 
 def load_network(network: Network, path: Path, label: str) -> str:

@@ -22,7 +22,6 @@ from experiments.metrics import EpochMeter, MetricsLog
 from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble
 from mtkd_env.files import save_checkpoint, write_text
 
-
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
 

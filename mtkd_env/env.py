@@ -143,7 +143,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     ## Episode End
     * `episode="batch"` (the paper): every step terminates; an episode is one decision.
     * `episode="epoch"`: truncated at the end of each epoch; the student goes on.
-    * `episode="training"`: truncated when the student's schedule ends; a new student follows.
+    * `episode="training"`: truncated when the student's schedule ends; a new student follows within
+      the same step. Whoever wants to evaluate the finished one does so from `subscribe`.
 
     ## Information
     All arrays have a leading axis B.

@@ -28,7 +28,7 @@ def cross_entropy(
 def teacher_cross_entropy(
     teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
 ) -> Float[Tensor, "B M"]:
-    """Cross-entropy of every teacher with the true classes, per sample [nats] (part of Equ. 3-5)."""
+    """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5."""
     log_probabilities = functional.log_softmax(_precise(teachers), dim=-1)
     index = targets.expand(len(teachers), -1).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)

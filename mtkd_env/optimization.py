@@ -59,5 +59,6 @@ class SGDRecipe:
             weight_decay=self.weight_decay,
             nesterov=self.nesterov and self.momentum > 0,
         )
-        steps = [round(fraction * self.epochs) * steps_per_epoch for fraction in self.milestones]
+        total = self.epochs * steps_per_epoch
+        steps = [round(fraction * total) for fraction in self.milestones]
         return optimizer, MultiStepLR(optimizer, milestones=steps, gamma=self.decay)

@@ -20,11 +20,14 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Runs a block under a seed and leaves the global generators of torch as they were.
+    """Runs a block under a seed and leaves torch's global generator as it was.
 
-    Module constructors draw from torch's global generator; this is the one place that sets it.
+    Module constructors draw from the global generator of the CPU; this is the one place that
+    seeds it.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
         yield
+    finally:
+        torch.set_rng_state(state)

@@ -1,8 +1,8 @@
 import json
 import re
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +16,13 @@ from experiments import run
 from experiments.config import parse_arguments
 from experiments.experiment import choose_device, make_folder
 from experiments.metrics import read_rows
-from experiments.run import main
-from mtkd_env.data import load_dataset
+from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.files import load_checkpoint
-from mtkd_env.losses import cross_entropy
 from mtkd_env.networks import build_network
-from mtkd_env.registration import assemble
+from mtkd_env.networks.base import Network
+from mtkd_env.optimization import SGDRecipe
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers import TrainingSet
 
@@ -33,25 +32,380 @@ teachers:
     - {network: resnet8, width: 0.25}
     - {network: wrn_16_1, width: 0.25}
   recipe: {epochs: 1}
-data: {train_size: 128, batch_size: 16}
+data: {train_size: 64, batch_size: 16}
 student: {network: resnet8, width: 0.125}
 optimizer: {epochs: 3}
 device: cpu
 """
-EPOCHS, STEPS = 3, 8
+EPOCHS, STEPS = 3, 4
 TEACHERS = ("resnet8", "wrn_16_1")
-ALGOS = (
-    "pg",
-    "ppo",
-    "a2c",
-    "ddpg",
-    "td3",
-    "sac",
-    "aver",
-    "none",
-    "oracle",
-    "uniform",
-    "reference",
-    pytest.param("trpo", marks=pytest.mark.contrib),
-)
-LIBRARY = {"ppo", "a2c", "ddpg", "td3", "sac", "trpo"}
+
+LIBRARY = ("ppo", "a2c", "ddpg", "td3", "sac", "trpo")
+ALGOS = ("pg", *LIBRARY, "aver", "none", "oracle", "uniform", "reference")
+
+Run = SimpleNamespace
+Start = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration file for a run of seconds."""
+    path = tmp_path_factory.mktemp("smoke") / "smoke.yaml"
+    path.write_text(SMOKE, encoding="utf-8")
+    return str(path)
+
+
+def main(*flags: str) -> int:
+    """The main program without its picture, which takes as long as all else."""
+
+    def note(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+        path.write_text(f"{len(rows)} epochs of {title}", encoding="utf-8")
+
+    with pytest.MonkeyPatch.context() as during:
+        during.setattr(run, "draw_curves", note)
+        return run.main(flags)
+
+
+@pytest.fixture
+def start(smoke: str, tmp_path: Path) -> Start:
+    """Starts the main program with a small configuration and runs in `tmp_path`."""
+    return lambda *flags: main("--config", smoke, "--output", str(tmp_path), *flags)
+
+
+def folders(parent: Path) -> list[Path]:
+    return sorted(path for path in parent.iterdir() if path.is_dir())
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+# Every method.
+
+
+@pytest.fixture(scope="module", params=ALGOS)
+def done(request: pytest.FixtureRequest, smoke: str, tmp_path_factory: Any) -> Run:
+    """A run that has ended, one of every method."""
+    algo = request.param
+    if algo == "trpo":
+        pytest.importorskip("sb3_contrib")
+    parent = tmp_path_factory.mktemp(algo)
+    flags = ["--config", smoke, "--algo", algo, "--output", str(parent)]
+    code = run.main(flags) if algo == "pg" else main(*flags)
+    (folder,) = folders(parent)
+    return Run(algo=algo, code=code, folder=folder, rows=read_rows(folder), flags=flags)
+
+
+class TestEveryMethod:
+    def test_ends_well(self, done: Run) -> None:
+        assert done.code == 0
+        assert re.fullmatch(rf"digits_{done.algo}_seed0_\d{{8}}-\d{{6}}", done.folder.name)
+
+    def test_leaves_a_complete_folder(self, done: Run) -> None:
+        if done.algo in LIBRARY:
+            agent = "agent.zip"
+        else:
+            agent = "agent.pt" if done.algo in ("pg", "reference") else "agent.txt"
+        expected = {"config.yaml", "metrics.jsonl", "result.json", "student.pt", "curves.png"}
+        assert {path.name for path in done.folder.iterdir()} == expected | {agent, "tensorboard"}
+        assert all(path.stat().st_size > 0 for path in done.folder.iterdir())
+
+    def test_draws_all_its_epochs(self, done: Run) -> None:
+        picture = (done.folder / "curves.png").read_bytes()
+        title = f"{done.algo} on digits: resnet8, seed 0"
+        expected = b"\x89PNG" if done.algo == "pg" else f"{EPOCHS} epochs of {title}".encode()
+        assert picture.startswith(expected)
+
+    def test_has_a_row_for_every_epoch(self, done: Run) -> None:
+        assert [row["epoch"] for row in done.rows] == [1, 2, 3]
+        assert all(0 <= row["test/accuracy"] <= 1 for row in done.rows)
+        assert not any(name.startswith("train/") for name in done.rows[0])
+        for row in done.rows:
+            for head in ("logit", "feature"):
+                shares = [row[f"weights/{head}/{name}"] for name in TEACHERS]
+                in_warmup = done.algo == "reference" and row["epoch"] == 1
+                assert sum(shares) == pytest.approx(2 if in_warmup else 1, abs=1e-4)
+
+    def test_gives_a_result_that_agrees_with_its_rows(self, done: Run) -> None:
+        result, last = result_of(done.folder), done.rows[-1]
+        assert (result["algo"], result["dataset"], result["student"], result["seed"]) == (
+            done.algo,
+            "digits",
+            "resnet8",
+            0,
+        )
+        assert result["epochs"] == EPOCHS
+        assert result["last_accuracy"] == last["test/accuracy"]
+        accuracies = [row["test/accuracy"] for row in done.rows]
+        assert result["best_accuracy"] == max(accuracies)
+        assert result["best_epoch"] == 1 + accuracies.index(max(accuracies))
+        assert result["score"] == last["score"]
+        assert result["score_logit"] == last["score/logit"]
+        assert result["score_feature"] == last["score/feature"]
+        for name in TEACHERS:
+            shares = [last[f"weights/{head}/{name}"] for head in ("logit", "feature")]
+            assert result["weights"][name] == pytest.approx(sum(shares) / 2)
+            assert 0 <= result["teachers"][name] <= 1
+            assert len(result["digests"][name]) == 64
+        assert result["folder"] == str(done.folder)
+        assert result["seconds"] >= sum(row["seconds"] for row in done.rows)
+        assert result["versions"]["torch"] == torch.__version__
+
+    def test_writes_the_configuration_that_was_in_force(self, done: Run) -> None:
+        text = (done.folder / "config.yaml").read_text(encoding="utf-8")
+        (config,) = parse_arguments(done.flags)
+        assert text == config.to_yaml()
+
+    def test_keeps_the_student_that_was_evaluated(self, done: Run) -> None:
+        student = small_student()
+        student.load_state_dict(load_checkpoint(done.folder / "student.pt")["network"])
+        data = load_dataset("digits")
+        batches = evaluation_batches(
+            data.split().test, 64, mean=data.mean, std=data.std, device="cpu"
+        )
+        found = evaluate(student, batches)
+        assert found.accuracy == result_of(done.folder)["last_accuracy"]
+
+    def test_keeps_an_agent_that_can_be_read(self, done: Run) -> None:
+        if (done.folder / "agent.pt").exists():
+            assert load_checkpoint(done.folder / "agent.pt").keys() == {"policy", "optimizer"}
+        elif done.algo in LIBRARY and done.algo != "trpo":
+            algorithm = getattr(stable_baselines3, done.algo.upper())
+            model = algorithm.load(done.folder / "agent.zip", device="cpu")
+            assert model.num_timesteps == (EPOCHS - 1) * STEPS * 16
+        elif done.algo not in LIBRARY:
+            assert "nothing was learned" in (done.folder / "agent.txt").read_text()
+
+    def test_logs_to_tensorboard(self, done: Run) -> None:
+        events = EventAccumulator(str(done.folder / "tensorboard")).Reload()
+        assert set(done.rows[-1]) <= set(events.Tags()["scalars"])
+        found = [event.value for event in events.Scalars("test/accuracy")]
+        assert found == pytest.approx([row["test/accuracy"] for row in done.rows])
+        agents = list((done.folder / "tensorboard").glob("agent/*"))
+        assert bool(agents) == (done.algo in LIBRARY)
+
+    def test_starts_with_the_same_warm_up(self, done: Run) -> None:
+        # Where the loss is the same; so every method continues with the same student.
+        first = done.rows[0]
+        if done.algo == "none":
+            assert first["loss/total"] == first["loss/cross_entropy"]
+        elif done.algo == "reference":
+            assert first["weights/logit/resnet8"] == pytest.approx(1)
+        else:
+            assert first["weights/logit/resnet8"] == pytest.approx(1 / 2)
+            assert first["test/cross_entropy"] == pytest.approx(
+                WARMED_UP.setdefault("cross_entropy", first["test/cross_entropy"]), abs=0
+            )
+
+
+# The first method's, for all others to compare with.
+WARMED_UP: dict[str, float] = {}
+
+
+# What particular methods are.
+
+
+def small_student(seed: int = 0) -> Network:
+    with seeded(seed):
+        return build_network("resnet8", num_classes=10, in_channels=1, width=0.125)
+
+
+def by_cross_entropy_alone(epochs: int) -> dict[str, Tensor]:
+    """A student that has never heard of teachers, trained by a loop of its own."""
+    data = load_dataset("digits")
+    images = TrainingSet(data, data.split(train_size=64))
+    stream = images.stream(16, torch.device("cpu"), derive_seed(0, "data"))
+    student = small_student(derive_seed(0, "student")).train()
+    # The run's reset(seed=0) draws the same seeds anew.
+    optimizer, schedule = SGDRecipe(epochs=epochs).build(student.parameters(), STEPS)
+    for _ in range(epochs * STEPS):
+        batch = next(stream)
+        loss = torch.nn.functional.cross_entropy(student(batch.inputs).logits, batch.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return student.state_dict()
+
+
+def test_no_distillation_is_training_by_cross_entropy_alone(start: Start, tmp_path: Path) -> None:
+    assert start("--algo", "none") == 0
+    (folder,) = folders(tmp_path)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["distillation"]["alpha"], config["distillation"]["beta"]) == (0, 0)
+    for row in read_rows(folder):
+        assert row["loss/total"] == row["loss/cross_entropy"]
+    found = load_checkpoint(folder / "student.pt")["network"]
+    for name, tensor in by_cross_entropy_alone(EPOCHS).items():
+        torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+# Repetition.
+
+
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
+
+
+@pytest.mark.parametrize("algo", ["pg", "ppo", "sac"])
+def test_a_run_is_repeated_by_its_own_configuration(
+    algo: str, start: Start, tmp_path: Path
+) -> None:
+    assert start("--algo", algo, "--seed", "3", "--optimizer.epochs", "2") == 0
+    (first,) = folders(tmp_path)
+    # Whatever other runs have drawn in the meantime.
+    torch.rand(7)
+    assert main("--config", str(first / "config.yaml")) == 0
+    second = next(folder for folder in folders(tmp_path) if folder != first)
+    assert comparable(first) == comparable(second)
+    assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
+    students = [load_checkpoint(folder / "student.pt")["network"] for folder in (first, second)]
+    assert all(tensor.equal(students[1][name]) for name, tensor in students[0].items())
+
+
+def test_another_seed_is_another_run(start: Start, tmp_path: Path) -> None:
+    for seed in ("0", "1"):
+        assert start("--algo", "aver", "--seed", seed, "--optimizer.epochs", "1") == 0
+    first, second = (comparable(folder) for folder in folders(tmp_path))
+    assert first[0]["test/cross_entropy"] != second[0]["test/cross_entropy"]
+
+
+def test_several_methods_run_side_by_side(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("--algo", "uniform,aver", "--optimizer.epochs", "1") == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    (heading,) = [line for line in shown.out.splitlines() if "uniform" in line and "aver" in line]
+    assert heading.split("┃")[2:4] != []
+    assert len(folders(tmp_path)) == 2
+    for folder in folders(tmp_path):
+        assert str(folder) in shown.out
+
+
+@pytest.mark.parametrize("flags", [["--warmup.epochs", "0"], ["--warmup.epochs", "2"]], ids=str)
+def test_warm_ups_of_any_length(flags: list[str], start: Start, tmp_path: Path) -> None:
+    assert start("--algo", "pg", "--optimizer.epochs", "2", *flags) == 0
+    (folder,) = folders(tmp_path)
+    rows = read_rows(folder)
+    warm = int(flags[1])
+    # Fused weights have parts.
+    assert ["entropy/generator/logit" in row for row in rows] == [False] * warm + [True] * (
+        2 - warm
+    )
+
+
+def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None:
+    assert start("--algo", "aver", "--data.val_fraction", "0.1", "--optimizer.epochs", "1") == 0
+    (folder,) = folders(tmp_path)
+    (row,) = read_rows(folder)
+    assert {"val/accuracy", "val/cross_entropy", "test/accuracy"} <= row.keys()
+    assert result_of(folder)["last_accuracy"] == row["test/accuracy"]
+
+
+# Mistakes.
+
+MISTAKES = {
+    "method": (["--algo", "nope"], "agent: unknown name 'nope'"),
+    "second method": (["--algo", "aver,ppoo"], "did you mean 'ppo'?"),
+    "flag": (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
+    "argument": (["--algo", "pg", "--agent.arguments.lrr", "1"], "agent.arguments.lrr"),
+    "value": (["--algo", "pg", "--agent.arguments.lr", "x"], "agent: pg cannot be built"),
+    "method for other actions": (["--algo", "dqn"], "dqn cannot be built"),
+    "dataset": (["--data.dataset", "digit"], "did you mean 'digits'?"),
+    "student": (["--student.network", "resnet9"], "did you mean 'resnet8'?"),
+    "width": (["--student.width", "0"], "width: expected a positive factor"),
+    "reward": (["--env.reward", "papper"], "did you mean 'paper'?"),
+    "fusion": (["--env.fusion", "[1, 1, 1]"], "fusion: expected 3 coefficients"),
+    "warm-up": (["--warmup.weights", "one"], "unknown warmup.weights 'one'; did you mean 'ones'?"),
+    "temperature": (["--distillation.temperature", "0"], "temperature: expected a number > 0"),
+    "momentum": (["--optimizer.momentum", "-1"], "momentum: expected a number >= 0, got -1"),
+    "batch": (["--data.batch_size", "1000"], "batch_size: expected 1 to 64"),
+    "device": (["--device", "cuda:99"], "device: cannot use 'cuda:99'"),
+    "no teachers": (["--teachers.teachers", "[]"], "teachers: expected at least one"),
+    "checkpoint": (
+        ["--teachers.teachers", '[{"network": "resnet8", "checkpoint": "/no/such.pt"}]'],
+        "/no/such.pt: no such checkpoint",
+    ),
+    "file": (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_are_told_in_one_line_and_leave_no_folder(
+    case: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, message = MISTAKES[case]
+    assert start(*flags) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ")
+    assert shown.endswith("\n")
+    assert shown.count("\n") == 1
+    assert message in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--output", "--cache"])
+def test_a_file_cannot_be_a_folder(
+    flag: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "taken"
+    taken.touch()
+    assert start(flag, str(taken)) == 2
+    assert str(taken) in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [taken]
+
+
+def test_numbers_that_explode_are_told_in_one_line(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start("--algo", "aver", "--optimizer.lr", "1e9") == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: loss/total became NaN or infinite in epoch 1 (up to step 4)")
+    assert "optimizer.lr" in shown
+    assert shown.count("\n") == 1
+    (folder,) = folders(tmp_path)
+    # Unfinished, and to be seen as such.
+    assert not (folder / "result.json").exists()
+
+
+def test_an_interrupted_run_says_so(
+    monkeypatch: pytest.MonkeyPatch, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "run_experiment", interrupted)
+    assert start("--algo", "pg") == 130
+    assert capsys.readouterr().err.startswith("interrupted: ")
+
+
+def test_flags_come_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py", "--algo", "nope"])
+    assert run.main() == 2
+    assert "nope" in capsys.readouterr().err
+
+
+# Folders and devices.
+
+
+def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    (config,) = parse_arguments(["--algo", "stable_baselines3:PPO", "--output", str(tmp_path)])
+    made = {make_folder(config) for _ in range(3)}
+    assert len(made) == 3
+    assert all("digits_stable_baselines3.PPO_seed0_" in folder.name for folder in made)
+
+
+def test_a_gpu_is_taken_where_there_is_one() -> None:
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+    assert choose_device("auto").type == expected
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", ""])
+def test_devices_that_do_not_exist_are_named(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"device: cannot use '{name}'") as error:
+        choose_device(name)
+    assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from tiny import CLASSES, IMAGE_SHAPE, TEACHERS, batch, perturb, teacher_networks, training_set
 
 NAMES = tuple(TEACHERS)
-RECIPE = SGDRecipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False)
+RECIPE = SGDRecipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False, milestones=(0.8,))
 LEARNABLE = 96
 
 

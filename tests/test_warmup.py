@@ -1,12 +1,11 @@
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from agents import Agent, PolicyGradient, Transition, Uniform
-from agents.base import EpochEnd
 from agents.warmup import WARMUP_WEIGHTS, warm_up
 from known_optimum import STEPS, started_env
 from mtkd_env.env import MTKDVectorEnv, StepRecord
@@ -14,6 +13,10 @@ from mtkd_env.errors import ConfigError
 from tiny import TEACHERS
 
 M = len(TEACHERS)
+
+
+def refuse(*_: Any) -> Any:
+    raise AssertionError("asked for more than to learn from the warm-up")
 
 
 class Pupil(Agent):
@@ -25,17 +28,10 @@ class Pupil(Agent):
         super().__init__(env)
         self.histories: list[Sequence[Transition]] = []
 
-    def act(self, observation: Tensor) -> Tensor:
-        raise AssertionError("asked for an action")
-
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
-        raise AssertionError("asked to learn")
+    act = learn = save = refuse
 
     def pretrain(self, history: Sequence[Transition]) -> None:
         self.histories.append(history)
-
-    def save(self, folder: Path) -> None:
-        raise AssertionError("asked to save")
 
 
 class Unaware(Pupil):

@@ -60,6 +60,8 @@ class TeacherSpec:
 
     def __post_init__(self) -> None:
         lookup(NETWORKS, self.network, "network")
+        # 1 and 1.0 are one width, and must be one entry of the cache.
+        object.__setattr__(self, "width", float(self.width))
         lookup(dict.fromkeys(KINDS), self.kind, "kind of teacher")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(

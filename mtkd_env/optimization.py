@@ -59,6 +59,7 @@ class SGDRecipe:
             weight_decay=self.weight_decay,
             nesterov=self.nesterov and self.momentum > 0,
         )
-        total = self.epochs * steps_per_epoch
-        steps = [round(fraction * total) for fraction in self.milestones]
+        # At the end of an epoch, as published schedules have it; never before the first has ended.
+        ends = [max(1, round(fraction * self.epochs)) for fraction in self.milestones]
+        steps = [end * steps_per_epoch for end in ends]
         return optimizer, MultiStepLR(optimizer, milestones=steps, gamma=self.decay)

@@ -28,12 +28,6 @@ FUSIONS: Mapping[str, tuple[float, float, float]] = {
 }
 
 
-def uniform_weights(like: Float[Tensor, "B M"]) -> TeacherWeights:
-    """Weights 1/M in both heads, on the device of `like` (AVER)."""
-    weights = torch.full_like(like, 1 / like.shape[1], requires_grad=False)
-    return TeacherWeights(logit=weights, feature=weights)
-
-
 def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:
     """Softmax over the teachers of each half of the action: logit head first, then feature head."""
     logit, feature = action.float().chunk(2, dim=1)
@@ -48,7 +42,7 @@ def confidence_weights(teacher_cross_entropy: Float[Tensor, "B M"]) -> TeacherWe
     """
     teachers = teacher_cross_entropy.shape[1]
     if teachers == 1:
-        return uniform_weights(teacher_cross_entropy)
+        return TeacherWeights.uniform(teacher_cross_entropy)
     weights = (1 - teacher_cross_entropy.softmax(1)) / (teachers - 1)
     return TeacherWeights(logit=weights, feature=weights)
 

@@ -7,6 +7,7 @@ width, K channels, H and W height and width of a feature map.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -104,6 +105,12 @@ class TeacherWeights:
     logit: Float[Tensor, "B M"]
     feature: Float[Tensor, "B M"]
     parts: Mapping[str, "TeacherWeights"] = field(default_factory=dict)
+
+    @classmethod
+    def uniform(cls, like: Float[Tensor, "B M"]) -> "TeacherWeights":
+        """Weights 1/M in both heads, on the device of `like`; they carry no graph."""
+        weights = torch.full_like(like, 1 / like.shape[1], requires_grad=False)
+        return cls(logit=weights, feature=weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from mtkd_env.action import (
     divergence_weights,
     fuse,
     generated_weights,
-    uniform_weights,
 )
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import TeacherWeights
@@ -212,7 +211,7 @@ def test_actions_get_gradients_through_the_fusion() -> None:
 
 def test_uniform_weights_carry_no_graph() -> None:
     like = torch.zeros(2, 4, requires_grad=True)
-    weights = uniform_weights(like)
+    weights = TeacherWeights.uniform(like)
     assert not weights.logit.requires_grad
     assert weights.logit.eq(0.25).all()
     assert weights.feature.eq(0.25).all()

@@ -27,7 +27,7 @@ from known_optimum import (
     started_env,
     the_surest,
 )
-from mtkd_env.action import fuse, generated_weights, uniform_weights
+from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
@@ -155,7 +155,7 @@ def test_released_loss_is_stationary_at_uniform_weights_whatever_the_reward(seed
 
 def test_released_loss_is_smallest_at_uniform_weights() -> None:
     rewards = torch.rand(5, 1, generator=generator(0)).expand(5, M)
-    least = bce_ones_loss(uniform_weights(rewards), rewards)
+    least = bce_ones_loss(TeacherWeights.uniform(rewards), rewards)
     for seed in range(20):
         assert bce_ones_loss(generated_weights(draw(5, 2 * M, seed=seed)), rewards) > least
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtkd_env.action import uniform_weights
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import SGDRecipe
@@ -383,5 +382,7 @@ def test_updates_let_the_student_learn() -> None:
     losses = []
     for _ in range(30):
         state = distiller.forward(seen)
-        losses.append(distiller.update(state, uniform_weights(state.divergence)).cross_entropy)
+        losses.append(
+            distiller.update(state, TeacherWeights.uniform(state.divergence)).cross_entropy
+        )
     assert losses[-1].mean() < losses[0].mean() / 2

@@ -13,7 +13,7 @@ from gymnasium.wrappers import vector as wrappers
 from torch import Tensor, nn
 
 from env_contract import InterfaceContract, MakeEnv, StepContract, equal, random_action, rollout
-from mtkd_env.action import FUSIONS, uniform_weights
+from mtkd_env.action import FUSIONS
 from mtkd_env.data import BatchStream
 from mtkd_env.env import CHOICES, MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError
@@ -21,7 +21,7 @@ from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.reward import NORMALIZATIONS, REWARDS
-from mtkd_env.types import Batch
+from mtkd_env.types import Batch, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
     CLASSES,
@@ -253,7 +253,7 @@ def test_subscribers_hear_of_every_step_whoever_chose_the_weights() -> None:
     records: list[StepRecord] = []
     env.subscribe(records.append)
     step(env)
-    env.distill(uniform_weights(env.state.divergence))
+    env.distill(TeacherWeights.uniform(env.state.divergence))
     assert [record.step for record in records] == [0, 1]
     assert records[1].weights.logit.eq(1 / M).all()
     assert set(records[0].weights.parts) == {"generator", "confidence", "divergence"}
@@ -282,7 +282,7 @@ def test_equal_weights_by_any_path_give_the_same_student() -> None:
         by_weighting.distill(aver(by_weighting.state))
         by_action.step(np.zeros((NUM_ENVS, 2 * M), dtype=np.float32))
         state = bare.forward(next(batches))
-        bare.update(state, uniform_weights(state.divergence))
+        bare.update(state, TeacherWeights.uniform(state.divergence))
     by_weighting.state, bare.forward(next(batches))  # as the last step of the action did
     assert states_equal(by_weighting.distiller.module, bare.module)
     assert states_equal(by_action.distiller.module, bare.module)
@@ -519,7 +519,7 @@ def test_a_seeded_reset_begins_an_epoch_and_an_unseeded_one_does_not() -> None:
         lambda env: env.state,
         lambda env: env.observation,
         lambda env: env.teacher_rewards(),
-        lambda env: env.distill(uniform_weights(torch.zeros(NUM_ENVS, M))),
+        lambda env: env.distill(TeacherWeights.uniform(torch.zeros(NUM_ENVS, M))),
     ],
     ids=["state", "observation", "teacher_rewards", "distill"],
 )

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtkd_env.action import uniform_weights
 from mtkd_env.losses import cross_entropy, kd_divergence
 from mtkd_env.reward import (
     NORMALIZATIONS,
@@ -174,7 +173,7 @@ def test_a_constant_per_sample_changes_no_gradient_of_the_expected_advantage() -
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_uniform_weights_earn_nothing(name: str) -> None:
     state = random_state()
-    rewards = RewardFunction(REWARDS[name], SCALE)(state, uniform_weights(state.divergence))
+    rewards = RewardFunction(REWARDS[name], SCALE)(state, TeacherWeights.uniform(state.divergence))
     torch.testing.assert_close(rewards.scalar, torch.zeros(5), rtol=0, atol=1e-6)
 
 
@@ -250,7 +249,7 @@ def test_teacher_rewards_do_not_depend_on_weights(name: str) -> None:
     function, state = RewardFunction(REWARDS[name], SCALE), random_state()
     alone = function.teacher_rewards(state)
     assert function(state, random_weights()).teacher.equal(alone)
-    assert function(state, uniform_weights(state.divergence)).teacher.equal(alone)
+    assert function(state, TeacherWeights.uniform(state.divergence)).teacher.equal(alone)
 
 
 @pytest.mark.parametrize("name", REWARDS)

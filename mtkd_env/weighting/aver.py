@@ -8,5 +8,4 @@ class Aver:
 
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights 1/M on the device of the state."""
-        weights = state.divergence.new_full(state.divergence.shape, 1 / state.divergence.shape[1])
-        return TeacherWeights(logit=weights, feature=weights)
+        return TeacherWeights.uniform(state.divergence)

@@ -144,6 +144,8 @@ class ExperimentConfig:
         warmup: The epochs in which all teachers count the same.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        threads: CPU threads; by default one for the digits, whose images are too small to share,
+            and torch's choice for everything else.
         output: Folder that run folders are made in.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
     """
@@ -159,12 +161,15 @@ class ExperimentConfig:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None
     output: str = "runs"
     cache: str | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
+        if self.threads is not None and self.threads < 1:
+            raise ConfigError(f"threads: expected a number >= 1, got {self.threads}")
         lookup(dict.fromkeys(WARMUP_WEIGHTS), self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.config import ExperimentConfig, parse_arguments
-from experiments.experiment import choose_device
+from experiments.experiment import prepare_device
 from experiments.report import ConsoleProgress, console
 from mtkd_env.data import load_dataset
 from mtkd_env.errors import ConfigError
@@ -38,7 +38,7 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
         return build_pool(
             config.teachers,
             TrainingSet(data, splits),
-            device=choose_device(config.device),
+            device=prepare_device(config),
             cache=Path(config.cache) if config.cache else None,
             progress=report,
         )

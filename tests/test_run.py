@@ -1,6 +1,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from experiments import run
 from experiments.config import parse_arguments
-from experiments.experiment import choose_device, make_folder
+from experiments.experiment import make_folder, prepare_device
 from experiments.metrics import read_rows
 from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
@@ -400,12 +401,26 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
 
 def test_a_gpu_is_taken_where_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert choose_device("auto").type == expected
-    assert choose_device("cpu").type == "cpu"
+    assert prepare_device(*parse_arguments(["--device", "auto"])).type == expected
+    assert prepare_device(*parse_arguments(["--device", "cpu"])).type == "cpu"
+
+
+def test_the_digits_take_one_thread_unless_told_otherwise() -> None:
+    try:
+        prepare_device(*parse_arguments(["--threads", "2"]))
+        assert torch.get_num_threads() == 2
+        prepare_device(*parse_arguments([]))
+        assert torch.get_num_threads() == 1
+        torch.set_num_threads(2)
+        prepare_device(*parse_arguments(["--data.dataset", "npz"]))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", ""])
 def test_devices_that_do_not_exist_are_named(name: str) -> None:
+    (config,) = parse_arguments([])
     with pytest.raises(ConfigError, match=f"device: cannot use '{name}'") as error:
-        choose_device(name)
+        prepare_device(replace(config, device=name))
     assert "\n" not in str(error.value)

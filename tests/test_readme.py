@@ -19,7 +19,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = [(match[1], match[2]) for match in BLOCK.finditer(README)]
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-SHELL = [text for language, text in BLOCKS if language in ("sh", "bash", "console")]
+# A backslash at the end of a line continues the command.
+SHELL = [
+    text.replace("\\\n", " ") for language, text in BLOCKS if language in ("sh", "bash", "console")
+]
 
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)|<img[^>]+src=\"([^\"]+)\"")
 
@@ -89,7 +92,8 @@ def test_methods_in_comments_are_known() -> None:
 
 
 def test_methods_of_the_table_are_known() -> None:
-    rows = re.findall(r"^\|((?: `[\w:]+`)+)[^|]*\|", README, re.MULTILINE)
+    table = README.split("| `--algo` |", 1)[1].split("\n\n", 1)[0]
+    rows = re.findall(r"^\|((?: `[\w:]+`)+)[^|]*\|", table, re.MULTILINE)
     names = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert {"pg", "ppo", "aver", "none"} <= set(names)
     for name in names:

@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -115,38 +116,50 @@ def _bar(console: Console) -> Progress:
     )
 
 
+def teacher_table(result: Result) -> Table:
+    """The teachers of a run."""
+    table = Table(title="Teachers", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("name")
+    table.add_column("test accuracy", justify="right")
+    for name, accuracy in result.teachers.items():
+        table.add_row(name, f"{accuracy:.2%}")
+    return table
+
+
+# Heading and text of every column of a run but those of its teachers.
+COLUMNS: dict[str, Callable[[Result], str]] = {
+    "test\nlast": lambda result: f"{result.last_accuracy:.2%}",
+    "test\nbest": lambda result: f"{result.best_accuracy:.2%}",
+    "agent\nscore": lambda result: f"{result.score:z.3f}",
+}
+
+
 def result_table(results: Sequence[Result]) -> Table:
-    """Runs side by side, a column each."""
-    table = Table(title="Runs" if len(results) > 1 else "Run", title_justify="left")
-    table.add_column("")
+    """Students side by side, a row for each run; weights and scores are those of the last epoch.
+
+    The best accuracy is chosen on the test images, and says so.
+    """
+    table = Table(title="Students", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True)
+    teachers = list(results[0].teachers)
+    for heading in (*COLUMNS, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"):
+        table.add_column(heading, justify="right")
     for result in results:
-        table.add_column(result.algo, justify="right")
-    first = results[0]
-    for teacher, accuracy in first.teachers.items():
-        table.add_row(f"teacher {teacher}, accuracy", *[f"{accuracy:.2%}"] * len(results))
-    table.add_section()
-    rows: dict[str, Callable[[Result], str]] = {
-        "student, accuracy after the last epoch": lambda r: f"{r.last_accuracy:.2%}",
-        "student, best accuracy (chosen on test)": lambda r: (
-            f"{r.best_accuracy:.2%} (epoch {r.best_epoch})"
-        ),
-        "agent score, last epoch (0 uniform, 1 oracle)": lambda r: f"{r.score:z.3f}",
-        "  logit head / feature head": lambda r: f"{r.score_logit:z.3f} / {r.score_feature:z.3f}",
-    }
-    for name, text in rows.items():
-        table.add_row(name, *[text(result) for result in results])
-    table.add_section()
-    for teacher in first.teachers:
-        shares = [f"{result.weights[teacher]:.3f}" for result in results]
-        table.add_row(f"weight of {teacher}, last epoch", *shares)
-    table.add_section()
-    table.add_row("seconds, student", *[f"{result.seconds:.1f}" for result in results])
+        weights = [f"{result.weights[teacher]:.3f}" for teacher in teachers]
+        values = [text(result) for text in COLUMNS.values()]
+        table.add_row(result.algo, *values, *weights, f"{result.seconds:.1f}")
     return table
 
 
 def print_results(console: Console, results: Sequence[Result]) -> None:
-    """The table of runs and their folders."""
+    """The tables of teachers and students, and where the runs are."""
+    console.print(teacher_table(results[0]))
     console.print(result_table(results))
+    console.print(
+        "last: accuracy after the last epoch, the result; best: the highest, chosen on test.\n"
+        "agent score: 0 is equal weights, 1 all weight on each sample's best teacher.",
+        highlight=False,
+    )
     for result in results:
         console.print(f"{result.algo}: {result.folder}", soft_wrap=True, highlight=False)
 

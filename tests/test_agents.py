@@ -282,6 +282,15 @@ def test_agent_steps_give_the_student_no_gradient() -> None:
     assert all(tensor.equal(before[name]) for name, tensor in module.state_dict().items())
 
 
+def test_the_student_learns_whatever_the_callers_gradient_mode() -> None:
+    env, other = started_env(), started_env()
+    with torch.no_grad():
+        env.step(torch.zeros(NUM_ENVS, 2 * M))
+    other.step(torch.zeros(NUM_ENVS, 2 * M))
+    found, expected = (e.distiller.student.state_dict() for e in (env, other))
+    assert all(tensor.equal(expected[name]) for name, tensor in found.items())
+
+
 def test_memory_holds_no_graph() -> None:
     env = started_env(fusion="learnable")
     agent = PolicyGradient(env)

@@ -121,34 +121,39 @@ def test_teachers_and_their_weights_are_read_from_a_row() -> None:
 # Tables.
 
 
-def test_every_run_has_a_column() -> None:
+def test_every_run_has_a_row() -> None:
     for count in (1, 2, 3):
         results = [replace(RESULT, algo=f"algo{i}") for i in range(count)]
         table = result_table(results)
-        assert [str(column.header) for column in table.columns] == [
-            "",
-            *(result.algo for result in results),
-        ]
-        assert {len(list(column.cells)) for column in table.columns} == {table.row_count}
+        assert list(table.columns[0].cells) == [result.algo for result in results]
+        assert {len(list(column.cells)) for column in table.columns} == {count}
 
 
-def test_a_table_says_what_the_run_came_to() -> None:
+def test_every_teacher_has_a_column_of_weights() -> None:
+    headings = [str(column.header) for column in result_table([RESULT]).columns]
+    assert [text for text in headings if text.startswith("weight\n")] == [
+        f"weight\n{teacher}" for teacher in RESULT.teachers
+    ]
+
+
+def test_the_tables_say_what_the_runs_came_to() -> None:
     other = replace(RESULT, algo="aver", last_accuracy=0.5, score=-0.0001, folder="runs/other")
     text = printed(RESULT, other)
-    lines = {line.split("│")[1].strip(): line for line in text.splitlines() if "│" in line}
-    assert lines["student, accuracy after the last epoch"].split("│")[2:4] == [
-        "           81.25% ",
-        "           50.00% ",
-    ]
-    assert "87.50% (epoch 2)" in lines["student, best accuracy (chosen on test)"]
-    assert "0.500" in lines["agent score, last epoch (0 uniform, 1 oracle)"]
-    assert "-0.000" not in text
-    assert "0.400 / 0.600" in lines["logit head / feature head"]
-    assert "0.300" in lines["weight of wrn_16_1-random, last epoch"]
-    assert "90.00%" in lines["teacher resnet8, accuracy"]
-    assert "12.3" in lines["seconds, student"]
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
+    weights = [f"{weight:.3f}" for weight in RESULT.weights.values()]
+    assert lines["pg"][1:] == ["81.25%", "87.50%", "0.500", *weights, "12.3"]
+    assert lines["aver"][1:] == ["50.00%", "87.50%", "0.000", *weights, "12.3"]
+    assert lines["resnet8"] == ["resnet8", "90.00%"]
     assert "pg: runs/digits_pg" in text
     assert "aver: runs/other" in text
+
+
+def test_the_tables_of_two_methods_fit_a_narrow_terminal() -> None:
+    four = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
+    wide = replace(RESULT, teachers=dict.fromkeys(four, 0.9), weights=dict.fromkeys(four, 0.25))
+    console = Console(width=80, file=(out := StringIO()), force_terminal=True)
+    print_results(console, [wide, replace(wide, algo="aver")])
+    assert "…" not in out.getvalue()
 
 
 # Pictures.

@@ -13,7 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from experiments import run
+from experiments import experiment, run
 from experiments.config import parse_arguments
 from experiments.experiment import make_folder, prepare_device
 from experiments.metrics import read_rows
@@ -269,6 +269,19 @@ def test_another_seed_is_another_run(start: Start, tmp_path: Path) -> None:
         assert start("--algo", "aver", "--seed", seed, "--optimizer.epochs", "1") == 0
     first, second = (comparable(folder) for folder in folders(tmp_path))
     assert first[0]["test/cross_entropy"] != second[0]["test/cross_entropy"]
+
+
+def test_the_seed_is_the_agents_too(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    seeds: list[int] = []
+    build = experiment.build_agent
+
+    def spy(*args: Any, seed: int, **kwargs: Any) -> Any:
+        seeds.append(seed)
+        return build(*args, seed=seed, **kwargs)
+
+    monkeypatch.setattr(experiment, "build_agent", spy)
+    assert start("--algo", "uniform", "--seed", "5", "--optimizer.epochs", "1") == 0
+    assert seeds == [5]
 
 
 def test_several_methods_run_side_by_side(

@@ -39,7 +39,8 @@ else:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "tqc": {"learning_starts": 64, "policy_kwargs": {"net_arch": [16]}},
     "crossq": {"learning_starts": "1 epoch", "policy_kwargs": {"net_arch": [16]}},
-    "ars": {"n_delta": 2},
+    # Ten steps for every update of the policy, so it must be stopped amid one.
+    "ars": {"n_delta": 5},
 }
 
 
@@ -256,8 +257,9 @@ def test_policies_are_described_by_plain_values() -> None:
 
 def test_the_algorithm_runs_on_the_environments_device_unless_told_otherwise() -> None:
     env = started_env()
-    assert quick(env).model.device == env.device
-    assert quick(env, device="cpu").model.device == torch.device("cpu")
+    own = f"{__name__}:OwnAlgorithm"
+    assert quick(env, own, n_steps=2, n_minibatches=1).model.asked_for == env.device
+    assert quick(env, own, n_steps=2, n_minibatches=1, device="meta").model.asked_for == "meta"
 
 
 @pytest.mark.parametrize(
@@ -317,12 +319,16 @@ def test_algorithms_are_found_by_name(name: str) -> None:
 
 
 def test_an_algorithm_of_the_users_own_is_found_in_its_module() -> None:
-    agent = quick(started_env(), "test_sb3_agent:OwnAlgorithm", n_steps=2, n_minibatches=1)
+    agent = quick(started_env(), f"{__name__}:OwnAlgorithm", n_steps=2, n_minibatches=1)
     assert type(agent.model).__name__ == "OwnAlgorithm"
 
 
 class OwnAlgorithm(stable_baselines3.PPO):
     """An algorithm of the user's own."""
+
+    def __init__(self, *args: Any, device: Any = "auto", **kwargs: Any) -> None:
+        super().__init__(*args, device="cpu", **kwargs)
+        self.asked_for = device
 
 
 def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

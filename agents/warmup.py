@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from agents.base import Agent, Transition
-from mtkd_env.errors import lookup
+from mtkd_env.errors import check_name
 from mtkd_env.types import TeacherWeights
 
 # 1/M keeps the scale of the loss for what follows; the paper's "equal weights" are ones, which
@@ -29,7 +29,7 @@ def warm_up(agent: Agent, steps: int, weights: str = "uniform") -> None:
         ConfigError: Unknown weights.
     """
     env = agent.env
-    lookup(dict.fromkeys(WARMUP_WEIGHTS), weights, "warm-up weights")
+    check_name(WARMUP_WEIGHTS, weights, "warm-up weights")
     weight = 1.0 if weights == "ones" else 1 / len(env.teacher_names)
     history: list[tuple[Tensor, Tensor, Mapping[str, TeacherWeights]]] = []
     for _ in range(steps):

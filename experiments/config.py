@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
-from mtkd_env.errors import ConfigError, did_you_mean, lookup
+from mtkd_env.errors import ConfigError, check_name, did_you_mean
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.teachers import PoolSpec
 
@@ -170,7 +170,7 @@ class ExperimentConfig:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: expected a number >= 1, got {self.threads}")
-        lookup(dict.fromkeys(WARMUP_WEIGHTS), self.warmup.weights, "warmup.weights")
+        check_name(WARMUP_WEIGHTS, self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(
                 f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "

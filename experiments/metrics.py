@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from agents.policy_gradient import entropy
 from mtkd_env.env import StepRecord
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
@@ -31,8 +32,8 @@ def step_means(record: StepRecord) -> dict[str, Tensor]:
         "teacher_rewards": record.rewards.teacher.mean(0),
     }
     for part, weights in {"total": record.weights, **record.weights.parts}.items():
-        means[f"entropy/{part}/logit"] = torch.special.entr(weights.logit).sum(1).mean()
-        means[f"entropy/{part}/feature"] = torch.special.entr(weights.feature).sum(1).mean()
+        means[f"entropy/{part}/logit"] = entropy(weights.logit).mean()
+        means[f"entropy/{part}/feature"] = entropy(weights.feature).mean()
     return {**means, **_score_terms(record.weights, record.rewards.teacher)}
 
 

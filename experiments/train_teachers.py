@@ -18,16 +18,20 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import prepare_device
 from experiments.report import ConsoleProgress, console
-from mtkd_env.data import load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder
-from mtkd_env.teachers import TeacherPool, TrainingSet, build_pool
+from mtkd_env.registration import load_images
+from mtkd_env.teachers import TeacherPool, build_pool
 
 
 def train(config: ExperimentConfig, out: Console) -> TeacherPool:
     """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
-    data = load_dataset(config.data.dataset, **config.data.arguments)
-    splits = data.split(config.data.val_fraction, train_size=config.data.train_size)
+    images = load_images(
+        config.data.dataset,
+        config.data.arguments,
+        val_fraction=config.data.val_fraction,
+        train_size=config.data.train_size,
+    )
     folder = Path(config.output) / "teachers" / "tensorboard"
     with SummaryWriter(str(folder)) as writer, closing(ConsoleProgress(out)) as progress:
 
@@ -37,7 +41,7 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
 
         return build_pool(
             config.teachers,
-            TrainingSet(data, splits),
+            images,
             device=prepare_device(config),
             cache=Path(config.cache) if config.cache else None,
             progress=report,

@@ -16,7 +16,7 @@ from torch import Tensor
 from mtkd_env.action import FUSIONS, WeightFusion
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.observation import OBSERVATIONS, Observer, RunningStandardizer
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards, Scale
@@ -49,7 +49,7 @@ def check_choices(**arguments: Any) -> None:
     """
     for name, value in arguments.items():
         if name in CHOICES and isinstance(value, str):
-            lookup(dict.fromkeys(CHOICES[name]), value, name)
+            check_name(CHOICES[name], value, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +401,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         if seed is not None and not isinstance(seed, int | np.integer):
             raise ValueError(f"seed: expected one int, the student is shared; got {seed!r}")
         for name in options or {}:
-            lookup(dict.fromkeys(RESET_OPTIONS), name, "reset option")
+            check_name(RESET_OPTIONS, name, "reset option")
         super().reset(seed=None if seed is None else int(seed))
         if seed is not None:
             self._reinitialize(int(seed))

@@ -1,7 +1,7 @@
 """Errors that name what is wrong, what was expected, and the nearest valid choice."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -24,10 +24,19 @@ def lookup(table: Mapping[str, T], name: str, kind: str) -> T:
     Raises:
         ConfigError: `name` is not in `table`; names the nearest entry and all the known ones.
     """
-    if name not in table:
-        known = ", ".join(sorted(table))
-        raise ConfigError(f"unknown {kind} '{name}'{did_you_mean(name, table)} (known: {known})")
+    check_name(table, name, kind)
     return table[name]
+
+
+def check_name(known: Collection[str], name: str, kind: str) -> None:
+    """Checks that a name is among the known ones.
+
+    Raises:
+        ConfigError: It is not; names the nearest one and all of them.
+    """
+    if name not in known:
+        names = ", ".join(sorted(known))
+        raise ConfigError(f"unknown {kind} '{name}'{did_you_mean(name, known)} (known: {names})")
 
 
 def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:

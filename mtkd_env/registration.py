@@ -10,11 +10,10 @@ import gymnasium
 import torch
 
 from mtkd_env.data import load_dataset
-from mtkd_env.data.dataset import ImageData, Splits
-from mtkd_env.data.stream import evaluation_batches
+from mtkd_env.data.dataset import ImageData
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, check_choices
-from mtkd_env.errors import ConfigError, check_arguments, lookup
+from mtkd_env.errors import ConfigError, check_arguments, check_name
 from mtkd_env.networks import NETWORKS, build_network
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.seeding import derive_seed
@@ -26,13 +25,11 @@ from mtkd_env.teachers import (
     build_pool,
     load_pool_spec,
 )
-from mtkd_env.teachers.pool import PoolProgress
+from mtkd_env.teachers.pool import PoolProgress, teacher_recipe
 
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
 DEFAULT_TEACHER_EPOCHS = 12
-
-EVALUATION_BATCH = 512
 
 Teachers = str | Path | PoolSpec | Sequence[str | dict[str, Any]]
 
@@ -56,8 +53,7 @@ def pool_spec(teachers: Teachers, epochs: int | None = None) -> PoolSpec:
         TeacherSpec(network=teacher) if isinstance(teacher, str) else _teacher_spec(teacher, i)
         for i, teacher in enumerate(teachers)
     )
-    recipe = SGDRecipe(epochs=epochs or DEFAULT_TEACHER_EPOCHS, weight_decay=5e-4, nesterov=False)
-    return PoolSpec(specs, recipe)
+    return PoolSpec(specs, teacher_recipe(epochs or DEFAULT_TEACHER_EPOCHS))
 
 
 def _teacher_spec(arguments: dict[str, Any], position: int) -> TeacherSpec:
@@ -133,11 +129,12 @@ def assemble(
     """
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
     check_choices(**env_kwargs)
-    lookup(NETWORKS, student, "student")
+    check_name(NETWORKS, student, "student")
     if not isinstance(recipe, SGDRecipe):
         check_arguments(SGDRecipe, recipe or {}, "recipe")
         recipe = SGDRecipe(**(recipe or {}))
-    data = load_dataset(dataset, **(dataset_kwargs or {}))
+    images = load_images(dataset, dataset_kwargs, val_fraction=val_fraction, train_size=train_size)
+    data = images.data
     make_student = partial(
         build_network,
         student,
@@ -145,8 +142,6 @@ def assemble(
         in_channels=data.image_shape[0],
         width=student_width,
     )
-    splits = data.split(val_fraction, train_size=train_size)
-    images = TrainingSet(data, splits)
     stream = images.stream(num_envs, torch.device(device), derive_seed(seed, "data"))
     pool = build_pool(
         pool_spec(teachers, teacher_epochs),
@@ -167,22 +162,28 @@ def assemble(
         device=device,
         seed=derive_seed(seed, "student"),
     )
-    env = MTKDVectorEnv(distiller, stream, _evaluated(data, splits, device), **env_kwargs)
+    env = MTKDVectorEnv(distiller, stream, _evaluated(images, device), **env_kwargs)
     return Assembly(env, data, pool)
 
 
-def _evaluated(data: ImageData, splits: Splits, device: str) -> dict[str, Any]:
+def load_images(
+    dataset: str,
+    dataset_kwargs: dict[str, Any] | None = None,
+    *,
+    val_fraction: float = 0.0,
+    train_size: int | None = None,
+) -> TrainingSet:
+    """A dataset and its parts; see `assemble` for the arguments."""
+    data = load_dataset(dataset, **(dataset_kwargs or {}))
+    return TrainingSet(data, data.split(val_fraction, train_size=train_size))
+
+
+def _evaluated(images: TrainingSet, device: str) -> dict[str, Any]:
     """A maker of unaugmented batches for every split that there is."""
+    splits = images.splits
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     return {
-        name: partial(
-            evaluation_batches,
-            part.to(device),
-            EVALUATION_BATCH,
-            mean=data.mean,
-            std=data.std,
-            device=device,
-        )
+        name: partial(images.evaluation_batches, part.to(device), device)
         for name, part in parts.items()
         if part is not None
     }

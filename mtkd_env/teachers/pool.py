@@ -11,8 +11,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from mtkd_env.data.stream import evaluation_batches
-from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
 from mtkd_env.networks import NETWORKS, build_network
@@ -31,9 +30,9 @@ KINDS = ("trained", "random", "permuted")
 PoolProgress = Callable[[str, int, int, float], None]
 
 
-def _teacher_recipe() -> SGDRecipe:
+def teacher_recipe(epochs: int = SGDRecipe.epochs) -> SGDRecipe:
     """The paper's teachers: weight decay 5e-4 and no Nesterov, otherwise the student's recipe."""
-    return SGDRecipe(weight_decay=5e-4, nesterov=False)
+    return SGDRecipe(epochs=epochs, weight_decay=5e-4, nesterov=False)
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class TeacherSpec:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        lookup(NETWORKS, self.network, "network")
+        check_name(NETWORKS, self.network, "network")
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
-        lookup(dict.fromkeys(KINDS), self.kind, "kind of teacher")
+        check_name(KINDS, self.kind, "kind of teacher")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(
                 f"teachers.{self.label}: a {self.kind} teacher cannot have a checkpoint"
@@ -86,7 +85,7 @@ class PoolSpec:
     """
 
     teachers: tuple[TeacherSpec, ...]
-    recipe: SGDRecipe = field(default_factory=_teacher_recipe)
+    recipe: SGDRecipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
 
 
@@ -185,7 +184,8 @@ class _Builder:
             digest = self._digest(teacher)
             if teacher.kind != "random":
                 self._train_or_find(teacher, network, digest)
-        evaluation = evaluate(network, self._test_batches())
+        test = self._images.evaluation_batches(self._images.splits.test, self._device)
+        evaluation = evaluate(network, test)
         return network, evaluation, digest
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
@@ -232,12 +232,6 @@ class _Builder:
     def _digest(self, teacher: TeacherSpec) -> str:
         text = json.dumps(self._made_from(teacher), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
-
-    def _test_batches(self) -> Any:
-        data = self._images.data
-        return evaluation_batches(
-            self._images.splits.test, 512, mean=data.mean, std=data.std, device=self._device
-        )
 
 
 def _make_folder(folder: Path) -> None:

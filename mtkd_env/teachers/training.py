@@ -1,6 +1,6 @@
 """Trains one teacher by cross-entropy; interrupted training goes on where it stopped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,15 @@ import torch
 from torch import Tensor
 
 from mtkd_env import losses
-from mtkd_env.data.dataset import ImageData, Splits
-from mtkd_env.data.stream import BatchStream
+from mtkd_env.data.dataset import ImageData, Split, Splits
+from mtkd_env.data.stream import BatchStream, evaluation_batches
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import SGDRecipe
+from mtkd_env.types import Batch
+
+# Only speed and memory depend on it: nothing is trained.
+EVALUATION_BATCH = 512
 
 Progress = Callable[[int, int, float], None]
 
@@ -42,6 +46,11 @@ class TrainingSet:
             crop_padding=self.data.crop_padding,
             flip=self.data.flip,
         )
+
+    def evaluation_batches(self, split: Split, device: torch.device | str) -> Iterator[Batch]:
+        """One unaugmented pass over a part."""
+        mean, std = self.data.mean, self.data.std
+        return evaluation_batches(split, EVALUATION_BATCH, mean=mean, std=std, device=device)
 
 
 def class_cycle(num_classes: int, seed: int) -> Tensor:

@@ -37,7 +37,7 @@ AGENTS: Mapping[str, Callable[..., Agent]] = {
 }
 
 # Arguments of every agent that are not the user's.
-SET_BY_THE_RUN = ("self", "env", "algorithm", "seed")
+SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
 
 
 def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
@@ -78,7 +78,7 @@ def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[
         if name in AGENTS:
             return AGENTS[name](env, seed=seed, **arguments)
         if name in WEIGHTINGS:
-            return WeightingAgent(env, WEIGHTINGS[name](**arguments))
+            return WeightingAgent(env, WEIGHTINGS[name](env.distiller, seed=seed, **arguments))
         return SB3Agent(env, name, seed=seed, **arguments)
     except ConfigError:
         raise

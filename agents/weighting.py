@@ -1,6 +1,8 @@
 """Classical weightings as agents, so that they share every other part of a run."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -8,16 +10,16 @@ from torch import Tensor
 
 from agents.base import Agent, EpochEnd
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.files import write_text
+from mtkd_env.files import save_checkpoint, write_text
 from mtkd_env.weighting import Weighting
 
 
 class WeightingAgent(Agent):
-    """Weights by a formula of the state instead of an action.
+    """Weights by the state instead of an action.
 
     Args:
         env: The environment.
-        weighting: The formula.
+        weighting: The method, made for the environment's distiller.
     """
 
     def __init__(self, env: MTKDVectorEnv, weighting: Weighting) -> None:
@@ -32,12 +34,26 @@ class WeightingAgent(Agent):
         return joined.detach().clamp(min=1e-12).log()
 
     def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
-        """Trains the student under the formula's weights, without any fusion."""
+        """Trains the student under the weighting, without any fusion."""
         for _ in range(epochs):
             for _ in range(self.env.steps_per_epoch):
-                self.env.distill(self.weighting(self.env.state))
+                state = self.env.state
+                self.env.distill(self.weighting(state))
+                self.weighting.after_update(state)
             on_epoch_end()
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the weighting has learned."""
+        return self.weighting.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.weighting.load_state_dict(state)
+
     def save(self, folder: Path) -> None:
-        """Writes the formula's name."""
-        write_text(folder / "agent.txt", f"{type(self.weighting).__name__}: nothing was learned\n")
+        """Writes `agent.pt`, or a note that there is nothing to load."""
+        if learned := self.state_dict():
+            save_checkpoint(folder / "agent.pt", learned)
+        else:
+            name = type(self.weighting).__name__
+            write_text(folder / "agent.txt", f"{name}: nothing was learned\n")

@@ -34,16 +34,22 @@ def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:
     return TeacherWeights(logit=logit.softmax(1), feature=feature.softmax(1))
 
 
+def complement(shares: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Weights that are large where shares are small: (1 − share) / (M − 1).
+
+    Args:
+        shares: Rows on the simplex; so are the result's. A single teacher has weight 1.
+    """
+    teachers = shares.shape[1]
+    return (1 - shares) / (teachers - 1) if teachers > 1 else torch.ones_like(shares)
+
+
 def confidence_weights(teacher_cross_entropy: Float[Tensor, "B M"]) -> TeacherWeights:
     """Equ. 9: the surer of the true class a teacher is, the larger its weight.
 
-    (1 − softmax_m(CE^m)) / (M − 1) in both heads; a single teacher has weight 1. The paper's K
-    is the number of teachers.
+    (1 − softmax_m(CE^m)) / (M − 1) in both heads. The paper's K is the number of teachers.
     """
-    teachers = teacher_cross_entropy.shape[1]
-    if teachers == 1:
-        return TeacherWeights.uniform(teacher_cross_entropy)
-    weights = (1 - teacher_cross_entropy.softmax(1)) / (teachers - 1)
+    weights = complement(teacher_cross_entropy.softmax(1))
     return TeacherWeights(logit=weights, feature=weights)
 
 

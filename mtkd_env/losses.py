@@ -90,3 +90,63 @@ def feature_cosine(
         (_precise(ours).mean((2, 3)), _precise(theirs).mean((2, 3))) for ours, theirs in pairs
     ]
     return torch.stack([functional.cosine_similarity(a, b, dim=1) for a, b in pooled], dim=1)
+
+
+def _pearson_distance(first: Tensor, second: Tensor, dim: int) -> Tensor:
+    """1 − Pearson correlation along a dimension; 1 where a side does not vary."""
+    centred = [values - values.mean(dim, keepdim=True) for values in (first, second)]
+    return 1 - functional.cosine_similarity(centred[0], centred[1], dim=dim, eps=1e-8)
+
+
+def dist_divergence(
+    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+) -> Float[Tensor, "B M"]:
+    """DIST: how badly the student's softened predictions correlate with each teacher's, per sample.
+
+    Huang et al., "Knowledge Distillation from A Stronger Teacher" (NeurIPS 2022), per teacher and
+    with both of its coefficients at 1:
+        dist[b, m] = T² ( 1 − ρ(q(·|x_b), p_m(·|x_b)) + mean_c [1 − ρ(q(c|·), p_m(c|·))] )
+    with the Pearson correlation ρ over the classes of a sample, and over the samples of a class.
+    The second part belongs to the batch; weighting it per sample amounts to weighting it by the
+    batch mean of the weights.
+
+    Args:
+        student: Student logits; the only argument that receives a gradient.
+        teachers: Logits of the M teachers.
+        temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
+    """
+    q = functional.softmax(_precise(student) / temperature, dim=-1).expand(len(teachers), -1, -1)
+    p = functional.softmax(_precise(teachers) / temperature, dim=-1)
+    between_classes = _pearson_distance(q, p, dim=2)
+    between_samples = _pearson_distance(q, p, dim=1).mean(1, keepdim=True)
+    return temperature**2 * (between_classes + between_samples).transpose(0, 1)
+
+
+def norm_direction(
+    embedded: tuple[Tensor, ...],
+    teachers: tuple[Tensor, ...],
+    directions: tuple[Tensor, ...],
+    targets: Int64[Tensor, " B"],
+) -> Float[Tensor, "B M"]:
+    """ND: how far the student's feature falls short of its class's direction, per sample.
+
+    Wang et al., "Improving Knowledge Distillation via Regularizing Feature Norm and Direction"
+    (2023), per teacher and without the batch mean:
+        nd[b, m] = 1 − s_b · e_{y_b} / max(|s_b|, |f_b^m|)
+    where e_c is the unit vector along the mean feature of class c: 0 for a feature that points
+    along it and is at least as long as the teacher's.
+
+    Args:
+        embedded: The student's feature s in each teacher's space, (B, D_m); receives the gradient.
+        teachers: The teachers' features f^m, (B, D_m).
+        directions: Mean feature of every class, (C, D_m); of any length.
+        targets: True classes.
+    """
+    columns = []
+    for ours, theirs, means in zip(embedded, teachers, directions, strict=True):
+        ours, theirs = _precise(ours), _precise(theirs)
+        along = (ours * functional.normalize(_precise(means)[targets], dim=1)).sum(1)
+        # Never zero, so that a sample on which both features vanish has a gradient.
+        length = torch.maximum(ours.norm(dim=1), theirs.norm(dim=1)).clamp(min=1e-8)
+        columns.append(1 - along / length)
+    return torch.stack(columns, dim=1)

@@ -23,9 +23,11 @@ from mtkd_env.teachers import (
     TeacherSpec,
     TrainingSet,
     build_pool,
+    class_means,
     load_pool_spec,
 )
 from mtkd_env.teachers.pool import PoolProgress, teacher_recipe
+from mtkd_env.terms import FEATURE_TERMS, LOGIT_TERMS, Terms, needs_directions, parse_terms
 
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
@@ -93,6 +95,8 @@ def assemble(
     alpha: float = 1.0,
     beta: float = 5.0,
     temperature: float = 4.0,
+    logit: Terms = "kd",
+    feature: Terms = "mse",
     device: str = "cpu",
     cache: str | Path | None = None,
     seed: int = 0,
@@ -118,6 +122,9 @@ def assemble(
         alpha: α, weight of the logit terms.
         beta: β, weight of the feature terms.
         temperature: T of the logit terms.
+        logit: Losses of the logit terms: a name in `LOGIT_TERMS`, `none`, or names with
+            coefficients.
+        feature: Losses of the feature terms, likewise in `FEATURE_TERMS`.
         device: Device of student, teachers and images.
         cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
         seed: Seed of the first student and of its data order, until a seeded reset.
@@ -130,6 +137,8 @@ def assemble(
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
     check_choices(**env_kwargs)
     check_name(NETWORKS, student, "student")
+    parse_terms(logit, LOGIT_TERMS, "logit")
+    parse_terms(feature, FEATURE_TERMS, "feature")
     if not isinstance(recipe, SGDRecipe):
         check_arguments(SGDRecipe, recipe or {}, "recipe")
         recipe = SGDRecipe(**(recipe or {}))
@@ -150,6 +159,8 @@ def assemble(
         cache=Path(cache) if cache else None,
         progress=progress,
     )
+    evaluated = _evaluated(images, device)
+    needs_means = needs_directions(feature)
     distiller = Distiller(
         make_student,
         pool.ensemble,
@@ -159,10 +170,13 @@ def assemble(
         alpha=alpha,
         beta=beta,
         temperature=temperature,
+        logit=logit,
+        feature=feature,
+        directions=class_means(pool.ensemble, evaluated["train"]()) if needs_means else (),
         device=device,
         seed=derive_seed(seed, "student"),
     )
-    env = MTKDVectorEnv(distiller, stream, _evaluated(images, device), **env_kwargs)
+    env = MTKDVectorEnv(distiller, stream, evaluated, **env_kwargs)
     return Assembly(env, data, pool)
 
 

@@ -39,11 +39,10 @@ Credit = Callable[[DistillState, Scale], Tensor]
 def paper_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
     """Equ. 6: R_i^m = −CE_i − α KL_i^m − β dis_i^m.
 
-    The distance is that of Equ. 2, whatever losses the student is trained with.
+    KL and distance are those of Equ. 2, whatever losses the student is trained with.
     """
     student = state.cross_entropy.detach().unsqueeze(1)
-    distance = state.feature_distance.detach()
-    return -student - scale.alpha * state.divergence - scale.beta * distance
+    return -student - scale.alpha * state.divergence - scale.beta * state.distance
 
 
 def alignment_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
@@ -69,7 +68,7 @@ def aggregate(state: DistillState, weights: TeacherWeights, scale: Scale) -> Flo
     What the authors' released code rewards: one number per sample, no credit per teacher.
     """
     logit = (weights.logit.detach() * state.divergence).sum(1)
-    feature = (weights.feature.detach() * state.feature_distance.detach()).sum(1)
+    feature = (weights.feature.detach() * state.distance).sum(1)
     return -state.cross_entropy.detach() - scale.alpha * logit - scale.beta * feature
 
 

@@ -63,8 +63,8 @@ class DistillState:
 
     Holds all that the loss (Equ. 2), the observation (Equ. 3-5) and the weights (Equ. 9-14) need.
 
-    The student's side (`student`, `projected`, `cross_entropy`, `kd`, `feature_distance`) carries
-    the graph that `Distiller.update` back-propagates through; whoever only reads it detaches.
+    The student's side (`student`, `projected`, `cross_entropy`, `kd`, `feature`) carries the graph
+    that `Distiller.update` back-propagates through; whoever only reads it detaches.
 
     Attributes:
         batch: The images and their classes.
@@ -72,10 +72,13 @@ class DistillState:
         teachers: The teachers' outputs.
         projected: The student's feature map in the space of each teacher's, r_m(F).
         cross_entropy: The student's CE_i [nats].
-        kd: Logit term of each teacher; the KL of Equ. 2 unless another loss is chosen.
-        feature_distance: Feature term of each teacher; the mean squared distance of Equ. 2.
+        kd: Logit term of each teacher that the student is trained by; the KL of Equ. 2 unless
+            other losses are chosen.
+        feature: Feature term of each teacher that the student is trained by; the mean squared
+            distance of Equ. 2 unless other losses are chosen.
         teacher_cross_entropy: Each teacher's own CE_i^m [nats].
         divergence: KL(teacher || student) at temperature T, times T²; no gradient.
+        distance: Mean squared distance of r_m(F) and F^m; no gradient.
         similarity: Cosine of r_m(f) and f^m; no gradient.
     """
 
@@ -85,9 +88,10 @@ class DistillState:
     projected: tuple[Tensor, ...]
     cross_entropy: Float[Tensor, " B"]
     kd: Float[Tensor, "B M"]
-    feature_distance: Float[Tensor, "B M"]
+    feature: Float[Tensor, "B M"]
     teacher_cross_entropy: Float[Tensor, "B M"]
     divergence: Float[Tensor, "B M"]
+    distance: Float[Tensor, "B M"]
     similarity: Float[Tensor, "B M"]
 
 

@@ -61,7 +61,7 @@ def with_gradient(distiller: Distiller, term: Tensor) -> set[str]:
 
 
 def assert_states_equal(first: DistillState, second: DistillState) -> None:
-    for name in ("cross_entropy", "kd", "feature_distance", "similarity", "divergence"):
+    for name in ("cross_entropy", "kd", "feature", "similarity", "divergence"):
         assert getattr(first, name).equal(getattr(second, name)), name
     assert first.student.logits.equal(second.student.logits)
     assert first.student.feature_map.equal(second.student.feature_map)
@@ -82,7 +82,7 @@ def test_logit_terms_reach_all_of_the_student_and_no_regressor(term: str) -> Non
 @pytest.mark.parametrize("m", range(M))
 def test_each_feature_term_reaches_the_student_and_its_own_regressor(m: int) -> None:
     distiller = make_tiny_distiller()
-    found = with_gradient(distiller, distiller.forward(batch()).feature_distance[:, m])
+    found = with_gradient(distiller, distiller.forward(batch()).feature[:, m])
     assert any(name.startswith("student.body") for name in found)
     assert not any(name.startswith("student.classifier") for name in found)
     parts = ("convolution.weight", "norm.weight", "norm.bias")
@@ -103,7 +103,7 @@ def test_state_without_graph_carries_none() -> None:
     for name in ("teacher_cross_entropy", "divergence", "similarity"):
         assert not getattr(state, name).requires_grad, name
     assert not state.teachers.logits.requires_grad
-    for name in ("cross_entropy", "kd", "feature_distance"):
+    for name in ("cross_entropy", "kd", "feature"):
         assert getattr(state, name).requires_grad, name
 
 
@@ -118,7 +118,7 @@ def test_loss_terms_are_those_of_equation_2() -> None:
     )
     torch.testing.assert_close(terms.total, expected)
     assert terms.kd.equal(state.kd.detach())
-    assert terms.feature.equal(state.feature_distance.detach())
+    assert terms.feature.equal(state.feature.detach())
     assert not any(
         tensor.requires_grad
         for tensor in (terms.cross_entropy, terms.kd, terms.feature, terms.total)

@@ -212,7 +212,7 @@ def test_info_is_what_the_step_did() -> None:
     np.testing.assert_array_equal(info["teacher_rewards"], rewards)
     np.testing.assert_array_equal(info["index"], state.batch.index)
     np.testing.assert_array_equal(info["kd"], state.kd.detach())
-    np.testing.assert_array_equal(info["feature"], state.feature_distance.detach())
+    np.testing.assert_array_equal(info["feature"], state.feature.detach())
     np.testing.assert_array_equal(info["cross_entropy"], state.cross_entropy.detach())
     terms = (info["logit_weights"] * info["kd"]).sum(1)
     features = (info["feature_weights"] * info["feature"]).sum(1)
@@ -372,7 +372,7 @@ def test_rewards_after_the_update_are_those_of_the_updated_student() -> None:
     state, action = env.state, torch.as_tensor(random_action(env))
     rewards = env.distill(env.to_weights(action)).rewards.teacher
     revisited = env.distiller.forward(state.batch, again=True)
-    expected = -revisited.cross_entropy[:, None] - revisited.kd - 5 * revisited.feature_distance
+    expected = -revisited.cross_entropy[:, None] - revisited.kd - 5 * revisited.feature
     torch.testing.assert_close(rewards, expected.detach())
 
 

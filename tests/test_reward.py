@@ -45,7 +45,7 @@ def test_paper_credit_is_equation_6() -> None:
         teacher_cross_entropy=torch.zeros(2, 2),
         cross_entropy=torch.tensor([0.5, 1.0]),
         divergence=torch.tensor([[1.0, 2.0], [0.0, 0.25]]),
-        feature_distance=torch.tensor([[0.1, 0.0], [1.0, 2.0]]),
+        distance=torch.tensor([[0.1, 0.0], [1.0, 2.0]]),
     )
     expected = torch.tensor([[-0.5 - 2.0 - 0.3, -0.5 - 4.0], [-1.0 - 3.0, -1.0 - 0.5 - 6.0]])
     torch.testing.assert_close(paper_credit(state, SCALE), expected)
@@ -82,7 +82,7 @@ def test_aggregate_is_minus_the_training_loss() -> None:
         teacher_cross_entropy=torch.zeros(1, 2),
         cross_entropy=torch.tensor([0.5]),
         divergence=torch.tensor([[1.0, 2.0]]),
-        feature_distance=torch.tensor([[0.1, 0.3]]),
+        distance=torch.tensor([[0.1, 0.3]]),
     )
     weights = TeacherWeights(torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]]))
     expected = -0.5 - 2.0 * (0.25 + 1.5) - 3.0 * 0.2
@@ -255,7 +255,7 @@ def test_teacher_rewards_do_not_depend_on_weights(name: str) -> None:
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards_carry_no_gradient(name: str) -> None:
     state, weights = random_state(), random_weights()
-    for tensor in (state.cross_entropy, state.feature_distance, state.student.logits):
+    for tensor in (state.cross_entropy, state.distance, state.student.logits):
         tensor.requires_grad_()
     weights.logit.requires_grad_()
     rewards = RewardFunction(REWARDS[name], SCALE)(state, weights)

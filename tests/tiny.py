@@ -174,6 +174,7 @@ def make_tiny_env(
     """
     if distiller is None:
         names = ("count", "ensemble", "recipe", "alpha", "beta", "temperature", "seed")
+        names += ("logit", "feature", "directions")
         distiller = make_tiny_distiller(**{n: kwargs.pop(n) for n in names if n in kwargs})
     splits = {
         "train": partial(_evaluated, "train"),
@@ -194,7 +195,7 @@ def make_state(
     teacher_cross_entropy: Tensor,
     divergence: Tensor,
     similarity: Tensor | None = None,
-    feature_distance: Tensor | None = None,
+    distance: Tensor | None = None,
     cross_entropy: Tensor | None = None,
     **changes: Any,
 ) -> DistillState:
@@ -210,6 +211,7 @@ def make_state(
         features=(output.feature,) * count,
         feature_maps=(output.feature_map,) * count,
     )
+    none_far = torch.zeros(size, count)
     fields = {
         "batch": batch(size=size),
         "student": output,
@@ -217,12 +219,11 @@ def make_state(
         "projected": none.feature_maps,
         "cross_entropy": torch.zeros(size) if cross_entropy is None else cross_entropy,
         "kd": divergence,
-        "feature_distance": (
-            torch.zeros(size, count) if feature_distance is None else feature_distance
-        ),
+        "feature": none_far if distance is None else distance,
+        "distance": none_far if distance is None else distance,
         "teacher_cross_entropy": teacher_cross_entropy,
         "divergence": divergence,
-        "similarity": torch.zeros(size, count) if similarity is None else similarity,
+        "similarity": none_far if similarity is None else similarity,
     }
     return DistillState(**(fields | changes))
 
@@ -244,7 +245,7 @@ def random_state(seed: int = 0, size: int = 5, count: int = 3) -> DistillState:
         teacher_cross_entropy=3 * rand(size, count),
         divergence=3 * rand(size, count),
         similarity=2 * rand(size, count) - 1,
-        feature_distance=rand(size, count),
+        distance=rand(size, count),
         cross_entropy=2 * rand(size),
         student=student,
         teachers=TeacherOutputs(logits, features, maps),
@@ -268,7 +269,8 @@ def reorder_teachers(state: DistillState, order: list[int]) -> DistillState:
         ),
         projected=tuple(state.projected[m] for m in order),
         kd=columns(state.kd),
-        feature_distance=columns(state.feature_distance),
+        feature=columns(state.feature),
+        distance=columns(state.distance),
         teacher_cross_entropy=columns(state.teacher_cross_entropy),
         divergence=columns(state.divergence),
         similarity=columns(state.similarity),

@@ -1,4 +1,4 @@
-"""The regressor r_m of Equ. 2-4: from the student's last feature map to a teacher's."""
+"""From the student's space to a teacher's: its last feature map (r_m of Equ. 2-4), its feature."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -40,3 +40,27 @@ class Regressor(nn.Module):
             resized = self.convolution(pooled)
         mapped: Tensor = self.activation(self.norm(resized))
         return mapped
+
+
+class FeatureProjection(nn.Module):
+    """From the student's feature to the width of a teacher's: batch norm, then a linear map.
+
+    The projection of the ND paper (see `losses.norm_direction`) without its dropout, so that a
+    student depends on its seed alone; nothing at all where the widths agree.
+
+    Args:
+        in_features: Width of the student's feature.
+        out_features: Width of the teacher's feature.
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        if in_features != out_features:
+            layers = [nn.BatchNorm1d(in_features), nn.Linear(in_features, out_features)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, feature: Float[Tensor, "B D"]) -> Float[Tensor, "B D2"]:
+        """The feature in the teacher's space."""
+        projected: Tensor = self.layers(feature)
+        return projected

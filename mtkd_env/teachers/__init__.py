@@ -1,6 +1,6 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once."""
 
-from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
 from mtkd_env.teachers.pool import (
     PoolSpec,
     TeacherPool,
@@ -17,5 +17,6 @@ __all__ = [
     "TeacherSpec",
     "TrainingSet",
     "build_pool",
+    "class_means",
     "load_pool_spec",
 ]

@@ -1,6 +1,6 @@
 """M frozen teachers behind one call."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from torch.fx.experimental.optimization import fuse
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
-from mtkd_env.types import TeacherOutputs
+from mtkd_env.types import Batch, TeacherOutputs
 
 
 class TeacherEnsemble(nn.Module):
@@ -47,6 +47,7 @@ class TeacherEnsemble(nn.Module):
         self.map_channels = tuple(network.map_channels for network in networks)
         self.signed_maps = tuple(network.signed_map for network in networks)
         self.networks = nn.ModuleList(_folded(network) for network in networks)
+        self.heads = nn.ModuleList(_folded(_Head(network)) for network in networks)
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -69,9 +70,52 @@ class TeacherEnsemble(nn.Module):
             feature_maps=tuple(output.feature_map for output in outputs),
         )
 
+    @torch.no_grad()
+    def classify(self, maps: Sequence[Tensor]) -> Float[Tensor, "M B C"]:
+        """What every teacher's own pooling and classifier make of a map in its space.
 
-def _folded(network: Network) -> nn.Module:
-    """A copy with every batch norm that follows a convolution folded into it."""
+        Args:
+            maps: One (B, K_m, H_m, W_m) tensor per teacher.
+        """
+        return torch.stack([head(one) for head, one in zip(self.heads, maps, strict=True)])
+
+
+@torch.no_grad()
+def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Tensor, ...]:
+    """Mean feature of every class, for each teacher: M tensors (C, D_m).
+
+    Zeros for a class that does not occur.
+
+    Args:
+        ensemble: The teachers.
+        batches: One pass over the training images, without augmentation.
+    """
+    count = torch.zeros(ensemble.num_classes)
+    sums = [torch.zeros(ensemble.num_classes, width) for width in ensemble.feature_dims]
+    for batch in batches:
+        targets = batch.targets.cpu()
+        count += targets.bincount(minlength=ensemble.num_classes)
+        for total, feature in zip(sums, ensemble(batch.inputs).features, strict=True):
+            total.index_add_(0, targets, feature.cpu().float())
+    return tuple(total / count.clamp(min=1).unsqueeze(1) for total in sums)
+
+
+class _Head(nn.Module):
+    """The part of a network behind its last feature map, logits only."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, feature_map: Tensor) -> Tensor:
+        return self.network.head(feature_map).logits
+
+
+def _folded(network: nn.Module) -> nn.Module:
+    """A copy with every batch norm that follows a convolution folded into it.
+
+    The copy holds only those layers that its forward uses.
+    """
     was_training = network.training
     network.eval()
     folded: nn.Module = fuse(network)

@@ -1,23 +1,31 @@
-"""Classical weightings: formulas from what is known of a batch to teacher weights.
+"""Classical weightings: from what is known of a batch to teacher weights, without an agent.
 
 To add one: a file with the formula, and a line in `WEIGHTINGS`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from functools import partial
 
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.weighting.aekd import AEKD
+from mtkd_env.weighting.amtmlkd import AMTMLKD
 from mtkd_env.weighting.aver import Aver
+from mtkd_env.weighting.base import Weighting
+from mtkd_env.weighting.camkd import CAMKD
+from mtkd_env.weighting.ebkd import EBKD
+from mtkd_env.weighting.evidence import Evidence
+from mtkd_env.weighting.mmkd import MMKD
 
+__all__ = ["WEIGHTINGS", "Weighting"]
 
-class Weighting(Protocol):
-    """Weights every teacher of every sample; rows of both heads lie on the simplex."""
-
-    def __call__(self, state: DistillState) -> TeacherWeights:
-        """Weights (B, M) of both heads."""
-        ...
-
-
+# Called with the distiller, a seed, and hyperparameters of their own.
 WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
+    "aekd": AEKD,
+    "amtmlkd": AMTMLKD,
     "aver": Aver,
+    "camkd": CAMKD,
+    "confidence": partial(Evidence, fusion="confidence"),
+    "divergence": partial(Evidence, fusion="divergence"),
+    "ebkd": EBKD,
+    "evidence": partial(Evidence, fusion="confidence+divergence"),
+    "mmkd": MMKD,
 }

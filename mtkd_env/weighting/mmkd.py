@@ -1,0 +1,268 @@
+"""MMKD: two small networks weight the teachers, and learn from what their weights lead to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Adam
+
+from mtkd_env.distiller import Distiller
+from mtkd_env.errors import ConfigError
+from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
+from mtkd_env.weighting.base import Weighting
+
+Parameters = dict[str, Tensor]
+
+
+def gram_rows(feature_map: Float[Tensor, "B K H W"]) -> Float[Tensor, "B B"]:
+    """Inner products of every sample's map with all maps of the batch, rows of unit length."""
+    flat = feature_map.float().flatten(1)
+    return functional.normalize(flat @ flat.T, dim=1)
+
+
+class MetaWeights(nn.Module):
+    """Weights of both heads from the outputs of all teachers and of the student.
+
+    The logit net reads the logits of all M + 1 networks, the feature net every sample's row of
+    their M + 1 Gram matrices. Both: a linear layer to half the width, ReLU, a linear layer to M,
+    softmax.
+
+    Args:
+        batch_size: B, the length of a row of a Gram matrix; the same for every batch.
+        teachers: M.
+        classes: C.
+    """
+
+    def __init__(self, batch_size: int, teachers: int, classes: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.logit = self._net(classes * (teachers + 1), teachers)
+        self.feature = self._net(batch_size * (teachers + 1), teachers)
+
+    @staticmethod
+    def _net(width: int, teachers: int) -> nn.Module:
+        hidden = max(1, width // 2)
+        return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, teachers))
+
+    def forward(self, state: DistillState) -> TeacherWeights:
+        """Weights with their graph; none reaches the student."""
+        logits = [*state.teachers.logits, state.student.logits.detach()]
+        maps = [*state.teachers.feature_maps, state.student.feature_map.detach()]
+        rows = torch.cat([gram_rows(one) for one in maps], dim=1)
+        return TeacherWeights(
+            logit=self.logit(torch.cat(logits, dim=1).float()).softmax(1),
+            feature=self.feature(rows).softmax(1),
+        )
+
+
+class HardBuffer:
+    """Samples that the student got wrong lately.
+
+    Args:
+        size: Number of samples.
+        seed: Seed of the slots that are replaced and of the samples that are drawn.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size = size
+        self._random = torch.Generator().manual_seed(seed)
+        self.batch: Batch | None = None
+
+    def __len__(self) -> int:
+        """Samples that it holds."""
+        return 0 if self.batch is None else len(self.batch.targets)
+
+    def add(self, batch: Batch, wrong: Tensor) -> None:
+        """Takes whole batches until it is full; then wrong samples replace random ones.
+
+        Args:
+            batch: The batch.
+            wrong: Whether the student got each of its samples wrong (B,).
+        """
+        if len(self) < self.size:
+            known = [batch] if self.batch is None else [self.batch, batch]
+            joined = _map_batch(lambda *tensors: torch.cat(tensors), known)
+            self.batch = _map_batch(lambda tensor: tensor[: self.size].clone(), [joined])
+            return
+        # Every sample has a slot of its own to replace, so that nothing waits for the device.
+        slots = torch.randperm(self.size, generator=self._random)[: len(wrong)].to(wrong.device)
+        wrong = wrong[: self.size]
+
+        def replaced(old: Tensor, new: Tensor) -> Tensor:
+            mask = wrong.view(-1, *[1] * (new.ndim - 1))
+            kept = torch.where(mask, new[: self.size], old[slots])
+            return old.index_copy(0, slots, kept)
+
+        assert self.batch is not None
+        self.batch = _map_batch(replaced, [self.batch, batch])
+
+    def sample(self, size: int) -> Batch:
+        """So many different samples at random."""
+        assert self.batch is not None
+        chosen = torch.randperm(len(self), generator=self._random)[:size]
+        chosen = chosen.to(self.batch.targets.device)
+        return _map_batch(lambda tensor: tensor[chosen], [self.batch])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The samples and the generator."""
+        batch = self.batch
+        samples = None if batch is None else (batch.inputs, batch.targets, batch.index)
+        return {"samples": samples, "random": self._random.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        samples = state["samples"]
+        self.batch = None if samples is None else Batch(*samples)
+        self._random.set_state(state["random"])
+
+
+def _map_batch(function: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
+    """A batch whose tensors are a function of those of other batches."""
+    return Batch(
+        inputs=function(*[batch.inputs for batch in batches]),
+        targets=function(*[batch.targets for batch in batches]),
+        index=function(*[batch.index for batch in batches]),
+    )
+
+
+class MMKD(Weighting):
+    """Meta-learned weights: those after which a student that follows them classifies best.
+
+    Zhang et al., "Adaptive Multi-Teacher Knowledge Distillation with Meta-Learning" (ICME 2023).
+    Every `meta_every` batches, on a batch of samples that the student got wrong lately: virtual
+    steps of the student on the distillation terms under the weights, one virtual step on the
+    cross-entropy, and the cross-entropy of where that leads; its gradient through the virtual
+    steps trains the two networks. The student itself is not touched.
+
+    Deviations: virtual steps are plain gradient descent at the student's learning rate (the
+    official code reverses through its momentum); rows of Gram matrices have unit length. The
+    published α, β, T are 1, 100, 4.
+
+    Args:
+        distiller: See `Weighting`.
+        seed: Seed of the networks' start and of the buffer.
+        meta_every: Batches between two meta-updates.
+        virtual_steps: Virtual steps on the distillation terms.
+        buffer_size: Samples in the buffer of hard samples.
+        lr: Learning rate of Adam for the networks.
+        weight_decay: L2 coefficient of Adam.
+
+    Raises:
+        ConfigError: A count below 1.
+    """
+
+    def __init__(
+        self,
+        distiller: Distiller,
+        *,
+        seed: int = 0,
+        meta_every: int = 5,
+        virtual_steps: int = 2,
+        buffer_size: int = 256,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-4,
+    ) -> None:
+        super().__init__(distiller, seed=seed)
+        counts = {"meta_every": meta_every, "virtual_steps": virtual_steps}
+        for name, count in {**counts, "buffer_size": buffer_size}.items():
+            if count < 1:
+                raise ConfigError(f"{name}: expected at least 1, got {count}")
+        self._meta_every = meta_every
+        self._virtual_steps = virtual_steps
+        self._lr = lr
+        self._weight_decay = weight_decay
+        self.buffer = HardBuffer(buffer_size, derive_seed(seed, "buffer"))
+        self.steps = 0
+        self._nets: tuple[MetaWeights, Adam] | None = None
+
+    def _build(self, batch_size: int) -> tuple[MetaWeights, Adam]:
+        """The networks and their optimiser; made when the size of a batch is first known."""
+        if self._nets is None:
+            teachers = self.distiller.teachers
+            with seeded(derive_seed(self.seed, "weighting")):
+                meta = MetaWeights(batch_size, len(teachers), teachers.num_classes)
+            meta.to(self.distiller.device)
+            optimizer = Adam(meta.parameters(), lr=self._lr, weight_decay=self._weight_decay)
+            self._nets = meta, optimizer
+        return self._nets
+
+    @torch.no_grad()
+    def __call__(self, state: DistillState) -> TeacherWeights:
+        """Weights by the networks as they are."""
+        meta, _ = self._build(len(state.batch.targets))
+        return meta(state)
+
+    def after_update(self, state: DistillState) -> None:
+        """Remembers hard samples; every few batches, a meta-update."""
+        wrong = state.student.logits.detach().argmax(1) != state.batch.targets
+        self.buffer.add(state.batch, wrong)
+        self.steps += 1
+        size = len(state.batch.targets)
+        if self.steps % self._meta_every == 0 and len(self.buffer) >= size:
+            batch = self.buffer.sample(size)
+            self._update(batch, self.distiller.teachers(batch.inputs))
+
+    @torch.enable_grad()
+    def objective(self, batch: Batch, teachers: TeacherOutputs) -> Float[Tensor, ""]:
+        """Cross-entropy of the student where following the weights would lead it.
+
+        Differentiable with respect to the two networks, through the virtual steps.
+        """
+        distiller = self.distiller
+        meta, _ = self._build(len(batch.targets))
+        student: Parameters = {
+            name: parameter.detach().requires_grad_()
+            for name, parameter in distiller.module.named_parameters()
+        }
+        for _ in range(self._virtual_steps):
+            state = distiller.imagine(batch, teachers, student)
+            loss = distiller.distillation(state, meta(state)).mean()
+            student = self._virtual_step(student, loss)
+        state = distiller.imagine(batch, teachers, student)
+        student = self._virtual_step(student, state.cross_entropy.mean())
+        return distiller.imagine(batch, teachers, student).cross_entropy.mean()
+
+    def _virtual_step(self, student: Parameters, loss: Tensor) -> Parameters:
+        gradients = torch.autograd.grad(
+            loss, list(student.values()), create_graph=True, allow_unused=True
+        )
+        lr = self.distiller.optimizer.param_groups[0]["lr"]
+        return {
+            name: parameter if gradient is None else parameter - lr * gradient
+            for (name, parameter), gradient in zip(student.items(), gradients, strict=True)
+        }
+
+    def _update(self, batch: Batch, teachers: TeacherOutputs) -> None:
+        meta, optimizer = self._build(len(batch.targets))
+        parameters = list(meta.parameters())
+        gradients = torch.autograd.grad(
+            self.objective(batch, teachers), parameters, allow_unused=True
+        )
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Networks, optimiser, buffer and number of batches."""
+        meta, optimizer = self._nets or (None, None)
+        return {
+            "batch_size": meta.batch_size if meta else None,
+            "meta": meta.state_dict() if meta else None,
+            "optimizer": optimizer.state_dict() if optimizer else None,
+            "buffer": self.buffer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.steps = int(state["steps"])
+        self.buffer.load_state_dict(state["buffer"])
+        self._nets = None
+        if state["batch_size"] is not None:
+            meta, optimizer = self._build(int(state["batch_size"]))
+            meta.load_state_dict(state["meta"])
+            optimizer.load_state_dict(state["optimizer"])

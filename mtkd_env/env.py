@@ -234,9 +234,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         )
         self.episode = episode
         self.output = output
-        self._reward_after = reward_timing == "after"
         scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
-        self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization)
+        self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization, reward_timing)
         self.fusion = WeightFusion(fusion).to(self.device)
         teachers = distiller.teachers
         self.teacher_names = teachers.names
@@ -328,14 +327,14 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         """
         state = self.state
         losses = self.distiller.update(state, weights)
-        rewarded = self.distiller.revisit(state) if self._reward_after else state
+        updated = self.distiller.revisit(state) if self.reward.needs_update else None
         record = StepRecord(
             step=self.steps,
             weights=replace(
                 weights, logit=weights.logit.detach(), feature=weights.feature.detach()
             ),
             losses=losses,
-            rewards=self.reward(rewarded, weights),
+            rewards=self.reward(state, weights, updated),
             index=state.batch.index,
         )
         self.steps += 1

@@ -72,6 +72,22 @@ def aggregate(state: DistillState, weights: TeacherWeights, scale: Scale) -> Flo
     return -state.cross_entropy.detach() - scale.alpha * logit - scale.beta * feature
 
 
+def loss_improvement(
+    before: DistillState, after: DistillState, weights: TeacherWeights, scale: Scale
+) -> Float[Tensor, " B"]:
+    """How much the student's step has lowered the sample's training loss, at the same weights.
+
+    Not in the paper. Depends on the action, but mostly on the sample: what one sample's weights
+    change is of the order of the learning rate over the batch size.
+    """
+    return aggregate(after, weights, scale) - aggregate(before, weights, scale)
+
+
+def updated_cross_entropy(after: DistillState) -> Float[Tensor, " B"]:
+    """−CE_i after the student's step; not in the paper. What counts, without any credit."""
+    return -after.cross_entropy.detach()
+
+
 def minmax(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Rewards rescaled to [0, 1] over the teachers of each sample; 0 where all are equal."""
     low, high = rewards.aminmax(dim=1, keepdim=True)
@@ -97,10 +113,15 @@ def center(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     return rewards - rewards.mean(1, keepdim=True)
 
 
+def zscore(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+    """Rewards with mean 0 and variance 1 over the batch; 0 where all samples are equal."""
+    spread = rewards.std(0, correction=0, keepdim=True)
+    return (rewards - rewards.mean(0, keepdim=True)) / (spread + EPSILON)
+
+
 def zscore_clamp(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Released code: standardised over the batch, then clamped to [0, 1]."""
-    spread = rewards.std(0, correction=0, keepdim=True)
-    return ((rewards - rewards.mean(0, keepdim=True)) / (spread + EPSILON)).clamp(0, 1)
+    return zscore(rewards).clamp(0, 1)
 
 
 def unchanged(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
@@ -112,9 +133,15 @@ NORMALIZATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "minmax_center": minmax_center,
     "raw_mean": raw_mean,
     "center": center,
+    "zscore": zscore,
     "zscore_clamp": zscore_clamp,
     "none": unchanged,
 }
+
+
+# Of the state before the student's step and after it (the same one where nobody asked for it), the
+# executed weights and the scale: one reward per sample.
+SampleReward = Callable[[DistillState, DistillState, TeacherWeights, Scale], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,19 +151,33 @@ class RewardRule:
     Attributes:
         credit: Reward per teacher.
         normalization: Name in `NORMALIZATIONS`, from rewards to advantages.
-        aggregated: Whether every teacher of a sample gets the same, aggregated reward.
+        sample: Reward of the sample as a whole, if every teacher is to get that one.
+        needs_update: Whether `sample` compares with the student after its step, which costs a
+            forward.
     """
 
     credit: Credit
     normalization: str = "minmax_center"
-    aggregated: bool = False
+    sample: SampleReward | None = None
+    needs_update: bool = False
+
+
+def _aggregate_after(_: DistillState, after: DistillState, w: TeacherWeights, s: Scale) -> Tensor:
+    return aggregate(after, w, s)
 
 
 REWARDS: Mapping[str, RewardRule] = {
     "paper": RewardRule(paper_credit),
-    "aggregate": RewardRule(paper_credit, normalization="none", aggregated=True),
-    "reference": RewardRule(paper_credit, normalization="zscore_clamp", aggregated=True),
+    "aggregate": RewardRule(paper_credit, "none", _aggregate_after),
+    "reference": RewardRule(paper_credit, "zscore_clamp", _aggregate_after),
     "alignment": RewardRule(alignment_credit),
+    "improvement": RewardRule(paper_credit, "zscore", loss_improvement, needs_update=True),
+    "cross_entropy": RewardRule(
+        paper_credit,
+        "zscore",
+        lambda _, after, *__: updated_cross_entropy(after),
+        needs_update=True,
+    ),
 }
 
 
@@ -169,23 +210,44 @@ class RewardFunction:
         rule: How rewards come about.
         scale: α, β and T of the training loss.
         normalization: Replaces the rule's own, if given.
+        timing: Whether teachers get credit for the student `before` or `after` its step.
+
+    Attributes:
+        needs_update: Whether rewards need the student's view of the batch after its step.
     """
 
-    def __init__(self, rule: RewardRule, scale: Scale, normalization: str | None = None) -> None:
+    def __init__(
+        self,
+        rule: RewardRule,
+        scale: Scale,
+        normalization: str | None = None,
+        timing: str = "before",
+    ) -> None:
         self.rule = rule
         self.scale = scale
         self._normalize = NORMALIZATIONS[normalization or rule.normalization]
+        self._after = timing == "after"
+        self.needs_update = self._after or rule.needs_update
 
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:
         """R of every teacher; does not depend on any action."""
         return self.rule.credit(state, self.scale)
 
     @torch.no_grad()
-    def __call__(self, state: DistillState, weights: TeacherWeights) -> Rewards:
-        """Rewards for having given these weights in this state."""
-        teacher = self.teacher_rewards(state)
-        raw = teacher
-        if self.rule.aggregated:
-            raw = aggregate(state, weights, self.scale).unsqueeze(1).expand_as(teacher)
+    def __call__(
+        self, state: DistillState, weights: TeacherWeights, updated: DistillState | None = None
+    ) -> Rewards:
+        """Rewards for having given these weights in this state.
+
+        Args:
+            state: The batch before the student's step.
+            weights: The executed weights.
+            updated: The batch after it; must be given where `needs_update`.
+        """
+        after = state if updated is None else updated
+        raw = teacher = self.teacher_rewards(after if self._after else state)
+        if self.rule.sample is not None:
+            reward = self.rule.sample(state, after, weights, self.scale)
+            raw = reward.unsqueeze(1).expand_as(teacher)
         advantages = self._normalize(raw)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))

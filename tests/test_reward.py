@@ -14,10 +14,12 @@ from mtkd_env.reward import (
     alignment_credit,
     center,
     expected_advantage,
+    loss_improvement,
     minmax,
     minmax_center,
     paper_credit,
     raw_mean,
+    zscore,
     zscore_clamp,
 )
 from mtkd_env.types import TeacherWeights
@@ -115,6 +117,55 @@ def test_zscore_clamp_standardises_over_the_batch() -> None:
     # Column 0: mean 3, variance 5; column 1 does not vary.
     expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1 / 5**0.5, 0.0], [1.0, 0.0]])
     torch.testing.assert_close(zscore_clamp(rewards), expected)
+
+
+def test_zscore_has_mean_zero_and_variance_one_over_the_batch() -> None:
+    standardised = zscore(3 * rand(7, 2) - 20)
+    torch.testing.assert_close(standardised.mean(0), torch.zeros(2), rtol=0, atol=1e-4)
+    torch.testing.assert_close(standardised.var(0, correction=0), torch.ones(2))
+
+
+def test_improvement_is_by_how_much_the_loss_has_fallen_at_the_same_weights() -> None:
+    before, after, weights = random_state(0), random_state(1), random_weights()
+    expected = aggregate(after, weights, SCALE) - aggregate(before, weights, SCALE)
+    assert loss_improvement(before, after, weights, SCALE).equal(expected)
+    rewards = RewardFunction(REWARDS["improvement"], SCALE, "none")(before, weights, after)
+    torch.testing.assert_close(rewards.scalar, expected)
+    assert expected.abs().min() > 0.01
+
+
+def test_the_reward_of_a_step_that_changes_nothing_is_no_improvement() -> None:
+    state = random_state()
+    rewards = RewardFunction(REWARDS["improvement"], SCALE)(state, random_weights(), state)
+    assert rewards.scalar.eq(0).all()
+
+
+def test_cross_entropy_pays_minus_that_of_the_updated_student() -> None:
+    before, after = random_state(0), random_state(1)
+    rewards = RewardFunction(REWARDS["cross_entropy"], SCALE, "none")(
+        before, random_weights(), after
+    )
+    torch.testing.assert_close(rewards.scalar, -after.cross_entropy)
+
+
+@pytest.mark.parametrize("name", ["improvement", "cross_entropy"])
+def test_rewards_of_a_step_ask_for_the_updated_student_and_credit_teachers_before_it(
+    name: str,
+) -> None:
+    function = RewardFunction(REWARDS[name], SCALE)
+    assert function.needs_update
+    before, after = random_state(0), random_state(1)
+    rewards = function(before, random_weights(), after)
+    assert rewards.teacher.equal(paper_credit(before, SCALE))
+    assert rewards.advantages.std(1).eq(0).all()
+
+
+@pytest.mark.parametrize("name", PER_TEACHER)
+def test_teachers_get_credit_for_the_updated_student_if_asked(name: str) -> None:
+    function = RewardFunction(REWARDS[name], SCALE, timing="after")
+    assert function.needs_update
+    rewards = function(random_state(0), random_weights(), random_state(1))
+    assert rewards.teacher.equal(function.teacher_rewards(random_state(1)))
 
 
 def test_normalization_none_changes_nothing() -> None:

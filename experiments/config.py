@@ -1,13 +1,17 @@
 """What an experiment is made of, and where its values come from.
 
 Layers, later ones win: `configs/default.yaml`, `configs/algo/<algo>.yaml`, `--config` files,
-flags. Arguments of the agent are merged key by key; everything else is replaced.
+flags; a comparison has further ones around the method's. Arguments of the agent are merged key by
+key; everything else is replaced.
 """
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +24,9 @@ from mtkd_env.optimization import SGDRecipe
 from mtkd_env.teachers import PoolSpec
 
 CONFIGS = Path(__file__).parent / "configs"
+
+# Where and how a run is computed, which does not change what it computes.
+PLACE = ("device", "threads", "output", "cache")
 
 # How the parser's messages name a key that it does not know.
 UNKNOWN_KEY = re.compile(
@@ -68,11 +75,15 @@ class DistillationConfig:
         alpha: Weight of the logit terms.
         beta: Weight of the feature terms.
         temperature: Softening of the logit terms.
+        logit: Losses of the logit terms: kd, dist, none, or names with coefficients.
+        feature: Losses of the feature terms: mse, nd, none, or names with coefficients.
     """
 
     alpha: float = 1.0
     beta: float = 5.0
     temperature: float = 4.0
+    logit: str | dict[str, float] = "kd"
+    feature: str | dict[str, float] = "mse"
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class EnvConfig:
     """What the agent sees, does and is paid for.
 
     Attributes:
-        reward: paper, alignment, aggregate or reference.
+        reward: paper, alignment, aggregate, reference, improvement or cross_entropy.
         reward_timing: before or after the student's step.
         reward_normalization: Replaces the reward's own normalisation.
         observation: all, performance or gaps.
@@ -186,6 +197,12 @@ class ExperimentConfig:
         """The whole configuration; as a `--config` file it gives an equal one."""
         return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
 
+    @property
+    def digest(self) -> str:
+        """Digest of everything that the numbers of a run depend on; not of where it runs."""
+        values = {k: v for k, v in _plain(asdict(self)).items() if k not in PLACE}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
 
 SECTIONS = {
     name
@@ -198,7 +215,7 @@ class _Parser(ArgumentParser):
     """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(message.split())
+        text = " ".join(message.split()).removeprefix('Parser key "config": ')
         raise ConfigError(text + self._hint(text)) from ex
 
     def _hint(self, message: str) -> str:
@@ -209,7 +226,8 @@ class _Parser(ArgumentParser):
         return did_you_mean(key, self.get_defaults(skip_validation=True).keys())
 
 
-def _parser(layers: Sequence[Path], program: str) -> _Parser:
+@cache
+def _parser(defaults: tuple[str, ...], program: str) -> _Parser:
     parser = _Parser(
         prog=Path(program).name,
         description=(
@@ -217,13 +235,107 @@ def _parser(layers: Sequence[Path], program: str) -> _Parser:
             "win: configs/default.yaml, configs/algo/ALGO.yaml, --config files, flags. "
             "--algo takes several methods with commas between them."
         ),
-        default_config_files=[str(layer) for layer in layers],
+        default_config_files=list(defaults),
         default_env=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(ExperimentConfig)
     return parser
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Keys and values of one source, laid over those of earlier ones.
+
+    Attributes:
+        name: What errors call it, such as a file's path.
+        values: Keys and values, some of those of `ExperimentConfig`.
+        source: What the parser reads: a file's path, or the values as YAML.
+        shipped: Whether it belongs to the program, whose help shows its values.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    source: str
+    shipped: bool = False
+
+    def __post_init__(self) -> None:
+        for section in SECTIONS & self.values.keys():
+            self._check_mapping(section, self.values[section])
+        self._check_mapping("agent.arguments", self.agent_arguments)
+
+    def _check_mapping(self, key: str, value: Any) -> None:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self.name}: {key}: expected keys and values, found {value!r}")
+
+    @property
+    def agent_arguments(self) -> dict[str, Any]:
+        """Arguments of the agent, which are merged key by key."""
+        arguments: dict[str, Any] = self.values.get("agent", {}).get("arguments", {})
+        return arguments
+
+
+def file_layer(path: Path, *, shipped: bool = False) -> Layer:
+    """The keys and values of a YAML file."""
+    return Layer(str(path), read_yaml(path, "--config"), str(path), shipped)
+
+
+def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
+    """Keys and values that are part of something else, which `name` says."""
+    return Layer(name, values, yaml.safe_dump(dict(values)))
+
+
+def default_layer() -> Layer:
+    """What holds for every run unless it is told otherwise: configs/default.yaml."""
+    return file_layer(CONFIGS / "default.yaml", shipped=True)
+
+
+def algo_layers(algo: str) -> list[Layer]:
+    """What a method brings along: configs/algo/<algo>.yaml, or nothing."""
+    path = CONFIGS / "algo" / f"{algo}.yaml"
+    return [file_layer(path, shipped=True)] if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A command line, with what needs care taken out.
+
+    Attributes:
+        layers: The `--config` files.
+        algos: The methods in the last `--algo`; empty without one.
+        agent_arguments: What each `--agent.arguments` says.
+        others: All other flags.
+    """
+
+    layers: list[Layer]
+    algos: list[str]
+    agent_arguments: list[dict[str, Any]]
+    others: list[str]
+
+
+def read_flags(argv: Sequence[str]) -> Flags:
+    """Sorts the flags of a command line.
+
+    Raises:
+        ConfigError: A flag without its value, or a file that cannot be read.
+    """
+    paths, flags = _take(argv, "--config")
+    named, flags = _take(flags, "--algo")
+    given, flags = _take(flags, "--agent.arguments")
+    return Flags(
+        layers=[file_layer(Path(path)) for path in paths],
+        algos=_names(named[-1]) if named else [],
+        agent_arguments=[_load_arguments(text) for text in given],
+        others=flags,
+    )
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"--algo: expected names with commas between them, got '{text}'")
+    return names
 
 
 def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[ExperimentConfig]:
@@ -237,63 +349,70 @@ def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[Experi
         ConfigError: An unknown key, a value of the wrong type, or a file that cannot be read.
         SystemExit: After `--help` or `--print_config`.
     """
-    paths, flags = _take(argv, "--config")
-    named, flags = _take(flags, "--algo")
-    given, flags = _take(flags, "--agent.arguments")
-    files = [_File(Path(path)) for path in paths]
-    algos = [str(file.content["algo"]) for file in files if "algo" in file.content]
-    names = _names(named[-1]) if named else [ExperimentConfig.algo, *algos][-1:]
-    arguments = [_load_arguments(text) for text in given]
-    return [_parse_one(name, files, arguments, flags, program) for name in names]
+    flags = read_flags(argv)
+    in_files = [str(layer.values["algo"]) for layer in flags.layers if "algo" in layer.values]
+    algos = flags.algos or [ExperimentConfig.algo, *in_files][-1:]
+    default = default_layer()
+    return [
+        build_config(algo, [default, *algo_layers(algo)], flags, program=program) for algo in algos
+    ]
 
 
-def _names(text: str) -> list[str]:
-    names = [name.strip() for name in text.split(",")]
-    if "" in names:
-        raise ConfigError(f"--algo: expected names with commas between them, got '{text}'")
-    return names
+def build_config(
+    algo: str, layers: Sequence[Layer], flags: Flags, *, program: str = "run.py"
+) -> ExperimentConfig:
+    """The configuration of one method: the layers, then the `--config` files, then the flags.
+
+    Args:
+        algo: The method's name.
+        layers: Earlier layers first.
+        flags: The command line.
+        program: The program's name, for its help.
+
+    Raises:
+        ConfigError: An unknown key or a value of the wrong type; names the layer it stands in.
+        SystemExit: After `--help` or `--print_config`.
+    """
+    layers = [*layers, *flags.layers]
+    arguments = [*(layer.agent_arguments for layer in layers), *flags.agent_arguments]
+    try:
+        return _parse(algo, layers, arguments, flags.others, program)
+    except ConfigError as error:
+        name = _culprit(algo, layers, str(error), program)
+        if name is None:
+            raise
+        raise ConfigError(f"{name}: {error}") from error
 
 
-class _File:
-    """A YAML file of keys and values."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.content = _read_yaml(path)
-        for section in SECTIONS & self.content.keys():
-            self._check_mapping(section, self.content[section])
-        agent = self.content.get("agent", {})
-        self.agent_arguments: dict[str, Any] = agent.get("arguments", {})
-        self._check_mapping("agent.arguments", self.agent_arguments)
-
-    def _check_mapping(self, key: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{self.path}: {key}: expected keys and values, found {value!r}")
-
-
-def _parse_one(
+def _parse(
     algo: str,
-    files: Sequence[_File],
-    agent_arguments: Sequence[dict[str, Any]],
+    layers: Sequence[Layer],
+    arguments: Sequence[Mapping[str, Any]],
     flags: Sequence[str],
     program: str,
 ) -> ExperimentConfig:
-    layers = [CONFIGS / "default.yaml"]
-    own = CONFIGS / "algo" / f"{algo}.yaml"
-    known = []
-    if own.is_file():
-        layers.append(own)
-        known.append(_File(own))
-    arguments: dict[str, Any] = {}
-    for layer in (*(file.agent_arguments for file in (*known, *files)), *agent_arguments):
-        arguments.update(layer)
-    configs = [part for file in files if file.content for part in ("--config", str(file.path))]
-    merged = ["--agent.arguments", json.dumps(arguments)] if arguments else []
-    parser = _parser(layers, program)
+    shipped = list(takewhile(lambda layer: layer.shipped, layers))
+    sources = [layer.source for layer in layers[len(shipped) :] if layer.values]
+    configs = [part for source in sources for part in ("--config", source)]
+    together = {key: value for layer in arguments for key, value in layer.items()}
+    merged = ["--agent.arguments", json.dumps(together)] if together else []
+    parser = _parser(tuple(layer.source for layer in shipped), program)
     parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
     values = parser.instantiate(parsed).as_dict()
-    names = ExperimentConfig.__dataclass_fields__
-    return ExperimentConfig(**{name: values[name] for name in names})
+    return ExperimentConfig(
+        **{name: values[name] for name in ExperimentConfig.__dataclass_fields__}
+    )
+
+
+def _culprit(algo: str, layers: Sequence[Layer], message: str, program: str) -> str | None:
+    """Name of the first layer that brings the message about; none where a flag does."""
+    for count in range(1, len(layers) + 1):
+        try:
+            _parse(algo, layers[:count], [], [], program)
+        except ConfigError as error:
+            if str(error) == message:
+                return layers[count - 1].name
+    return None
 
 
 def _load_arguments(text: str) -> dict[str, Any]:
@@ -306,16 +425,25 @@ def _load_arguments(text: str) -> dict[str, Any]:
     return arguments
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, flag: str) -> dict[str, Any]:
+    """The keys and values of a YAML file; none if it is empty.
+
+    Args:
+        path: The file.
+        flag: What the user named it by, for errors.
+
+    Raises:
+        ConfigError: A file that cannot be read or holds something else.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"--config: {path}: {error.strerror}") from error
+        raise ConfigError(f"{flag}: {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"--config: {path}: not valid YAML ({reason})") from error
+        raise ConfigError(f"{flag}: {path}: not valid YAML ({reason})") from error
     if not isinstance(content or {}, dict):
-        raise ConfigError(f"--config: {path}: expected keys and values, found {content!r}")
+        raise ConfigError(f"{flag}: {path}: expected keys and values, found {content!r}")
     return content or {}
 
 

@@ -210,6 +210,17 @@ def test_written_configurations_are_complete() -> None:
     assert content["teachers"]["teachers"][0]["network"] == "resnet8"
 
 
+def test_the_digest_is_that_of_what_the_numbers_depend_on() -> None:
+    config = parse("--algo", "pg")
+    assert parse("--algo", "pg").digest == config.digest
+    for flags in ("--output here", "--cache there", "--device cpu", "--threads 2"):
+        assert parse("--algo", "pg", *flags.split()).digest == config.digest
+    for flags in ("--seed 1", "--env.reward alignment", "--agent.arguments.lr 1"):
+        assert parse("--algo", "pg", *flags.split()).digest != config.digest
+    digests = [parse("--teachers", str(pool)).digest for pool in POOLS]
+    assert len(set(digests)) == len(POOLS)
+
+
 # Mistakes.
 
 FLAGS = {
@@ -289,9 +300,12 @@ def test_mistakes_in_flags_are_told_in_one_line(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_mistakes_in_files_are_told_in_one_line(case: str, write: WriteFile) -> None:
+def test_mistakes_in_files_are_told_in_one_line_with_the_file(case: str, write: WriteFile) -> None:
     text, expected = FILES[case]
-    message = message_of(["--config", write(text)])
+    good, bad = write("seed: 1"), write(text)
+    message = message_of(["--config", good, "--config", bad, "--data.batch_size", "8"])
+    assert bad in message
+    assert good not in message
     assert "\n" not in message
     for part in expected:
         assert part in message

@@ -87,6 +87,7 @@ def logit_gradients(
     return temperature * (ours - theirs).mean(1)
 
 
+@torch.enable_grad()
 def feature_gradients(state: DistillState) -> Float[Tensor, "M N"]:
     """Batch mean of the gradient of every teacher's FitNet term with respect to the map F.
 

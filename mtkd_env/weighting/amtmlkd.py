@@ -54,8 +54,9 @@ def mixture_divergence(
     p = functional.softmax(teachers.float() / temperature, dim=-1)
     mixture = torch.einsum("bm,mbc->bc", weights, p)
     log_q = functional.log_softmax(student.float() / temperature, dim=-1)
-    negative_entropy = -torch.special.entr(mixture).sum(1)
-    return temperature**2 * (negative_entropy - (mixture * log_q).sum(1))
+    # Not `special.entr`, whose gradient at a probability of zero is infinite.
+    log_mixture = mixture.clamp(min=torch.finfo(mixture.dtype).tiny).log()
+    return temperature**2 * (mixture * (log_mixture - log_q)).sum(1)
 
 
 class AMTMLKD(Weighting):
@@ -74,11 +75,12 @@ class AMTMLKD(Weighting):
         distiller: See `Weighting`.
         seed: Seed of the factors' start.
         lr: Learning rate of Adam.
-        penalty: Coefficient of the squared length of the factors. Published: 0.1.
+        penalty: Coefficient of the squared length of the factors. Published: 0.1, under which they
+            vanish here and the weights become 1/M.
     """
 
     def __init__(
-        self, distiller: Distiller, *, seed: int = 0, lr: float = 1e-3, penalty: float = 0.1
+        self, distiller: Distiller, *, seed: int = 0, lr: float = 1e-3, penalty: float = 1e-3
     ) -> None:
         super().__init__(distiller, seed=seed)
         with seeded(derive_seed(seed, "weighting")):

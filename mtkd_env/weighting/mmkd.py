@@ -152,7 +152,7 @@ class MMKD(Weighting):
         weight_decay: L2 coefficient of Adam.
 
     Raises:
-        ConfigError: A count below 1.
+        ConfigError: A count below 1 or, at the first batch, a buffer that could not hold it.
     """
 
     def __init__(
@@ -182,6 +182,11 @@ class MMKD(Weighting):
     def _build(self, batch_size: int) -> tuple[MetaWeights, Adam]:
         """The networks and their optimiser; made when the size of a batch is first known."""
         if self._nets is None:
+            if batch_size > self.buffer.size:
+                raise ConfigError(
+                    f"buffer_size: expected at least {batch_size}, the number of samples in a "
+                    f"batch, got {self.buffer.size}"
+                )
             teachers = self.distiller.teachers
             with seeded(derive_seed(self.seed, "weighting")):
                 meta = MetaWeights(batch_size, len(teachers), teachers.num_classes)
@@ -202,7 +207,7 @@ class MMKD(Weighting):
         self.buffer.add(state.batch, wrong)
         self.steps += 1
         size = len(state.batch.targets)
-        if self.steps % self._meta_every == 0 and len(self.buffer) >= size:
+        if self.steps % self._meta_every == 0:
             batch = self.buffer.sample(size)
             self._update(batch, self.distiller.teachers(batch.inputs))
 

@@ -1,0 +1,154 @@
+"""Measures what methods cost, and what rewards are worth.
+
+python experiments/benchmark.py --what weighting
+python experiments/benchmark.py --what agents --methods pg,ppo --rounds 5 --json runs/agents.json
+python experiments/benchmark.py --what reward-signal --teachers my_pool.yaml --epochs 0,5
+"""
+
+import json
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
+from experiments.benchmarks.base import unusable
+from experiments.console import console
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.files import write_text
+
+EPOCHS = (0, 1, 5, 15)
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser() -> _Parser:
+    about = "\n".join(f"  {name:14} {entry.about}" for name, entry in BENCHMARKS.items())
+    parser = _Parser(
+        prog="benchmark.py",
+        description=f"{__doc__}\nwhat can be measured:\n{about}",
+        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...",
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--what", required=True, help="what to measure: " + ", ".join(BENCHMARKS))
+    parser.add_argument("--methods", help="only these: aver,camkd,mmkd")
+    parser.add_argument("--steps", type=int, help="SGD steps of a method in a round")
+    parser.add_argument("--rounds", type=int, help="rounds; batches for reward-signal")
+    parser.add_argument("--epochs", help="when reward-signal looks: 0,1,5,15 epochs")
+    parser.add_argument("--json", help="file for all numbers; the picture is put beside it")
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
+    """The program's own arguments, and the flags of run.py.
+
+    Raises:
+        ConfigError: A value that cannot be used, or a flag that is said in another way here.
+        SystemExit: After `--help`.
+    """
+    arguments, flags = _parser().parse_known_args(argv)
+    if any(flag.partition("=")[0] == "--algo" for flag in flags):
+        raise ConfigError("--algo: cannot be given here; see --methods")
+    if arguments.json is not None and Path(arguments.json).suffix != ".json":
+        raise ConfigError(f"--json: expected a file that ends in .json, got '{arguments.json}'")
+    return arguments, flags
+
+
+def make_request(
+    arguments: Namespace, flags: Sequence[str], benchmark: Benchmark, out: Console
+) -> Request:
+    """What is asked of a benchmark.
+
+    Raises:
+        ConfigError: A number below 1, or a flag that means nothing to this benchmark.
+    """
+    if arguments.steps is not None and benchmark.steps is None:
+        raise unusable("steps", arguments.what)
+    if arguments.epochs is not None and not benchmark.traces:
+        raise unusable("epochs", arguments.what)
+    return Request(
+        flags=flags,
+        methods=None if arguments.methods is None else _names(arguments.methods),
+        steps=_count(arguments.steps, benchmark.steps or 1, "steps"),
+        rounds=_count(arguments.rounds, benchmark.rounds, "rounds"),
+        epochs=EPOCHS if arguments.epochs is None else _epochs(arguments.epochs),
+        out=out,
+    )
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"--methods: expected names with commas between them, got '{text}'")
+    return names
+
+
+def _count(given: int | None, default: int, flag: str) -> int:
+    if given is not None and given < 1:
+        raise ConfigError(f"--{flag}: expected a number >= 1, got {given}")
+    return default if given is None else given
+
+
+def _epochs(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--epochs: expected 0,1,5,..., got '{text}'")
+    return sorted({int(part) for part in parts})
+
+
+def _prepare(path: Path) -> None:
+    """Makes the folder of a file now rather than after minutes of measuring."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--json: cannot make {path.parent}: {error.strerror}") from error
+
+
+def show(out: Console, outcome: Outcome) -> None:
+    """Prints tables and notes."""
+    for table in outcome.tables:
+        out.print(table)
+    for note in outcome.notes:
+        out.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def write(out: Console, outcome: Outcome, path: Path) -> None:
+    """Writes all numbers, and the picture beside them."""
+    write_text(path, json.dumps(outcome.values, indent=2) + "\n")
+    picture = path.with_suffix(".png")
+    outcome.draw(picture)
+    out.print(f"written: {path}, {picture}", highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; gives its exit code."""
+    out = console()
+    try:
+        arguments, flags = parse(sys.argv[1:] if argv is None else argv)
+        benchmark = lookup(BENCHMARKS, arguments.what, "--what")
+        request = make_request(arguments, flags, benchmark, out)
+        path = None if arguments.json is None else Path(arguments.json)
+        if path is not None:
+            _prepare(path)
+        outcome = benchmark.measure(request)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: nothing was written\n")
+        return 130
+    show(out, outcome)
+    if path is not None:
+        write(out, outcome, path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

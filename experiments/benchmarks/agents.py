@@ -1,0 +1,158 @@
+"""What an epoch costs under every agent that learns, relative to equal weights."""
+
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+
+from agents import AGENTS, build_agent
+from agents.sb3 import CONTRIB
+from agents.warmup import warm_up
+from experiments.benchmarks.base import Outcome, Request
+from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
+from experiments.benchmarks.shared import check_shareable, make_env
+from experiments.benchmarks.timing import (
+    Reading,
+    Spread,
+    Stopwatch,
+    stopwatch_for,
+    take_turns,
+)
+from experiments.benchmarks.timing_report import REFERENCE, TimingReport
+from experiments.benchmarks.weighting import classical_methods, with_reference
+from experiments.config import CONFIGS, ExperimentConfig
+from mtkd_env import Assembly
+
+NOTES = (
+    "epoch: all steps of the student, and all that the agent learns from them; no evaluation",
+    "history: most tensors and arrays that an agent keeps to learn from; learners: its networks "
+    "and optimisers",
+)
+
+
+def learning_methods() -> list[str]:
+    """Every agent of our own, and every shipped method whose library is installed."""
+    shipped = {path.stem for path in CONFIGS.glob("algo/*.yaml")}
+    classical = {*classical_methods(), *(name for name in shipped if name.endswith("_official"))}
+    missing = () if find_spec("sb3_contrib") else CONTRIB
+    others = {*AGENTS, *shipped} - classical - set(missing)
+    return [REFERENCE, *sorted(others)]
+
+
+class Contestant:
+    """An agent in an environment of its own, measured over whole epochs.
+
+    An epoch holds the student's steps and all that the agent learns from them. The agent learns two
+    epochs at a time, and only the second one counts: a library may learn from an epoch's last steps
+    after it was told that the epoch has ended, and what it has not learned from by then is lost
+    between two calls. The second epoch holds as much learning as any epoch of a run.
+
+    Args:
+        assembly: Images and teachers.
+        config: Its configuration.
+        peak: Reads the device's memory.
+
+    Attributes:
+        agent: The agent.
+        peaks: Bytes at the peak of every measured epoch; none on a CPU.
+    """
+
+    def __init__(self, assembly: Assembly, config: ExperimentConfig, peak: DevicePeak) -> None:
+        env = make_env(assembly, config)
+        arguments = config.agent.arguments
+        self.agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
+        self.peaks: list[int] = []
+        self._history = HistoryMeter(self.agent)
+        self._name = config.algo
+        self._peak = peak
+        for _ in range(config.warmup.epochs):
+            warm_up(self.agent, env.steps_per_epoch, config.warmup.weights)
+        peak.built(self._name)
+
+    def __call__(self, watch: Stopwatch) -> Reading:
+        """Measures the time and the peak of an epoch."""
+        readings: list[Reading] = []
+
+        def begin() -> None:
+            self._peak.begin()
+            watch.start()
+
+        def end() -> None:
+            readings.append(watch.stop())
+            self.peaks.extend(self._peak.end(self._name))
+
+        self._second_epoch(begin, end)
+        return readings[0]
+
+    def history(self) -> int:
+        """The most bytes that it keeps to learn from; takes two epochs."""
+        kept: list[int] = []
+        self._second_epoch(self._history.start, lambda: kept.append(self._history.stop()))
+        return kept[0]
+
+    def learners(self) -> int:
+        """Bytes of its networks and their optimisers."""
+        kept = held_bytes(self.agent, learners=False)
+        return held_bytes(self.agent, learners=True) - kept
+
+    def _second_epoch(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
+        calls = iter([begin, end])
+        self.agent.learn(2, lambda: next(calls)())
+
+
+def measure(request: Request) -> Outcome:
+    """Times an epoch of every agent, all with one ensemble of teachers.
+
+    Raises:
+        ConfigError: A method that does not exist, or has other teachers than the others.
+    """
+    configs = request.configs(with_reference(request.methods or learning_methods()))
+    check_shareable(configs)
+    assembly = request.build(configs[REFERENCE])
+    peak = DevicePeak(assembly.env.device)
+    contestants = {
+        name: Contestant(assembly, configs[name], peak)
+        for name in request.count(list(configs), "warm-up epochs")
+    }
+    memory = {
+        name: _memory(contestant)
+        for name, contestant in request.count(contestants.items(), "epochs watched for memory")
+    }
+    rounds = request.count(range(request.rounds), "rounds")
+    readings = take_turns(contestants, stopwatch_for(assembly.env.device), rounds)
+    for name, contestant in contestants.items():
+        memory[name] |= _peak_of(contestant, contestants[REFERENCE])
+    return TimingReport(
+        title=f"Cost of an epoch, as a ratio to {REFERENCE}",
+        readings=readings,
+        units=1,
+        unit="epoch",
+        assembly=assembly,
+        config=configs[REFERENCE],
+        notes=NOTES,
+        extra=_columns(memory),
+        values={"memory": memory},
+    ).outcome()
+
+
+def _memory(contestant: Contestant) -> dict[str, float]:
+    return {"history": contestant.history(), "learners": contestant.learners()}
+
+
+def _peak_of(contestant: Contestant, reference: Contestant) -> dict[str, float]:
+    """The peak of the device and its ratio to the reference's; nothing on a CPU."""
+    if not contestant.peaks:
+        return {}
+    peak, other = (Spread.of(one.peaks).median for one in (contestant, reference))
+    return {"peak": peak, "peak_ratio": peak / other}
+
+
+def _columns(memory: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, str]]:
+    """Columns of the table: heading, then text by method."""
+    columns = {
+        f"{name}\nMB": {method: f"{sizes[name] / 1e6:.2f}" for method, sizes in memory.items()}
+        for name in ("history", "learners")
+    }
+    if all("peak_ratio" in sizes for sizes in memory.values()):
+        columns["peak\nratio"] = {
+            method: f"{sizes['peak_ratio']:.3f}" for method, sizes in memory.items()
+        }
+    return columns

@@ -1,0 +1,127 @@
+"""What every benchmark is given, and what it gives back."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from experiments.config import ExperimentConfig, parse_arguments
+from experiments.console import ConsoleProgress
+from experiments.experiment import build, check_names
+from mtkd_env import Assembly
+from mtkd_env.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks of a benchmark.
+
+    Attributes:
+        flags: The flags of run.py.
+        methods: What to compare; by default what the benchmark is about.
+        steps: SGD steps that a method does in a round.
+        rounds: Number of rounds.
+        epochs: Points of the student's training [epochs].
+        out: Where progress is shown.
+    """
+
+    flags: Sequence[str]
+    methods: Sequence[str] | None
+    steps: int
+    rounds: int
+    epochs: Sequence[int]
+    out: Console
+
+    def configs(self, methods: Sequence[str], *flags: str) -> dict[str, ExperimentConfig]:
+        """The configuration of every method, checked before anything is built.
+
+        Args:
+            methods: Names that `--algo` takes.
+            flags: Flags besides the user's own.
+
+        Raises:
+            ConfigError: An unknown name, key or value.
+        """
+        algos = ["--algo", ",".join(methods)]
+        configs = parse_arguments([*self.flags, *flags, *algos], "benchmark.py")
+        for config in configs:
+            check_names(config)
+        return dict(zip(methods, configs, strict=True))
+
+    def build(self, config: ExperimentConfig) -> Assembly:
+        """Images, teachers and an environment; trains teachers that are not there."""
+        with closing(ConsoleProgress(self.out)) as progress:
+            return build(config, progress)
+
+    def count(self, things: Collection[T], title: str) -> Iterator[T]:
+        """Shows on the console how far an iteration is."""
+        if not self.out.is_terminal:
+            yield from self._count_in_lines(things, title)
+            return
+        columns = [TextColumn("[bold]{task.description}"), BarColumn(24), MofNCompleteColumn()]
+        times = [TimeElapsedColumn(), TimeRemainingColumn()]
+        # Drawn between two measurements, not by a thread that would be part of them.
+        with Progress(*columns, *times, console=self.out, auto_refresh=False) as bar:
+            yield from bar.track(things, total=len(things), description=title)
+
+    def _count_in_lines(self, things: Collection[T], title: str) -> Iterator[T]:
+        """Prints ten lines or fewer, as a log wants them."""
+        total = len(things)
+        for done, thing in enumerate(things, start=1):
+            yield thing
+            if done * 10 // total > (done - 1) * 10 // total:
+                self.out.print(f"{title}: {done}/{total}", highlight=False)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a benchmark has found.
+
+    Attributes:
+        tables: What is printed.
+        notes: What the reader must know of the numbers, a line each.
+        values: All numbers; JSON can hold them.
+        draw: Draws the picture into a PNG.
+    """
+
+    tables: Sequence[RenderableType]
+    notes: Sequence[str]
+    values: Mapping[str, Any]
+    draw: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """An entry of `BENCHMARKS`.
+
+    Attributes:
+        measure: Measures; raises `ConfigError` for what it cannot use before it builds anything.
+        about: What it measures, for the help.
+        rounds: Number of rounds by default.
+        steps: Steps of a method in a round by default; none where `--steps` means nothing.
+        traces: Whether it looks at several points of a student's training.
+    """
+
+    measure: Callable[[Request], Outcome]
+    about: str
+    rounds: int
+    steps: int | None = None
+    traces: bool = False
+
+
+def unusable(flag: str, what: str) -> ConfigError:
+    """The error for a flag that a benchmark has no use for."""
+    return ConfigError(f"--{flag}: means nothing to --what {what}")

@@ -1,0 +1,165 @@
+"""Tables, numbers and the picture of what methods cost relative to equal weights."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from experiments.benchmarks.base import Outcome
+from experiments.benchmarks.timing import (
+    HIGH,
+    LOW,
+    Readings,
+    Spread,
+    describe_machine,
+    ratios,
+    seconds,
+)
+from experiments.config import ExperimentConfig
+from mtkd_env import Assembly
+from mtkd_env.files import write_atomically
+
+# Equal weights: what every other way to weight teachers is compared with.
+REFERENCE = "aver"
+
+
+@dataclass(frozen=True)
+class TimingReport:
+    """Readings of several methods, and how to show them.
+
+    Attributes:
+        title: Heading of table and picture.
+        readings: The readings; those of `REFERENCE` among them.
+        units: Steps, epochs, ... in one reading.
+        unit: What one of them is called.
+        assembly: What all methods shared.
+        config: Configuration of the reference.
+        notes: What the reader must know.
+        extra: Further columns of the table: heading, then text by method.
+        values: Further values for the JSON file.
+    """
+
+    title: str
+    readings: Readings
+    units: int
+    unit: str
+    assembly: Assembly
+    config: ExperimentConfig
+    notes: Sequence[str]
+    extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def clocks(self) -> list[str]:
+        """Names of the clocks."""
+        return list(self.readings[REFERENCE][0])
+
+    def outcome(self) -> Outcome:
+        """Table, notes, numbers and picture."""
+        return Outcome([self._table()], self._notes(), self._values(), self._draw)
+
+    def _ratios(self, clock: str) -> dict[str, Spread]:
+        found = ratios(self.readings, REFERENCE, clock)
+        return {name: Spread.of(values) for name, values in found.items()}
+
+    def _milliseconds(self, clock: str) -> dict[str, Spread]:
+        return {
+            name: Spread.of([1000 * value / self.units for value in values])
+            for name, values in seconds(self.readings, clock).items()
+        }
+
+    def _table(self) -> Table:
+        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD)
+        table.add_column("method", no_wrap=True)
+        by_clock = {clock: self._ratios(clock) for clock in self.clocks}
+        first = self._milliseconds(self.clocks[0])
+        for clock in self.clocks:
+            table.add_column(f"{clock}\nratio", justify="right")
+            table.add_column(f"{clock}\n{LOW}-{HIGH} %", justify="right")
+        table.add_column(f"{self.clocks[0]}\nms/{self.unit}", justify="right")
+        for heading in self.extra:
+            table.add_column(heading, justify="right")
+        for name in self.readings:
+            cells = [cell for clock in self.clocks for cell in _cells(by_clock[clock][name])]
+            others = [texts[name] for texts in self.extra.values()]
+            table.add_row(name, *cells, f"{first[name].median:.2f}", *others)
+        return table
+
+    def _notes(self) -> list[str]:
+        machine = describe_machine(self.assembly.env.device)
+        reference = self.readings[REFERENCE]
+        absolute = ", ".join(
+            f"{self._milliseconds(clock)[REFERENCE].median:.2f} ms {clock}" for clock in self.clocks
+        )
+        units = f"{self.units} {self.unit}{'s' if self.units > 1 else ''}"
+        where = machine["accelerator"] or machine["processor"]
+        return [
+            *self.notes,
+            f"{len(reference)} rounds of {units}, methods in turns; every round gives one ratio: "
+            f"median, {LOW}th to {HIGH}th percentile",
+            f"{REFERENCE}: {absolute} per {self.unit} on this machine ({where}, "
+            f"{machine['cores']} cores, threads used: {machine['threads']}, {_load(machine)})",
+        ]
+
+    def _values(self) -> dict[str, Any]:
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            "units_per_round": self.units,
+            "rounds": len(self.readings[REFERENCE]),
+            "reference": REFERENCE,
+            "machine": describe_machine(self.assembly.env.device),
+            "teachers": list(self.assembly.env.teacher_names),
+            "configuration": self.config.to_yaml(),
+            "methods": {name: self._method(name) for name in self.readings},
+            **self.values,
+        }
+
+    def _method(self, name: str) -> dict[str, Any]:
+        return {
+            clock: {
+                "ratio": asdict(self._ratios(clock)[name]),
+                "milliseconds": asdict(self._milliseconds(clock)[name]),
+                "seconds_by_round": seconds(self.readings, clock)[name],
+            }
+            for clock in self.clocks
+        }
+
+    def _draw(self, path: Path) -> None:
+        clock = self.clocks[0]
+        found = self._ratios(clock)
+        names = sorted(found, key=lambda name: found[name].median)
+        figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        medians = [found[name].median for name in names]
+        spreads = [
+            [found[name].median - found[name].low for name in names],
+            [found[name].high - found[name].median for name in names],
+        ]
+        axes.barh(names, medians, xerr=spreads, capsize=3, color="tab:blue", alpha=0.8)
+        axes.axvline(1, color="grey", linestyle=":")
+        for place, name in enumerate(names):
+            axes.annotate(
+                f"{medians[place]:.2f}",
+                (found[name].high, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                verticalalignment="center",
+            )
+        axes.margins(x=0.12)
+        axes.set(title=self.title, xlabel=f"{clock} time of one {self.unit} / {REFERENCE}'s")
+        axes.grid(axis="x", alpha=0.3)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+
+
+def _cells(spread: Spread) -> tuple[str, str]:
+    return f"{spread.median:.3f}", f"{spread.low:.2f}-{spread.high:.2f}"
+
+
+def _load(machine: Mapping[str, Any]) -> str:
+    load = machine["load"]
+    return "load unknown" if load is None else f"load {load:.1f} in the last minute"

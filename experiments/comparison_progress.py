@@ -1,0 +1,140 @@
+"""What a person sees of a comparison while it goes on."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from experiments.slots import Failure, Task
+
+
+def rows_of(task: Task) -> list[dict[str, Any]]:
+    """What a task has told so far: the complete lines of its log."""
+    try:
+        text = task.log.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def describe(task: Task, rows: Sequence[dict[str, Any]]) -> str:
+    """How far a task is: epoch and accuracy of a student, or epoch of a teacher."""
+    if not rows:
+        return "starting"
+    row = rows[-1]
+    if "teacher" in row:
+        return f"{row['teacher']} epoch {row['epoch']}/{row['epochs']}"
+    return f"epoch {row['epoch']}/{task.epochs}  {row['test/accuracy']:.2%}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+class Board:
+    """Shows how many runs are done, the time left, and on a terminal a line for every slot.
+
+    Args:
+        console: Where to write.
+        slots: Number of slots.
+        runs: The tasks that count as runs; all others only get a line.
+        finished: Runs that were finished before.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        slots: int,
+        runs: Sequence[Task],
+        finished: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console = console
+        self._runs = set(runs)
+        self._finished = finished
+        self._total = finished + len(runs)
+        self._epochs = sum(task.epochs for task in runs)
+        self._done: dict[Task, int] = {}
+        self._clock = clock
+        self._since: float | None = None
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._all = self._bars.add_task("[bold]runs", total=self._epochs or None, text="")
+        self._slots = [self._bars.add_task("", text="", visible=False) for _ in range(slots)]
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bars.stop()
+
+    def started(self, task: Task) -> None:
+        """A task is about to begin."""
+        if task in self._runs and self._since is None:
+            self._since = self._clock()
+
+    def ended(self, task: Task, failure: Failure | None) -> None:
+        """A task has ended: a line of its own off a terminal, and everywhere if it failed."""
+        if task in self._runs:
+            self._finished += 1
+            self._done[task] = task.epochs
+        if failure is not None:
+            self._print(f"{task.name} failed: {failure.message}")
+        elif not self._console.is_terminal:
+            rows = rows_of(task)
+            self._print(f"{task.name}: {describe(task, rows) if rows else 'ready'}")
+
+    def _print(self, text: str) -> None:
+        line = f"[{self._finished}/{self._total}] {text}{self._time_left(', {} left')}"
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+    def look(self, tasks: Sequence[Task | None]) -> None:
+        """Shows the task of every slot."""
+        for bar, task in zip(self._slots, [*tasks, *[None] * len(self._slots)], strict=False):
+            self._look(bar, task)
+        text = f"{self._finished}/{self._total}{self._time_left('  {} left')}"
+        self._bars.update(self._all, completed=sum(self._done.values()), text=text)
+
+    def _look(self, bar: TaskID, task: Task | None) -> None:
+        if task is None:
+            self._bars.update(bar, visible=False)
+            return
+        rows = rows_of(task)
+        if task in self._runs:
+            self._done[task] = len(rows)
+        self._bars.update(
+            bar,
+            visible=True,
+            description=task.name.replace("[", r"\["),
+            completed=len(rows),
+            total=task.epochs,
+            text=describe(task, rows),
+        )
+
+    def _time_left(self, form: str) -> str:
+        """The time left at the speed so far, in epochs; nothing before there is one."""
+        done = sum(self._done.values())
+        if self._since is None or not done or done >= self._epochs:
+            return ""
+        elapsed = self._clock() - self._since
+        return form.format(duration(elapsed / done * (self._epochs - done)))

@@ -1,0 +1,572 @@
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from scipy.stats import kendalltau
+from stable_baselines3 import PPO
+from torch import Tensor, nn
+
+from experiments import benchmark
+from experiments.benchmarks import Request, memory, reward_signal, weighting
+from experiments.benchmarks.agents import Contestant, learning_methods
+from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
+from experiments.benchmarks.reward_signal import look
+from experiments.benchmarks.shared import check_shareable, make_env
+from experiments.benchmarks.timing import (
+    DeviceStopwatch,
+    HostStopwatch,
+    Reading,
+    Spread,
+    Stopwatch,
+    ratios,
+    take_turns,
+    timed,
+)
+from experiments.benchmarks.usefulness import (
+    TERMS,
+    TRUTHS,
+    by_term,
+    distillation_terms,
+    finds_best,
+    frozen,
+    kendall,
+    most_frequent_share,
+    usefulness,
+)
+from experiments.benchmarks.weighting import check_period, classical_methods, steps_of
+from experiments.config import ExperimentConfig, parse_arguments
+from mtkd_env import Assembly
+from mtkd_env.distiller import Distiller
+from mtkd_env.errors import ConfigError
+from mtkd_env.losses import cross_entropy
+from mtkd_env.reward import REWARDS, RewardFunction
+from mtkd_env.teachers import TeacherPool
+from mtkd_env.types import Batch, DistillState, TeacherOutputs
+from mtkd_env.weighting import WEIGHTINGS
+from tiny import (
+    STEPS_PER_EPOCH,
+    TEACHERS,
+    batch,
+    data,
+    make_tiny_distiller,
+    make_tiny_env,
+    teachers,
+)
+
+M = len(TEACHERS)
+
+SMOKE = """
+teachers:
+  teachers:
+    - {network: resnet8, width: 0.125}
+    - {network: wrn_16_1, width: 0.125}
+  recipe: {epochs: 1}
+data: {train_size: 64, batch_size: 16}
+student: {network: resnet8, width: 0.125}
+optimizer: {epochs: 3}
+device: cpu
+"""
+
+Start = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration file for a benchmark of seconds."""
+    path = tmp_path_factory.mktemp("smoke") / "smoke.yaml"
+    path.write_text(SMOKE, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture
+def start(smoke: str) -> Start:
+    """Starts the main program with a small configuration."""
+    return lambda what, *flags: benchmark.main(["--what", what, "--config", smoke, *flags])
+
+
+@pytest.fixture
+def assembly() -> Assembly:
+    return Assembly(make_tiny_env(), data(), TeacherPool(teachers(), {}, {}))
+
+
+def config_of(algo: str, *flags: str) -> ExperimentConfig:
+    return parse_arguments(["--algo", algo, "--student.width", "0.125", *flags])[0]
+
+
+class FakeTime:
+    """Clocks that stand still but for what subjects add to them."""
+
+    def __init__(self) -> None:
+        self.cpu = self.wall = 0.0
+        self.watch = HostStopwatch(lambda: self.cpu, lambda: self.wall)
+
+    def subject(self, costs: Iterator[float], wait: float = 0.0) -> Callable[[Stopwatch], Reading]:
+        def work() -> None:
+            cost = next(costs)
+            self.cpu += cost
+            self.wall += cost + wait
+
+        return timed(work)
+
+
+def test_ratios_are_to_the_reference_of_the_same_round() -> None:
+    time = FakeTime()
+    subjects = {
+        "aver": time.subject(iter([1.0, 2.0, 4.0])),
+        "slow": time.subject(iter([3.0, 4.0, 4.0]), wait=1.0),
+    }
+    readings = take_turns(subjects, time.watch, range(3))
+    assert ratios(readings, "aver", "CPU")["slow"] == [3.0, 2.0, 1.0]
+    assert ratios(readings, "aver", "wall")["slow"] == [4.0, 2.5, 1.25]
+
+
+def test_a_machine_that_slows_down_changes_no_ratio() -> None:
+    time = FakeTime()
+    pace = [1.0, 2.0, 8.0, 0.5]
+    subjects = {
+        "aver": time.subject(iter(pace)),
+        "other": time.subject(iter(1.5 * one for one in pace)),
+    }
+    found = ratios(take_turns(subjects, time.watch, range(4)), "aver", "CPU")
+    assert found["other"] == [1.5] * 4
+
+
+def test_the_ratio_of_the_reference_is_exactly_one() -> None:
+    time = FakeTime()
+    subjects = {"aver": time.subject(iter([0.1, 1 / 3, 1e-9]))}
+    found = ratios(take_turns(subjects, time.watch, range(3)), "aver", "CPU")["aver"]
+    assert found == [1.0] * 3
+    assert Spread.of(found) == Spread(1.0, 1.0, 1.0)
+
+
+def test_subjects_take_turns() -> None:
+    order: list[str] = []
+    subjects = {name: timed(lambda name=name: order.append(name)) for name in "ABC"}
+    take_turns(subjects, HostStopwatch(), range(3))
+    assert "".join(order) == "ABCABCABC"
+
+
+def test_a_spread_is_median_and_outer_tenths() -> None:
+    assert Spread.of([float(value) for value in range(11)]) == Spread(5.0, 1.0, 9.0)
+
+
+@pytest.mark.gpu
+def test_a_device_stopwatch_waits_for_the_device() -> None:
+    device = torch.device("cuda")
+    watch = DeviceStopwatch(device)
+    matrix = torch.randn(4096, 4096, device=device)
+    reading = timed(lambda: matrix @ matrix)(watch)
+    assert 0 < reading["device"] <= reading["wall"]
+
+
+def test_every_classical_method_is_measured_by_default() -> None:
+    methods = classical_methods()
+    assert methods[0] == "aver"
+    assert len(set(methods)) == len(methods)
+    assert {*WEIGHTINGS, "none", "aver_kd", "aekd_logit"} == set(methods)
+
+
+def test_every_other_method_is_an_agent_by_default() -> None:
+    methods = learning_methods()
+    assert methods[0] == "aver"
+    assert {"pg", "ppo", "sac", "uniform", "oracle"} <= set(methods)
+    assert set(classical_methods()) & set(methods) == {"aver"}
+    assert not [name for name in methods if name.endswith("_official")]
+
+
+@pytest.mark.parametrize("algo", ["mmkd", "mmkd_official"])
+def test_a_round_holds_whole_periods(algo: str) -> None:
+    configs = {"aver": config_of("aver"), algo: config_of(algo)}
+    check_period(configs, steps=10)
+    with pytest.raises(ConfigError, match=f"--steps: expected a multiple of 5, because {algo} "):
+        check_period(configs, steps=7)
+    configs["other"] = config_of("mmkd", "--agent.arguments", "{meta_every: 4}")
+    check_period(configs, steps=20)
+    with pytest.raises(ConfigError, match="a multiple of 20"):
+        check_period(configs, steps=10)
+
+
+def test_methods_share_images_and_teachers_but_no_student(assembly: Assembly) -> None:
+    first, second = (make_env(assembly, config_of(algo)) for algo in ("aver", "aver_kd"))
+    assert first.distiller.teachers is second.distiller.teachers is assembly.env.distiller.teachers
+    assert first.stream is second.stream is assembly.env.stream
+    assert first.distiller.feature_terms
+    assert not second.distiller.feature_terms
+    students = (env.distiller.module.parameters() for env in (first, second))
+    for one, other in zip(*students, strict=True):
+        assert one.data_ptr() != other.data_ptr()
+        torch.testing.assert_close(one, other)
+
+
+def test_methods_with_other_teachers_cannot_be_compared() -> None:
+    configs = {"aver": config_of("aver"), "other": config_of("pg", "--data.batch_size", "32")}
+    with pytest.raises(ConfigError, match="'other' has other images or teachers than 'aver'"):
+        check_shareable(configs)
+
+
+def test_a_weighting_makes_so_many_steps(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make_env(assembly, config_of("mmkd"))
+    monkeypatch.setattr(weighting, "make_env", lambda *_: env)
+    steps_of(assembly, config_of("mmkd"), steps=5)()
+    assert env.steps == 5
+
+
+def test_the_floor_asks_all_teachers_and_trains_a_student_without_weights(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Tensor] = []
+    ensemble = assembly.env.distiller.teachers
+    monkeypatch.setattr(ensemble, "forward", lambda inputs: asked.append(inputs))
+    student = weighting.make_student(assembly, config_of("aver"))
+    before = [parameter.clone() for parameter in student.parameters()]
+    monkeypatch.setattr(weighting, "make_student", lambda *_: student)
+    weighting.floor(assembly, config_of("aver"), steps=2)()
+    assert len(asked) == 2
+    assert assembly.env.steps == 0
+    changed = [not torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True)]
+    assert all(changed)
+
+
+class Counts(Stopwatch):
+    """Counts something between start and stop."""
+
+    clocks = ("count",)
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+        self._began = 0
+
+    def start(self) -> None:
+        self._began = self._count()
+
+    def stop(self) -> Reading:
+        return {"count": self._count() - self._began}
+
+
+def contestant(assembly: Assembly, algo: str, *flags: str) -> Contestant:
+    config = config_of(algo, *flags)
+    return Contestant(assembly, config, DevicePeak(torch.device("cpu")))
+
+
+def test_an_epoch_holds_all_steps_and_all_learning(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[int] = []
+    monkeypatch.setattr(PPO, "train", lambda self: trained.append(self.num_timesteps))
+    ppo = contestant(assembly, "ppo", "--agent.arguments", "{n_steps: 1, n_minibatches: 1}")
+    for _ in range(2):
+        assert ppo(Counts(lambda: len(trained))) == {"count": STEPS_PER_EPOCH}
+        assert ppo(Counts(lambda: ppo.agent.env.steps)) == {"count": STEPS_PER_EPOCH}
+    assert ppo.peaks == []
+
+
+def test_own_agents_learn_within_the_epoch(assembly: Assembly) -> None:
+    pg = contestant(assembly, "pg")
+    learned: list[int] = []
+    pg.agent._learn_from = lambda memory: learned.append(len(memory))  # type: ignore[attr-defined]
+    assert pg(Counts(lambda: sum(learned))) == {"count": STEPS_PER_EPOCH}
+
+
+def test_held_bytes_counts_what_is_kept_once() -> None:
+    tensor, array = torch.zeros(100), np.zeros(10, dtype=np.float32)
+    network = nn.Linear(4, 2, bias=False)
+    holder = SimpleNamespace(
+        memory=[batch(size=2), tensor, tensor[:50]],
+        arrays={"whole": array, "part": array[2:]},
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters()),
+        env=make_tiny_env(),
+        text="text",
+    )
+    holder.itself = holder
+    images = batch(size=2)
+    kept = images.inputs.nbytes + images.targets.nbytes + images.index.nbytes + 400 + 40
+    assert held_bytes(holder, learners=False) == kept
+    assert held_bytes(holder, learners=True) == kept + 4 * 2 * 4
+
+
+def test_history_is_the_most_that_is_kept() -> None:
+    env = make_tiny_env()
+    env.reset(seed=0)
+    agent = SimpleNamespace(env=env, memory=[], fixed=torch.zeros(5))
+    meter = HistoryMeter(agent)  # type: ignore[arg-type]
+    meter.start()
+    for _ in range(2):
+        for _ in range(3):
+            env.distill(weights_of(env.state))
+            agent.memory.append(torch.zeros(100))
+        agent.memory.clear()
+    assert meter.stop() == 4 * 5 + 3 * 400
+
+
+def weights_of(state: DistillState) -> Any:
+    return WEIGHTINGS["aver"](make_tiny_distiller())(state)
+
+
+def test_the_peak_is_that_of_one_method_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    allocated = iter([1000, 1300, 1350, 1350])
+    cuda = SimpleNamespace(
+        memory_allocated=lambda _: next(allocated),
+        max_memory_allocated=lambda _: 1550,
+        reset_peak_memory_stats=lambda _: None,
+    )
+    monkeypatch.setattr(memory, "torch", SimpleNamespace(cuda=cuda))
+    peak = DevicePeak(torch.device("cuda"))  # 1000 for images and teachers
+    peak.built("first")  # 300 of its own
+    peak.built("second")  # 50 of its own
+    peak.begin()
+    assert peak.end("first") == [1000 + 300 + 200]
+    assert peak.end("second") == [1000 + 50 + 200]
+
+
+def test_a_cpu_tells_no_peak() -> None:
+    peak = DevicePeak(torch.device("cpu"))
+    peak.built("aver")
+    peak.begin()
+    assert peak.end("aver") == []
+
+
+def test_a_frozen_student_computes_what_it_computes_in_training() -> None:
+    module, inputs = make_tiny_distiller().module, batch(size=5).inputs
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    copy = frozen(module, inputs)
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, before[name])
+    ours, theirs = copy(inputs), module(inputs)
+    torch.testing.assert_close(ours.output.logits, theirs.output.logits)
+    torch.testing.assert_close(ours.projected, theirs.projected)
+
+
+def precise_state(distiller: Distiller, images: Batch) -> DistillState:
+    """A batch seen by a student and teachers in float64, which differences need."""
+    state = distiller.forward(images)
+    known = state.teachers
+    teachers = TeacherOutputs(
+        known.logits.double(),
+        tuple(one.double() for one in known.features),
+        tuple(one.double() for one in known.feature_maps),
+    )
+    distiller.module.double()
+    return replace(state, batch=as_double(images), teachers=teachers)
+
+
+def as_double(images: Batch) -> Batch:
+    return Batch(images.inputs.double(), images.targets, images.index)
+
+
+def cross_entropies(module: nn.Module, truth: str, i: int, state: DistillState) -> Tensor:
+    values = cross_entropy(module(state.batch.inputs).output.logits, state.batch.targets)
+    return values[i] if truth == "sample" else values.mean()
+
+
+@pytest.mark.parametrize("truth", ["sample", "batch"])
+@pytest.mark.parametrize(("i", "m", "term"), [(0, 0, "logit"), (3, 2, "logit"), (1, 1, "feature")])
+def test_usefulness_is_what_a_small_step_of_sgd_gains(
+    truth: str, i: int, m: int, term: str
+) -> None:
+    distiller = make_tiny_distiller()
+    state = precise_state(distiller, batch())
+    found = usefulness(distiller, state, as_double(batch(seed=1)))
+    size = 1e-6
+    module = frozen(distiller.module, state.batch.inputs)
+    before = cross_entropies(module, truth, i, state)
+    optimizer = torch.optim.SGD(module.parameters(), lr=size)
+    terms = distillation_terms(
+        module,
+        dict(module.named_parameters()),
+        state.batch.inputs,
+        state.teachers,
+        distiller.temperature,
+    )
+    by_term(terms)[term][i, m].backward()
+    optimizer.step()
+    gain = before - cross_entropies(module, truth, i, state)
+    torch.testing.assert_close(by_term(found[truth])[term][i, m], gain / size, rtol=1e-3, atol=1e-8)
+
+
+def test_usefulness_on_images_held_out_is_that_of_their_own_gradient() -> None:
+    distiller = make_tiny_distiller()
+    state = precise_state(distiller, batch())
+    held_out = as_double(batch(seed=1, size=7))
+    found = usefulness(distiller, state, held_out)["held-out"]
+    elsewhere = frozen(distiller.module, held_out.inputs)
+    loss = cross_entropy(elsewhere(held_out.inputs).output.logits, held_out.targets).mean()
+    direction = torch.autograd.grad(loss, list(elsewhere.parameters()), allow_unused=True)
+    module = frozen(distiller.module, state.batch.inputs)
+    terms = distillation_terms(
+        module,
+        dict(module.named_parameters()),
+        state.batch.inputs,
+        state.teachers,
+        distiller.temperature,
+    )
+    assert terms.shape == found.shape == (len(state.batch.targets), 2 * M)
+    for place in ((0, 0), (2, M - 1), (3, 2 * M - 1)):
+        own = torch.autograd.grad(
+            terms[place], list(module.parameters()), retain_graph=True, allow_unused=True
+        )
+        pairs = [(a, b) for a, b in zip(own, direction, strict=True) if a is not None]
+        expected = sum((a * b).sum() for a, b in pairs if b is not None)
+        torch.testing.assert_close(found[place], expected)
+
+
+def test_kendall_agrees_with_scipy() -> None:
+    draw = torch.Generator().manual_seed(0)
+    first = torch.randint(4, (30, 5), generator=draw).float()
+    second = torch.randint(4, (30, 5), generator=draw).float()
+    first[0] = 1.0
+    for i, value in enumerate(kendall(first, second).tolist()):
+        expected = kendalltau(first[i], second[i]).statistic
+        assert value == pytest.approx(0.0 if np.isnan(expected) else expected, abs=1e-6)
+
+
+def test_ties_find_the_best_teacher_as_often_as_drawing_one_of_them() -> None:
+    truth = torch.tensor([[1.0, 3.0, 2.0]]).expand(4, -1)
+    credit = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [5.0, 5.0, 0.0], [2.0, 2.0, 2.0]])
+    torch.testing.assert_close(finds_best(credit, truth), torch.tensor([1.0, 0.0, 1 / 2, 1 / 3]))
+    assert most_frequent_share(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0]])) == 2 / 3
+
+
+def test_alignment_finds_the_best_teacher_more_often_than_chance() -> None:
+    env = make_tiny_env()
+    env.reset(seed=0)
+    scale = env.reward.scale
+    rewards = {(name, "before"): RewardFunction(REWARDS[name], scale) for name in REWARDS}
+    looks = [look(env, rewards, batch(seed=1, size=16)) for _ in range(8)]
+    truth = by_term(torch.cat([known["sample"] for known, _ in looks]))["logit"]
+    paid = {name: torch.cat([given[name, "before"] for _, given in looks]) for name in REWARDS}
+    assert env.steps == len(looks)
+    assert finds_best(paid["alignment"], truth).mean() > 1.5 / M
+    assert kendall(paid["alignment"], truth).mean() > 0.3
+    assert finds_best(paid["aggregate"], truth).mean() == pytest.approx(1 / M)
+    assert kendall(paid["aggregate"], truth).mean() == 0
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def test_weightings_from_the_shell(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / "weighting.json"
+    flags = ("--methods", "camkd,aver_kd", "--rounds", "2", "--steps", "1", "--json", str(path))
+    assert start("weighting", *flags) == 0
+    shown = capsys.readouterr().out
+    for text in ("aver", "camkd", "floor", "2 rounds of 1 step,", "on this machine", str(path)):
+        assert text in shown
+    found = read(path)
+    assert list(found["methods"]) == ["aver", "camkd", "aver_kd", "floor"]
+    assert found["methods"]["aver"]["CPU"]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert len(found["methods"]["camkd"]["wall"]["seconds_by_round"]) == 2
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "weighting.json",
+        "weighting.png",
+    ]
+
+
+def test_agents_from_the_shell(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "agents.json"
+    assert start("agents", "--methods", "pg,td3", "--rounds", "1", "--json", str(path)) == 0
+    assert "history" in capsys.readouterr().out
+    found = read(path)
+    assert list(found["methods"]) == ["aver", "pg", "td3"]
+    kept = {name: sizes["history"] for name, sizes in found["memory"].items()}
+    assert kept["aver"] == 0 < kept["pg"] < kept["td3"]
+
+
+def test_the_reward_signal_from_the_shell(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "signal.json"
+    flags = ("--rounds", "2", "--epochs", "0,1", "--json", str(path))
+    assert start("reward-signal", *flags) == 0
+    shown = capsys.readouterr().out
+    assert "configured" in shown
+    assert "pay all teachers of a sample the same: aggregate, reference" in shown
+    found = read(path)
+    assert [point["epoch"] for point in found["points"]] == [0, 1]
+    assert {point["samples"] for point in found["points"]} == {32}
+    cells = len(TRUTHS) * len(TERMS) * 2 * len(REWARDS)
+    assert len(found["agreements"]) == 2 * cells
+    assert all(0 <= one["best"] <= 1 and -1 <= one["tau"] <= 1 for one in found["agreements"])
+    assert path.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_the_default_teachers_bring_the_broken_pools_along() -> None:
+    request = SimpleNamespace(configs=lambda methods: {methods[0]: config_of("aver")})
+    found = reward_signal.pools(request)  # type: ignore[arg-type]
+    assert next(iter(found)) == "clean"
+    assert {"permuted", "random"} <= set(found)
+
+
+def test_a_log_gets_ten_lines_of_progress_or_fewer(capsys: pytest.CaptureFixture[str]) -> None:
+    request = Request([], None, steps=1, rounds=1, epochs=(0,), out=Console(width=80))
+    assert list(request.count(range(40), "rounds")) == list(range(40))
+    assert list(request.count("ab", "pools")) == ["a", "b"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["rounds: 4/40", "rounds: 8/40"]
+    assert lines[9:] == ["rounds: 40/40", "pools: 1/2", "pools: 2/2"]
+
+
+@pytest.mark.parametrize(
+    ("what", "flags", "message"),
+    [
+        ("weightings", [], "unknown --what 'weightings'; did you mean 'weighting'?"),
+        ("weighting", ["--methods", "camkt"], "camkt"),
+        ("weighting", ["--methods", "ppo"], "'ppo' is no classical weighting; see --what agents"),
+        ("weighting", ["--methods", "aver,,ebkd"], "--methods: expected names with commas"),
+        ("weighting", ["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
+        ("weighting", ["--rounds", "x"], "--rounds: invalid int value: 'x'"),
+        ("weighting", ["--methods", "mmkd", "--steps", "3"], "--steps: expected a multiple of 5"),
+        ("weighting", ["--algo", "aver"], "--algo: cannot be given here; see --methods"),
+        ("weighting", ["--json", "out.png"], "--json: expected a file that ends in .json"),
+        ("weighting", ["--epochs", "1"], "--epochs: means nothing to --what weighting"),
+        ("weighting", ["--student.netwrk", "x"], "student.network"),
+        ("agents", ["--steps", "3"], "--steps: means nothing to --what agents"),
+        ("reward-signal", ["--methods", "papr"], "unknown reward 'papr'; did you mean 'paper'?"),
+        ("reward-signal", ["--epochs", "0,a"], "--epochs: expected 0,1,5,..., got '0,a'"),
+        ("reward-signal", ["--epochs", "3"], "--epochs: expected less than optimizer.epochs = 3"),
+    ],
+)
+def test_wrong_arguments_are_one_clear_line(
+    start: Start,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+    flags: list[str],
+    message: str,
+) -> None:
+    assert start(what, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
+    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert start("weighting", "--json", str(tmp_path / "file" / "out.json")) == 2
+    assert "--json: cannot make" in capsys.readouterr().err
+
+
+def test_help_lists_what_can_be_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--help"])
+    shown = capsys.readouterr().out
+    for name in benchmark.BENCHMARKS:
+        assert f"  {name} " in shown

@@ -1,0 +1,234 @@
+import csv
+import re
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from comparisons import TEACHERS, make_result
+from experiments.comparison import UNNAMED, Comparison, PlannedRun
+from experiments.comparison_report import (
+    Finished,
+    draw_comparison,
+    markdown,
+    print_comparison,
+    summarize,
+    write_comparison,
+)
+from experiments.config import parse_arguments
+from experiments.summary_statistics import Difference, Spread, bootstrap_interval
+
+(CONFIG,) = parse_arguments(["--algo", "pg"])
+
+# Accuracy after the last epoch, by method and seed.
+ACCURACIES = {"aver": {0: 0.5, 1: 0.625, 2: 0.75}, "pg": {0: 0.75, 1: 0.75}}
+
+COMPARISON = Comparison(
+    title="Trial",
+    baseline="aver",
+    methods=["pg", "aver", "none"],
+    settings=[UNNAMED],
+    runs=[],
+    paper={("pg", UNNAMED): Spread(78.39, 0.14), ("aver", UNNAMED): Spread(76.83, None)},
+    paper_title="paper (elsewhere)",
+)
+
+
+def finished(setting: str = UNNAMED) -> Finished:
+    """Runs with three seeds of one method and two of another; those take half the time."""
+    found = []
+    for method, accuracies in ACCURACIES.items():
+        for seed, accuracy in accuracies.items():
+            config = replace(CONFIG, seed=seed)
+            seconds = 10.0 * (seed + 1) * (1 if method == "aver" else 0.5)
+            result = make_result(last_accuracy=accuracy, seed=seed, seconds=seconds)
+            found.append((PlannedRun(method, setting, config, Path("runs")), result))
+    return found
+
+
+def printed(width: int, comparison: Comparison = COMPARISON, runs: Finished | None = None) -> str:
+    out = StringIO()
+    runs = finished() if runs is None else runs
+    print_comparison(Console(file=out, width=width), comparison, runs, Path("runs/trial"))
+    return out.getvalue()
+
+
+# Numbers.
+
+
+def test_methods_are_summarised_in_the_order_of_the_file() -> None:
+    assert [summary.method for summary in summarize(COMPARISON, finished())] == ["pg", "aver"]
+
+
+def test_a_summary_is_that_of_the_seeds() -> None:
+    pg, aver = summarize(COMPARISON, finished())
+    assert aver.accuracies == ACCURACIES["aver"]
+    assert aver.accuracy == Spread(0.625, 0.125)
+    assert aver.interval == bootstrap_interval([0.5, 0.625, 0.75])
+    assert aver.best == Spread(0.875, 0)
+    assert aver.difference is None
+    assert aver.seconds == 20
+    assert aver.slowness == 1
+    # The third seed has no partner.
+    assert pg.difference == Difference(0.1875, (0.125, 0.25), 2)
+    assert pg.slowness == 0.5
+    assert pg.score == 0.5
+    assert pg.weights == {"resnet8": 0.75, "wrn_16_1": 0.25}
+    assert (pg.paper, aver.paper) == (Spread(78.39, 0.14), Spread(76.83, None))
+
+
+def test_without_the_baselines_runs_there_is_no_difference() -> None:
+    only = [(run, result) for run, result in finished() if run.method == "pg"]
+    for comparison in (COMPARISON, replace(COMPARISON, baseline=None)):
+        (summary,) = summarize(comparison, only)
+        assert summary.difference is None
+        assert summary.slowness is None
+
+
+def test_settings_are_summarised_apart() -> None:
+    comparison = replace(COMPARISON, settings=["near", "far"])
+    runs = [*finished("far"), *finished("near")]
+    found = [(summary.setting, summary.method) for summary in summarize(comparison, runs)]
+    assert found == [("near", "pg"), ("near", "aver"), ("far", "pg"), ("far", "aver")]
+
+
+# Tables.
+
+
+def test_the_table_says_what_the_methods_came_to() -> None:
+    text = printed(200)
+    lines = {line.split()[0]: line for line in text.splitlines() if line.split()}
+    assert re.split("  +", lines["pg"].strip()) == [
+        "pg",
+        "2",
+        "75.00 ± 0.00",
+        "87.50 ± 0.00",
+        "+18.75 [+12.50, +25.00]",
+        "0.500",
+        "0.750",
+        "0.250",
+        "0.50",
+        "78.39 ± 0.14",
+    ]
+    assert re.split("  +", lines["aver"].strip())[4:] == [
+        *("–", "0.500", "0.750", "0.250", "1.00", "76.83")
+    ]
+    assert "chosen on test" in text
+    assert "kept in runs/trial" in text
+
+
+def test_a_single_seed_has_neither_spread_nor_interval() -> None:
+    text = printed(200, runs=[pair for pair in finished() if pair[0].config.seed == 0])
+    line = next(line for line in text.splitlines() if line.startswith(" pg"))
+    assert re.split("  +", line.strip())[:5] == ["pg", "1", "75.00", "87.50", "+25.00"]
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (140, {"weight", "seconds", "score", "last"}),
+        (105, {"seconds", "score", "last"}),
+        (90, {"score", "last"}),
+        (80, {"last"}),
+    ],
+)
+def test_a_narrow_terminal_shows_what_matters_most(width: int, shown: set[str]) -> None:
+    text = printed(width)
+    head = text.split("─")[0]
+    assert {word for word in ("weight", "seconds", "score", "last") if word in head} == shown
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_without_a_baseline_the_table_shows_seconds() -> None:
+    text = printed(200, replace(COMPARISON, baseline=None, paper={}))
+    head = text.split("─")[0]
+    assert "seconds" in head
+    assert "aver" not in head
+    assert "paper" not in head
+
+
+def test_markdown_holds_a_table_for_every_setting() -> None:
+    comparison = replace(COMPARISON, settings=["near", "far"])
+    text = markdown(comparison, summarize(comparison, [*finished("near"), *finished("far")]))
+    assert text.startswith("# Trial\n\n## near\n\n| method | n | test last [%] |")
+    assert text.count("| pg | 2 | 75.00 ± 0.00 |") == 2
+    assert "\n\n## far\n\n" in text
+    assert "| paper (elsewhere) |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in rows}) == 1
+
+
+# Files.
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
+    third = [
+        (run, replace(result, last_accuracy=result.last_accuracy / 3, weights={"other": 1.0}))
+        if run.method == "pg"
+        else (run, result)
+        for run, result in finished()
+    ]
+    write_comparison(COMPARISON, third, tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"comparison.csv", "comparison.md", "comparison.png", "runs.csv"}
+    pg, aver = read(tmp_path / "comparison.csv")
+    assert (pg["method"], pg["n"], float(pg["accuracy_mean"])) == ("pg", "2", 0.25)
+    assert float(pg["difference_mean"]) == -0.3125
+    assert [float(pg[f"difference_{end}"]) for end in ("low", "high")] == [-0.375, -0.25]
+    assert (float(pg["paper_mean"]), float(pg["paper_std"])) == (78.39, 0.14)
+    assert float(pg["seconds_ratio"]) == 0.5
+    assert (pg["weight_other"], pg["weight_resnet8"]) == ("1.0", "")
+    assert (aver["difference_mean"], aver["paper_std"]) == ("", "")
+    assert float(aver["accuracy_std"]) == 0.125
+    runs = read(tmp_path / "runs.csv")
+    assert [(row["method"], row["seed"]) for row in runs] == [
+        (run.method, str(run.config.seed)) for run, _ in third
+    ]
+    assert [float(row["accuracy"]) for row in runs] == [result.last_accuracy for _, result in third]
+
+
+# The picture.
+
+
+def test_every_seed_is_a_dot_and_the_baseline_a_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    comparison = replace(COMPARISON, settings=["near", "far"])
+    runs = [*finished("near"), *finished("far")]
+    draw_comparison(comparison, summarize(comparison, runs), tmp_path / "picture.png")
+    (figure,) = figures
+    assert [axes.get_title() for axes in figure.axes] == ["near", "far"]
+    for axes in figure.axes:
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["pg", "aver"]
+        dots = {
+            tuple(line.get_xdata()): list(line.get_ydata())
+            for line in axes.lines
+            if line.get_marker() == "o"
+        }
+        assert dots == {(75, 75): [0, 0], (50, 62.5, 75): [1, 1, 1]}
+        dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
+        assert dotted == [62.5]
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    draw_comparison(COMPARISON, summarize(COMPARISON, finished()), path)
+    image = matplotlib.image.imread(path)
+    assert min(image.shape[:2]) > 150
+    assert 0.005 < (image[..., :3] < 0.99).any(-1).mean() < 0.5
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_teachers_of_the_results_are_those_of_the_tests() -> None:
+    assert tuple(make_result().weights) == TEACHERS

@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.base import Agent, Transition
+from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
 from agents.policy_gradient import PolicyGradient
+from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd_env.env import MTKDVectorEnv
@@ -18,9 +20,11 @@ from mtkd_env.weighting import WEIGHTINGS
 
 __all__ = [
     "AGENTS",
+    "DPG",
     "Agent",
     "Oracle",
     "PolicyGradient",
+    "Reinforce",
     "SB3Agent",
     "Transition",
     "Uniform",
@@ -31,8 +35,10 @@ __all__ = [
 ]
 
 AGENTS: Mapping[str, Callable[..., Agent]] = {
+    "dpg": DPG,
     "oracle": Oracle,
     "pg": PolicyGradient,
+    "reinforce": Reinforce,
     "uniform": Uniform,
 }
 

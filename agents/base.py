@@ -20,7 +20,8 @@ class Transition:
     Attributes:
         observation: What the agent saw.
         advantages: A, what each teacher was worth for each sample.
-        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`).
+        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`), and
+            if the agent chose, what it generated (`generator`).
     """
 
     observation: Float[Tensor, "B F"]

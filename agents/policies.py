@@ -1,7 +1,10 @@
 """Networks of the on-device agents."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from mtkd_env.types import TeacherWeights
 
 
 class TeacherPolicy(nn.Module):
@@ -26,3 +29,32 @@ class TeacherPolicy(nn.Module):
         """Logits (B, 2·M) of both heads."""
         logits: Tensor = self.heads(self.trunk(observation.float()))
         return logits
+
+
+class TeacherCritic(nn.Module):
+    """What weights are worth: Q(s, w), one network over the observation and both heads' weights.
+
+    Linear(F, hidden) and ReLU of the observation, joined with the 2·M weights, then
+    Linear(hidden + 2·M, hidden), ReLU, Linear(hidden, 1). As in DDPG (Lillicrap et al., 2016), the
+    action comes in behind the first layer.
+
+    Args:
+        observation_width: F.
+        teachers: M.
+        hidden: Width of both hidden layers.
+    """
+
+    def __init__(self, observation_width: int, teachers: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(observation_width, hidden), nn.ReLU())
+        self.head = nn.Sequential(
+            nn.Linear(hidden + 2 * teachers, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+        )
+
+    def forward(
+        self, observation: Float[Tensor, "B F"], weights: TeacherWeights
+    ) -> Float[Tensor, " B"]:
+        """The value of each sample's weights."""
+        seen = self.trunk(observation.float())
+        values: Tensor = self.head(torch.cat([seen, weights.logit, weights.feature], dim=1))
+        return values.squeeze(1)

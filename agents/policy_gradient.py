@@ -1,23 +1,18 @@
 """The paper's agent: the all-actions policy gradient of Equ. 7-8, trained by Algorithm 2."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, optim
+from torch import Tensor
 
-from agents.base import Agent, EpochEnd, Transition
-from agents.policies import TeacherPolicy
+from agents.base import Transition
+from agents.learning import LearningAgent, check_counts, descend, make_optimizer
 from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, lookup
-from mtkd_env.files import save_checkpoint
-from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.types import TeacherWeights
-
-OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {"adam": optim.Adam, "sgd": optim.SGD}
 
 
 def policy_gradient_loss(
@@ -42,6 +37,29 @@ def bce_ones_loss(weights: TeacherWeights, advantages: Float[Tensor, "B M"]) -> 
     return -(advantages * logs).sum(1).mean()
 
 
+def clipped_loss(
+    weights: TeacherWeights,
+    old: TeacherWeights,
+    advantages: Float[Tensor, "B M"],
+    clip_range: float,
+) -> Float[Tensor, ""]:
+    """The clipped objective of PPO (Schulman et al., 2017), expected over all teachers.
+
+    −mean_i Σ_m w_old min(ρ A, clip(ρ, 1 − ε, 1 + ε) A)[i, m], summed over the heads, ρ = w / w_old.
+    PPO averages over sampled actions; here each teacher counts with the probability that it was
+    chosen with, so w_old cancels and nothing is divided by it.
+
+    Args:
+        weights: Generated weights; the only argument that receives a gradient.
+        old: Generated weights that were executed.
+        advantages: A.
+        clip_range: ε.
+    """
+    now, before = (torch.stack([pair.logit, pair.feature]) for pair in (weights, old))
+    clipped = now.clamp((1 - clip_range) * before, (1 + clip_range) * before)
+    return -torch.minimum(now * advantages, clipped * advantages).sum((0, 2)).mean()
+
+
 LOSSES: Mapping[str, Callable[[TeacherWeights, Tensor], Tensor]] = {
     "policy_gradient": policy_gradient_loss,
     "bce_ones": bce_ones_loss,
@@ -49,11 +67,17 @@ LOSSES: Mapping[str, Callable[[TeacherWeights, Tensor], Tensor]] = {
 
 
 def entropy(weights: Float[Tensor, "B M"]) -> Float[Tensor, " B"]:
-    """Entropy of each row of weights [nats]; rows may hold zeros."""
-    return torch.special.entr(weights).sum(1)
+    """Entropy of each row of weights [nats]; rows may hold zeros, where its gradient is finite."""
+    smallest = torch.finfo(weights.dtype).tiny
+    return -(weights * weights.clamp(min=smallest).log()).sum(1)
 
 
-class PolicyGradient(Agent):
+def mean_entropy(weights: TeacherWeights) -> Float[Tensor, ""]:
+    """Entropy of the weights, summed over the heads, mean over the batch [nats]."""
+    return (entropy(weights.logit) + entropy(weights.feature)).mean()
+
+
+class PolicyGradient(LearningAgent[Transition]):
     """Acts on a batch, remembers it, and learns from its memory at the end of the epoch.
 
     Args:
@@ -61,15 +85,18 @@ class PolicyGradient(Agent):
         seed: Seed of the policy's initialisation.
         optimizer: `adam` or `sgd`.
         lr: Learning rate of the agent.
-        loss: `policy_gradient` (Equ. 7), or `bce_ones` (the released code's).
-        entropy_coef: τ of an entropy bonus on the generated weights; at the optimum they are then
-            softmax(A/τ) instead of a one-hot.
+        loss: `policy_gradient` (Equ. 7), `clipped` (PPO's, for many passes), or `bce_ones` (the
+            released code's).
+        clip_range: ε of `clipped`.
+        entropy_coef: τ of an entropy bonus on the generated weights; at the optimum of Equ. 7 they
+            are then softmax(A/τ) instead of a one-hot.
         agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2.
         passes: Passes over the remembered batches at each update, one optimiser step a batch.
         hidden: Width of the policy's hidden layer.
 
     Raises:
-        ConfigError: Unknown optimiser or loss, or a count below 1.
+        ConfigError: Unknown optimiser or loss, a count below 1, a clip range that is not positive,
+            or `clipped` with learnable fusion.
     """
 
     learns_from_warmup = True
@@ -82,43 +109,23 @@ class PolicyGradient(Agent):
         optimizer: str = "adam",
         lr: float = 1e-3,
         loss: str = "policy_gradient",
+        clip_range: float = 0.2,
         entropy_coef: float = 0.0,
         agent_every: int | None = None,
         passes: int = 1,
         hidden: int = 128,
     ) -> None:
-        super().__init__(env)
-        if passes < 1 or (agent_every is not None and agent_every < 1):
-            raise ConfigError(
-                f"passes, agent_every: expected at least 1, got {passes}, {agent_every}"
-            )
-        self._loss = lookup(LOSSES, loss, "agent loss")
+        super().__init__(env, seed=seed, agent_every=agent_every, hidden=hidden)
+        check_counts(passes=passes)
+        _check_loss(loss, clip_range, env)
+        self._loss = loss
+        self._clip_range = clip_range
         self._entropy_coef = entropy_coef
-        self._agent_every = agent_every
         self._passes = passes
-        with seeded(derive_seed(seed, "agent")):
-            policy = TeacherPolicy(env.observer.width, len(env.teacher_names), hidden)
-        self.policy = policy.to(env.device)
         # Learnable fusion coefficients live in the environment, which executes them.
         parameters = [*self.policy.parameters(), *env.fusion.parameters()]
-        self.optimizer = lookup(OPTIMIZERS, optimizer, "optimizer")(parameters, lr=lr)
-        self._history: list[Transition] = []
-
-    @torch.no_grad()
-    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
-        """Logits of the policy; the gradient is exact, so nothing is explored."""
-        logits: Tensor = self.policy(observation)
-        return logits
-
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
-        """Student steps with the policy as it is, then agent steps on all of them (Algorithm 2)."""
-        for _ in range(epochs):
-            for _ in range(self.env.steps_per_epoch):
-                self._history.append(self._step())
-                if len(self._history) == self._agent_every:
-                    self._flush()
-            self._flush()
-            on_epoch_end()
+        self.optimizer = make_optimizer(optimizer, parameters, lr)
+        self.parts["optimizer"] = self.optimizer
 
     def _step(self) -> Transition:
         observation = self.env.observation
@@ -126,35 +133,38 @@ class PolicyGradient(Agent):
         return Transition(observation, record.rewards.advantages, record.weights.parts)
 
     def pretrain(self, history: Sequence[Transition]) -> None:
-        """One update on the warm-up epoch (Algorithm 1)."""
-        self._history = list(history)
-        self._flush()
+        """One update on the warm-up epoch (Algorithm 1), as if the policy had acted in it."""
+        self._learn_from([self._as_if_acted(transition) for transition in history])
 
-    def _flush(self) -> None:
+    def _as_if_acted(self, transition: Transition) -> Transition:
+        generated = generated_weights(self.act(transition.observation))
+        return replace(transition, evidence={**transition.evidence, "generator": generated})
+
+    def _learn_from(self, memory: list[Transition]) -> None:
         for _ in range(self._passes):
-            for transition in self._history:
+            for transition in memory:
                 self._update(transition)
-        self._history = []
 
     def _update(self, transition: Transition) -> None:
         generated = generated_weights(self.policy(transition.observation))
-        parts = {**transition.evidence, "generator": generated}
+        loss = self._objective(generated, transition)
+        descend(self.optimizer, loss - self._entropy_coef * mean_entropy(generated))
+
+    def _objective(self, generated: TeacherWeights, known: Transition) -> Float[Tensor, ""]:
+        if self._loss == "clipped":
+            old = known.evidence["generator"]
+            return clipped_loss(generated, old, known.advantages, self._clip_range)
+        parts = {**known.evidence, "generator": generated}
         weights = fuse(self.env.fusion.coefficients, parts)
-        bonus = entropy(generated.logit).mean() + entropy(generated.feature).mean()
-        loss = self._loss(weights, transition.advantages) - self._entropy_coef * bonus
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+        return LOSSES[self._loss](weights, known.advantages)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Policy and optimiser; the memory is empty between two calls of `learn`."""
-        return {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-
-    def save(self, folder: Path) -> None:
-        """Writes `agent.pt`."""
-        save_checkpoint(folder / "agent.pt", self.state_dict())
+def _check_loss(loss: str, clip_range: float, env: MTKDVectorEnv) -> None:
+    check_name([*LOSSES, "clipped"], loss, "agent loss")
+    if clip_range <= 0:
+        raise ConfigError(f"clip_range: expected a number > 0, got {clip_range}")
+    if loss == "clipped" and env.fusion.learnable:
+        raise ConfigError(
+            "loss: 'clipped' compares the generated weights alone, so it cannot train a learnable "
+            "fusion; choose 'policy_gradient' or a fixed fusion"
+        )

@@ -2,8 +2,8 @@
 
 import importlib
 import inspect
+import math
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +14,6 @@ import stable_baselines3
 import torch
 from jaxtyping import Float
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import (
     ActionNoise,
@@ -24,14 +23,23 @@ from stable_baselines3.common.noise import (
 from torch import Tensor, nn
 
 from agents.base import Agent, EpochEnd
-from mtkd_env.env import MTKDVectorEnv
+from agents.isolation import Isolation
+from mtkd_env.env import MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, lookup
 from mtkd_env.files import write_atomically
 from mtkd_env.seeding import derive_seed
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
-# sb3-contrib is optional, so its names must be known without importing it.
-CONTRIB = ("ars", "crossq", "maskableppo", "qrdqn", "recurrentppo", "tqc", "trpo")
+# Where the algorithms of sb3-contrib are; it is optional, so they are known without importing it.
+CONTRIB: Mapping[str, str] = {
+    "ars": "agents.ars",
+    "crossq": "sb3_contrib",
+    "maskableppo": "sb3_contrib",
+    "qrdqn": "sb3_contrib",
+    "recurrentppo": "sb3_contrib",
+    "tqc": "sb3_contrib",
+    "trpo": "sb3_contrib",
+}
 
 NOISES: Mapping[str, Callable[..., ActionNoise]] = {
     "normal": NormalActionNoise,
@@ -41,6 +49,15 @@ NOISES: Mapping[str, Callable[..., ActionNoise]] = {
 # Numbers that may be given in epochs, and whether they count environment steps or samples.
 COUNTED_IN_STEPS = ("n_steps", "train_freq", "gradient_steps")
 COUNTED_IN_SAMPLES = ("batch_size", "buffer_size", "learning_starts")
+
+# What Stable-Baselines3 warns of: small networks on a GPU, where the observations are already, and
+# minibatches of unequal sizes, which `n_minibatches` asks for.
+ON_GPU = ".*on the GPU, but it is primarily intended"
+UNEQUAL = "You have specified a mini-batch size of"
+
+# How torch's distributions and the environment complain of what a diverged policy makes.
+DIVERGED = re.compile("distribution .* to satisfy the constraint|holds NaN or infinity", re.DOTALL)
+
 EPOCHS = re.compile(r"^(\d+(?:\.\d+)?) epochs?$")
 
 
@@ -75,7 +92,7 @@ def _from_library(name: str, others: Iterable[str]) -> Any:
         return library[name.lower()]
     if name.lower() in CONTRIB:
         try:
-            return _algorithms(importlib.import_module("sb3_contrib"))[name.lower()]
+            return _algorithms(importlib.import_module(CONTRIB[name.lower()]))[name.lower()]
         except ImportError:
             raise ConfigError(
                 f"agent: '{name}' needs sb3-contrib; "
@@ -97,43 +114,40 @@ def _algorithms(library: Any) -> dict[str, type[BaseAlgorithm]]:
     }
 
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps cuDNN's flags, which a seeded Stable-Baselines3 model on a GPU would change.
-
-    They are global, so they would slow the student's convolutions down. Also silences the advice
-    against small networks on a GPU: the observations are there already.
-    """
-    cudnn = torch.backends.cudnn
-    flags = cudnn.deterministic, cudnn.benchmark
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*on the GPU, but it is primarily intended")
-            yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = flags
-
-
 class _Finished(Exception):  # noqa: N818 - not an error
-    """Ends an algorithm's `learn`; not all of them heed a callback that gives False."""
+    """Ends an algorithm's `learn`, amid a rollout if need be."""
 
 
-class _EpochCallback(BaseCallback):
-    """Tells when an epoch has ended; stops after the last one, amid a rollout if need be."""
+class _Epochs:
+    """Tells when an epoch of the student has ended; ends `learn` after the last one.
 
-    def __init__(self, env: MTKDVectorEnv, epochs: int, on_epoch_end: EpochEnd) -> None:
-        super().__init__()
-        self._env = env
-        self._last = env.steps + epochs * env.steps_per_epoch
+    It hears of a step from the environment, before the next batch is drawn or another student
+    follows, so that every method's student is evaluated at the same moment.
+    """
+
+    def __init__(self, agent: "SB3Agent", epochs: int, on_epoch_end: EpochEnd) -> None:
+        self._agent = agent
+        self._remaining = epochs * agent.env.steps_per_epoch
         self._on_epoch_end = on_epoch_end
 
-    def _on_step(self) -> bool:
-        if self._env.steps % self._env.steps_per_epoch == 0:
+    def __call__(self, record: StepRecord) -> None:
+        if not self._remaining:
+            return
+        self._remaining -= 1
+        model, env = self._agent.model, self._agent.env
+        # Stable-Baselines3 counts a step only when it has the answer to it.
+        seen = model.num_timesteps + env.num_envs
+        if (record.step + 1) % env.steps_per_epoch == 0:
+            self._agent.check_finite()
             self._on_epoch_end()
-            self.logger.dump(self.num_timesteps)
-        if self._env.steps >= self._last:
+            model.logger.dump(seen)
+        if not self._remaining:
+            model.num_timesteps = seen
             raise _Finished
-        return True
+
+    def stop(self) -> None:
+        """Hears of no further step."""
+        self._remaining = 0
 
 
 class SB3Agent(Agent):
@@ -147,7 +161,8 @@ class SB3Agent(Agent):
         noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
         noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
         policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
-        n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`.
+        n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`; the
+            last one is smaller where they cannot be equal.
         arguments: Any other argument of the algorithm's class. Those in `COUNTED_IN_STEPS` and
             `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
 
@@ -176,11 +191,13 @@ class SB3Agent(Agent):
         if noise_std is not None:
             resolved["action_noise"] = self._noise(noise_type, noise_std)
         resolved.setdefault("device", env.device)
+        self.algorithm = algorithm
         self.vec_env = SB3VecEnv(env)
+        self._isolated = Isolation()
         if policy_kwargs:
             resolved["policy_kwargs"] = _policy_kwargs(policy_kwargs)
         try:
-            with _undisturbed():
+            with self._isolated(ignore=(ON_GPU, UNEQUAL) if n_minibatches else (ON_GPU,)):
                 seed = derive_seed(seed, "agent") % 2**31
                 self.model = chosen(policy, self.vec_env, seed=seed, **resolved)
         except (AssertionError, TypeError, ValueError) as error:
@@ -198,13 +215,17 @@ class SB3Agent(Agent):
         """Hands the environment over to the algorithm's own `learn`."""
         # Forgets the observation of an earlier call, which its last step has made outdated.
         self.model.set_env(self.vec_env)
-        with suppress(_Finished):
-            self.model.learn(
-                epochs * self.env.steps_per_epoch * self.env.num_envs,
-                callback=_EpochCallback(self.env, epochs, on_epoch_end),
-                log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
-                reset_num_timesteps=self.model.num_timesteps == 0,
-            )
+        epoch = _Epochs(self, epochs, on_epoch_end)
+        self.env.subscribe(epoch)
+        try:
+            with self._isolated(), self._divergence_named(), suppress(_Finished):
+                self.model.learn(
+                    epochs * self.env.steps_per_epoch * self.env.num_envs,
+                    log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
+                    reset_num_timesteps=self.model.num_timesteps == 0,
+                )
+        finally:
+            epoch.stop()
 
     def log_to(self, folder: Path) -> None:
         """Sends the algorithm's own log to TensorBoard events in a folder."""
@@ -213,6 +234,37 @@ class SB3Agent(Agent):
     def save(self, folder: Path) -> None:
         """Writes `agent.zip`, which the algorithm's `load` reads."""
         write_atomically(folder / "agent.zip", lambda temporary: self.model.save(temporary))
+
+    def check_finite(self) -> None:
+        """Checks that the policy has not diverged.
+
+        Raises:
+            FloatingPointError: It has; names the algorithm and the student's step.
+        """
+        if not all(bool(part.isfinite().all()) for part in self.model.policy.parameters()):
+            raise self._divergence()
+
+    def _divergence(self) -> FloatingPointError:
+        return FloatingPointError(
+            f"agent: {self.algorithm} became NaN or infinite by step {self.env.steps} of the "
+            "student; a lower agent.arguments.learning_rate may help"
+        )
+
+    @contextmanager
+    def _divergence_named(self) -> Iterator[None]:
+        """Says who diverged, where torch or the environment only complain of an action."""
+        try:
+            yield
+        except ValueError as error:
+            if not self.env.observation.isfinite().all():
+                raise FloatingPointError(
+                    f"the observations of {self.algorithm} became NaN or infinite by step "
+                    f"{self.env.steps} of the student, which has diverged; a lower optimizer.lr, "
+                    "distillation.alpha or distillation.beta may help"
+                ) from error
+            if DIVERGED.search(str(error)):
+                raise self._divergence() from error
+            raise
 
     def _count(self, key: str, value: Any) -> Any:
         match = EPOCHS.match(value) if isinstance(value, str) else None
@@ -229,12 +281,12 @@ class SB3Agent(Agent):
         if not isinstance(arguments.get("n_steps"), int):
             raise ConfigError("agent.arguments.n_minibatches: needs n_steps, which is not given")
         samples: int = arguments["n_steps"] * self.env.num_envs
-        if count < 1 or samples % count:
+        if not 1 <= count <= samples:
             raise ConfigError(
-                f"agent.arguments.n_minibatches: {count} does not divide the {samples} samples "
-                "of a rollout"
+                f"agent.arguments.n_minibatches: expected 1 to {samples}, the number of samples "
+                f"of a rollout, got {count}"
             )
-        return samples // count
+        return math.ceil(samples / count)
 
     def _noise(self, noise_type: str, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)

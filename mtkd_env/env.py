@@ -10,7 +10,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mtkd_env.action import FUSIONS, WeightFusion
@@ -62,6 +62,8 @@ class StepRecord:
         losses: The terms of the loss before the step.
         rewards: Rewards per teacher, advantages and scalar.
         index: Positions of the samples in the training split.
+        targets: Classes of the samples.
+        correct: Whether each teacher has the class of each sample right.
     """
 
     step: int
@@ -69,6 +71,8 @@ class StepRecord:
     losses: LossTerms
     rewards: Rewards
     index: Tensor
+    targets: Int64[Tensor, " B"]
+    correct: Bool[Tensor, "B M"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +162,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     | `kd`, `feature`                      | B, M  | terms of the loss before the step            |
     | `index`                              | B     | position of the sample in the training split |
     | `final_obs`, `_final_obs`            | B, F; B | last observation of an episode that ended |
+    | `final_info`, `_final_info`          | dict; B | the same of an episode that ended |
 
     At episode ends in scope `batch`, `final_obs` is the observation that was acted on: nobody may
     bootstrap from a terminated episode, so no second forward is spent on it.
@@ -336,6 +341,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             losses=losses,
             rewards=self.reward(state, weights, updated),
             index=state.batch.index,
+            targets=state.batch.targets,
+            correct=teachers_are_right(state),
         )
         self.steps += 1
         self._forget_batch()
@@ -496,10 +503,15 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _info(self, outcome: StepOutcome) -> dict[str, Any]:
         info = {name: self._export(tensor) for name, tensor in info_tensors(outcome.record).items()}
-        if outcome.final_observation is not None:
-            info["final_obs"] = self._export(outcome.final_observation)
-            info["_final_obs"] = self._export_flag(flag=True)
-        return info
+        if outcome.final_observation is None:
+            return info
+        # Consumers of Gymnasium's contract look for the info of an ended episode in `final_info`.
+        return info | {
+            "final_obs": self._export(outcome.final_observation),
+            "_final_obs": self._export_flag(flag=True),
+            "final_info": info,
+            "_final_info": self._export_flag(flag=True),
+        }
 
     def _export(self, tensor: Tensor) -> Any:
         """A copy in the requested kind, so that callers may write into what they get."""
@@ -510,6 +522,11 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         if self.output == "torch":
             return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
         return np.full(self.num_envs, flag)
+
+
+def teachers_are_right(state: DistillState) -> Bool[Tensor, "B M"]:
+    """Whether the class that each teacher finds most likely is that of the sample."""
+    return (state.teachers.logits.argmax(-1) == state.batch.targets).T
 
 
 def info_tensors(record: StepRecord) -> dict[str, Tensor]:

@@ -1,10 +1,11 @@
-"""What every `MTKDVectorEnv` must fulfil, whatever its arguments; nothing here opens the student.
+"""What a vector environment must fulfil; nothing here opens the student.
 
-Subclass a contract in a test module and give it a fixture `make_env`, a maker of equal
-environments with NumPy output, not yet reset.
+`StepContract` and `GymnasiumContract` hold for anybody's environments, `InterfaceContract` for
+every `MTKDVectorEnv`, whatever its arguments. Subclass a contract in a test module and give it a
+fixture `make_env`, a maker of equal environments with NumPy output, not yet reset.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import combinations, pairwise
 from typing import Any
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box
 from gymnasium.utils import env_checker, passive_env_checker
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+
+# In which episodes end.
+MOST_STEPS = 40
 
 Env = VectorEnv[Any, Any, Any]
 MakeEnv = Callable[[], Env]
@@ -23,15 +28,30 @@ MakeEnv = Callable[[], Env]
 Transition = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]
 
 
-def random_action(env: Env, seed: int = 0) -> np.ndarray:
-    bound = float(env.single_action_space.high[0])
+def random_action(env: Env, seed: int = 0) -> Any:
+    space = env.single_action_space
+    if not isinstance(space, Box):
+        batched = deepcopy(env.action_space)
+        batched.seed(seed)
+        return batched.sample()
     generator = np.random.default_rng(seed)
+    bound = float(space.high[0])
     return generator.uniform(-bound, bound, env.action_space.shape).astype(np.float32)
 
 
 def rollout(env: Env, steps: int, seed: int = 0) -> list[Transition]:
     """Copies of what some steps with random actions give."""
     return [deepcopy(env.step(random_action(env, seed + step))) for step in range(steps)]
+
+
+def arrays_of(info: dict[str, Any]) -> Iterator[np.ndarray]:
+    """All arrays of an info, those of the info of ended episodes too."""
+    for value in info.values():
+        if isinstance(value, dict):
+            yield from arrays_of(value)
+        else:
+            assert isinstance(value, np.ndarray)
+            yield value
 
 
 def equal(first: object, second: object) -> bool:
@@ -74,13 +94,11 @@ class StepContract:
             if step is None:
                 continue
             _, reward, terminated, truncated, info = step
-            assert reward.dtype == np.float32
+            assert np.issubdtype(reward.dtype, np.floating)
             assert np.isfinite(reward).all()
             assert terminated.dtype == truncated.dtype == np.bool_
             assert reward.shape == terminated.shape == truncated.shape == (size,)
-            assert not (terminated & truncated).any()
-            assert all(isinstance(value, np.ndarray) for value in info.values())
-            assert {len(value) for value in info.values()} == {size}
+            assert all(len(array) == size for array in arrays_of(info))
 
     def test_writing_into_what_was_returned_changes_nothing(self, make_env: MakeEnv) -> None:
         env, untouched = make_env(), make_env()
@@ -92,7 +110,7 @@ class StepContract:
             observation, reward, terminated, truncated, info = env.step(random_action(env, step))
             arrays = (observation, reward, terminated, truncated, info)
             assert equal(deepcopy(arrays), rollout(untouched, 1, seed=step)[0])
-            returned = [observation, reward, terminated, truncated, *info.values()]
+            returned = [observation, reward, terminated, truncated, *arrays_of(info)]
 
     def test_a_seed_reproduces_everything_that_follows(self, make_env: MakeEnv) -> None:
         used, new = make_env(), make_env()
@@ -102,15 +120,89 @@ class StepContract:
         assert equal(first, second)
 
 
-class InterfaceContract:
-    """All else: how the environment answers, whatever the values of its steps."""
+class GymnasiumContract:
+    """The rest of what Gymnasium asks of anybody's vector environment."""
 
     def test_spaces_are_those_of_one_sample_batched(self, make_env: MakeEnv) -> None:
         env = make_env()
         assert env.observation_space == batch_space(env.single_observation_space, env.num_envs)
         assert env.action_space == batch_space(env.single_action_space, env.num_envs)
+
+    def test_episodes_end_as_the_autoreset_mode_says(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        env.reset(seed=0)
+        mode = env.metadata["autoreset_mode"]
+        assert isinstance(mode, AutoresetMode)
+        before = np.zeros(env.num_envs, dtype=bool)
+        ends = 0
+        for seed in range(MOST_STEPS):
+            _, reward, terminated, truncated, info = env.step(random_action(env, seed))
+            done = terminated | truncated
+            if mode is AutoresetMode.SAME_STEP:
+                check_final(env, info, done)
+            else:
+                # The step after the last one begins the next episode and ignores the action.
+                assert "final_obs" not in info
+                assert not (done & before).any()
+                assert not reward[before].any()
+            before = done
+            ends += int(done.sum())
+            if ends > 2 * env.num_envs:
+                break
+        assert ends > 0
+
+    def test_returned_arrays_are_fresh(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        returned: list[Any] = []
+        copies: list[Any] = []
+        for step in range(3):
+            returned.append(env.step(random_action(env, step)) if step else env.reset(seed=0))
+            copies.append(deepcopy(returned[-1]))
+        for first, second in combinations(returned, 2):
+            assert not passive_env_checker.data_shares_objects(first[0], second[0])
+            assert not passive_env_checker.data_shares_objects(first[-1], second[-1])
+        assert equal(returned, copies)  # later steps wrote into nothing
+
+    def test_another_seed_gives_something_else(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        assert not np.allclose(env.reset(seed=7)[0], env.reset(seed=8)[0])
+
+    def test_closing_twice_is_no_error(self, make_env: MakeEnv) -> None:
+        env = make_env()
+        env.reset(seed=0)
+        env.close()
+        env.close()
+
+
+def check_final(env: Env, info: dict[str, Any], done: np.ndarray) -> None:
+    """What a step leaves of the episodes that it ended, where it begins the next ones as well."""
+    for name in ("final_obs", "final_info"):
+        assert (name in info) == (f"_{name}" in info) == done.any()
+        if done.any():
+            assert info[f"_{name}"].dtype == np.bool_
+            assert np.array_equal(info[f"_{name}"], done)
+    for row in np.flatnonzero(done):
+        last = np.asarray(info["final_obs"][row])
+        assert last in env.single_observation_space
+        assert last.dtype == env.observation_space.dtype
+
+
+class InterfaceContract(GymnasiumContract):
+    """All else: how the environment answers, whatever the values of its steps."""
+
+    def test_actions_are_bounded(self, make_env: MakeEnv) -> None:
+        env = make_env()
         assert np.isfinite(env.action_space.low).all()
         assert np.isfinite(env.action_space.high).all()
+
+    def test_rewards_are_in_single_precision_and_episodes_end_in_one_way(
+        self, make_env: MakeEnv
+    ) -> None:
+        env = make_env()
+        env.reset(seed=0)
+        for _, reward, terminated, truncated, _ in rollout(env, 3):
+            assert reward.dtype == np.float32
+            assert not (terminated & truncated).any()
 
     def test_autoreset_happens_in_the_same_step(self, make_env: MakeEnv) -> None:
         env = make_env()
@@ -147,33 +239,20 @@ class InterfaceContract:
             )
             previous = observation, info
 
-    def test_an_episode_that_ended_leaves_its_last_observation(self, make_env: MakeEnv) -> None:
+    def test_an_episode_that_ended_leaves_its_info_again(self, make_env: MakeEnv) -> None:
         env = make_env()
         env.reset(seed=0)
         for _, _, terminated, truncated, info in rollout(env, 3):
-            ended = (terminated | truncated).any()
-            assert ("final_obs" in info) == ("_final_obs" in info) == ended
-            if ended:
-                assert info["_final_obs"].dtype == np.bool_
-                assert np.array_equal(info["_final_obs"], terminated | truncated)
+            if (terminated | truncated).any():
+                final = info["final_info"]
+                assert equal(final, {name: info[name] for name in final})
+                assert info.keys() - final.keys() == {
+                    "final_obs",
+                    "_final_obs",
+                    "final_info",
+                    "_final_info",
+                }
                 assert info["final_obs"] in env.observation_space
-                assert info["final_obs"].dtype == env.observation_space.dtype
-
-    def test_returned_arrays_are_fresh(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        returned: list[Any] = []
-        copies: list[Any] = []
-        for step in range(3):
-            returned.append(env.step(random_action(env, step)) if step else env.reset(seed=0))
-            copies.append(deepcopy(returned[-1]))
-        for first, second in combinations(returned, 2):
-            assert not passive_env_checker.data_shares_objects(first[0], second[0])
-            assert not passive_env_checker.data_shares_objects(first[-1], second[-1])
-        assert equal(returned, copies)  # later steps wrote into nothing
-
-    def test_another_seed_gives_something_else(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        assert not np.allclose(env.reset(seed=7)[0], env.reset(seed=8)[0])
 
     def test_step_before_reset_is_refused(self, make_env: MakeEnv) -> None:
         env = make_env()
@@ -256,9 +335,3 @@ class InterfaceContract:
             orders.append([step[4]["index"] for step in rollout(env, 3, seed)])
         assert equal(orders[0], orders[1])
         assert not equal(orders[0][0], orders[0][1])
-
-    def test_closing_twice_is_no_error(self, make_env: MakeEnv) -> None:
-        env = make_env()
-        env.reset(seed=0)
-        env.close()
-        env.close()

@@ -224,6 +224,19 @@ def test_info_is_what_the_step_did() -> None:
     np.testing.assert_allclose(reward, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_other_losses_train_another_student_who_is_observed_in_the_same_way() -> None:
+    plain, other = started(), started(logit="dist", feature="none")
+    assert plain.observation.equal(other.observation)
+    logit = other.state.kd.detach()
+    (_, reward, *_, expected), (_, same, *_, found) = step(plain), step(other)
+    np.testing.assert_array_equal(same, reward)
+    np.testing.assert_array_equal(found["kd"], logit)
+    assert not found["feature"].any()
+    np.testing.assert_array_equal(found["cross_entropy"], expected["cross_entropy"])
+    assert not np.allclose(found["kd"], expected["kd"])
+    assert not students_equal(plain, other)
+
+
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_executed_weights_lie_on_the_simplex(fusion: str) -> None:
     env = started(fusion=fusion)
@@ -277,7 +290,7 @@ def test_equal_weights_by_any_path_give_the_same_student() -> None:
     bare, batches = make_tiny_distiller(), stream()
     for env in (by_weighting, by_action):
         env.reset()
-    aver = WEIGHTINGS["aver"]()
+    aver = WEIGHTINGS["aver"](by_weighting.distiller)
     for _ in range(2 * STEPS_PER_EPOCH + 1):
         by_weighting.distill(aver(by_weighting.state))
         by_action.step(np.zeros((NUM_ENVS, 2 * M), dtype=np.float32))
@@ -543,6 +556,14 @@ def test_bad_actions_leave_the_student_alone() -> None:
 # Tensors instead of arrays.
 
 
+def in_arrays(info: dict[str, Any]) -> dict[str, Any]:
+    """An info of tensors, and the one of ended episodes inside it, with arrays instead."""
+    return {
+        name: in_arrays(value) if isinstance(value, dict) else value.numpy()
+        for name, value in info.items()
+    }
+
+
 @pytest.mark.parametrize("episode", CHOICES["episode"])
 def test_torch_output_is_the_numpy_output_in_tensors(episode: str) -> None:
     arrays, tensors = started(episode=episode), make_tiny_env(episode=episode, output="torch")
@@ -552,8 +573,8 @@ def test_torch_output_is_the_numpy_output_in_tensors(episode: str) -> None:
         expected = step(arrays, seed)
         found = tensors.step(torch.as_tensor(random_action(tensors, seed)))
         assert equal([value.numpy() for value in found[:4]], list(expected[:4]))
-        assert equal({name: value.numpy() for name, value in found[4].items()}, expected[4])
-        assert not any(value.requires_grad for value in (*found[:4], *found[4].values()))
+        assert equal(in_arrays(found[4]), expected[4])
+        assert not any(value.requires_grad for value in found[:4])
 
 
 def test_writing_into_returned_tensors_changes_nothing() -> None:
@@ -561,7 +582,7 @@ def test_writing_into_returned_tensors_changes_nothing() -> None:
     for seed in range(3):
         observation, reward, _, _, info = step(env, seed)
         step(untouched, seed)
-        for tensor in (observation, reward, *info.values()):
+        for tensor in (observation, reward, *info.pop("final_info").values(), *info.values()):
             tensor.zero_()
     assert env.observation.equal(untouched.observation)
     assert students_equal(env, untouched)
@@ -615,7 +636,7 @@ def test_resuming_equals_going_on(case: str, steps: int, tmp_path: Path) -> None
 
 def test_resuming_where_no_batch_waits_equals_going_on(tmp_path: Path) -> None:
     uninterrupted, resumed = started(3), started(8)
-    aver = WEIGHTINGS["aver"]()
+    aver = WEIGHTINGS["aver"](uninterrupted.distiller)
     for _ in range(2):
         uninterrupted.distill(aver(uninterrupted.state))
     save_checkpoint(tmp_path / "env.pt", uninterrupted.state_dict())

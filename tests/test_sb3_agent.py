@@ -1,5 +1,6 @@
-import importlib
 import json
+import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from agents import SB3Agent, algorithm_class, build_agent, check_agent
-from agents.sb3 import _undisturbed
+from agents.isolation import random_states
 from experiments.config import parse_arguments
 from experiments.run import main
 from known_optimum import known_env, scores, started_env
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from tiny import NUM_ENVS, TEACHERS
+from mtkd_env.optimization import SGDRecipe
+from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
 M = len(TEACHERS)
 
@@ -35,12 +37,11 @@ else:
     CONTRIB = ["trpo", "tqc", "crossq", "ars"]
     assert sb3_contrib
 
-# Where there is no shipped configuration.
+# What the shipped configurations need to fit a batch of 16 samples.
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "tqc": {"learning_starts": 64, "policy_kwargs": {"net_arch": [16]}},
-    "crossq": {"learning_starts": "1 epoch", "policy_kwargs": {"net_arch": [16]}},
-    # Ten steps for every update of the policy, so it must be stopped amid one.
-    "ars": {"n_delta": 5},
+    "tqc": {"learning_starts": 64},
+    "crossq": {"learning_starts": 64},
+    "ars": {"n_delta": 4},
 }
 
 
@@ -188,17 +189,132 @@ def test_ppo_finds_the_one_best_teacher() -> None:
     assert found[-1] > 0.5
 
 
-def test_the_students_convolutions_keep_their_flags() -> None:
+# What they leave alone.
+
+
+def global_state() -> tuple[Any, ...]:
+    """The generators, and cuDNN's flags; beartype, which checks shapes, draws from Python's own."""
+    _, legacy, cpu, _ = random_states()
     cudnn = torch.backends.cudnn
+    return str(legacy), cpu.tolist(), cudnn.deterministic, cudnn.benchmark
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_global_generators_and_flags_stay_as_they_were(name: str) -> None:
+    env = started_env()
+    small = {"learning_starts": 4, "batch_size": 4} if name == "sac" else {}
     with torch.backends.cudnn.flags(deterministic=False, benchmark=True):
-        with _undisturbed():
-            cudnn.deterministic, cudnn.benchmark = True, False
-        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
-        with pytest.raises(ZeroDivisionError), _undisturbed():
-            cudnn.deterministic, cudnn.benchmark = True, 1 / 0
-        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
-        quick(started_env())
-        assert (cudnn.deterministic, cudnn.benchmark) == (False, True)
+        before = global_state()
+        agent = quick(env, name, **small)
+        assert global_state() == before
+        agent.learn(2, ignore)
+        assert global_state() == before
+
+
+def test_what_others_draw_between_two_epochs_does_not_matter() -> None:
+    learned = []
+    for disturbed in (False, True):
+        env = started_env()
+        agent = quick(env)
+        agent.learn(1, ignore)
+        if disturbed:
+            random.seed(1)
+            np.random.seed(1)  # noqa: NPY002 - what Stable-Baselines3 draws from
+            torch.manual_seed(1)
+        agent.learn(1, ignore)
+        learned.append(parameters(agent))
+    assert learned[0].equal(learned[1])
+
+
+# Divergence.
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ppo", {"learning_rate": 1e30, "max_grad_norm": 1e30, "n_steps": 2}),
+        ("a2c", {"learning_rate": 1e30, "max_grad_norm": 1e30}),
+        ("td3", {"learning_rate": 1e20, "learning_starts": 1, "gradient_steps": 8}),
+        ("sac", {"learning_rate": 1e20, "learning_starts": 1, "gradient_steps": 8}),
+    ],
+)
+def test_an_agent_that_diverges_is_named_with_the_step(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    env = started_env(**LONG)
+    agent = build(name, env, **arguments)
+    message = rf"agent: {name} became NaN or infinite by step \d+ of the student; .*learning_rate"
+    with pytest.raises(FloatingPointError, match=message) as error:
+        agent.learn(3, ignore)
+    assert "\n" not in str(error.value)
+    assert env.steps < 36
+
+
+def test_an_agent_whose_last_update_diverges_is_named_at_the_end_of_the_epoch() -> None:
+    env = started_env()
+    agent = quick(env, "a2c", n_steps=100)
+
+    def spoil(_: Any) -> None:
+        next(agent.model.policy.parameters()).data.fill_(np.inf)
+
+    env.subscribe(lambda record: spoil(record) if record.step == env.steps_per_epoch - 1 else None)
+    with pytest.raises(FloatingPointError, match=r"a2c became NaN or infinite by step 3"):
+        agent.learn(1, ignore)
+
+
+def test_a_student_that_diverges_is_not_blamed_on_the_agent() -> None:
+    env = started_env(recipe=SGDRecipe(epochs=4, lr=1e20))
+    agent = quick(env, "ppo", n_steps=1)
+    with pytest.raises(FloatingPointError, match=r"observations of ppo .* student, which has div"):
+        agent.learn(4, ignore)
+
+
+def test_other_errors_of_an_algorithm_stay_what_they_are() -> None:
+    env = started_env()
+    agent = quick(env)
+
+    def fail() -> None:
+        raise ValueError("something else")
+
+    with pytest.raises(ValueError, match=r"^something else$"):
+        agent.learn(1, fail)
+    ends: list[int] = []
+    agent.learn(1, lambda: ends.append(env.steps))
+    assert ends == [6]
+
+
+# Episodes of other lengths.
+
+
+@pytest.mark.parametrize("name", ["ppo", "td3"])
+def test_the_student_of_an_episode_of_a_training_is_evaluated_before_the_next_one_follows(
+    name: str,
+) -> None:
+    env = make_tiny_env(episode="training", recipe=SGDRecipe(epochs=2, lr=0.1))
+    env.reset(seed=0)
+    on_policy = {"n_steps": 2, "n_minibatches": 1}
+    agent = build(name, env, **(on_policy if name == "ppo" else {"batch_size": 4}))
+    seen: list[tuple[int, Tensor]] = []
+    agent.learn(4, lambda: seen.append((env.steps // STEPS_PER_EPOCH, student(env))))
+    assert [epoch for epoch, _ in seen] == [1, 2, 1, 2]
+    # The last student is there, not the one that would follow.
+    assert student(env).equal(seen[-1][1])
+    assert agent.model.num_timesteps == 4 * STEPS_PER_EPOCH * NUM_ENVS
+
+
+def test_students_are_evaluated_before_their_next_batch_is_drawn() -> None:
+    """As under every other method; running statistics would know one batch more."""
+    env = started_env()
+    evaluated: list[dict[str, Tensor]] = []
+
+    def keep() -> None:
+        module = env.distiller.module
+        evaluated.append({name: tensor.clone() for name, tensor in module.state_dict().items()})
+
+    quick(env).learn(1, keep)
+    (found,) = evaluated
+    kept = env.distiller.module.state_dict()
+    assert all(tensor.equal(kept[name]) for name, tensor in found.items())
 
 
 # Arguments.
@@ -227,9 +343,29 @@ def test_numbers_may_be_given_in_epochs() -> None:
     assert model.replay_buffer.buffer_size * model.n_envs == 20 * NUM_ENVS
 
 
-def test_rollouts_are_split_into_so_many_minibatches() -> None:
-    agent = quick(started_env(), n_steps=3, n_minibatches=4)
-    assert agent.model.batch_size == 3 * NUM_ENVS // 4
+@pytest.mark.parametrize(
+    ("num_envs", "count", "expected"), [(4, 4, 3), (4, 1, 12), (5, 2, 8), (5, 4, 4), (7, 21, 1)]
+)
+def test_rollouts_are_split_into_so_many_minibatches(
+    num_envs: int, count: int, expected: int
+) -> None:
+    env = started_env(num_envs=num_envs)
+    agent = quick(env, n_steps=3, n_minibatches=count, normalize_advantage=False)
+    assert agent.model.batch_size == expected
+
+
+@pytest.mark.parametrize("name", ["ppo", *(["trpo"] if CONTRIB else [])])
+def test_shipped_minibatches_fit_a_batch_of_odd_size(name: str) -> None:
+    env = started_env(steps=11, num_envs=7)
+    agent = build(name, env)
+    agent.learn(1, ignore)
+    assert agent.model.batch_size == 39  # of 77 samples
+    assert parameters(agent).isfinite().all()
+
+
+def test_a_batch_size_that_does_not_fit_is_warned_of() -> None:
+    with pytest.warns(UserWarning, match="mini-batch size of 5"):
+        SB3Agent(started_env(), "ppo", n_steps=2, batch_size=5)
 
 
 @pytest.mark.parametrize(
@@ -266,8 +402,8 @@ def test_the_algorithm_runs_on_the_environments_device_unless_told_otherwise() -
     ("algorithm", "arguments", "message"),
     [
         ("ppo", {"n_epochs": "1 epoch"}, "agent.arguments.n_epochs: cannot be given in epochs"),
-        ("ppo", {"n_minibatches": 5}, "n_minibatches: 5 does not divide the 8 samples"),
-        ("ppo", {"n_minibatches": 0}, "n_minibatches: 0 does not divide"),
+        ("ppo", {"n_minibatches": 9}, "n_minibatches: expected 1 to 8, the number of .* got 9"),
+        ("ppo", {"n_minibatches": 0}, "n_minibatches: expected 1 to 8"),
         ("td3", {"n_minibatches": 2}, "n_minibatches: needs n_steps, which is not given"),
         ("ppo", {"n_steps": "0.01 epochs"}, "n_minibatches|ppo cannot be built"),
         ("ppo", {"noise_std": 0.1}, "ppo cannot be built.*action_noise"),
@@ -331,14 +467,110 @@ class OwnAlgorithm(stable_baselines3.PPO):
         self.asked_for = device
 
 
-def test_a_missing_package_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ConfigError, match=r"'tqc' needs sb3-contrib.*mtkd-env\[contrib\]"):
-        algorithm_class("tqc")
+@pytest.mark.parametrize("name", ["tqc", "crossq", "ars", "trpo"])
+def test_a_missing_package_is_named_with_the_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    monkeypatch.delitem(sys.modules, "agents.ars", raising=False)
+    (config,) = parse_arguments(["--algo", name])
+    with pytest.raises(ConfigError, match=rf"'{name}' needs sb3-contrib.*mtkd-env\[contrib\]"):
+        check_agent(name, config.agent.arguments)
+    assert main(["--algo", name]) == 2
     assert algorithm_class("ppo") is stable_baselines3.PPO
+
+
+# ARS.
+
+
+@pytest.fixture
+def _contrib() -> None:
+    pytest.importorskip("sb3_contrib")
+
+
+@pytest.mark.usefixtures("_contrib")
+class TestARS:
+    """Candidates share each batch; nothing is evaluated."""
+
+    def test_every_candidate_acts_on_its_share_of_the_samples(self) -> None:
+        env = started_env(num_envs=5, fusion="generator")
+        agent = SB3Agent(env, "ars", policy="LinearPolicy", n_delta=2)
+        model = agent.model
+        observations = env.observation.numpy()
+        model._last_obs = observations
+        weights = torch.arange(4.0).unsqueeze(1) / 1000 * torch.ones(model.n_params)
+        actions = model._actions(weights)
+        expected = observations.sum(1)
+        for row, candidate in enumerate([0, 1, 2, 3, 0]):
+            bounded = np.clip(candidate / 1000 * expected[row], -3, 3)
+            assert np.allclose(actions[row], bounded, atol=1e-4)
+
+    def test_a_candidate_s_return_is_the_mean_reward_of_its_samples(self) -> None:
+        env = started_env(num_envs=5)
+        agent = SB3Agent(env, "ars", policy="LinearPolicy", n_delta=2)
+        model = agent.model
+        rewards = np.array([1.0, 2.0, 3.0, 4.0, 5.0], dtype=np.float32)
+        step = agent.vec_env.step
+
+        def pay(actions: np.ndarray) -> Any:
+            observations, _, dones, infos = step(actions)
+            return observations, rewards, dones, infos
+
+        agent.vec_env.step = pay
+        found: list[Tensor] = []
+        evaluate = model.evaluate_candidates
+
+        def spy(*arguments: Any) -> Tensor:
+            found.append(evaluate(*arguments))
+            return found[-1]
+
+        model.evaluate_candidates = spy
+        agent.learn(1, ignore)
+        assert found[0].tolist() == [3.0, 2.0, 3.0, 4.0]
+        # One update a step, but for the step that ends the last epoch.
+        assert model._n_updates == env.steps - 1
+
+    def test_it_finds_the_one_best_teacher(self) -> None:
+        env = known_env(num_envs=16)
+        agent = SB3Agent(
+            env, "ars", policy="LinearPolicy", n_delta=8, policy_kwargs={"with_bias": True}
+        )
+        found = scores(agent, 20)
+        assert abs(found[0]) < 0.2
+        assert found[-1] > 0.4
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"n_delta": 3}, "n_delta: 3 makes 6 candidates, which need as many samples.* got 4"),
+            ({"n_delta": 2, "n_eval_episodes": 4}, "n_eval_episodes.* have no effect here"),
+            ({"n_delta": 2, "alive_bonus_offset": 1}, "alive_bonus_offset: have no effect here"),
+        ],
+        ids=str,
+    )
+    def test_arguments_without_a_meaning_are_refused(
+        self, arguments: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=message):
+            SB3Agent(started_env(), "ars", **arguments)
+
+    def test_the_library_s_own_is_refused_because_it_evaluates(self) -> None:
+        env = started_env()
+        agent = SB3Agent(env, "sb3_contrib:ARS", n_delta=2)
+        with pytest.raises(RuntimeError, match=r"every step trains its student"):
+            agent.learn(1, ignore)
+        assert env.steps == 0
+
+    def test_it_is_saved_as_the_library_s(self, tmp_path: Path) -> None:
+        import sb3_contrib
+
+        env = started_env()
+        agent = SB3Agent(env, "ars", n_delta=2)
+        agent.learn(1, ignore)
+        agent.save(tmp_path)
+        loaded = sb3_contrib.ARS.load(tmp_path / "agent.zip", device="cpu")
+        action, _ = loaded.predict(env.observation.numpy(), deterministic=True)
+        assert np.array_equal(action, agent.act(env.observation).numpy())
 
 
 # Files.
@@ -372,6 +604,8 @@ def test_what_the_algorithm_logs_is_written_once_an_epoch(tmp_path: Path) -> Non
 # The shipped configurations on the digits, with a student that stands still.
 
 REACHED = {"pg": 0.85, "ppo": 0.75, "a2c": 0.5, "ddpg": 0.5, "td3": 0.5, "sac": 0.5}
+if CONTRIB:
+    REACHED |= {"tqc": 0.8, "crossq": 0.8}
 
 
 @pytest.mark.slow

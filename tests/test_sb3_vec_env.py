@@ -9,8 +9,17 @@ import torch
 from gymnasium.wrappers import vector as wrappers
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import VecCheckNan, VecMonitor, VecNormalize
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+)
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from env_contract import bad_actions, equal, random_action
 from mtkd_env.env import MTKDVectorEnv
@@ -410,3 +419,198 @@ def test_the_environment_is_the_one_that_was_given() -> None:
     env = make_tiny_env()
     assert SB3VecEnv(env).env is env
     assert isinstance(SB3VecEnv(env).env, MTKDVectorEnv)
+
+
+# Evaluation by episodes.
+
+WRAPPERS: dict[str, Any] = {
+    "bare": lambda env: env,
+    "monitored": VecMonitor,
+    "normalized": lambda env: VecNormalize(VecMonitor(env)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Evaluation environment is not wrapped with a ``Monitor``")
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_evaluating_a_policy_is_refused_before_a_student_is_trained(wrap: Any) -> None:
+    env = wrap(make())
+    model, _ = learn("a2c", env, steps=4)
+    with pytest.raises(RuntimeError, match=r"every step trains its student; use env\.evaluate\(\)"):
+        evaluate_policy(model, env)
+    assert env.unwrapped.env.steps == 4
+    model.learn(4 * NUM_ENVS)  # which resets as well
+    assert env.unwrapped.env.steps == 8
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["another environment", "its own"])
+def test_the_callback_that_evaluates_a_policy_is_refused(own: bool) -> None:
+    env, other = VecMonitor(make()), VecMonitor(make())
+    evaluated = env if own else other
+    model = build("a2c", env)
+    with pytest.raises(RuntimeError, match=r"agents\.callbacks\.StudentEvaluation"):
+        model.learn(8 * NUM_ENVS, callback=EvalCallback(evaluated, eval_freq=2, verbose=0))
+    assert env.unwrapped.env.steps == 2
+    assert other.unwrapped.env.steps == 0
+
+
+# Models, callbacks and logs as elsewhere.
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_models_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    env = make()
+    model, _ = learn(name, env)
+    model.save(tmp_path / "model.zip")
+    loaded = ALGORITHMS[name][0].load(tmp_path / "model.zip", device="cpu")
+    observation = env.reset()
+    expected, _ = model.predict(observation, deterministic=True)
+    found, _ = loaded.predict(observation, deterministic=True)
+    assert equal(found, expected)
+    assert loaded.num_timesteps == 8 * NUM_ENVS
+
+
+def test_replay_buffers_are_saved_and_loaded(tmp_path: Path) -> None:
+    model, _ = learn("sac", make())
+    model.save_replay_buffer(tmp_path / "replay.pkl")
+    other = build("sac", make())
+    other.load_replay_buffer(tmp_path / "replay.pkl")
+    assert other.replay_buffer.size() == 8
+    assert equal(other.replay_buffer.observations, model.replay_buffer.observations)
+
+
+def test_checkpoints_are_written_by_the_library_s_callback(tmp_path: Path) -> None:
+    callback = CheckpointCallback(save_freq=4, save_path=str(tmp_path), name_prefix="agent")
+    build("ppo", make()).learn(8 * NUM_ENVS, callback=callback)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {f"agent_{samples}_steps.zip" for samples in (4 * NUM_ENVS, 8 * NUM_ENVS)}
+
+
+def test_logs_are_written_as_tables_and_events(tmp_path: Path) -> None:
+    model = build("ppo", VecMonitor(make()))
+    model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
+    model.learn(8 * NUM_ENVS, log_interval=1)
+    model.logger.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("rollout/ep_rew_mean", "rollout/ep_len_mean"):
+        assert [event.step for event in events.Scalars(name)] == [4 * NUM_ENVS, 8 * NUM_ENVS]
+    assert [event.value for event in events.Scalars("rollout/ep_len_mean")] == [1, 1]
+    header, *rows = (tmp_path / "progress.csv").read_text(encoding="utf-8").splitlines()
+    assert "train/loss" in header.split(",")
+    assert len(rows) == 2
+
+
+def test_the_folder_of_events_may_be_an_argument(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", make(), tensorboard_log=str(tmp_path), batch_size=8, **ON_POLICY)
+    model.learn(8 * NUM_ENVS, log_interval=1, tb_log_name="run")
+    model.logger.close()
+    events = EventAccumulator(str(tmp_path / "run_1")).Reload()
+    assert len(events.Scalars("time/fps")) == 2
+
+
+# Episodes that are truncated: what follows still counts.
+
+# A reward of 1 in every step, and a critic that expects 10 everywhere.
+REWARD, VALUE, GAMMA = 1.0, 10.0, 0.5
+
+
+class ConstantReward(VecEnvWrapper):
+    """Pays the same for every step."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, np.full_like(rewards, REWARD), dones, infos
+
+
+class Returns(BaseCallback):
+    """Keeps the returns of the last rollout."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.returns = self.model.rollout_buffer.returns.copy()
+
+
+def expect_the_same_everywhere(layer: nn.Module) -> None:
+    assert isinstance(layer, nn.Linear)
+    layer.weight.data.zero_()
+    layer.bias.data.fill_(VALUE)
+
+
+@pytest.mark.parametrize("full_infos", [False, True])
+@pytest.mark.parametrize(
+    ("episode", "expected"),
+    [
+        # R = r: nothing follows.
+        ("batch", [1.0, 1.0, 1.0, 1.0]),
+        # Episodes of two steps: R = r + γ V at the end, and r + γ (r + γ V) before.
+        ("epoch", [4.0, 6.0, 4.0, 6.0]),
+        ("training", [4.0, 6.0, 4.0, 6.0]),
+    ],
+)
+def test_returns_count_what_follows_a_truncation(
+    episode: str, expected: list[float], full_infos: bool
+) -> None:
+    inner = make(episode=episode, recipe=ONE_EPOCH, full_infos=full_infos)
+    model = PPO(
+        "MlpPolicy",
+        ConstantReward(inner),
+        n_steps=2 * STEPS_PER_EPOCH,
+        batch_size=2 * STEPS_PER_EPOCH * NUM_ENVS,
+        n_epochs=1,
+        gamma=GAMMA,
+        gae_lambda=1.0,
+        device="cpu",
+    )
+    expect_the_same_everywhere(model.policy.value_net)
+    callback = Returns()
+    model.learn(2 * STEPS_PER_EPOCH * NUM_ENVS, callback=callback)
+    assert np.allclose(callback.returns, np.array(expected)[:, None])
+
+
+@pytest.mark.parametrize("full_infos", [False, True])
+@pytest.mark.parametrize(
+    ("episode", "target"),
+    [("batch", REWARD), ("epoch", REWARD + GAMMA * VALUE), ("training", REWARD + GAMMA * VALUE)],
+)
+def test_replayed_targets_count_what_follows_a_truncation(
+    episode: str, target: float, full_infos: bool
+) -> None:
+    inner = make(episode=episode, recipe=ONE_EPOCH, full_infos=full_infos)
+    model = DDPG(
+        "MlpPolicy",
+        ConstantReward(inner),
+        learning_rate=0.0,
+        learning_starts=NUM_ENVS,
+        batch_size=32,
+        buffer_size=100,
+        train_freq=2 * STEPS_PER_EPOCH,
+        gamma=GAMMA,
+        device="cpu",
+    )
+    for critic in (model.critic, model.critic_target):
+        expect_the_same_everywhere(critic.qf0[-1])
+    model.learn(2 * STEPS_PER_EPOCH * NUM_ENVS, log_interval=None)
+    loss = model.logger.name_to_value["train/critic_loss"]
+    assert loss == pytest.approx((VALUE - target) ** 2)
+
+
+@pytest.mark.parametrize("episode", ["epoch", "training"])
+def test_replayed_observations_after_a_truncation_are_the_last_ones_of_the_episode(
+    episode: str,
+) -> None:
+    env = make_tiny_env(episode=episode, recipe=ONE_EPOCH)
+    model, _ = learn("ddpg", SB3VecEnv(env), steps=2 * STEPS_PER_EPOCH)
+    buffer = model.replay_buffer
+    same = make_tiny_env(episode=episode, recipe=ONE_EPOCH)
+    same.reset(seed=0)
+    for step in range(2 * STEPS_PER_EPOCH):
+        action = model.policy.unscale_action(buffer.actions[step])
+        observation, _, _, truncated, info = same.step(action)
+        last = info["final_obs"] if truncated.all() else observation
+        assert np.allclose(buffer.next_observations[step], last, atol=1e-5)
+        assert buffer.dones[step].all() == buffer.timeouts[step].all() == truncated.all()
+        assert truncated.all() == (step % STEPS_PER_EPOCH == STEPS_PER_EPOCH - 1)

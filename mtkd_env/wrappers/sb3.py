@@ -1,5 +1,6 @@
 """The adapter to Stable-Baselines3: numpy on its side, tensors on the environment's."""
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -24,6 +26,10 @@ class SB3VecEnv(VecEnv):
     `reset()` without it goes on with the student that is there. A model with a seed hands it on
     when it is built or loaded with an environment: to go on with a student, load the model without
     one, then call its `set_env`.
+
+    Every step trains the student, so `evaluate_policy`, and with it `EvalCallback`, is refused:
+    whatever it would measure is not the policy on the student that is there. `env.evaluate()`
+    measures the student; `agents.callbacks.StudentEvaluation` does so after every epoch.
 
     Args:
         env: The environment, as `gymnasium.make_vec` made it, without Gymnasium wrappers.
@@ -47,7 +53,16 @@ class SB3VecEnv(VecEnv):
         self._empty_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
 
     def reset(self) -> np.ndarray:
-        """Observations (B, F); consumes the seed and the options that were set."""
+        """Observations (B, F); consumes the seed and the options that were set.
+
+        Raises:
+            RuntimeError: Called by `evaluate_policy`, before anything is trained.
+        """
+        if _called_by_evaluate_policy():
+            raise RuntimeError(
+                "evaluate_policy and EvalCallback step the environment, and every step trains its "
+                "student; use env.evaluate(), or the callback agents.callbacks.StudentEvaluation"
+            )
         options = self._options[0] or None
         self.env.reset(seed=self._seeds[0], options=options)
         self._reset_seeds()
@@ -138,3 +153,15 @@ class SB3VecEnv(VecEnv):
 def _fill(infos: list[dict[str, Any]], key: str, values: Iterable[Any]) -> None:
     for info, value in zip(infos, values, strict=True):
         info[key] = value
+
+
+def _called_by_evaluate_policy() -> bool:
+    """Whether `evaluate_policy` is among the callers.
+
+    It resets what it steps, through any wrappers, and announces itself by nothing else: it asks
+    `env_is_wrapped` only where there is no `VecMonitor`, which asks the same on its own.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not evaluate_policy.__code__:
+        frame = frame.f_back
+    return frame is not None

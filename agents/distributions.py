@@ -1,0 +1,201 @@
+"""How a stochastic policy chooses: distributions over teacher weights, or over teachers.
+
+A policy's network gives 2·M outputs per sample, M for each head. A distribution draws a choice from
+them, gives the action that executes it, and says how probable it was and what it earned.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mtkd_env.reward import Rewards
+
+# Smaller weights are executed as this one, so that their logarithms are logits.
+SMALLEST_WEIGHT = 1e-6
+
+
+def per_head(outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B 2 M"]:
+    """Outputs with an axis for the two heads."""
+    return outputs.unflatten(1, (2, -1))
+
+
+class Distribution(nn.Module, ABC):
+    """A random choice for every sample, in K parts that are rewarded on their own.
+
+    Parameters of its own are learned together with the network's.
+    """
+
+    @abstractmethod
+    def draw(self, outputs: Float[Tensor, "B A"], generator: torch.Generator) -> Tensor:
+        """A choice for every sample; the first axis is B."""
+
+    @abstractmethod
+    def action(self, outputs: Float[Tensor, "B A"], choice: Tensor) -> Float[Tensor, "B A"]:
+        """The logits that execute a choice."""
+
+    @abstractmethod
+    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The logits without exploration: those of the mean."""
+
+    @abstractmethod
+    def log_probability(
+        self, outputs: Float[Tensor, "B A"], choice: Tensor
+    ) -> Float[Tensor, "B K"]:
+        """Logarithm of the probability, or density, of each part of a choice."""
+
+    @abstractmethod
+    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Entropy of the choice [nats]."""
+
+    def earned(self, rewards: Rewards, choice: Tensor) -> Float[Tensor, "B K"]:
+        """The reward of each part of a choice: the environment's scalar for the only one."""
+        del choice
+        return rewards.scalar.unsqueeze(1)
+
+
+class Categorical(Distribution):
+    """One teacher for each head, drawn by the weights (B, 2).
+
+    The weights themselves are executed, not the drawn teachers: in expectation they pay the same.
+    Each teacher earns its own advantage A^m, which does not depend on what is executed.
+    """
+
+    def __init__(self, teachers: int) -> None:
+        super().__init__()
+        del teachers
+
+    def draw(
+        self, outputs: Float[Tensor, "B A"], generator: torch.Generator
+    ) -> Int64[Tensor, "B 2"]:
+        """The number of a teacher for each head."""
+        weights = per_head(outputs).softmax(2)
+        return torch.multinomial(weights.flatten(0, 1), 1, generator=generator).view(-1, 2)
+
+    def action(self, outputs: Float[Tensor, "B A"], choice: Tensor) -> Float[Tensor, "B A"]:
+        """The outputs as they are, whatever was drawn."""
+        del choice
+        return outputs
+
+    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The outputs as they are."""
+        return outputs
+
+    def log_probability(
+        self, outputs: Float[Tensor, "B A"], choice: Int64[Tensor, "B 2"]
+    ) -> Float[Tensor, "B 2"]:
+        """Logarithm of the weight of each head's teacher."""
+        logs = per_head(outputs).log_softmax(2)
+        return logs.gather(2, choice.unsqueeze(2)).squeeze(2)
+
+    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Entropy of the weights, summed over the heads."""
+        logs = per_head(outputs).log_softmax(2)
+        return -(logs.exp() * logs).sum((1, 2))
+
+    def earned(self, rewards: Rewards, choice: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 2"]:
+        """The advantage of the teacher of each head."""
+        return rewards.advantages.gather(1, choice)
+
+
+class Dirichlet(Distribution):
+    """Weights of each head from a Dirichlet distribution over the simplex (B, 2, M).
+
+    Its concentrations are softplus(outputs) + 0.1. Closer to zero, draws would underflow.
+    """
+
+    FLOOR = 0.1
+
+    def __init__(self, teachers: int) -> None:
+        super().__init__()
+        del teachers
+
+    def draw(
+        self, outputs: Float[Tensor, "B A"], generator: torch.Generator
+    ) -> Float[Tensor, "B 2 M"]:
+        """Weights on the simplex."""
+        # What torch.distributions draws with; that takes no generator.
+        return torch._sample_dirichlet(self._concentration(outputs).detach(), generator)
+
+    def action(
+        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B 2 M"]
+    ) -> Float[Tensor, "B A"]:
+        """The logarithm of the weights; the environment's softmax gives them back."""
+        del outputs
+        return choice.clamp(min=SMALLEST_WEIGHT).log().flatten(1)
+
+    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The logarithm of the mean weights."""
+        return self.action(outputs, self._dirichlet(outputs).mean)
+
+    def log_probability(
+        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B 2 M"]
+    ) -> Float[Tensor, "B 1"]:
+        """Log-density of the weights of both heads together."""
+        return self._dirichlet(outputs).log_prob(choice).sum(1, keepdim=True)
+
+    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Differential entropy, summed over the heads."""
+        return self._dirichlet(outputs).entropy().sum(1)
+
+    def _concentration(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B 2 M"]:
+        return functional.softplus(per_head(outputs)) + self.FLOOR
+
+    def _dirichlet(self, outputs: Float[Tensor, "B A"]) -> torch.distributions.Dirichlet:
+        return torch.distributions.Dirichlet(self._concentration(outputs), validate_args=False)
+
+
+class Gaussian(Distribution):
+    """Logits from independent normal distributions around the outputs (B, 2·M).
+
+    Args:
+        teachers: M.
+
+    Attributes:
+        log_std: Logarithm of the standard deviation of each logit; learned.
+    """
+
+    def __init__(self, teachers: int) -> None:
+        super().__init__()
+        self.log_std = nn.Parameter(torch.zeros(2 * teachers))
+
+    def draw(
+        self, outputs: Float[Tensor, "B A"], generator: torch.Generator
+    ) -> Float[Tensor, "B A"]:
+        """Logits."""
+        noise = torch.randn(outputs.shape, device=outputs.device, generator=generator)
+        return (outputs + self.log_std.exp() * noise).detach()
+
+    def action(
+        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B A"]:
+        """The drawn logits."""
+        del outputs
+        return choice
+
+    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
+        """The outputs as they are."""
+        return outputs
+
+    def log_probability(
+        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B 1"]:
+        """Log-density of all logits together."""
+        return self._normal(outputs).log_prob(choice).sum(1, keepdim=True)
+
+    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
+        """Differential entropy, summed over the logits."""
+        return self._normal(outputs).entropy().sum(1)
+
+    def _normal(self, outputs: Float[Tensor, "B A"]) -> torch.distributions.Normal:
+        return torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
+
+
+DISTRIBUTIONS: Mapping[str, Callable[[int], Distribution]] = {
+    "categorical": Categorical,
+    "dirichlet": Dirichlet,
+    "gaussian": Gaussian,
+}

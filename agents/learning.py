@@ -1,0 +1,159 @@
+"""What the learning agents of this package share: a policy, a memory, and parts to be saved."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn, optim
+
+from agents.base import Agent, EpochEnd
+from agents.policies import TeacherPolicy
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.files import save_checkpoint
+from mtkd_env.seeding import derive_seed, seeded
+
+OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {"adam": optim.Adam, "sgd": optim.SGD}
+
+Memory = TypeVar("Memory")
+
+
+class Stateful(Protocol):
+    """Whatever can be saved and goes on from what was saved."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that learning has changed."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Goes on from what `state_dict` gave."""
+
+
+class RandomNumbers:
+    """A generator of random numbers on a device, which can be saved.
+
+    Args:
+        device: Where the numbers are drawn.
+        seed: Seed of all of them.
+    """
+
+    def __init__(self, device: torch.device, seed: int) -> None:
+        self.generator = torch.Generator(device).manual_seed(derive_seed(seed, "exploration"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The generator's state."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Goes on from what `state_dict` gave, on the same kind of device."""
+        self.generator.set_state(state["generator"].cpu())
+
+
+def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> optim.Optimizer:
+    """An optimiser by its name in `OPTIMIZERS`.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    return lookup(OPTIMIZERS, name, "optimizer")(parameters, lr=lr)
+
+
+def check_counts(**counts: int | None) -> None:
+    """Checks arguments that count something.
+
+    Raises:
+        ConfigError: One is below 1; None stands for no limit.
+    """
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {count}")
+
+
+def descend(optimizer: optim.Optimizer, loss: Float[Tensor, ""]) -> None:
+    """One step of an optimiser."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+
+
+class LearningAgent(Agent, Generic[Memory]):
+    """Acts on batches, remembers them, and learns from its memory when that is full.
+
+    A subclass says what it does with a batch and keeps of it, and how it learns from that.
+
+    Args:
+        env: The environment.
+        seed: Seed of the policy's initialisation.
+        agent_every: Batches between two updates; None for once an epoch. An update at the end of
+            every epoch takes what is left.
+        hidden: Width of the policy's hidden layer.
+
+    Attributes:
+        policy: The network.
+        parts: Everything that learning changes, by the name that it is saved under.
+
+    Raises:
+        ConfigError: A count below 1.
+    """
+
+    def __init__(
+        self, env: MTKDVectorEnv, *, seed: int, agent_every: int | None, hidden: int
+    ) -> None:
+        super().__init__(env)
+        check_counts(agent_every=agent_every, hidden=hidden)
+        with seeded(derive_seed(seed, "agent")):
+            policy = TeacherPolicy(env.observer.width, len(env.teacher_names), hidden)
+        self.policy: nn.Module = policy.to(env.device)
+        self.parts: dict[str, Stateful] = {"policy": self.policy}
+        self._agent_every = agent_every
+        self._memory: list[Memory] = []
+
+    @abstractmethod
+    def _step(self) -> Memory:
+        """Trains the student on the batch that waits; gives what is worth keeping of it."""
+
+    @abstractmethod
+    def _learn_from(self, memory: list[Memory]) -> None:
+        """Updates the agent."""
+
+    @torch.no_grad()
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """Logits of the policy."""
+        logits: Tensor = self.policy(observation)
+        return logits
+
+    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+        """Student steps with the policy as it is, then an update from all of them (Algorithm 2)."""
+        for _ in range(epochs):
+            for _ in range(self.env.steps_per_epoch):
+                self._memory.append(self._step())
+                if len(self._memory) == self._agent_every:
+                    self._flush()
+            self._flush()
+            on_epoch_end()
+
+    def _flush(self) -> None:
+        memory, self._memory = self._memory, []
+        if memory:
+            self._learn_from(memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All parts; the memory is empty between two calls of `learn`."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, or from what `save` wrote."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Writes `agent.pt`: all parts, and what the policy needs of the environment elsewhere.
+
+        That is the fusion with its learnt coefficients, and the statistics of the observations.
+        """
+        env = self.env
+        normalizer = env.normalizer.state_dict() if env.normalizer else None
+        around = {"fusion": env.fusion.state_dict(), "normalizer": normalizer}
+        save_checkpoint(folder / "agent.pt", {**self.state_dict(), **around})

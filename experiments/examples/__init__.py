@@ -1,0 +1,1 @@
+"""Programs that train an agent of another library, or of none, on the environment."""

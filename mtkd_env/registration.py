@@ -13,8 +13,8 @@ from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageData
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, check_choices
-from mtkd_env.errors import ConfigError, check_arguments, check_name
-from mtkd_env.networks import NETWORKS, build_network
+from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.networks import build_network, check_network
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
@@ -116,7 +116,7 @@ def assemble(
         teachers: Networks' names, keyword arguments of `TeacherSpec`, a `PoolSpec`, or a YAML
             file that describes one.
         teacher_epochs: Epochs to train each teacher for, where `teachers` are names.
-        student: Name in `NETWORKS`.
+        student: Name of a network; see `mtkd_env.networks.find_network`.
         student_width: Factor on all channel counts of the student.
         recipe: The student's optimiser and schedule, or the keyword arguments of `SGDRecipe`.
         alpha: α, weight of the logit terms.
@@ -136,7 +136,7 @@ def assemble(
     """
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
     check_choices(**env_kwargs)
-    check_name(NETWORKS, student, "student")
+    check_network(student, "student")
     parse_terms(logit, LOGIT_TERMS, "logit")
     parse_terms(feature, FEATURE_TERMS, "feature")
     if not isinstance(recipe, SGDRecipe):
@@ -149,6 +149,7 @@ def assemble(
         student,
         num_classes=data.num_classes,
         in_channels=data.image_shape[0],
+        image_size=data.image_shape[1:],
         width=student_width,
     )
     stream = images.stream(num_envs, torch.device(device), derive_seed(seed, "data"))

@@ -10,7 +10,7 @@ from agents import check_agent
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from mtkd_env.env import check_choices
 from mtkd_env.errors import ConfigError, lookup
-from mtkd_env.networks import NETWORKS
+from mtkd_env.networks import check_network
 
 ALGOS = sorted(path.stem for path in CONFIGS.glob("algo/*.yaml"))
 POOLS = sorted(CONFIGS.glob("pool/*.yaml"))
@@ -44,7 +44,7 @@ def test_shipped_methods_load_and_their_arguments_fit(algo: str) -> None:
     assert config.algo == algo
     check_agent(config.agent_name, config.agent.arguments)
     check_choices(**dataclasses.asdict(config.env))
-    lookup(NETWORKS, config.student.network, "student")
+    check_network(config.student.network, "student")
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -13,6 +13,7 @@ import mtkd_env
 from env_contract import equal, rollout
 from mtkd_env import ConfigError, MTKDVectorEnv, PoolSpec, SGDRecipe, TeacherSpec, assemble
 from mtkd_env.registration import DEFAULT_TEACHER_EPOCHS, make_env, pool_spec
+from mtkd_env.teachers import class_means
 from tiny import data
 
 # Teachers that need no training.
@@ -150,6 +151,30 @@ def test_student_recipe_and_loss_are_as_asked_for(npz: str) -> None:
     assert (env.distiller.alpha, env.distiller.beta, env.distiller.temperature) == (0.5, 0.0, 2.0)
 
 
+def test_loss_terms_are_as_asked_for(npz: str) -> None:
+    env = make_env(dataset="npz", **npz_kwargs(npz, logit="dist", feature={"mse": 0.5, "nd": 2.0}))
+    assert env.distiller.logit_terms == {"dist": 1.0}
+    assert env.distiller.feature_terms == {"mse": 0.5, "nd": 2.0}
+    plain = make_env(dataset="npz", **npz_kwargs(npz))
+    assert plain.distiller.logit_terms == {"kd": 1.0}
+    assert plain.distiller.feature_terms == {"mse": 1.0}
+    assert plain.distiller.directions == ()
+
+
+def test_directions_are_the_class_means_of_the_training_images(npz: str) -> None:
+    env = make_env(dataset="npz", **npz_kwargs(npz, feature="nd", val_fraction=0.4))
+    teachers, batches = env.distiller.teachers, list(env.splits["train"]())
+    assert sum(len(images.targets) for images in batches) == 5  # of 9
+    expected = class_means(teachers, batches)
+    assert len(env.distiller.directions) == 2
+    for found, means in zip(env.distiller.directions, expected, strict=True):
+        torch.testing.assert_close(found, means)
+        assert found.shape[0] == 4
+    env.reset(seed=0)
+    for *_, info in rollout(env, 2):
+        assert np.isfinite(info["feature"]).all()
+
+
 def test_held_out_images_make_a_split_and_are_not_trained_on(npz: str) -> None:
     assembly = assemble(dataset="npz", **npz_kwargs(npz, val_fraction=0.4))
     env = assembly.env
@@ -172,6 +197,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "env value": ({"reward": "papr"}, "unknown reward 'papr'"),
     "recipe": ({"recipe": {"lrr": 1.0}}, r"recipe\.lrr: unknown key; did you mean 'lr'"),
     "recipe value": ({"recipe": {"epochs": 0}}, "epochs: expected at least 1, got 0"),
+    "logit": ({"logit": "dits"}, "unknown logit 'dits'; did you mean 'dist'"),
+    "feature": ({"feature": {"msee": 1.0}}, "unknown feature 'msee'; did you mean 'mse'"),
+    "coefficient": ({"logit": {"kd": -1.0}}, r"logit\.kd: expected a finite number >= 0, got -1.0"),
     "num_envs": ({"num_envs": 1000}, "expected 1 to 9, the number of images, found 1000"),
     "teacher": ({"teachers": ["resnet9"]}, "unknown network 'resnet9'"),
     "teacher key": (

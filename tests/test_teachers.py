@@ -12,10 +12,18 @@ from mtkd_env.data import evaluation_batches
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.files import save_checkpoint
-from mtkd_env.networks import Network, build_network
+from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import SGDRecipe
-from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, build_pool, load_pool_spec
+from mtkd_env.teachers import (
+    PoolSpec,
+    TeacherEnsemble,
+    TeacherSpec,
+    build_pool,
+    class_means,
+    load_pool_spec,
+)
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+from mtkd_env.types import Batch
 from tiny import CLASSES, IMAGE_SHAPE, TEACHERS, batch, perturb, teacher_networks, training_set
 
 NAMES = tuple(TEACHERS)
@@ -58,6 +66,74 @@ def test_the_ensemble_gives_the_outputs_of_its_networks() -> None:
         torch.testing.assert_close(found.logits[m], output.logits)
         torch.testing.assert_close(found.features[m], output.feature)
         torch.testing.assert_close(found.feature_maps[m], output.feature_map)
+
+
+def test_classifiers_make_a_teachers_logits_of_its_own_maps() -> None:
+    ensemble = TeacherEnsemble([module.double() for module in teacher_networks()], NAMES)
+    known = ensemble(batch().inputs.double())
+    torch.testing.assert_close(ensemble.classify(known.feature_maps), known.logits)
+
+
+def test_each_map_is_classified_by_its_own_teacher_and_carries_no_gradient() -> None:
+    networks = teacher_networks()
+    maps = tuple(torch.randn(2, k, 3, 5).requires_grad_() for k in (4, 8, 5))
+    found = TeacherEnsemble(networks, NAMES).classify(maps)
+    assert found.shape == (3, 2, CLASSES)
+    assert not found.requires_grad
+    for m, network in enumerate(networks):
+        torch.testing.assert_close(found[m], network.classifier(maps[m].mean((2, 3))).detach())
+
+
+# The first network of every family.
+FAMILIES = {getattr(maker, "func", maker): name for name, maker in reversed(NETWORKS.items())}
+
+
+@pytest.mark.parametrize("name", FAMILIES.values())
+def test_classifiers_of_every_family_reproduce_its_logits(name: str) -> None:
+    module = build_network(name, num_classes=3, in_channels=1, width=0.25, seed=0).eval()
+    ensemble = TeacherEnsemble([module], ["a"])
+    known = ensemble(batch().inputs)
+    torch.testing.assert_close(ensemble.classify(known.feature_maps), known.logits)
+
+
+def test_the_ensemble_keeps_no_second_copy_that_could_learn() -> None:
+    ensemble = TeacherEnsemble(teacher_networks(), NAMES)
+    ensemble.train()
+    assert not any(module.training for module in ensemble.heads.modules())
+    assert not any(parameter.requires_grad for parameter in ensemble.heads.parameters())
+
+
+# Class means.
+
+
+def test_class_means_are_those_of_a_loop_and_zero_for_a_class_that_does_not_occur() -> None:
+    ensemble = TeacherEnsemble(teacher_networks(), NAMES)
+    # The last class does not occur.
+    batches = [replace(b, targets=b.targets % (CLASSES - 1)) for b in (batch(1, 9), batch(2, 3))]
+    found = class_means(ensemble, iter(batches))
+    assert [tuple(means.shape) for means in found] == [(CLASSES, width) for width in (4, 8, 5)]
+    targets = torch.cat([b.targets for b in batches])
+    for m, means in enumerate(found):
+        features = torch.cat([ensemble(b.inputs).features[m] for b in batches])
+        assert not means.requires_grad
+        assert means[CLASSES - 1].eq(0).all()
+        for c in range(CLASSES - 1):
+            torch.testing.assert_close(means[c], features[targets == c].mean(0))
+
+
+def test_class_means_do_not_depend_on_the_size_of_the_batches() -> None:
+    ensemble, whole = TeacherEnsemble(teacher_networks(), NAMES), batch(size=10)
+    parts = [
+        Batch(whole.inputs[rows], whole.targets[rows], whole.index[rows])
+        for rows in (slice(0, 4), slice(4, 10))
+    ]
+    for one, other in zip(
+        class_means(ensemble, [whole]), class_means(ensemble, parts), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+# Folding.
 
 
 def test_batch_norms_are_folded_into_the_convolutions() -> None:

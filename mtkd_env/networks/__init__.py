@@ -1,6 +1,7 @@
 """Image classifiers for students and teachers alike; to add one is a file and a line in the table.
 
-Networks know neither their role nor the data; each gives a `NetworkOutput`.
+Networks know neither their role nor the data; each gives a `NetworkOutput`. Those of torchvision,
+of timm and of the user are found by their names.
 """
 
 from collections.abc import Callable
@@ -8,13 +9,19 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from mtkd_env.errors import check_arguments, lookup
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.networks import own
 from mtkd_env.networks.base import Network
-from mtkd_env.networks.resnet import WIDE, ResNet
+from mtkd_env.networks.libraries import LIBRARIES, library_model
+from mtkd_env.networks.mobilenet import MobileNetV2
+from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
+from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet
+from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV2
+from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.seeding import seeded
 
-__all__ = ["NETWORKS", "Network", "build_network"]
+__all__ = ["NETWORKS", "Network", "build_network", "check_network", "find_network"]
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet8": partial(ResNet, 8),
@@ -25,31 +32,87 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet56": partial(ResNet, 56),
     "resnet110": partial(ResNet, 110),
     "resnet8x4": partial(ResNet, 8, WIDE),
+    "resnet20x4": partial(ResNet, 20, WIDE),
     "resnet32x4": partial(ResNet, 32, WIDE),
+    "resnet110x2": partial(ResNet, 110, DOUBLE),
     "wrn_16_1": partial(WideResNet, 16, 1),
     "wrn_16_2": partial(WideResNet, 16, 2),
     "wrn_40_1": partial(WideResNet, 40, 1),
     "wrn_40_2": partial(WideResNet, 40, 2),
     "wrn_28_4": partial(WideResNet, 28, 4),
+    "regnetx_200mf": partial(RegNet, X_200MF),
+    "regnetx_400mf": partial(RegNet, X_400MF),
+    "regnety_400mf": partial(RegNet, Y_400MF),
+    "mobilenetv2": MobileNetV2,
+    "shufflenetv2": ShuffleNetV2,
+    "shufflenetv2_x0_5": partial(ShuffleNetV2, X0_5),
+    "vgg8": partial(VGG, 1),
+    "vgg13": partial(VGG, 2),
 }
 
 
-def build_network(
-    name: str, *, num_classes: int, in_channels: int = 3, seed: int | None = None, **kwargs: Any
-) -> Network:
-    """A freshly initialised network of the table.
+def find_network(name: str, kind: str = "network") -> Callable[..., Network]:
+    """What makes the network of a name.
 
     Args:
-        name: Key of `NETWORKS`.
+        name: Key of `NETWORKS`; `torchvision:MODEL` or `timm:MODEL`; `module:Class`, or
+            `module:Class@layer` for a class that is no `Network`.
+        kind: What the name is of, for errors.
+
+    Raises:
+        ConfigError: No such network, or timm is not installed.
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    library, colon, model = name.partition(":")
+    if colon:
+        return library_model(library, model) if library in LIBRARIES else own.load(name)
+    known = f"{', '.join(sorted(NETWORKS))}; torchvision:MODEL, timm:MODEL, module:Class"
+    raise ConfigError(f"unknown {kind} '{name}'{_nearest(name)} (known: {known})")
+
+
+def check_network(name: str, kind: str = "network") -> None:
+    """Checks that there is a network of a name, without making it; see `find_network`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    find_network(name, kind)
+
+
+def build_network(
+    name: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    image_size: tuple[int, int] | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> Network:
+    """A freshly initialised network.
+
+    Args:
+        name: Name of the network; see `find_network`.
         num_classes: C, the number of logits.
         in_channels: Channels of the images.
+        image_size: Height and width of the images. The networks of the table take any size; others
+            are checked against it, and by default against the size that they are made for.
         seed: Seed of the initialisation; without one it draws from torch's global generator.
         **kwargs: Arguments of the network itself, such as `width`.
 
     Raises:
-        ConfigError: An unknown name, or an argument that the network does not take.
+        ConfigError: An unknown name, an argument that the network does not take, or images that it
+            does not take.
     """
-    constructor = lookup(NETWORKS, name, "network")
+    constructor = find_network(name)
     check_arguments(constructor, kwargs, name)
+    if name not in NETWORKS:
+        kwargs["image_size"] = image_size
     with nullcontext() if seed is None else seeded(seed):
         return constructor(num_classes=num_classes, in_channels=in_channels, **kwargs)
+
+
+def _nearest(name: str) -> str:
+    if name in LIBRARIES["torchvision"].model_names():
+        return f"; did you mean 'torchvision:{name}'?"
+    return did_you_mean(name, NETWORKS)

@@ -1,6 +1,8 @@
 """What every network of this package gives: logits, pooled feature and last feature map."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -37,6 +39,10 @@ class Network(nn.Module, ABC):
         """Logits, pooled feature and last feature map of normalised images."""
         return self.head(self.features(inputs))
 
+    def native_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A `state_dict` from elsewhere, in the names that this network gives its tensors."""
+        return state
+
 
 def pool_and_classify(
     feature_map: Float[Tensor, "B K H W"], classifier: nn.Module
@@ -46,15 +52,53 @@ def pool_and_classify(
     return NetworkOutput(logits=classifier(feature), feature=feature, feature_map=feature_map)
 
 
-def scaled(channels: int, width: float) -> int:
-    """A channel count times a width factor, rounded, at least one.
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
+    """A channel count times a width factor, rounded to a multiple, of which it is at least one.
 
     Raises:
         ConfigError: `width` is not positive.
     """
+    check_width(width)
+    return multiple * max(1, round(channels * width / multiple))
+
+
+def check_width(width: float) -> None:
+    """Checks a factor on channel counts.
+
+    Raises:
+        ConfigError: It is not positive.
+    """
     if not width > 0:
         raise ConfigError(f"width: expected a positive factor, found {width}")
-    return max(1, round(channels * width))
+
+
+def check_fixed_width(width: float, name: str) -> None:
+    """Checks the width factor of a network whose channels are given.
+
+    Raises:
+        ConfigError: A factor other than 1.
+    """
+    if width != 1:
+        raise ConfigError(f"width: '{name}' has a fixed width, expected 1, found {width}")
+
+
+def replace_input_convolution(model: nn.Module, in_channels: int) -> None:
+    """Gives a model another number of input channels by a new first convolution, in place."""
+    name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    if first.in_channels != in_channels:
+        model.set_submodule(name, _with_in_channels(first, in_channels))
+
+
+def _with_in_channels(layer: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """A new convolution like another one, for images."""
+    return nn.Conv2d(
+        in_channels,
+        layer.out_channels,
+        (layer.kernel_size[0], layer.kernel_size[1]),
+        (layer.stride[0], layer.stride[1]),
+        layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
+        bias=layer.bias is not None,
+    )
 
 
 def initialise_convolutions(module: nn.Module) -> None:

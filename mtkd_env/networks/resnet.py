@@ -13,6 +13,7 @@ from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_cl
 from mtkd_env.types import NetworkOutput
 
 NARROW = (16, 16, 32, 64)
+DOUBLE = (16, 32, 64, 128)
 WIDE = (32, 64, 128, 256)
 
 

@@ -1,5 +1,6 @@
 """M frozen teachers behind one call."""
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -106,6 +107,7 @@ class _Head(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training  # the mode that folding puts the network back into
 
     def forward(self, feature_map: Tensor) -> Tensor:
         return self.network.head(feature_map).logits
@@ -114,10 +116,14 @@ class _Head(nn.Module):
 def _folded(network: nn.Module) -> nn.Module:
     """A copy with every batch norm that follows a convolution folded into it.
 
-    The copy holds only those layers that its forward uses.
+    The copy holds only those layers that its forward uses. A network whose forward torch.fx cannot
+    follow is copied as it is.
     """
     was_training = network.training
     network.eval()
-    folded: nn.Module = fuse(network)
+    try:
+        folded: nn.Module = fuse(network)
+    except (RuntimeError, TypeError, ValueError):
+        folded = copy.deepcopy(network)
     network.train(was_training)
     return folded

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
-from mtkd_env.networks import NETWORKS, build_network
+from mtkd_env.networks import build_network, check_network
 from mtkd_env.networks.base import Network
+from mtkd_env.networks.libraries import published_weights
 from mtkd_env.optimization import SGDRecipe
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -25,6 +26,9 @@ from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 RECIPE_VERSION = 1
 
 KINDS = ("trained", "random", "permuted")
+
+# Where a file may hold the state_dict: this package's key, and those of other training programs.
+STATE_KEYS = ("network", "state_dict", "model")
 
 # Called after every epoch of a teacher in training: name, epochs done, epochs in all, mean loss.
 PoolProgress = Callable[[str, int, int, float], None]
@@ -40,14 +44,16 @@ class TeacherSpec:
     """One teacher.
 
     Attributes:
-        network: Name in `NETWORKS`.
+        network: Name of a network; see `mtkd_env.networks.find_network`.
         name: Name in tables and in the observation's layout; by default the network's, with the
             kind of a broken teacher behind it.
         kind: `trained`; or broken on purpose: `random` (never trained) or `permuted` (trained on
             labels that a permutation of the classes has changed).
         width: Factor on all channel counts of the network.
         seed: Seed of initialisation, data order and permutation.
-        checkpoint: File with a `state_dict` of the network, to use instead of training.
+        checkpoint: File with a `state_dict` of the network, to use instead of training; or, for a
+            network of torchvision or timm, the name of weights that it publishes, such as
+            `IMAGENET1K_V1`.
     """
 
     network: str
@@ -58,7 +64,7 @@ class TeacherSpec:
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
-        check_name(NETWORKS, self.network, "network")
+        check_network(self.network)
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
         check_name(KINDS, self.kind, "kind of teacher")
@@ -175,11 +181,12 @@ class _Builder:
             teacher.network,
             num_classes=data.num_classes,
             in_channels=data.image_shape[0],
+            image_size=data.image_shape[1:],
             width=teacher.width,
             seed=derive_seed(teacher.seed, "teacher"),
         ).to(self._device)
         if teacher.checkpoint is not None:
-            digest = load_network(network, Path(teacher.checkpoint), teacher.label)
+            digest = _load_checkpoint(network, teacher.checkpoint, teacher)
         else:
             digest = self._digest(teacher)
             if teacher.kind != "random":
@@ -190,7 +197,7 @@ class _Builder:
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
         folder = self._cache / "teachers" / self._images.data.name
-        path = folder / f"{teacher.label}-{digest[:16]}.pt"
+        path = folder / f"{teacher.label.replace(':', '.')}-{digest[:16]}.pt"
         if path.exists():
             load_network(network, path, teacher.label)
             return
@@ -241,38 +248,57 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(f"cache: cannot make {folder}: {error.strerror}") from error
 
 
+def _load_checkpoint(network: Network, checkpoint: str, teacher: TeacherSpec) -> str:
+    """Loads a file or published weights into a network; gives a digest."""
+    if Path(checkpoint).exists():
+        return load_network(network, Path(checkpoint), teacher.label)
+    try:
+        state = published_weights(teacher.network, checkpoint)
+    except ConfigError as error:
+        raise ConfigError(f"teachers.{teacher.label}: {error}") from error
+    _load_state(network, state, checkpoint, teacher.label)
+    return hashlib.sha256(f"{teacher.network} {checkpoint}".encode()).hexdigest()
+
+
 def load_network(network: Network, path: Path, label: str) -> str:
     """Loads a checkpoint into a network; gives the SHA-256 of the file.
 
-    The file holds a `state_dict`, or one under the key `network`.
+    The file holds a `state_dict`, or one under the key `network`, `state_dict` or `model`.
 
     Raises:
         ConfigError: An unreadable file, or tensors that do not fit; names the teacher, the file
             and the first tensor.
     """
     content = load_checkpoint(path)
-    state = content.get("network", content)
+    key = next((key for key in STATE_KEYS if key in content), None)
+    state = content if key is None else content[key]
     if not isinstance(state, dict):
-        raise ConfigError(f"teachers.{label}: {path} holds no state_dict under 'network'")
+        raise ConfigError(f"teachers.{label}: {path} holds no state_dict under '{key}'")
+    _load_state(network, state, str(path), label)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _load_state(network: Network, state: Mapping[str, Any], source: str, label: str) -> None:
+    """Checks a state_dict tensor by tensor and loads it."""
+    state = network.native_state(state)
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     for name, shape in expected.items():
         if name not in state:
-            raise ConfigError(f"teachers.{label}: {path} lacks the tensor '{name}'")
+            raise ConfigError(f"teachers.{label}: {source} lacks the tensor '{name}'")
         if not isinstance(state[name], torch.Tensor):
             kind = type(state[name]).__name__
             raise ConfigError(
-                f"teachers.{label}: {path} has '{name}', which is not a tensor but a {kind}"
+                f"teachers.{label}: {source} has '{name}', which is not a tensor but a {kind}"
             )
         if tuple(state[name].shape) != shape:
             raise ConfigError(
-                f"teachers.{label}: {path} has '{name}' of shape {tuple(state[name].shape)}, "
+                f"teachers.{label}: {source} has '{name}' of shape {tuple(state[name].shape)}, "
                 f"the network expects {shape}"
             )
     unexpected: Sequence[str] = sorted(set(state) - set(expected))
     if unexpected:
-        raise ConfigError(f"teachers.{label}: {path} has the unexpected tensor '{unexpected[0]}'")
+        raise ConfigError(f"teachers.{label}: {source} has the unexpected tensor '{unexpected[0]}'")
     network.load_state_dict(state)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _read_yaml(path: Path | str) -> Any:

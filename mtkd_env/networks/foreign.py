@@ -1,0 +1,181 @@
+"""Classifiers of other libraries, and of the user, as networks of this package."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.networks.base import Network
+from mtkd_env.types import NetworkOutput
+
+
+class Layout(ABC):
+    """How a feature map lies in the tensor that a classifier's pooling takes."""
+
+    @abstractmethod
+    def to_map(self, last: Tensor) -> Tensor:
+        """The feature map (B, K, H, W) in that tensor."""
+
+    @abstractmethod
+    def from_map(self, feature_map: Tensor) -> Tensor:
+        """That tensor for a feature map."""
+
+
+class ChannelsFirst(Layout):
+    """The tensor is the feature map."""
+
+    def to_map(self, last: Tensor) -> Tensor:
+        """The tensor itself."""
+        return last
+
+    def from_map(self, feature_map: Tensor) -> Tensor:
+        """The map itself."""
+        return feature_map
+
+
+class ChannelsLast(Layout):
+    """The tensor is (B, H, W, K)."""
+
+    def to_map(self, last: Tensor) -> Tensor:
+        """Its axes in the map's order."""
+        return last.permute(0, 3, 1, 2)
+
+    def from_map(self, feature_map: Tensor) -> Tensor:
+        """The map's axes in its order."""
+        return feature_map.permute(0, 2, 3, 1)
+
+
+class Tokens(Layout):
+    """The tensor is (B, N, K): tokens of a square of patches, row by row, behind some others.
+
+    A map alone has no class token. The mean of its patches, which come from the same final norm,
+    stands in for it.
+
+    Args:
+        count: N.
+        prefix: Number of tokens before those of the patches; by default what N exceeds the
+            nearest smaller square by.
+
+    Raises:
+        ConfigError: The patches are no square.
+    """
+
+    def __init__(self, count: int, prefix: int | None = None) -> None:
+        self._prefix = count - math.isqrt(count) ** 2 if prefix is None else prefix
+        self._side = math.isqrt(count - self._prefix)
+        if self._side**2 != count - self._prefix:
+            raise ConfigError(f"{count - self._prefix} patches are not a square of patches")
+
+    def to_map(self, last: Tensor) -> Tensor:
+        """The tokens of the patches as a square."""
+        patches = last[:, self._prefix :].transpose(1, 2)
+        return patches.unflatten(2, (self._side, self._side))
+
+    def from_map(self, feature_map: Tensor) -> Tensor:
+        """The map's pixels as tokens, behind their mean in place of all others."""
+        patches = feature_map.flatten(2).transpose(1, 2)
+        mean = patches.mean(dim=1, keepdim=True)
+        return torch.cat([mean] * self._prefix + [patches], dim=1)
+
+
+class ForeignNetwork(Network):
+    """A classifier in two parts: up to what its pooling takes, and from there to the logits.
+
+    Subclasses make the parts and then call `_measure`.
+
+    For a vision transformer the feature map is the grid of its patch tokens after the final norm,
+    the feature the vector that its classifier takes (the class token, as a rule); `forward` reads
+    the logits from the latter, `head` from a map alone, see `Tokens`.
+    """
+
+    _layout: Layout
+
+    @abstractmethod
+    def _last(self, inputs: Tensor) -> Tensor:
+        """What the pooling takes."""
+
+    @abstractmethod
+    def _classify(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature (B, D) and logits (B, C) of what the pooling takes."""
+
+    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
+        """The map that is pooled, or the patches' tokens as one."""
+        return self._layout.to_map(self._last(inputs))
+
+    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """Pooling and classifier."""
+        feature, logits = self._classify(self._layout.from_map(feature_map))
+        return NetworkOutput(logits=logits, feature=feature, feature_map=feature_map)
+
+    def forward(self, inputs: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """Logits, pooled feature and last feature map of normalised images."""
+        last = self._last(inputs)
+        feature, logits = self._classify(last)
+        feature_map = self._layout.to_map(last)
+        return NetworkOutput(logits=logits, feature=feature, feature_map=feature_map)
+
+    def native_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The given `state_dict`, or the wrapped classifier's own in the names it has here.
+
+        Those begin with the part of this network that a tensor is in. The counters of batch norms,
+        which old files lack and nothing reads, are filled in.
+        """
+        own = self.state_dict()
+        if own.keys() <= state.keys():
+            return state
+        names = {name.partition(".")[2]: name for name in own}
+        counters = {k: v for k, v in own.items() if k.endswith(".num_batches_tracked")}
+        return {**counters, **{names.get(name, name): value for name, value in state.items()}}
+
+    @torch.no_grad()
+    def _measure(
+        self,
+        name: str,
+        image_shape: Sequence[int],
+        *,
+        channels_last: bool = False,
+        prefix: int | None = None,
+    ) -> None:
+        """Finds widths, layout and sign by a pass over one image of noise.
+
+        Args:
+            name: The network's name, for errors.
+            image_shape: (K, H, W) of the images.
+            channels_last: Whether a map's channels are its last axis.
+            prefix: Number of tokens before those of the patches, where it is known.
+
+        Raises:
+            ConfigError: The network cannot take such images, or its last tensor is no map.
+        """
+        noise = torch.randn(
+            1, *image_shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
+        )
+        self.eval()
+        try:
+            last = self._last(noise.to(next(self.parameters()).device))
+            feature, logits = self._classify(last)
+            self._layout = _layout(last.shape, channels_last=channels_last, prefix=prefix)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            shape = "x".join(str(length) for length in image_shape)
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"'{name}' cannot take images of {shape}: {reason}") from error
+        self.train()
+        feature_map = self._layout.to_map(last)
+        self.num_classes = logits.shape[1]
+        self.feature_dim = feature.shape[1]
+        self.map_channels = feature_map.shape[1]
+        # Shapes alone do not tell the sign; a regressor without ReLU can imitate either.
+        self.signed_map = feature_map.is_meta or bool((feature_map < 0).any())
+
+
+def _layout(shape: Sequence[int], *, channels_last: bool, prefix: int | None) -> Layout:
+    if len(shape) == 3:
+        return Tokens(shape[1], prefix)
+    if len(shape) != 4:
+        raise ConfigError(f"its feature layer gives {tuple(shape)}, neither a map nor tokens")
+    return ChannelsLast() if channels_last else ChannelsFirst()

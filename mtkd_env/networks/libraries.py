@@ -1,0 +1,76 @@
+"""Libraries whose classifiers are networks of this package, named `library:model`."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from mtkd_env.errors import ConfigError, did_you_mean
+from mtkd_env.networks import timm_models, torchvision_models
+from mtkd_env.networks.base import Network
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library that networks come from.
+
+    Attributes:
+        model_names: Names of its classifiers.
+        build: Makes one of them.
+        weight_names: Names of the weights published for one of them.
+        download: The `state_dict` of published weights.
+    """
+
+    model_names: Callable[[], list[str]]
+    build: Callable[..., Network]
+    weight_names: Callable[[str], list[str]]
+    download: Callable[[str, str], Mapping[str, Tensor]]
+
+
+LIBRARIES: dict[str, Library] = {
+    module.PREFIX.rstrip(":"): Library(
+        module.model_names, module.build, module.weight_names, module.download
+    )
+    for module in (torchvision_models, timm_models)
+}
+
+
+def library_model(library: str, model: str) -> Callable[..., Network]:
+    """What makes a model of a library.
+
+    Raises:
+        ConfigError: The library has no such model, or is not installed.
+    """
+    names = LIBRARIES[library].model_names()
+    if model in names:
+        return partial(LIBRARIES[library].build, model)
+    base, _, weights = model.partition(".")
+    if base in names:
+        raise ConfigError(
+            f"unknown network '{library}:{model}'; the network is '{library}:{base}', and "
+            f"'{weights}' may be the checkpoint of a teacher"
+        )
+    nearest = did_you_mean(f"{library}:{model}", [f"{library}:{name}" for name in names])
+    raise ConfigError(f"unknown network '{library}:{model}'{nearest}")
+
+
+def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
+    """The `state_dict` of weights that a network's library publishes, such as `IMAGENET1K_V1`.
+
+    Args:
+        name: Name of the network.
+        weights: Name of the weights.
+
+    Raises:
+        ConfigError: There are no weights of that name, or they cannot be downloaded.
+    """
+    library, _, model = name.partition(":")
+    known = LIBRARIES[library].weight_names(model) if library in LIBRARIES else []
+    if weights not in known:
+        published = f" (published for '{name}': {', '.join(known)})" if known else ""
+        raise ConfigError(f"{weights}: no such checkpoint{published}")
+    try:
+        return LIBRARIES[library].download(model, weights)
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{weights}: cannot download it: {error}") from error

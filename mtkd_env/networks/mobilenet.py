@@ -1,0 +1,101 @@
+"""MobileNetV2 for small images (Sandler et al., 2018), torchvision's with another block.
+
+The second stage has no stride, so that 32x32 images come out at 2x2. As in the networks that
+distillation papers compare on CIFAR, every block has its expansion, even by a factor of 1, and
+every activation is a plain ReLU.
+"""
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
+
+from mtkd_env.networks.base import (
+    Network,
+    check_width,
+    initialise_convolutions,
+    replace_input_convolution,
+)
+from mtkd_env.types import NetworkOutput
+
+# Expansion, channels, blocks and stride of each stage.
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+class MobileNetV2(Network):
+    """Stem, inverted residuals down to a linear bottleneck, a last 1x1 convolution.
+
+    The feature map is the linear bottleneck, which takes negative values; the last convolution is
+    a part of the head.
+
+    Args:
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        width: Factor on all channels; below 1 the last convolution keeps its 1280.
+
+    Raises:
+        ConfigError: A width that is not positive.
+    """
+
+    signed_map = True
+
+    def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        check_width(width)
+        model = TorchvisionMobileNetV2(
+            num_classes,
+            width_mult=width,
+            inverted_residual_setting=[list(stage) for stage in STAGES],
+            round_nearest=1,
+            block=_Block,
+            dropout=0.0,
+        )
+        replace_input_convolution(model, in_channels)
+        _replace_activations(model)
+        initialise_convolutions(model)
+        self.num_classes = num_classes
+        self.feature_dim = model.last_channel
+        self.map_channels = model.features[-2].out_channels
+        self.stages = model.features[:-1]
+        self.last = model.features[-1]
+        self.classifier = model.classifier[-1]
+
+    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
+        """Output of the last inverted residual, after its batch norm."""
+        return self.stages(inputs)
+
+    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """The last convolution, global average pooling and a linear classifier."""
+        feature = self.last(feature_map).mean(dim=(2, 3))
+        return NetworkOutput(
+            logits=self.classifier(feature), feature=feature, feature_map=feature_map
+        )
+
+
+class _Block(InvertedResidual):  # type: ignore[misc] # torchvision is untyped
+    """Torchvision's block, which leaves an expansion by 1 out, with it."""
+
+    def __init__(
+        self, inp: int, oup: int, stride: int, expand_ratio: int, norm_layer: Any = None
+    ) -> None:
+        super().__init__(inp, oup, stride, expand_ratio, norm_layer)
+        if expand_ratio == 1:
+            expansion = Conv2dNormActivation(inp, inp, kernel_size=1, norm_layer=norm_layer)
+            self.conv: nn.Sequential = nn.Sequential(expansion, *self.conv)
+
+
+def _replace_activations(model: nn.Module) -> None:
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.ReLU6):
+            model.set_submodule(name, nn.ReLU(inplace=True))

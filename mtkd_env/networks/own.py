@@ -1,0 +1,90 @@
+"""The user's own networks, by the name of their module and class."""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.networks.base import Network, check_fixed_width
+from mtkd_env.networks.cut import CutNetwork, layer_node, trace
+from mtkd_env.networks.libraries import LIBRARIES
+
+# The digits' size and CIFAR's are the rule for networks that do not say theirs.
+IMAGE_SIZE = (32, 32)
+
+
+def load(name: str) -> Callable[..., Network]:
+    """Makes the network that `module:Class` or `module:Class@layer` names.
+
+    The class, or function, is called with those of `num_classes` and `in_channels` that its
+    signature has, and with a `width` other than 1. What is no `Network` needs the name of its last
+    feature layer.
+
+    Raises:
+        ConfigError: It cannot be imported.
+    """
+    path, _, layer = name.partition("@")
+    module_name, _, attribute = path.partition(":")
+    try:
+        target = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        hint = did_you_mean(module_name, LIBRARIES) or "; is its folder in PYTHONPATH?"
+        raise ConfigError(f"cannot load the network '{path}': {error}{hint}") from error
+    if not callable(target):
+        raise ConfigError(f"'{path}' is not a network's class but {target!r}")
+    return partial(_build, name, target, layer or None)
+
+
+def _build(
+    name: str,
+    target: Callable[..., Any],
+    layer: str | None,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: float = 1.0,
+    image_size: tuple[int, int] | None = None,
+    **arguments: Any,
+) -> Network:
+    parameters = inspect.signature(target).parameters
+    check_arguments(target, arguments, name)
+    common: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    common = {key: value for key, value in common.items() if key in parameters}
+    if "width" not in parameters:
+        check_fixed_width(width, name)
+    elif width != 1:
+        common["width"] = width
+    network = _as_network(name, target(**common, **arguments), layer, in_channels, image_size)
+    if network.num_classes != num_classes:
+        raise ConfigError(
+            f"'{name}' has {network.num_classes} classes, the images have {num_classes}"
+        )
+    return network
+
+
+def _as_network(
+    name: str,
+    model: Any,
+    layer: str | None,
+    in_channels: int,
+    image_size: tuple[int, int] | None,
+) -> Network:
+    if isinstance(model, Network):
+        if layer is not None:
+            raise ConfigError(f"'{name}': a Network knows its feature layer; drop '@{layer}'")
+        return model
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"'{name}' gives a {type(model).__name__}, expected an nn.Module")
+    if layer is None:
+        outermost = [child for child, _ in model.named_children()]
+        raise ConfigError(
+            f"'{name}' is no mtkd_env.networks.Network; name its last feature layer behind an @ "
+            f"(outermost: {', '.join(outermost)})"
+        )
+    traced = trace(model, name, layer)
+    shape = (in_channels, *(image_size or IMAGE_SIZE))
+    return CutNetwork(traced, layer_node(traced, layer, name), name=name, image_shape=shape)

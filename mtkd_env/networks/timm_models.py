@@ -1,0 +1,110 @@
+"""Every classifier of timm as a network of this package; timm is optional."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.networks.base import check_fixed_width
+from mtkd_env.networks.foreign import ForeignNetwork
+
+PREFIX = "timm:"
+
+
+def _timm() -> Any:
+    """The package, which takes seconds to import."""
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise ConfigError(
+            "networks named 'timm:...' need timm; install it with pip install 'mtkd-env[timm]'"
+        ) from None
+
+
+class TimmNetwork(ForeignNetwork):
+    """A classifier of timm, in the two parts that timm gives every model.
+
+    Args:
+        model: The classifier.
+        name: The network's name, for errors.
+        image_shape: (K, H, W) of the images.
+
+    Raises:
+        ConfigError: The classifier cannot take such images.
+    """
+
+    def __init__(self, model: nn.Module, *, name: str, image_shape: Sequence[int]) -> None:
+        super().__init__()
+        self.model: Any = model
+        channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        prefix = getattr(model, "num_prefix_tokens", None)
+        self._measure(name, image_shape, channels_last=channels_last, prefix=prefix)
+
+    def _last(self, inputs: Tensor) -> Tensor:
+        last: Tensor = self.model.forward_features(inputs)
+        return last
+
+    def _classify(self, last: Tensor) -> tuple[Tensor, Tensor]:
+        feature = self.model.forward_head(last, pre_logits=True)
+        classifier = self.model.get_classifier()
+        if isinstance(classifier, nn.Linear):
+            return feature, classifier(feature)
+        # Several classifiers, as distilled transformers have, or one with a norm.
+        return feature, self.model.forward_head(last)
+
+
+def model_names() -> list[str]:
+    """Names of timm's models, without those of their weights.
+
+    Raises:
+        ConfigError: timm is not installed.
+    """
+    names: list[str] = _timm().list_models()
+    return names
+
+
+def build(
+    model: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: float = 1.0,
+    image_size: tuple[int, int] | None = None,
+    **arguments: Any,
+) -> TimmNetwork:
+    """A freshly initialised classifier.
+
+    Args:
+        model: Name in timm.
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        width: 1: the channels are timm's.
+        image_size: Height and width of the images.
+        arguments: Further arguments of timm's constructor, such as `drop_path_rate` or `img_size`.
+
+    Raises:
+        ConfigError: timm is not installed, another width, arguments that timm does not take, or
+            images of a size that the model does not take.
+    """
+    name = PREFIX + model
+    check_fixed_width(width, name)
+    arguments |= {"num_classes": num_classes, "in_chans": in_channels}
+    try:
+        classifier = _timm().create_model(model, pretrained=False, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"'{name}': {error}") from error
+    size = image_size or classifier.pretrained_cfg["input_size"][1:]
+    return TimmNetwork(classifier, name=name, image_shape=(in_channels, *size))
+
+
+def weight_names(model: str) -> list[str]:
+    """Names of the weights that timm publishes for a model, such as `fb_in1k`."""
+    return [name.partition(".")[2] for name in _timm().list_pretrained(f"{model}.*")]
+
+
+def download(model: str, weights: str) -> Mapping[str, Tensor]:
+    """The `state_dict` of published weights, from the hub's cache or the net."""
+    published: nn.Module = _timm().create_model(f"{model}.{weights}", pretrained=True)
+    return published.state_dict()

@@ -1,0 +1,59 @@
+"""VGG networks for small images (Simonyan and Zisserman, 2015), from torchvision's layers.
+
+With batch norms, global average pooling and one linear layer, and only three of the five poolings.
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.vgg import make_layers
+
+from mtkd_env.networks.base import (
+    Network,
+    initialise_convolutions,
+    pool_and_classify,
+    replace_input_convolution,
+    scaled,
+)
+from mtkd_env.types import NetworkOutput
+
+CHANNELS = (64, 128, 256, 512, 512)
+POOLED_STAGES = 3
+
+
+class VGG(Network):
+    """Five stages of 3x3 convolutions, each with a batch norm and a ReLU; depth 5n + 3.
+
+    The resolution is halved behind each of the first three stages.
+
+    Args:
+        repeats: n, the convolutions of each stage.
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        width: Factor on all channels.
+
+    Raises:
+        ConfigError: A width that is not positive.
+    """
+
+    def __init__(
+        self, repeats: int, *, num_classes: int, in_channels: int = 3, width: float = 1.0
+    ) -> None:
+        super().__init__()
+        layers: list[int | str] = []
+        for number, count in enumerate(CHANNELS):
+            layers += [scaled(count, width)] * repeats
+            layers += ["M"] if number < POOLED_STAGES else []
+        self.num_classes = num_classes
+        self.feature_dim = self.map_channels = scaled(CHANNELS[-1], width)
+        self.stages: nn.Sequential = make_layers(layers, batch_norm=True)
+        replace_input_convolution(self.stages, in_channels)
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
+        initialise_convolutions(self)
+
+    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
+        """Output of the fifth stage, after its last ReLU."""
+        return self.stages(inputs)
+
+    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """Global average pooling and a linear classifier."""
+        return pool_and_classify(feature_map, self.classifier)

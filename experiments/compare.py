@@ -82,7 +82,12 @@ def _names(text: str | None) -> list[str] | None:
     return None if text is None else [name.strip() for name in text.split(",")]
 
 
-def _selection(arguments: Namespace) -> Selection:
+def selection(arguments: Namespace) -> Selection:
+    """What `--methods`, `--settings` and `--seeds` leave of a comparison.
+
+    Raises:
+        ConfigError: A seed that is not a number.
+    """
     seeds = _names(arguments.seeds)
     try:
         numbers = None if seeds is None else [int(seed) for seed in seeds]
@@ -188,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, flags = parse(sys.argv[1:] if argv is None else argv)
         path = find_file(arguments.file)
         output = Path(arguments.output or f"runs/{path.stem}")
-        comparison = load_comparison(path, read_flags(flags), _selection(arguments), output)
+        comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
         check_data(comparison)
         execution = Execution(comparison, output, arguments.jobs, out)
         execution.work()

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from agents import check_agent
-from experiments import run, train_teachers
-from experiments.config import parse_arguments
+from experiments import benchmark, compare, run, train_teachers
+from experiments.benchmarks import BENCHMARKS
+from experiments.comparison import find_file, load_comparison
+from experiments.config import parse_arguments, read_flags
 from mtkd_env.data import DATASETS, ImageData
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +87,25 @@ def test_commands_are_understood() -> None:
                     check_agent(config.agent_name, config.agent.arguments)
 
 
+def test_comparisons_are_understood(tmp_path: Path) -> None:
+    assert commands("experiments/compare.py")
+    for flags in commands("experiments/compare.py"):
+        arguments, others = compare.parse(flags)
+        chosen = compare.selection(arguments)
+        file = find_file(arguments.file)
+        assert load_comparison(file, read_flags(others), chosen, tmp_path).runs
+
+
+def test_benchmarks_are_understood() -> None:
+    assert commands("experiments/benchmark.py")
+    for flags in commands("experiments/benchmark.py"):
+        arguments, others = benchmark.parse(flags)
+        assert arguments.what in BENCHMARKS
+        parse_arguments(others)
+        for name in filter(None, (arguments.methods or "").split(",")):
+            check(name)
+
+
 def test_methods_in_comments_are_known() -> None:
     lists = re.findall(r"--algo \S+ +# also ([\w ]+)", "\n".join(SHELL))
     for name in " ".join(lists).split():
@@ -109,7 +130,8 @@ def test_targets_of_make_exist() -> None:
 
 
 def test_linked_files_exist() -> None:
-    found = [address or image for address, image in LINK.findall(README)]
+    text = BLOCK.sub("", README)
+    found = [address or image for address, image in LINK.findall(text)]
     linked = [address for address in found if "://" not in address]
     assert linked
     for address in linked:

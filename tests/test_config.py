@@ -9,7 +9,7 @@ import yaml
 from agents import check_agent
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from mtkd_env.env import check_choices
-from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.errors import ConfigError
 from mtkd_env.networks import check_network
 
 ALGOS = sorted(path.stem for path in CONFIGS.glob("algo/*.yaml"))

@@ -33,7 +33,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
-from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.weighting import WEIGHTINGS, Weighting
 from tiny import NUM_ENVS, TEACHERS, generator
 
 M = len(TEACHERS)
@@ -417,8 +417,8 @@ def test_half_precision_observations_are_enough() -> None:
     [
         ({"loss": "policy_gradent"}, "unknown agent loss .*; did you mean 'policy_gradient'"),
         ({"optimizer": "adan"}, "unknown optimizer 'adan'; did you mean 'adam'"),
-        ({"passes": 0}, "passes, agent_every: expected at least 1, got 0"),
-        ({"agent_every": 0}, "passes, agent_every: expected at least 1, got 1, 0"),
+        ({"passes": 0}, "^passes: expected at least 1, got 0"),
+        ({"agent_every": 0}, "^agent_every: expected at least 1, got 0"),
     ],
     ids=str,
 )
@@ -516,7 +516,7 @@ def test_equal_weights_have_score_0() -> None:
     assert scores(agent, 2) == pytest.approx([0, 0], abs=1e-6)
 
 
-class Sharp:
+class Sharp(Weighting):
     """Weights that depend on the state, among them a zero."""
 
     def __call__(self, state: Any) -> TeacherWeights:
@@ -528,8 +528,9 @@ class Sharp:
 
 def test_actions_of_a_weighting_stand_for_its_weights() -> None:
     env = started_env(fusion="generator")
-    agent = WeightingAgent(env, Sharp())
-    weights = Sharp()(env.state)
+    weighting = Sharp(env.distiller)
+    agent = WeightingAgent(env, weighting)
+    weights = weighting(env.state)
     action = agent.act(env.observation)
     torch.testing.assert_close(action[:, :M], weights.logit.log())
     assert action.isfinite().all()
@@ -542,14 +543,20 @@ def test_a_weighting_is_executed_without_fusion() -> None:
     env = started_env(fusion="paper")
     records: list[Any] = []
     expected: list[TeacherWeights] = []
+    learned_from: list[Any] = []
     env.subscribe(records.append)
 
-    def weighting(state: Any) -> TeacherWeights:
-        expected.append(Sharp()(state))
-        return expected[-1]
+    class Remembered(Sharp):
+        def __call__(self, state: Any) -> TeacherWeights:
+            expected.append(super().__call__(state))
+            return expected[-1]
 
-    WeightingAgent(env, weighting).learn(1, ignore)
-    assert len(records) == len(expected) == STEPS
+        def after_update(self, state: Any) -> None:
+            assert len(records) == len(expected)
+            learned_from.append(state)
+
+    WeightingAgent(env, Remembered(env.distiller)).learn(1, ignore)
+    assert len(records) == len(expected) == len(learned_from) == STEPS
     for record, weights in zip(records, expected, strict=True):
         assert record.weights.logit.equal(weights.logit)
         assert record.weights.feature.equal(weights.feature)

@@ -1,0 +1,195 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents import DPG, build_agent
+from agents.dpg import actor_loss, critic_loss
+from agents.policies import TeacherCritic
+from agents.policy_gradient import policy_gradient_loss
+from known_optimum import STEPS, advantages_of, known_env, scores, started_env, the_surest
+from mtkd_env.action import generated_weights
+from mtkd_env.errors import ConfigError
+from mtkd_env.reward import expected_advantage
+from mtkd_env.types import TeacherWeights
+from tiny import NUM_ENVS, TEACHERS, generator
+
+M = len(TEACHERS)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed))
+
+
+def ignore() -> None:
+    """Ends an epoch."""
+
+
+def parameters(network: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+# The losses.
+
+
+def test_critic_loss_is_the_mean_squared_error_of_the_rewards() -> None:
+    values, rewards = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 4.0])
+    assert critic_loss(values, rewards) == 2.5
+
+
+def test_a_true_critic_gives_the_actor_half_the_gradient_of_equation_7() -> None:
+    # The scalar reward is half the expected advantage of both heads.
+    advantages = draw(5, M, seed=1)
+    found, exact = (draw(5, 2 * M).requires_grad_() for _ in range(2))
+    actor_loss(expected_advantage(generated_weights(found), advantages)).backward()
+    policy_gradient_loss(generated_weights(exact), advantages).backward()
+    torch.testing.assert_close(2 * found.grad, exact.grad)
+    assert found.grad.norm() > 0.05
+
+
+def test_actor_gradient_is_that_of_the_deterministic_policy_gradient_theorem() -> None:
+    critic, logits = TeacherCritic(7, M, hidden=16), draw(5, 2 * M).requires_grad_()
+    observation = draw(5, 7, seed=2)
+    actor_loss(critic(observation, generated_weights(logits))).backward()
+    # ∇_w Q at the policy's own weights, then the Jacobian of both softmaxes.
+    own = generated_weights(logits.detach())
+    weights = [own.logit.requires_grad_(), own.feature.requires_grad_()]
+    slopes = torch.autograd.grad(critic(observation, TeacherWeights(*weights)).sum(), weights)
+    ascent = [
+        w * (slope - (slope * w).sum(1, keepdim=True))
+        for w, slope in zip(weights, slopes, strict=True)
+    ]
+    torch.testing.assert_close(-logits.grad, torch.cat(ascent, dim=1).detach() / 5)
+
+
+def test_critic_sees_the_observation_and_both_heads() -> None:
+    critic = TeacherCritic(7, M)
+    observation = draw(5, 7).requires_grad_()
+    weights = [draw(5, M, seed=s).softmax(1).requires_grad_() for s in (1, 2)]
+    values = critic(observation, TeacherWeights(*weights))
+    assert values.shape == (5,)
+    found = torch.autograd.grad(values.sum(), [observation, *weights])
+    assert all(gradient.abs().sum() > 0 for gradient in found)
+
+
+# The agent.
+
+
+def test_critic_and_policy_take_turns_on_the_remembered_batches() -> None:
+    agent = DPG(started_env(), passes=2)
+    found: list[str] = []
+    agent.env.subscribe(lambda _: found.append("s"))
+    agent.critic_optimizer.register_step_post_hook(lambda *_: found.append("c"))
+    agent.optimizer.register_step_post_hook(lambda *_: found.append("p"))
+    agent.learn(2, ignore)
+    assert "".join(found) == 2 * (STEPS * "s" + 2 * STEPS * "cp")
+
+
+@pytest.mark.parametrize(("moves", "stays"), [("lr", "critic_lr"), ("critic_lr", "lr")])
+def test_each_network_is_moved_by_its_own_optimiser_alone(moves: str, stays: str) -> None:
+    agent = DPG(started_env(), **{moves: 1e-2, stays: 0.0})
+    networks = {"lr": agent.policy, "critic_lr": agent.critic}
+    before = {name: parameters(network) for name, network in networks.items()}
+    agent.learn(1, ignore)
+    assert parameters(networks[stays]).equal(before[stays])
+    assert not parameters(networks[moves]).equal(before[moves])
+
+
+def test_the_policy_climbs_what_the_critic_believes() -> None:
+    agent = DPG(started_env(), optimizer="sgd", lr=0.1, critic_lr=0.0, entropy_coef=0.0)
+    tried = agent._step()
+
+    def believed() -> Tensor:
+        weights = generated_weights(agent.policy(tried.observation))
+        return agent.critic(tried.observation, weights).mean()
+
+    before = believed()
+    agent._learn_from([tried])
+    assert believed() > before
+
+
+def test_the_critic_comes_to_know_the_rewards() -> None:
+    agent = DPG(known_env(the_surest, num_envs=16, steps=10), lr=0.0, critic_lr=3e-3)
+    agent.learn(15, ignore)
+    tried = [agent._step() for _ in range(10)]
+    errors = torch.stack([agent.critic(t.observation, t.weights) - t.rewards for t in tried])
+    rewards = torch.stack([t.rewards for t in tried])
+    # On batches that it has not seen.
+    assert errors.square().mean() < 0.1 * rewards.var()
+
+
+def test_exploration_is_noise_of_the_given_deviation_on_the_logits() -> None:
+    agent = DPG(started_env(), noise_std=0.5)
+    logits = draw(5000, 2 * M)
+    noise = agent._explore(logits) - logits
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(0.5, abs=0.02)
+    assert not agent._explore(logits).equal(logits + noise)
+
+
+def test_without_noise_the_policys_own_weights_are_executed() -> None:
+    env = started_env(fusion="generator")
+    agent = DPG(env, noise_std=0.0)
+    expected = env.to_weights(agent.act(env.observation))
+    assert agent._step().weights.logit.equal(expected.logit)
+
+
+def test_entropy_bonus_keeps_weights_away_from_the_corners() -> None:
+    free, held = (DPG(known_env(), lr=1e-2, entropy_coef=c) for c in (0.0, 1.0))
+    sharpness = []
+    for agent in (free, held):
+        agent.learn(10, ignore)
+        weights = generated_weights(agent.act(agent.env.observation))
+        sharpness.append(weights.logit.max(1).values.mean())
+    assert sharpness[1] < 0.7 < 0.9 < sharpness[0]
+
+
+# Known optima.
+
+
+def test_finds_the_one_best_teacher() -> None:
+    agent = DPG(known_env(num_envs=16, steps=10), lr=3e-3, critic_lr=3e-3)
+    found = scores(agent, 6)
+    assert abs(found[0]) < 0.1
+    assert found[-1] > 0.95
+    weights = generated_weights(agent.act(agent.env.observation))
+    assert weights.logit.argmax(1).eq(1).all()
+    assert weights.feature.argmax(1).eq(1).all()
+
+
+def test_finds_the_best_teacher_of_every_sample() -> None:
+    env = known_env(the_surest, num_envs=16, steps=10)
+    advantages = advantages_of(env)
+    found = scores(DPG(env, lr=3e-3, critic_lr=3e-3), 10)
+    known = advantages()
+    constant = known.mean(0).max() / known.max(1).values.mean()
+    assert constant < 0.3
+    assert found[-1] > 0.85
+
+
+# By name.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"noise_std": -1.0}, "noise_std: expected a number >= 0, got -1.0"),
+        ({"passes": 0}, "^passes: expected at least 1, got 0"),
+        ({"optimizer": "adan"}, "unknown optimizer 'adan'; did you mean 'adam'"),
+        ({"gamma": 0.9}, "agent.arguments.gamma: unknown key"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_agent("dpg", started_env(), seed=0, arguments=arguments)
+
+
+def test_a_single_teacher_has_all_the_weight() -> None:
+    env = started_env(count=1)
+    agent = DPG(env)
+    agent.learn(2, ignore)
+    found = env.to_weights(agent.act(env.observation)).logit
+    torch.testing.assert_close(found, torch.ones(NUM_ENVS, 1))
+    assert parameters(agent.policy).isfinite().all()

@@ -1,0 +1,273 @@
+"""What holds for every learning agent of our own."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from agents import AGENTS, build_agent
+from agents.learning import LearningAgent, RandomNumbers, check_counts
+from known_optimum import STEPS, started_env
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import load_checkpoint
+from mtkd_env.types import TeacherWeights
+from tiny import NUM_ENVS
+
+# Every kind, so that each part that can be saved is.
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "pg": ("pg", {}),
+    "pg clipped": ("pg", {"loss": "clipped", "passes": 2}),
+    "reinforce categorical": ("reinforce", {"distribution": "categorical"}),
+    "reinforce dirichlet": ("reinforce", {"distribution": "dirichlet"}),
+    "reinforce gaussian": ("reinforce", {"distribution": "gaussian", "optimizer": "sgd"}),
+    "dpg": ("dpg", {}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def make(kind: str, env: Any = None, seed: int = 0) -> LearningAgent[Any]:
+    name, arguments = KINDS[kind]
+    return build_agent(name, env or started_env(), seed=seed, arguments=arguments)
+
+
+def ignore() -> None:
+    """Ends an epoch."""
+
+
+def tensors(state: Any) -> list[Tensor]:
+    """All tensors and numbers of a state, in its order."""
+    if isinstance(state, Mapping):
+        return [leaf for value in state.values() for leaf in tensors(value)]
+    if isinstance(state, list | tuple):
+        return [leaf for value in state for leaf in tensors(value)]
+    return [torch.as_tensor(state)] if isinstance(state, Tensor | int | float) else []
+
+
+def equal(first: Any, second: Any) -> bool:
+    pairs = zip(tensors(first), tensors(second), strict=True)
+    return all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_every_learning_agent_is_listed() -> None:
+    learning = {
+        name
+        for name, agent in AGENTS.items()
+        if isinstance(agent, type) and issubclass(agent, LearningAgent)
+    }
+    assert {name for name, _ in KINDS.values()} == learning
+
+
+@every_kind
+def test_a_loaded_agent_goes_on_exactly_as_the_saved_one_would(kind: str, tmp_path: Path) -> None:
+    envs = started_env(), started_env()
+    first, second = make(kind, envs[0], seed=0), make(kind, envs[1], seed=1)
+    first.learn(2, ignore)
+    first.save(tmp_path)
+    envs[1].load_state_dict(deepcopy(envs[0].state_dict()))
+    assert not equal(first.state_dict(), second.state_dict())
+    second.load_state_dict(load_checkpoint(tmp_path / "agent.pt"))
+    for agent in (first, second):
+        agent.learn(2, ignore)
+    assert len(tensors(first.state_dict())) > len(list(first.policy.parameters()))
+    assert equal(first.state_dict(), second.state_dict())
+    students = [env.distiller.student.state_dict() for env in envs]
+    assert equal(*students)
+
+
+@every_kind
+def test_the_seed_decides_everything(kind: str) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        agent = make(kind, seed=seed)
+        torch.rand(3)  # whatever others draw
+        agent.learn(1, ignore)
+        states.append(deepcopy(agent.state_dict()))
+    assert equal(states[0], states[1])
+    assert not equal(states[0], states[2])
+
+
+@every_kind
+def test_the_global_generator_is_left_alone(kind: str) -> None:
+    env = started_env()
+    before = torch.random.get_rng_state()
+    make(kind, env).learn(1, ignore)
+    assert torch.random.get_rng_state().equal(before)
+
+
+@every_kind
+def test_all_parts_that_are_saved_but_constants_change(kind: str) -> None:
+    agent = make(kind)
+    before = deepcopy(agent.state_dict())
+    agent.learn(1, ignore)
+    after = agent.state_dict()
+    assert set(after) == set(before)
+    for name in after:
+        if tensors(after[name]):
+            same = len(tensors(after[name])) == len(tensors(before[name]))
+            plain = "optimizer" in name and KINDS[kind][1].get("optimizer") == "sgd"
+            assert plain or not (same and equal(after[name], before[name])), name
+
+
+@every_kind
+def test_agent_steps_leave_the_student_alone(kind: str) -> None:
+    env = started_env()
+    agent = make(kind, env)
+    memory = [agent._step()]
+    module = env.distiller.module
+    module.zero_grad(set_to_none=True)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    agent._learn_from(memory)
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert equal(module.state_dict(), before)
+
+
+@every_kind
+def test_student_steps_leave_the_agent_alone(kind: str) -> None:
+    agent = make(kind)
+    agent._step()
+    assert all(parameter.grad is None for parameter in agent.policy.parameters())
+
+
+@every_kind
+def test_half_precision_observations_are_enough(kind: str) -> None:
+    agent = make(kind, started_env(observation_dtype="float16"))
+    agent.learn(1, ignore)
+    assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
+
+
+@every_kind
+def test_memories_hold_no_graph(kind: str) -> None:
+    def leaves(value: Any) -> list[Tensor]:
+        if isinstance(value, Tensor):
+            return [value]
+        if isinstance(value, Mapping):
+            return [leaf for part in value.values() for leaf in leaves(part)]
+        return [leaf for name in value.__slots__ for leaf in leaves(getattr(value, name))]
+
+    memory = make(kind)._step()
+    assert len(leaves(memory)) >= 3
+    assert not any(tensor.requires_grad for tensor in leaves(memory))
+
+
+@every_kind
+@pytest.mark.parametrize("fusion", ["paper", "generator"])
+def test_what_is_remembered_was_generated_not_fused(kind: str, fusion: str) -> None:
+    env = started_env(fusion=fusion)
+    agent = make(kind, env)
+    executed: list[TeacherWeights] = []
+    env.subscribe(lambda record: executed.append(record.weights))
+    memory = agent._step()
+    generated = executed[0].parts["generator"]
+    kept = {
+        "pg": lambda: memory.evidence["generator"].logit,
+        "dpg": lambda: memory.weights.logit,
+        "reinforce": lambda: (
+            agent.distribution.action(agent.policy(memory.observation), memory.choice)
+            .detach()
+            .chunk(2, dim=1)[0]
+            .softmax(1)
+        ),
+    }[KINDS[kind][0]]()
+    torch.testing.assert_close(kept, generated.logit)
+    assert (fusion == "generator") == torch.allclose(kept, executed[0].logit)
+
+
+# `agent.pt` is all that the policy needs elsewhere.
+
+
+@every_kind
+def test_a_saved_policy_gives_the_same_weights_in_another_environment(
+    kind: str, tmp_path: Path
+) -> None:
+    env = started_env()
+    agent = make(kind, env)
+    agent.learn(1, ignore)
+    agent.save(tmp_path)
+    saved = load_checkpoint(tmp_path / "agent.pt")
+    other = started_env()
+    other.normalizer.load_state_dict(saved["normalizer"])
+    other.fusion.load_state_dict(saved["fusion"])
+    elsewhere = make(kind, other, seed=5)
+    elsewhere.load_state_dict(saved)
+    raw, state = env.raw_observation, env.state
+    assert other.normalize(raw).equal(env.normalize(raw))
+    found = other.fusion(elsewhere.act(other.normalize(raw)), state)
+    expected = env.to_weights(agent.act(env.observation))
+    assert found.logit.equal(expected.logit)
+    assert found.feature.equal(expected.feature)
+
+
+def test_a_saved_policy_has_learnt_fusion_coefficients_beside_it(tmp_path: Path) -> None:
+    env = started_env(fusion="learnable")
+    agent = build_agent("pg", env, seed=0, arguments={"lr": 1e-2})
+    agent.learn(3, ignore)
+    agent.save(tmp_path)
+    saved = load_checkpoint(tmp_path / "agent.pt")["fusion"]["logits"]
+    assert saved.equal(env.fusion.logits.detach())
+    assert not saved.equal(started_env(fusion="learnable").fusion.logits.detach())
+
+
+def test_without_statistics_of_observations_none_are_saved(tmp_path: Path) -> None:
+    make("pg", started_env(normalize_observation=False)).save(tmp_path)
+    assert load_checkpoint(tmp_path / "agent.pt")["normalizer"] is None
+
+
+# The fusion is the environment's.
+
+
+@pytest.mark.parametrize("kind", ["reinforce categorical", "reinforce gaussian", "dpg"])
+def test_agents_that_see_the_scalar_reward_leave_the_fusion_as_it_is(kind: str) -> None:
+    env = started_env(fusion="learnable")
+    before = env.fusion.coefficients.detach().clone()
+    make(kind, env).learn(2, ignore)
+    assert env.fusion.coefficients.equal(before)
+    assert env.fusion.logits.grad is None
+
+
+# Memory.
+
+
+@pytest.mark.parametrize(
+    ("agent_every", "lengths"),
+    [(None, [3]), (1, [1, 1, 1]), (2, [2, 1]), (3, [3]), (7, [3])],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["pg", "reinforce", "dpg"])
+def test_the_memory_is_emptied_when_it_is_full_and_when_the_epoch_ends(
+    name: str, agent_every: int | None, lengths: list[int]
+) -> None:
+    agent = build_agent(name, started_env(), seed=0, arguments={"agent_every": agent_every})
+    found: list[int] = []
+    agent._learn_from = lambda memory: found.append(len(memory))
+    agent.learn(2, ignore)
+    assert sum(lengths) == STEPS
+    assert found == 2 * lengths
+
+
+# Small parts.
+
+
+def test_random_numbers_go_on_from_their_state() -> None:
+    device = torch.device("cpu")
+    numbers = RandomNumbers(device, seed=3)
+    state = deepcopy(numbers.state_dict())
+    first = torch.rand(NUM_ENVS, generator=numbers.generator)
+    other = RandomNumbers(device, seed=4)
+    assert not torch.rand(NUM_ENVS, generator=other.generator).equal(first)
+    other.load_state_dict(state)
+    assert torch.rand(NUM_ENVS, generator=other.generator).equal(first)
+
+
+@pytest.mark.parametrize("name", ["pg", "reinforce", "dpg"])
+@pytest.mark.parametrize("count", ["hidden", "agent_every"])
+def test_counts_below_1_are_refused(name: str, count: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{count}: expected at least 1, got 0$"):
+        build_agent(name, started_env(), seed=0, arguments={count: 0})
+
+
+def test_no_limit_is_no_mistake() -> None:
+    check_counts(agent_every=None, passes=1)

@@ -18,9 +18,13 @@ import mtkd_env
 from agents import Agent, build_agent, check_agent
 from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
-from experiments.metrics import EpochMeter, MetricsLog
+from experiments.gallery import LastStep, collect_gallery, write_gallery
+from experiments.metrics import BreakdownMeter, EpochMeter, MetricsLog, fusion_coefficients
 from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble
+from mtkd_env.env import check_choices
 from mtkd_env.files import save_checkpoint, write_text
+from mtkd_env.networks import check_network
+from mtkd_env.terms import FEATURE_TERMS, LOGIT_TERMS, parse_terms
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
@@ -87,6 +91,27 @@ class Progress(Protocol):
         """An epoch ended, with its row of metrics."""
 
 
+def read_result(folder: Path) -> Result | None:
+    """The result of a finished run; none of an unfinished one, or of another version's."""
+    try:
+        return Result(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError, TypeError, ValueError):
+        return None
+
+
+def check_names(config: ExperimentConfig) -> None:
+    """Checks what a configuration names, before anything is loaded or trained.
+
+    Raises:
+        ConfigError: An agent, a network or a choice that does not exist, or an unknown argument.
+    """
+    check_agent(config.agent_name, config.agent.arguments)
+    check_choices(**asdict(config.env))
+    check_network(config.student.network, "student")
+    parse_terms(config.distillation.logit, LOGIT_TERMS, "logit")
+    parse_terms(config.distillation.feature, FEATURE_TERMS, "feature")
+
+
 def prepare_device(config: ExperimentConfig) -> torch.device:
     """The device of a run, after setting the number of CPU threads.
 
@@ -121,16 +146,22 @@ def make_folder(config: ExperimentConfig) -> Path:
     parent = Path(config.output)
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / (name + suffix)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if not parent.is_dir():
-                raise ConfigError(f"output: {parent} is a file, expected a folder") from None
-            continue
-        except OSError as error:
-            raise ConfigError(f"output: cannot make {folder}: {error.strerror}") from error
-        return folder
+        if _make_new(folder):
+            return folder
     raise ConfigError(f"output: {parent} holds too many runs of one second")
+
+
+def _make_new(folder: Path) -> bool:
+    """Makes a folder; whether it was not there before."""
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        if not folder.parent.is_dir():
+            raise ConfigError(f"output: {folder.parent} is a file, expected a folder") from None
+        return False
+    except OSError as error:
+        raise ConfigError(f"output: cannot make {folder}: {error.strerror}") from error
+    return True
 
 
 def build(config: ExperimentConfig, progress: Progress) -> Assembly:
@@ -155,11 +186,19 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
     )
 
 
-def run_experiment(config: ExperimentConfig, progress: Progress) -> Result:
+def run_experiment(
+    config: ExperimentConfig, progress: Progress, folder: Path | None = None
+) -> Result:
     """Trains a student under a method and writes everything into the run's folder.
 
-    The folder holds `config.yaml`, `metrics.jsonl`, TensorBoard events, `student.pt`, the agent
-    and `result.json`, which is written last: a folder without it holds an unfinished run.
+    The folder holds `config.yaml`, `metrics.jsonl`, `breakdown.jsonl`, TensorBoard events,
+    `student.pt`, the agent, `gallery.npz` and `result.json`, which is written last: a folder
+    without it holds an unfinished run.
+
+    Args:
+        config: The run.
+        progress: What it tells while it goes on.
+        folder: A folder that is not there yet; by default one named after the run and the time.
 
     Raises:
         ConfigError: Anything in the configuration that cannot be used; no folder is made then.
@@ -171,17 +210,31 @@ def run_experiment(config: ExperimentConfig, progress: Progress) -> Result:
     env.reset(seed=config.seed)
     agent = build_agent(config.agent_name, env, seed=config.seed, arguments=config.agent.arguments)
     teacher_seconds = time.perf_counter() - started
-    folder = make_folder(config)
+    if folder is None:
+        folder = make_folder(config)
+    elif not _make_new(folder):
+        raise ConfigError(f"output: {folder} is there already")
     write_text(folder / "config.yaml", config.to_yaml())
     started = time.perf_counter()
+    env.subscribe(last := LastStep())
     with MetricsLog(folder) as log, progress.training(config, _steps(config, env)):
         _train(config, agent, log, progress)
     seconds = time.perf_counter() - started
+    _write_gallery(config, assembly, last, folder)
     save_checkpoint(folder / "student.pt", {"network": env.distiller.student.state_dict()})
     agent.save(folder)
     result = _result(config, assembly, log.rows, folder, (seconds, teacher_seconds))
     write_text(folder / "result.json", json.dumps(asdict(result), indent=2) + "\n")
     return result
+
+
+def _write_gallery(
+    config: ExperimentConfig, assembly: Assembly, last: LastStep, folder: Path
+) -> None:
+    data = config.data
+    splits = assembly.data.split(data.val_fraction, train_size=data.train_size)
+    if last.record is not None:
+        write_gallery(collect_gallery(last.record, splits.train), folder)
 
 
 def _steps(config: ExperimentConfig, env: MTKDVectorEnv) -> int:
@@ -209,6 +262,9 @@ class _Recorder:
         self._progress = progress
         self._meter = EpochMeter(env.teacher_names)
         env.subscribe(self._meter)
+        classes = env.distiller.teachers.num_classes
+        self._breakdown = BreakdownMeter(env.teacher_names, classes, env.device)
+        env.subscribe(self._breakdown)
         self._begin()
 
     def _begin(self) -> None:
@@ -221,12 +277,14 @@ class _Recorder:
         epoch = env.steps // env.steps_per_epoch
         seconds = time.perf_counter() - self._started
         row = {"epoch": epoch, "lr": self._lr, "seconds": seconds, **self._meter.read()}
+        row |= fusion_coefficients(env.fusion)
         for split in sorted(EVALUATED.intersection(env.splits)):
             evaluation = env.evaluate(split)
             row[f"{split}/accuracy"] = evaluation.accuracy
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy
         _check_finite(row, env.steps)
         self._log.write(row)
+        self._log.write_breakdown({"epoch": epoch, **self._breakdown.read()})
         self._progress.epoch(row, env.distiller.recipe.epochs)
         self._begin()
 

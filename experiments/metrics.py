@@ -1,6 +1,7 @@
 """What a run measures: sums on the device during an epoch, one transfer at its end."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.policy_gradient import entropy
+from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.env import StepRecord
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
@@ -91,8 +93,96 @@ class EpochMeter:
         return {k: v for k, v in means.items() if not k.startswith("_")} | scores
 
 
+class BreakdownMeter:
+    """Mean weights by class, and by whether the teacher is right, over the steps of an epoch.
+
+    Subscribes to an environment; nothing leaves the device before it is read.
+
+    Args:
+        teachers: Names of the M teachers.
+        num_classes: Number of classes C.
+        device: Device of the environment.
+    """
+
+    def __init__(
+        self, teachers: Sequence[str], num_classes: int, device: torch.device | str
+    ) -> None:
+        self._teachers = list(teachers)
+        self._classes = torch.arange(num_classes, device=device)
+        self._sums: dict[str, Tensor] = {}
+
+    def __call__(self, record: StepRecord) -> None:
+        """Takes a step into account."""
+        for name, value in breakdown_sums(record, self._classes).items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def read(self) -> dict[str, Any]:
+        """Means and numbers of samples by class and by correctness; starts over.
+
+        Returns:
+            `teachers`; `class` with `count` (C) and both heads (C, M); `right` and `wrong`, each
+            with `count` (M) and both heads (M). A mean over no samples is None.
+        """
+        sums, self._sums = self._sums, {}
+        breakdown: dict[str, Any] = {"teachers": self._teachers}
+        for group in ("class", "right", "wrong"):
+            count = sums[f"{group}/count"]
+            # One count for all teachers of a class, one for each teacher otherwise.
+            means = sums[group] / (count.unsqueeze(1) if group == "class" else count)
+            values = dict(zip(HEADS, means, strict=True))
+            breakdown[group] = {
+                "count": count.long().tolist(),
+                **{head: _numbers(value.tolist()) for head, value in values.items()},
+            }
+        return breakdown
+
+
+@torch.no_grad()
+def breakdown_sums(record: StepRecord, classes: Tensor) -> dict[str, Tensor]:
+    """What one step adds to a breakdown: sums of both heads' weights, numbers of samples.
+
+    Args:
+        record: The step.
+        classes: All classes (C,), on the record's device.
+
+    Returns:
+        `class` (2, C, M) with `class/count` (C); `right` and `wrong` (2, M), each with its
+        `count` (M).
+    """
+    weights = torch.stack([record.weights.logit, record.weights.feature]).float()
+    members = (classes.unsqueeze(1) == record.targets).float()
+    right = record.correct.float()
+    return {
+        "class": members @ weights,
+        "class/count": members.sum(1),
+        "right": (weights * right).sum(1),
+        "right/count": right.sum(0),
+        "wrong": (weights * (1 - right)).sum(1),
+        "wrong/count": (1 - right).sum(0),
+    }
+
+
+def _numbers(value: Any) -> Any:
+    """Nested lists with six decimals, and with None for what is not a number."""
+    if isinstance(value, list):
+        return [_numbers(entry) for entry in value]
+    return None if math.isnan(value) else round(value, 6)
+
+
+def fusion_coefficients(fusion: WeightFusion) -> dict[str, float]:
+    """The coefficients γ as `fusion/head/part`; nothing where they are fixed."""
+    if not fusion.learnable:
+        return {}
+    rows = zip(HEADS, fusion.coefficients.tolist(), strict=True)
+    return {
+        f"fusion/{head}/{part}": value
+        for head, row in rows
+        for part, value in zip(PARTS, row, strict=True)
+    }
+
+
 class MetricsLog:
-    """Writes one row an epoch to `metrics.jsonl` and to TensorBoard.
+    """Writes one row an epoch to `metrics.jsonl` and to TensorBoard, and to `breakdown.jsonl`.
 
     Args:
         folder: The run's folder.
@@ -102,6 +192,7 @@ class MetricsLog:
         self.folder = folder
         self.rows: list[dict[str, Any]] = []
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._breakdown = (folder / "breakdown.jsonl").open("a", encoding="utf-8")
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def __enter__(self) -> Self:
@@ -114,6 +205,7 @@ class MetricsLog:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        self._breakdown.close()
         self._writer.close()
 
     def write(self, row: dict[str, Any]) -> None:
@@ -125,8 +217,13 @@ class MetricsLog:
             if isinstance(value, int | float):
                 self._writer.add_scalar(name, value, row["epoch"])
 
+    def write_breakdown(self, breakdown: dict[str, Any]) -> None:
+        """What the mean weights of one epoch are made of."""
+        self._breakdown.write(json.dumps(breakdown) + "\n")
+        self._breakdown.flush()
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, one an epoch."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+
+def read_rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of one of a run's files, one an epoch."""
+    lines = (folder / name).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]

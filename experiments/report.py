@@ -1,197 +1,78 @@
-"""What a person sees of runs: live progress, tables, and a picture."""
+"""Writes one HTML page about all finished runs below a folder.
+
+python experiments/report.py runs
+python experiments/report.py runs/table1 --output table1.html
+
+The page stands alone: it opens from disk, without a network, and prints.
+"""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from experiments.html_report.page import counted, render
+from experiments.html_report.runs import find_runs
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import write_text
 
-from experiments.config import ExperimentConfig
-from experiments.experiment import Result, mean_weights
-from mtkd_env.env import StepRecord
-from mtkd_env.files import write_atomically
+FILE = "report.html"
 
 
-def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line for an epoch: loss, accuracy, mean weight of each teacher, agent score."""
-    weights = mean_weights(row, teachers_of(row))
-    return (
-        f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss/total']:7.3f}  "
-        f"CE {row['loss/cross_entropy']:6.3f}  test accuracy {row['test/accuracy']:6.2%}  "
-        f"weights {' '.join(f'{weight:.2f}' for weight in weights.values())}  "
-        f"agent score {row['score']:z5.2f}"
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="report.py",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("runs", type=Path, help="folder with runs in it, or in folders below it")
+    parser.add_argument("--output", type=Path, help=f"the page (default: {FILE} in the folder)")
+    return parser
 
 
-def teachers_of(row: dict[str, Any]) -> tuple[str, ...]:
-    """The teachers' names, from a row of metrics."""
-    prefix = "weights/logit/"
-    return tuple(name.removeprefix(prefix) for name in row if name.startswith(prefix))
+def title_of(root: Path) -> str:
+    """The heading of a comparison, if the folder is one; otherwise the folder's name."""
+    try:
+        first = (root / "comparison.md").read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, UnicodeDecodeError):
+        first = ""
+    return first.removeprefix("# ").strip() or f"Runs in {root.resolve().name}"
 
 
-class ConsoleProgress:
-    """Shows a run while it goes on: a line an epoch, and on a terminal a live bar below.
+def write_report(root: Path, path: Path) -> int:
+    """Writes the page about the runs below a folder; gives the number of the runs.
 
-    Args:
-        console: Where to write.
+    Raises:
+        ConfigError: No such folder, no finished run in it, or a page that cannot be written.
     """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._teacher: tuple[Progress, TaskID, str] | None = None
-
-    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
-        """A teacher has been trained for another epoch."""
-        if not self._console.is_terminal:
-            if epoch == epochs:
-                self._console.print(f"trained teacher {name}: {epochs} epochs, loss {loss:.3f}")
-            return
-        if self._teacher is None or self._teacher[2] != name:
-            bar = _bar(self._console)
-            bar.start()
-            self._teacher = bar, bar.add_task(f"teacher {name}", total=epochs, text=""), name
-        bar, task, _ = self._teacher
-        bar.update(task, completed=epoch, text=f"loss {loss:.3f}")
-        if epoch == epochs:
-            self.close()
-
-    def close(self) -> None:
-        """Gives the terminal back, if a teacher's training was interrupted."""
-        if self._teacher is not None:
-            self._teacher[0].stop()
-            self._teacher = None
-
-    @contextmanager
-    def training(self, config: ExperimentConfig, steps: int) -> Iterator[None]:
-        """Shows the student's training until the context ends."""
-        if not self._console.is_terminal:
-            self._console.print(f"{config.algo}: {steps} steps, seed {config.seed}")
-            yield
-            return
-        with _bar(self._console) as bar:
-            self._bar = bar
-            self._task = bar.add_task(config.algo, total=steps, text="")
-            try:
-                yield
-            finally:
-                self._bar = None
-
-    def step(self, record: StepRecord) -> None:
-        """The student made a step."""
-        del record
-        if self._bar is not None:
-            self._bar.advance(self._task)
-
-    def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """An epoch ended."""
-        self._console.print(describe_epoch(row, epochs), soft_wrap=True, highlight=False)
+    found = find_runs(root)
+    page = render(found, title_of(root))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot write {path}: {error.strerror}") from error
+    return len(found.runs)
 
 
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-        console=console,
-    )
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; gives its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        path = arguments.output or arguments.runs / FILE
+        count = write_report(arguments.runs, path)
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    sys.stdout.write(f"{path}: {counted(count, 'run')}\n")
+    return 0
 
 
-def teacher_table(result: Result) -> Table:
-    """The teachers of a run."""
-    table = Table(title="Teachers", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("name")
-    table.add_column("test accuracy", justify="right")
-    for name, accuracy in result.teachers.items():
-        table.add_row(name, f"{accuracy:.2%}")
-    return table
-
-
-# Heading and text of every column of a run but those of its teachers.
-COLUMNS: dict[str, Callable[[Result], str]] = {
-    "test\nlast": lambda result: f"{result.last_accuracy:.2%}",
-    "test\nbest": lambda result: f"{result.best_accuracy:.2%}",
-    "agent\nscore": lambda result: f"{result.score:z.3f}",
-}
-
-
-def result_table(results: Sequence[Result]) -> Table:
-    """Students side by side, a row for each run; weights and scores are those of the last epoch.
-
-    The best accuracy is chosen on the test images, and says so.
-    """
-    table = Table(title="Students", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    teachers = list(results[0].teachers)
-    for heading in (*COLUMNS, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"):
-        table.add_column(heading, justify="right")
-    for result in results:
-        weights = [f"{result.weights[teacher]:.3f}" for teacher in teachers]
-        values = [text(result) for text in COLUMNS.values()]
-        table.add_row(result.algo, *values, *weights, f"{result.seconds:.1f}")
-    return table
-
-
-def print_results(console: Console, results: Sequence[Result]) -> None:
-    """The tables of teachers and students, and where the runs are."""
-    console.print(teacher_table(results[0]))
-    console.print(result_table(results))
-    console.print(
-        "last: accuracy after the last epoch, the result; best: the highest, chosen on test.\n"
-        "agent score: 0 is equal weights, 1 all weight on each sample's best teacher.",
-        highlight=False,
-    )
-    for result in results:
-        console.print(f"{result.algo}: {result.folder}", soft_wrap=True, highlight=False)
-
-
-def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws accuracy, losses and the weight of each teacher over the epochs into a PNG."""
-    epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(15, 4), layout="constrained")
-    accuracy, losses, weights = figure.subplots(1, 3)
-    for split in ("val", "test"):
-        if f"{split}/accuracy" in rows[0]:
-            values = [100 * row[f"{split}/accuracy"] for row in rows]
-            accuracy.plot(epochs, values, label=split)
-    accuracy.set(title="Student accuracy", ylabel="accuracy [%]")
-    for name in ("total", "cross_entropy", "kd", "feature"):
-        losses.plot(epochs, [row[f"loss/{name}"] for row in rows], label=name.replace("_", " "))
-    losses.set(title="Losses (training, teachers' mean)", ylabel="loss", yscale="log")
-    teachers = teachers_of(rows[0])
-    for teacher in teachers:
-        values = [mean_weights(row, teachers)[teacher] for row in rows]
-        weights.plot(epochs, values, label=teacher)
-    weights.axhline(1 / len(teachers), color="grey", linestyle=":", label="uniform")
-    weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
-    for axes in (accuracy, losses, weights):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-    figure.suptitle(title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
-
-
-def console() -> Console:
-    """The console of the main programs; wide enough for a line an epoch when not on a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+if __name__ == "__main__":
+    sys.exit(main())

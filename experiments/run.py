@@ -11,9 +11,9 @@ from pathlib import Path
 
 from agents import check_agent
 from experiments.config import parse_arguments
+from experiments.console import ConsoleProgress, console, draw_curves, print_results
 from experiments.experiment import Result, run_experiment
 from experiments.metrics import read_rows
-from experiments.report import ConsoleProgress, console, draw_curves, print_results
 from mtkd_env.errors import ConfigError
 
 

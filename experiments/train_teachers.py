@@ -16,8 +16,8 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.config import ExperimentConfig, parse_arguments
+from experiments.console import ConsoleProgress, console
 from experiments.experiment import prepare_device
-from experiments.report import ConsoleProgress, console
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder
 from mtkd_env.registration import load_images

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from mtkd_env.distiller import Distiller
@@ -15,25 +15,17 @@ from mtkd_env.types import DistillState, TeacherWeights
 from tiny import (
     CLASSES,
     STEPS_PER_EPOCH,
+    assert_same,
     batch,
     generator,
     make_tiny_distiller,
     perturb,
+    snapshot,
     teacher_networks,
     training_set,
 )
 
 M = 3
-
-
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
-    found = module.state_dict()
-    assert list(found) == list(expected)
-    assert [name for name, tensor in found.items() if not tensor.equal(expected[name])] == []
 
 
 def random_weights(seed: int = 0) -> TeacherWeights:
@@ -61,7 +53,7 @@ def with_gradient(distiller: Distiller, term: Tensor) -> set[str]:
 
 
 def assert_states_equal(first: DistillState, second: DistillState) -> None:
-    for name in ("cross_entropy", "kd", "feature", "similarity", "divergence"):
+    for name in ("cross_entropy", "kd", "feature", "similarity", "divergence", "distance"):
         assert getattr(first, name).equal(getattr(second, name)), name
     assert first.student.logits.equal(second.student.logits)
     assert first.student.feature_map.equal(second.student.feature_map)
@@ -100,7 +92,7 @@ def test_each_teachers_logit_term_reaches_the_student() -> None:
 
 def test_state_without_graph_carries_none() -> None:
     state = make_tiny_distiller().forward(batch())
-    for name in ("teacher_cross_entropy", "divergence", "similarity"):
+    for name in ("teacher_cross_entropy", "divergence", "distance", "similarity"):
         assert not getattr(state, name).requires_grad, name
     assert not state.teachers.logits.requires_grad
     for name in ("cross_entropy", "kd", "feature"):
@@ -128,7 +120,7 @@ def test_loss_terms_are_those_of_equation_2() -> None:
 def loss_by_hand(distiller: Distiller, weights: TeacherWeights) -> Tensor:
     """Equ. 2 with torch's own losses."""
     images = batch()
-    output, projected = distiller.module(images.inputs)
+    output, projected, _ = distiller.module(images.inputs)
     known = distiller.teachers(images.inputs)
     temperature = distiller.temperature
     loss = functional.cross_entropy(output.logits, images.targets)
@@ -258,6 +250,91 @@ def test_revisit_sees_the_student_after_the_update() -> None:
     assert_states_equal(distiller.forward(batch()), revisited)
 
 
+# Imagine.
+
+
+def test_imagining_the_students_own_parameters_is_revisiting() -> None:
+    distiller = make_tiny_distiller()
+    train(distiller, 2)
+    state = distiller.forward(batch())
+    own = dict(distiller.module.named_parameters())
+    for parameters in ({}, own, {name: own[name] for name in list(own)[:3]}):
+        imagined = distiller.imagine(state.batch, state.teachers, parameters)
+        assert_states_equal(imagined, distiller.revisit(state))
+        assert imagined.teachers is state.teachers
+        assert imagined.cross_entropy.requires_grad
+
+
+def test_imagining_changes_nothing() -> None:
+    distiller, other = make_tiny_distiller(), make_tiny_distiller(seed=1)
+    train(distiller, 2)
+    state = distiller.forward(batch())
+    distiller.optimizer.zero_grad(set_to_none=True)
+    before = snapshot(distiller.module)
+    parameters = {name: p.detach() for name, p in other.module.named_parameters()}
+    imagined = distiller.imagine(state.batch, state.teachers, parameters)
+    assert not imagined.kd.allclose(state.kd)
+    assert_same(distiller.module, before)
+    assert all(p.grad is None and p.requires_grad for p in distiller.module.parameters())
+    assert distiller.module.training
+
+
+def test_what_is_imagined_is_what_a_student_with_those_parameters_sees() -> None:
+    distiller, other = make_tiny_distiller(seed=0), make_tiny_distiller(seed=1)
+    train(other, 2)
+    expected = other.forward(batch())
+    parameters = dict(other.module.named_parameters())
+    assert_states_equal(distiller.imagine(batch(), expected.teachers, parameters), expected)
+
+
+def test_imagined_losses_are_differentiable_in_the_given_parameters_alone() -> None:
+    distiller = make_tiny_distiller()
+    own = list(distiller.module.parameters())
+    expected = torch.autograd.grad(
+        distiller.distillation(distiller.forward(batch()), random_weights()).mean(),
+        own,
+        allow_unused=True,
+    )
+    # A parameter of a parameter, as in a virtual step.
+    scale = torch.ones((), requires_grad=True)
+    given = {
+        name: scale * parameter.detach() for name, parameter in distiller.module.named_parameters()
+    }
+    known = distiller.teachers(batch().inputs)
+    loss = distiller.distillation(distiller.imagine(batch(), known, given), random_weights()).mean()
+    found = torch.autograd.grad(loss, [*given.values(), scale, *own], allow_unused=True)
+    for gradient, other in zip(found, expected, strict=False):
+        assert (gradient is None) == (other is None)
+        if other is not None:
+            torch.testing.assert_close(gradient, other)
+    pairs = zip(expected, own, strict=True)
+    along = sum((g * p).sum() for g, p in pairs if g is not None)
+    torch.testing.assert_close(found[len(own)], along.detach(), rtol=1e-4, atol=1e-5)
+    assert all(gradient is None for gradient in found[len(own) + 1 :])
+
+
+def test_distillation_is_what_the_teachers_add_to_the_loss() -> None:
+    distiller = make_tiny_distiller(alpha=0.7, beta=1.3)
+    state, weights = distiller.forward(batch()), random_weights()
+    added = distiller.distillation(state, weights)
+    expected = sum(
+        0.7 * weights.logit[:, m] * state.kd[:, m]
+        + 1.3 * weights.feature[:, m] * state.feature[:, m]
+        for m in range(M)
+    )
+    torch.testing.assert_close(added, expected)
+    terms = distiller.update(state, weights)
+    torch.testing.assert_close(terms.total, terms.cross_entropy + added.detach())
+
+
+def test_without_any_loss_of_the_teachers_the_student_learns_from_the_classes_alone() -> None:
+    without = make_tiny_distiller(logit="none", feature="none")
+    silent = make_tiny_distiller(alpha=0.0, beta=0.0)
+    for distiller in (without, silent):
+        train(distiller, 2)
+    assert_same(without.student, snapshot(silent.student))
+
+
 # Schedule.
 
 
@@ -340,6 +417,31 @@ def test_resuming_equals_going_on_bit_for_bit() -> None:
     assert_same(resumed.module, snapshot(uninterrupted.module))
     rates = [d.optimizer.param_groups[0]["lr"] for d in (uninterrupted, resumed)]
     assert rates[0] == rates[1] < uninterrupted.recipe.lr
+
+
+def nd_distiller(seed: int) -> Distiller:
+    directions = tuple(torch.eye(CLASSES, width) for width in (4, 8, 5))
+    return make_tiny_distiller(feature="nd", directions=directions, seed=seed)
+
+
+def test_projections_are_trained_kept_and_reinitialised_with_the_student() -> None:
+    uninterrupted, resumed = nd_distiller(1), nd_distiller(2)
+    first = snapshot(uninterrupted.module)
+    train(uninterrupted, 2)
+    name = "projections.1.layers.1.weight"
+    assert not uninterrupted.module.state_dict()[name].allclose(first[name])
+    resumed.load_state_dict(deepcopy(uninterrupted.state_dict()))
+    for distiller in (uninterrupted, resumed):
+        train(distiller, 2, first=2)
+    assert_same(resumed.module, snapshot(uninterrupted.module))
+    resumed.reinitialize(1)
+    assert_same(resumed.module, first)
+
+
+def test_projections_leave_the_first_student_as_it_would_be_without_them() -> None:
+    plain = snapshot(make_tiny_distiller(seed=1).module)
+    found = nd_distiller(1).module.state_dict()
+    assert all(found[name].equal(tensor) for name, tensor in plain.items())
 
 
 # Evaluation.

@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from math import log
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -8,9 +9,11 @@ from torch.autograd import gradcheck
 
 from mtkd_env.losses import (
     cross_entropy,
+    dist_divergence,
     feature_cosine,
     feature_mse,
     kd_divergence,
+    norm_direction,
     teacher_cross_entropy,
 )
 from tiny import generator
@@ -128,6 +131,181 @@ def test_feature_cosine_ignores_the_length_of_features(scale: float) -> None:
     torch.testing.assert_close(cosines, torch.ones(B, 2, dtype=torch.float64))
 
 
+# DIST.
+
+
+def pearson(first: Tensor, second: Tensor) -> float:
+    return float(np.corrcoef(first.numpy(), second.numpy())[0, 1])
+
+
+def scalar_dist(student: Tensor, teacher: Tensor, temperature: float) -> float:
+    """The loss of the paper for one teacher: means over samples and over classes."""
+    q, p = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
+    between_classes = [1 - pearson(q[b], p[b]) for b in range(B)]
+    between_samples = [1 - pearson(q[:, c], p[:, c]) for c in range(C)]
+    return temperature**2 * float(np.mean(between_classes) + np.mean(between_samples))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_dist_divergence_averages_to_the_loss_of_the_paper(temperature: float) -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    found = dist_divergence(student, teachers, temperature)
+    assert found.shape == (B, M)
+    for m in range(M):
+        expected = scalar_dist(student, teachers[m], temperature)
+        assert found[:, m].mean().item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_samples_differ_in_dist_by_the_correlation_of_their_own_classes() -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    found = dist_divergence(student, teachers, 2.0)
+    q, p = (student / 2).softmax(1), (teachers / 2).softmax(2)
+    own = torch.tensor([[4 * (1 - pearson(q[b], p[m, b])) for m in range(M)] for b in range(B)])
+    torch.testing.assert_close((found - found[:1]).float(), own - own[:1])
+
+
+def test_dist_divergence_by_hand() -> None:
+    # One sample alone does not vary between samples, which counts 1.
+    student, teacher = log_of(0.5, 0.3, 0.1, 0.1), log_of(0.1, 0.3, 0.5, 0.1)
+    q, p = torch.tensor([0.25, 0.05, -0.15, -0.15]), torch.tensor([-0.15, 0.05, 0.25, -0.15])
+    correlation = (q @ p / (q @ q)).item()
+    assert correlation == pytest.approx(-5 / 11)
+    found = dist_divergence(student, teacher[None], 1.0).item()
+    assert found == pytest.approx(1 - correlation + 1)
+
+
+def test_dist_divergence_of_equal_logits_is_zero() -> None:
+    student = randn(B, C)
+    found = dist_divergence(student, student.expand(M, B, C), 4.0)
+    torch.testing.assert_close(found, torch.zeros(B, M, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.9])
+def test_dist_divergence_ignores_scale_and_shift_of_the_predictions(share: float) -> None:
+    """Of the student and of the teacher; a mixture with the uniform prediction is both."""
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+
+    def mixed(logits: Tensor) -> Tensor:
+        return (share * logits.softmax(-1) + (1 - share) / C).log()
+
+    expected = dist_divergence(student, teachers, 1.0)
+    torch.testing.assert_close(dist_divergence(mixed(student), teachers, 1.0), expected)
+    torch.testing.assert_close(dist_divergence(student, mixed(teachers), 1.0), expected)
+    torch.testing.assert_close(dist_divergence(student + 7, teachers - 3, 1.0), expected)
+
+
+def test_dist_divergence_has_one_column_per_teacher() -> None:
+    student, teachers = randn(B, C, seed=1), randn(M, B, C, seed=2)
+    joint = dist_divergence(student, teachers, 3.0)
+    for m in range(M):
+        alone = dist_divergence(student, teachers[m : m + 1], 3.0)
+        torch.testing.assert_close(joint[:, m : m + 1], alone)
+
+
+def test_a_student_without_opinion_has_a_finite_gradient_in_dist() -> None:
+    student = torch.zeros(B, C, requires_grad=True)
+    divergence = dist_divergence(student, randn(M, B, C, dtype=torch.float32), 1.0)
+    torch.testing.assert_close(divergence, torch.full((B, M), 2.0))
+    divergence.sum().backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+def test_dist_divergence_of_one_sample_teaches_by_its_classes_alone() -> None:
+    student, teachers = randn(1, C, seed=1).requires_grad_(), randn(M, 1, C, seed=2)
+    divergence = dist_divergence(student, teachers, 1.0)
+    divergence.sum().backward()
+    assert divergence.ge(1).all()  # the part between samples is 1
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+    assert student.grad.abs().max() > 1e-3
+
+
+# ND.
+
+DIRECTIONS = (
+    torch.tensor([[2.0, 0.0], [0.0, 0.5], [3.0, 4.0], [1.0, 0.0], [-1.0, 0.0]]),
+    torch.randn(C, 3, generator=generator(7)),
+)
+
+
+def nd(ours: Tensor, theirs: Tensor, targets: Tensor, directions: Tensor = DIRECTIONS[0]) -> Tensor:
+    return norm_direction((ours,), (theirs,), (directions,), targets).squeeze(1)
+
+
+def test_norm_direction_by_hand() -> None:
+    # Class 2 points along (0.6, 0.8). Shorter than the teacher's of length 10; longer; across.
+    ours = torch.tensor([[3.0, 4.0], [0.0, 5.0], [-4.0, 3.0]])
+    theirs = torch.tensor([[6.0, 8.0], [1.0, 0.0], [0.0, 0.0]])
+    expected = torch.tensor([1 - 5 / 10, 1 - 0.8, 1.0])
+    torch.testing.assert_close(nd(ours, theirs, torch.tensor([2, 2, 2])), expected)
+
+
+def test_a_long_feature_has_one_minus_the_cosine_as_norm_direction() -> None:
+    theirs = randn(B, 2, seed=1)
+    ours = 10 * randn(B, 2, seed=2)
+    assert ours.norm(dim=1).gt(theirs.norm(dim=1)).all()
+    means = DIRECTIONS[0][TARGETS].double()
+    cosine = torch.nn.functional.cosine_similarity(ours, means, dim=1)
+    torch.testing.assert_close(nd(ours, theirs, TARGETS), 1 - cosine)
+
+
+@pytest.mark.parametrize("stretch", [1.0, 3.0])
+def test_norm_direction_is_zero_for_an_aligned_feature_that_is_long_enough(stretch: float) -> None:
+    theirs = randn(B, 2, seed=1)
+    unit = torch.nn.functional.normalize(DIRECTIONS[0][TARGETS].double(), dim=1)
+    ours = stretch * theirs.norm(dim=1, keepdim=True) * unit
+    torch.testing.assert_close(nd(ours, theirs, TARGETS), torch.zeros(B, dtype=torch.float64))
+
+
+def test_norm_direction_ignores_the_length_of_class_means() -> None:
+    ours, theirs = randn(B, 2, seed=1), randn(B, 2, seed=2)
+    expected = nd(ours, theirs, TARGETS)
+    torch.testing.assert_close(nd(ours, theirs, TARGETS, 100 * DIRECTIONS[0]), expected)
+
+
+def test_norm_direction_equals_a_loop_over_samples_and_teachers() -> None:
+    ours, theirs = (tuple(randn(B, w, seed=s + w) for w in (2, 3)) for s in (0, 10))
+    found = norm_direction(ours, theirs, DIRECTIONS, TARGETS)
+    assert found.shape == (B, 2)
+    for m in range(2):
+        for b in range(B):
+            s, t = ours[m][b].numpy(), theirs[m][b].numpy()
+            e = DIRECTIONS[m][TARGETS[b]].double().numpy()
+            length = max(np.linalg.norm(s), np.linalg.norm(t))
+            expected = 1 - s @ (e / np.linalg.norm(e)) / length
+            assert found[b, m].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("length", [0.0, 1.0])
+def test_norm_direction_has_a_finite_gradient_at_zero_features(length: float) -> None:
+    ours = torch.zeros(B, 2, requires_grad=True)
+    loss = nd(ours, torch.full((B, 2), length), TARGETS)
+    assert loss.eq(1).all()
+    loss.sum().backward()
+    assert ours.grad is not None
+    assert ours.grad.isfinite().all()
+    assert (ours.grad * DIRECTIONS[0][TARGETS]).sum(1).lt(0).all()  # towards the class's mean
+
+
+def test_a_class_without_a_mean_teaches_no_direction() -> None:
+    ours = randn(B, 2, dtype=torch.float32).requires_grad_()
+    loss = nd(ours, torch.ones(B, 2), TARGETS, torch.zeros(C, 2))
+    assert loss.eq(1).all()
+    loss.sum().backward()
+    assert ours.grad is not None
+    assert ours.grad.eq(0).all()
+
+
+def test_numbers_of_features_and_directions_must_agree() -> None:
+    features = (torch.ones(B, 2),) * 2
+    with pytest.raises(ValueError, match="argument"):
+        norm_direction(features, features, DIRECTIONS[:1], TARGETS)
+
+
+# All losses.
+
+
 def maps_of(values: Tensor) -> tuple[Tensor, ...]:
     return (values.reshape(B, 2, 1, 2), values.reshape(B, 1, 2, 2))
 
@@ -136,6 +314,8 @@ LOSSES: dict[str, tuple[Callable[[Tensor], Tensor], tuple[int, ...]]] = {
     "cross_entropy": (lambda x: cross_entropy(x, TARGETS), (B, C)),
     "teacher_cross_entropy": (lambda x: teacher_cross_entropy(x, TARGETS), (M, B, C)),
     "kd_divergence": (lambda x: kd_divergence(x, randn(M, B, C, seed=9), 4.0), (B, C)),
+    "dist_divergence": (lambda x: dist_divergence(x, randn(M, B, C, seed=9), 4.0), (B, C)),
+    "norm_direction": (lambda x: nd(x, randn(B, 2, seed=9), TARGETS), (B, 2)),
     "feature_mse": (lambda x: feature_mse(maps_of(x), maps_of(randn(B, 4, seed=9))), (B, 4)),
     "feature_cosine": (lambda x: feature_cosine(maps_of(x), maps_of(randn(B, 4, seed=9))), (B, 4)),
 }
@@ -171,6 +351,8 @@ def test_losses_and_gradients_of_logits_are_finite_at_extremes(
         cross_entropy(student, targets),
         teacher_cross_entropy(teachers, targets),
         kd_divergence(student, teachers, temperature),
+        dist_divergence(student, teachers, temperature),
+        dist_divergence(student[:1], teachers[:, :1], temperature),
     ]
     assert all(term.isfinite().all() for term in terms)
     torch.stack([term.sum() for term in terms]).sum().backward()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ from torch import Tensor
 
 from agents import PolicyGradient, Uniform
 from agents.warmup import warm_up
-from experiments.metrics import EpochMeter, MetricsLog, agent_score, read_rows, step_means
+from experiments.metrics import (
+    BreakdownMeter,
+    EpochMeter,
+    MetricsLog,
+    agent_score,
+    fusion_coefficients,
+    read_rows,
+    step_means,
+)
 from known_optimum import STEPS, started_env
+from mtkd_env.action import WeightFusion
 from mtkd_env.env import StepRecord
 from mtkd_env.reward import Rewards, minmax_center
 from mtkd_env.types import LossTerms, TeacherWeights
-from tiny import TEACHERS
+from tiny import CLASSES, TEACHERS
 
 NAMES = tuple(TEACHERS)
 M = len(NAMES)
@@ -33,6 +43,8 @@ def record(weights: Any, rewards: Any, feature_weights: Any = None) -> StepRecor
         losses=LossTerms(zeros, torch.zeros_like(logit), torch.zeros_like(logit), zeros),
         rewards=Rewards(teacher, advantages, zeros),
         index=torch.arange(len(logit)),
+        targets=torch.zeros(len(logit), dtype=torch.int64),
+        correct=torch.ones(logit.shape, dtype=torch.bool),
     )
 
 
@@ -181,6 +193,139 @@ def test_metrics_keep_no_graph() -> None:
     assert not any(value.requires_grad for value in meter._sums.values())
 
 
+# What the mean weights are made of.
+
+
+def learnt_records(meter: BreakdownMeter | None = None) -> list[StepRecord]:
+    """All steps of an epoch in which an agent learns."""
+    env = started_env()
+    records: list[StepRecord] = []
+    env.subscribe(records.append)
+    if meter is not None:
+        env.subscribe(meter)
+    PolicyGradient(env).learn(1, lambda: None)
+    return records
+
+
+def test_a_step_says_which_teachers_are_right() -> None:
+    env = started_env()
+    state = env.state
+    made = env.distill(TeacherWeights.uniform(state.divergence))
+    assert made.targets.equal(state.batch.targets)
+    for m in range(M):
+        for i, target in enumerate(state.batch.targets.tolist()):
+            assert bool(made.correct[i, m]) == (int(state.teachers.logits[m, i].argmax()) == target)
+    assert 0 < made.correct.float().mean() < 1
+
+
+def mean_or_none(weights: list[float]) -> Any:
+    return pytest.approx(float(np.mean(weights)), abs=2e-6) if weights else None
+
+
+HEAD_NAMES = ["logit", "feature"]
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+def test_weights_by_class_are_those_of_a_loop_over_all_samples(head: str) -> None:
+    records = learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
+    found = meter.read()
+    assert found["teachers"] == list(NAMES)
+    for c in range(CLASSES):
+        rows = [
+            getattr(each.weights, head)[i].tolist()
+            for each in records
+            for i, target in enumerate(each.targets.tolist())
+            if target == c
+        ]
+        assert found["class"]["count"][c] == len(rows)
+        assert found["class"][head][c] == [mean_or_none([row[m] for row in rows]) for m in range(M)]
+
+
+@pytest.mark.parametrize("head", HEAD_NAMES)
+@pytest.mark.parametrize("truth", ["right", "wrong"])
+def test_weights_by_correctness_are_those_of_a_loop_over_all_samples(truth: str, head: str) -> None:
+    records = learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
+    found = meter.read()[truth]
+    for m in range(M):
+        weights = [
+            float(getattr(each.weights, head)[i, m])
+            for each in records
+            for i in range(len(each.targets))
+            if bool(each.correct[i, m]) == (truth == "right")
+        ]
+        assert found["count"][m] == len(weights)
+        assert found[head][m] == mean_or_none(weights)
+
+
+def test_breakdown_by_hand() -> None:
+    made = replace(
+        record([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0]] * 3, [[0.5, 0.5]] * 3),
+        targets=torch.tensor([2, 0, 2]),
+        correct=torch.tensor([[True, True], [False, True], [True, True]]),
+    )
+    meter = BreakdownMeter(["a", "b"], 3, "cpu")
+    meter(made)
+    assert meter.read() == {
+        "teachers": ["a", "b"],
+        "class": {
+            "count": [1, 0, 2],
+            "logit": [[0.5, 0.5], [None, None], [0.625, 0.375]],
+            "feature": [[0.5, 0.5], [None, None], [0.5, 0.5]],
+        },
+        "right": {"count": [2, 3], "logit": [0.625, 0.416667], "feature": [0.5, 0.5]},
+        "wrong": {"count": [1, 0], "logit": [0.5, None], "feature": [0.5, None]},
+    }
+
+
+def test_a_breakdown_starts_over_and_is_json() -> None:
+    meter = BreakdownMeter(["a", "b"], 1, "cpu")
+    meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
+    assert json.loads(json.dumps(meter.read()))["class"]["logit"] == [[1, 0]]
+    meter(record([[0.0, 1.0]], [[1.0, 0.0]]))
+    assert meter.read()["class"] == {"count": [1], "logit": [[0, 1]], "feature": [[0, 1]]}
+
+
+def test_breakdowns_keep_no_graph() -> None:
+    learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
+    assert not any(value.requires_grad for value in meter._sums.values())
+
+
+@pytest.mark.gpu
+def test_meters_do_not_wait_for_the_device() -> None:
+    made = learnt_records()[0]
+    on_device = replace(
+        made,
+        weights=TeacherWeights(made.weights.logit.cuda(), made.weights.feature.cuda()),
+        targets=made.targets.cuda(),
+        correct=made.correct.cuda(),
+    )
+    meter = BreakdownMeter(NAMES, CLASSES, "cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        meter(on_device)
+        meter(on_device)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sum(meter.read()["class"]["count"]) == 2 * len(made.targets)
+
+
+def test_coefficients_of_the_fusion_are_logged_where_they_are_learnt() -> None:
+    assert fusion_coefficients(WeightFusion("paper")) == {}
+    fusion = WeightFusion("learnable")
+    with torch.no_grad():
+        fusion.logits.copy_(torch.tensor([[1.0, 2.0, 5.0], [1.0, 1.0, 2.0]]).log())
+    assert fusion_coefficients(fusion) == pytest.approx(
+        {
+            "fusion/logit/generator": 1 / 8,
+            "fusion/logit/confidence": 2 / 8,
+            "fusion/logit/divergence": 5 / 8,
+            "fusion/feature/generator": 1 / 4,
+            "fusion/feature/confidence": 1 / 4,
+            "fusion/feature/divergence": 2 / 4,
+        }
+    )
+
+
 # The log.
 
 
@@ -202,6 +347,15 @@ def test_rows_are_written_as_they_are(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == rows
     lines = (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_breakdowns_are_written_to_a_file_of_their_own(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path) as log:
+        log.write_breakdown({"epoch": 1, "class": {"logit": [[None]]}})
+        assert read_rows(tmp_path, "breakdown.jsonl") == [
+            {"epoch": 1, "class": {"logit": [[None]]}}
+        ]
+    assert read_rows(tmp_path) == []
 
 
 def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:

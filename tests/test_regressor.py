@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mtkd_env.networks.regressor import Regressor
+from mtkd_env.networks.regressor import FeatureProjection, Regressor
 from tiny import generator
 
 Size = tuple[int, int]
@@ -47,3 +47,23 @@ def test_only_a_regressor_for_unsigned_maps_ends_in_a_relu(size: Size) -> None:
     assert negative.lt(0).any()
     torch.testing.assert_close(unsigned(maps(3, 3)), negative.clamp(min=0))
     assert not any(isinstance(layer, nn.ReLU) for layer in signed.modules())
+
+
+# Projections of features.
+
+
+def test_a_feature_of_the_teachers_width_is_left_alone() -> None:
+    projection, feature = FeatureProjection(5, 5), torch.randn(3, 5, generator=generator(0))
+    assert projection(feature) is feature
+    assert list(projection.parameters()) == []
+
+
+def test_a_feature_of_another_width_is_normalised_and_mapped() -> None:
+    projection = FeatureProjection(5, 7).double()
+    feature = 3 + 2 * torch.randn(8, 5, generator=generator(0), dtype=torch.float64)
+    normalised = functional.batch_norm(feature, None, None, training=True)
+    linear = projection.layers[1]
+    assert isinstance(linear, nn.Linear)
+    expected = normalised @ linear.weight.T + linear.bias
+    for _ in range(2):  # nothing is dropped at random
+        torch.testing.assert_close(projection(feature), expected)

@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments import experiment, run
 from experiments.config import parse_arguments
 from experiments.experiment import make_folder, prepare_device
+from experiments.gallery import read_gallery
 from experiments.metrics import read_rows
 from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
@@ -42,7 +43,20 @@ EPOCHS, STEPS = 3, 4
 TEACHERS = ("resnet8", "wrn_16_1")
 
 LIBRARY = ("ppo", "a2c", "ddpg", "td3", "sac", "trpo")
-ALGOS = ("pg", *LIBRARY, "aver", "none", "oracle", "uniform", "reference")
+ALGOS = (
+    "pg",
+    "reinforce",
+    "dpg",
+    *LIBRARY,
+    "aver",
+    "mmkd",
+    "none",
+    "oracle",
+    "uniform",
+    "reference",
+)
+# Those whose `agent.pt` is what they learned.
+LEARNING = ("pg", "reinforce", "dpg", "reference", "mmkd")
 
 Run = SimpleNamespace
 Start = Callable[..., int]
@@ -106,8 +120,9 @@ class TestEveryMethod:
         if done.algo in LIBRARY:
             agent = "agent.zip"
         else:
-            agent = "agent.pt" if done.algo in ("pg", "reference") else "agent.txt"
+            agent = "agent.pt" if done.algo in LEARNING else "agent.txt"
         expected = {"config.yaml", "metrics.jsonl", "result.json", "student.pt", "curves.png"}
+        expected |= {"breakdown.jsonl", "gallery.npz"}
         assert {path.name for path in done.folder.iterdir()} == expected | {agent, "tensorboard"}
         assert all(path.stat().st_size > 0 for path in done.folder.iterdir())
 
@@ -126,6 +141,31 @@ class TestEveryMethod:
                 shares = [row[f"weights/{head}/{name}"] for name in TEACHERS]
                 in_warmup = done.algo == "reference" and row["epoch"] == 1
                 assert sum(shares) == pytest.approx(2 if in_warmup else 1, abs=1e-4)
+
+    def test_breaks_its_mean_weights_down(self, done: Run) -> None:
+        breakdowns = read_rows(done.folder, "breakdown.jsonl")
+        assert [each["epoch"] for each in breakdowns] == [1, 2, 3]
+        for row, each in zip(done.rows, breakdowns, strict=True):
+            assert each["teachers"] == list(TEACHERS)
+            images = sum(each["class"]["count"])
+            assert images == STEPS * 16
+            for m, name in enumerate(TEACHERS):
+                assert each["right"]["count"][m] + each["wrong"]["count"][m] == images
+                parts = [
+                    (n, w[m])
+                    for n, w in zip(each["class"]["count"], each["class"]["logit"], strict=True)
+                ]
+                mean = sum(n * weight for n, weight in parts if n) / images
+                assert mean == pytest.approx(row[f"weights/logit/{name}"], abs=1e-5)
+
+    def test_keeps_images_with_their_weights(self, done: Run) -> None:
+        found = read_gallery(done.folder)
+        assert found is not None
+        assert found.images.shape == (16, 1, 8, 8)
+        data = load_dataset("digits")
+        assert found.images.tolist() == data.x_train[found.index].tolist()
+        assert found.targets.tolist() == data.y_train[found.index].tolist()
+        assert found.logit.shape == found.correct.shape == (16, len(TEACHERS))
 
     def test_gives_a_result_that_agrees_with_its_rows(self, done: Run) -> None:
         result, last = result_of(done.folder), done.rows[-1]
@@ -169,7 +209,9 @@ class TestEveryMethod:
 
     def test_keeps_an_agent_that_can_be_read(self, done: Run) -> None:
         if (done.folder / "agent.pt").exists():
-            assert load_checkpoint(done.folder / "agent.pt").keys() == {"policy", "optimizer"}
+            found = load_checkpoint(done.folder / "agent.pt")
+            own = {"meta", "buffer"} if done.algo == "mmkd" else {"policy", "fusion", "normalizer"}
+            assert found.keys() >= {"optimizer", *own}
         elif done.algo in LIBRARY and done.algo != "trpo":
             algorithm = getattr(stable_baselines3, done.algo.upper())
             model = algorithm.load(done.folder / "agent.zip", device="cpu")

@@ -127,6 +127,22 @@ def teachers(count: int = len(TEACHERS)) -> TeacherEnsemble:
     return TeacherEnsemble(teacher_networks(count), list(TEACHERS)[:count])
 
 
+def chosen_teachers(order: list[int]) -> TeacherEnsemble:
+    """The teachers in another order; one may occur more than once."""
+    networks = teacher_networks()
+    return TeacherEnsemble([networks[m] for m in order], [str(m) for m in range(len(order))])
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
+    found = module.state_dict()
+    assert list(found) == list(expected)
+    assert [name for name, tensor in found.items() if not tensor.equal(expected[name])] == []
+
+
 def batch(seed: int = 0, size: int = NUM_ENVS) -> Batch:
     draw = generator(seed)
     return Batch(

@@ -1,0 +1,178 @@
+"""Mean weights by class, and by whether the teacher is right."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import NDArray
+
+from experiments.html_report.curves import panels, title_of
+from experiments.html_report.naming import Group
+from experiments.html_report.style import GUIDE_COLOUR, Palette
+from experiments.metrics import HEADS
+
+Array = NDArray[np.float64]
+
+# Inches of a class, of a teacher and of what stands around them.
+CLASS_HEIGHT, TEACHER_HEIGHT, FRAME = 0.14, 0.24, 0.75
+# Inches that no panel is higher than.
+HIGHEST = 5.0
+
+# Symbols of a teacher that is right and of one that is wrong, per head.
+SYMBOLS = {"logit": ("o", "●", "○"), "feature": ("s", "■", "□")}
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Mean weights of the last epoch over all seeds of a group; NaN where there is no sample.
+
+    Attributes:
+        by_class: Weights by head, class and teacher (2, C, M).
+        right: Weights of teachers that are right, by head (2, M).
+        wrong: Weights of teachers that are wrong, by head (2, M).
+        right_count: Number of samples that each teacher has right (M,).
+        wrong_count: Number of samples that each teacher has wrong (M,).
+    """
+
+    by_class: Array
+    right: Array
+    wrong: Array
+    right_count: Array
+    wrong_count: Array
+
+
+def has_breakdown(group: Group) -> bool:
+    """Whether any of the runs has recorded what its mean weights are made of."""
+    return any(run.breakdown is not None for run in group.runs)
+
+
+def breakdown_of(group: Group) -> Breakdown:
+    """The mean over all samples of all seeds that have recorded it."""
+    records = [run.breakdown for run in group.runs if run.breakdown is not None]
+    right, right_count = _pooled([record["right"] for record in records])
+    wrong, wrong_count = _pooled([record["wrong"] for record in records])
+    by_class, _ = _pooled([record["class"] for record in records])
+    return Breakdown(by_class, right, wrong, right_count, wrong_count)
+
+
+def _pooled(parts: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
+    """Mean weights of both heads, and the numbers of samples that they are means of."""
+    counts = np.array([part["count"] for part in parts], dtype=float)
+    # None becomes NaN; it counts nothing.
+    means = np.array([[part[head] for head in HEADS] for part in parts], dtype=float)
+    shape = (len(parts), 1, counts.shape[1]) + (1,) * (means.ndim - 3)
+    share = counts.reshape(shape)
+    total = share.sum(0)
+    with np.errstate(invalid="ignore"):
+        return np.where(share > 0, means * share, 0).sum(0) / total, counts.sum(0)
+
+
+# By class.
+
+
+def draw_by_class(groups: Sequence[Group]) -> Figure:
+    """A panel for every method: classes down, the teachers of both heads across.
+
+    White is a weight of 1/M; the colours reach equally far on both sides.
+    """
+    found = [breakdown_of(group).by_class - 1 / len(group.teachers) for group in groups]
+    reach = max([float(np.nanmax(np.abs(excess))) for excess in found] + [0.01])
+    classes = max(excess.shape[1] for excess in found)
+    height = min(CLASS_HEIGHT * classes, HIGHEST) + FRAME + _label_height(groups)
+    figure, axes = panels(len(groups), height)
+    for group, excess, panel in zip(groups, found, axes, strict=True):
+        image = _draw_classes(panel, group, excess, reach)
+    colours = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
+    colours.set_label("mean weight − 1/M")
+    colours.outline.set_visible(False)
+    figure.supylabel("class", fontsize=8.5)
+    return figure
+
+
+def _label_height(groups: Sequence[Group]) -> float:
+    """Inches of the longest teacher's name, written upwards."""
+    return 0.075 * max(len(name) for group in groups for name in group.teachers)
+
+
+def _draw_classes(axes: Axes, group: Group, excess: Array, reach: float) -> AxesImage:
+    count = len(group.teachers)
+    gap = np.full((excess.shape[1], 1), np.nan)
+    columns = np.concatenate([excess[0], gap, excess[1]], axis=1)
+    image = axes.imshow(columns, aspect="auto", cmap="PuOr_r", vmin=-reach, vmax=reach)
+    places = [*range(count), *range(count + 1, 2 * count + 1)]
+    axes.set_xticks(places, [*group.teachers, *group.teachers], rotation=90)
+    axes.tick_params(labelbottom=True)
+    axes.grid(visible=False)
+    axes.set_title(f"{title_of(group)}\nlogit | feature")
+    return image
+
+
+# By correctness.
+
+
+def draw_by_correctness(groups: Sequence[Group], palette: Palette) -> Figure:
+    """A panel for every method: the weights of each teacher where it is right and wrong."""
+    count = max(len(group.teachers) for group in groups)
+    figure, axes = panels(len(groups), TEACHER_HEIGHT * count + FRAME)
+    for group, panel in zip(groups, axes, strict=True):
+        _draw_correctness(panel, group, palette)
+    axes[0].set_ylim(count - 0.5, -0.5)
+    axes[0].set_xlim(left=0)
+    figure.supxlabel("mean weight", fontsize=8.5)
+    return figure
+
+
+def _draw_correctness(axes: Axes, group: Group, palette: Palette) -> None:
+    found = breakdown_of(group)
+    for place, teacher in enumerate(group.teachers):
+        colour = palette.teachers[teacher]
+        for head, (symbol, _, _) in SYMBOLS.items():
+            row = HEADS.index(head)
+            level = place + (row - 0.5) * 0.4
+            ends = found.right[row, place], found.wrong[row, place]
+            axes.plot(ends, [level, level], "-", color=colour, linewidth=0.8)
+            axes.plot(ends[0], level, symbol, color=colour, markersize=4.5)
+            axes.plot(ends[1], level, symbol, color=colour, markersize=4.5, fillstyle="none")
+    axes.axvline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
+    axes.set_title(title_of(group))
+    axes.tick_params(labelleft=False, left=False)
+    axes.grid(visible=False, axis="y")
+
+
+@dataclass(frozen=True)
+class CorrectnessRow:
+    """What one teacher's weights depend on.
+
+    Attributes:
+        method: Label of the method.
+        teacher: Name of the teacher.
+        right: Share of the samples that the teacher has right.
+        wrong_count: Number of the others.
+        weights: Mean weights: logit head right and wrong, feature head right and wrong.
+    """
+
+    method: str
+    teacher: str
+    right: float
+    wrong_count: int
+    weights: Sequence[float]
+
+
+def correctness_rows(groups: Sequence[Group]) -> list[CorrectnessRow]:
+    """The numbers of `draw_by_correctness`."""
+    rows: list[CorrectnessRow] = []
+    for group in groups:
+        found = breakdown_of(group)
+        shares = found.right_count / (found.right_count + found.wrong_count)
+        for place, teacher in enumerate(group.teachers):
+            pairs = [
+                (found.right[row, place], found.wrong[row, place]) for row in range(len(HEADS))
+            ]
+            weights = [float(weight) for pair in pairs for weight in pair]
+            wrong = int(found.wrong_count[place])
+            rows.append(CorrectnessRow(group.method, teacher, float(shares[place]), wrong, weights))
+    return rows

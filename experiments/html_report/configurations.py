@@ -1,0 +1,96 @@
+"""The configuration and the versions of every run, with what differs between them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.config import PLACE
+from experiments.html_report.naming import Group
+from experiments.html_report.runs import Run, describe
+
+# They differ without a difference, so that they are not highlighted.
+UNMARKED = ("seed", "algo", *PLACE)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of a configuration.
+
+    Attributes:
+        key: The key.
+        value: Its value; several with bars between them where runs of one group differ.
+        differs: Whether other groups have another.
+    """
+
+    key: str
+    value: str
+    differs: bool
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """The runs of one method in one setting.
+
+    Attributes:
+        group: The runs.
+        entries: Their configuration.
+    """
+
+    group: Group
+    entries: Sequence[Entry]
+
+    @property
+    def differences(self) -> list[Entry]:
+        """What is not the same in all groups."""
+        return [entry for entry in self.entries if entry.differs]
+
+
+def configurations(groups: Sequence[Group]) -> list[Configuration]:
+    """The configuration of every group; keys that only some have are differences."""
+    found = [_values(group) for group in groups]
+    keys = {key for values in found for key in values}
+    common = {key for key in keys if len({values.get(key) for values in found}) == 1}
+    return [
+        Configuration(group, [_entry(key, value, common) for key, value in values.items()])
+        for group, values in zip(groups, found, strict=True)
+    ]
+
+
+def _entry(key: str, value: str, common: set[str]) -> Entry:
+    return Entry(key, value, differs=key not in common and key not in UNMARKED)
+
+
+def _values(group: Group) -> dict[str, str]:
+    """The values of a group as text; several values of one key in one text."""
+    keys = dict.fromkeys(key for run in group.runs for key in run.config)
+    return {key: " | ".join(_texts(group.runs, key)) for key in keys}
+
+
+def _texts(runs: Sequence[Run], key: str) -> list[str]:
+    return list(dict.fromkeys(describe(run.config[key]) for run in runs if key in run.config))
+
+
+@dataclass(frozen=True)
+class VersionRow:
+    """A piece of software.
+
+    Attributes:
+        name: Its name.
+        versions: Its versions, and the number of runs with each.
+    """
+
+    name: str
+    versions: Mapping[str, int]
+
+
+def version_rows(runs: Sequence[Run]) -> list[VersionRow]:
+    """What the numbers of all runs depend on."""
+    names = dict.fromkeys(name for run in runs for name in run.result.versions)
+    return [VersionRow(name, _count(runs, name)) for name in names]
+
+
+def _count(runs: Sequence[Run], name: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for run in runs:
+        version = run.result.versions.get(name, "not recorded")
+        counts[version] = counts.get(version, 0) + 1
+    return counts

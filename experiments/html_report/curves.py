@@ -1,0 +1,204 @@
+"""What changes over the epochs: a small panel for every method, with the spread over seeds."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from experiments.html_report.naming import Group, baseline_of
+from experiments.html_report.runs import Run
+from experiments.html_report.style import CONTEXT_COLOUR, GUIDE_COLOUR, Palette
+from experiments.metrics import HEADS
+from experiments.summary_statistics import spread
+from mtkd_env.action import PARTS
+
+# Inches of the page, of a panel's largest width and of its height; panels beside each other.
+PAGE_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 11.8, 4.4, 1.95, 4
+
+# Characters of a title that have room above a panel.
+TITLE_LENGTH = 36
+
+LINES = {"logit": "-", "feature": "--"}
+PART_COLOURS = dict(zip(PARTS, ("#0077bb", "#ee7733", "#009988"), strict=True))
+
+# Share of the training that the range of accuracies is taken from: what comes before is far below.
+SETTLED = 0.25
+
+Value = Callable[[Mapping[str, Any]], float | None]
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Series:
+    """A number over the epochs; mean and standard deviation over the seeds that came so far.
+
+    Attributes:
+        epochs: The epochs, from 1.
+        mean: Mean at every epoch.
+        std: Standard deviation, 0 of a single seed.
+    """
+
+    epochs: Array
+    mean: Array
+    std: Array
+
+
+def series(runs: Sequence[Run], value: Value) -> Series:
+    """A number of every row of some runs; rows that lack it are left out."""
+    found: dict[int, list[float]] = {}
+    for run in runs:
+        for row in run.rows:
+            number = value(row)
+            if number is not None:
+                found.setdefault(row["epoch"], []).append(number)
+    spreads = [spread(found[epoch]) for epoch in sorted(found)]
+    return Series(
+        epochs=np.array(sorted(found), dtype=float),
+        mean=np.array([each.mean for each in spreads]),
+        std=np.array([each.std or 0.0 for each in spreads]),
+    )
+
+
+def entry(name: str, scale: float = 1) -> Value:
+    """Reads one number of a row."""
+
+    def read(row: Mapping[str, Any]) -> float | None:
+        return scale * row[name] if name in row else None
+
+    return read
+
+
+def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
+    """A figure of equal panels that share their axes."""
+    rows = math.ceil(count / COLUMNS)
+    columns = math.ceil(count / rows)
+    size = (min(PAGE_WIDTH, PANEL_WIDTH * columns), height * rows + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
+    for unused in axes[count:]:
+        unused.set_visible(False)
+    for lowest in axes[count - columns : count]:
+        lowest.tick_params(labelbottom=True)
+    return figure, axes[:count]
+
+
+def title_of(group: Group) -> str:
+    """The method's label, shortened to the width of a panel."""
+    label = group.method
+    return label if len(label) <= TITLE_LENGTH else label[: TITLE_LENGTH - 1] + "…"
+
+
+def _over_epochs(figure: Figure, axes: Sequence[Axes], label: str) -> None:
+    figure.supxlabel("epoch", fontsize=8.5)
+    figure.supylabel(label, fontsize=8.5)
+    axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+
+
+def _draw_band(axes: Axes, found: Series, colour: str, line: str = "-") -> None:
+    # A single epoch is a point.
+    mark = "o" if len(found.epochs) == 1 else None
+    axes.plot(found.epochs, found.mean, line, color=colour, marker=mark, markersize=3)
+    low, high = found.mean - found.std, found.mean + found.std
+    axes.fill_between(found.epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+
+
+# One number of the student or the agent.
+
+
+def draw_methods(groups: Sequence[Group], value: Value, palette: Palette, label: str) -> Figure:
+    """A panel for every method: its own curve, the baseline's, and all others in grey."""
+    curves = [series(group.runs, value) for group in groups]
+    baseline = baseline_of(groups)
+    figure, axes = panels(len(groups))
+    for group, own, panel in zip(groups, curves, axes, strict=True):
+        for other in curves:
+            panel.plot(other.epochs, other.mean, color=CONTEXT_COLOUR, linewidth=0.6, zorder=1)
+        if baseline is not None and group is not baseline:
+            reference = curves[groups.index(baseline)]
+            panel.plot(reference.epochs, reference.mean, "k:", linewidth=1)
+        _draw_band(panel, own, palette.methods[group.method])
+        panel.set_title(title_of(group))
+    _over_epochs(figure, axes, label)
+    return figure
+
+
+def draw_accuracy(groups: Sequence[Group], palette: Palette) -> Figure:
+    """Test accuracy; what lies far below, as before anything is learnt, is cut off."""
+    accuracy = entry("test/accuracy", 100)
+    figure = draw_methods(groups, accuracy, palette, "test accuracy [%]")
+    low, high = settled_range([series(group.runs, accuracy) for group in groups])
+    figure.axes[0].set_ylim(low, high)
+    return figure
+
+
+def settled_range(curves: Sequence[Series]) -> tuple[float, float]:
+    """The range of curves after their first quarter, but for their lowest twentieth; a margin.
+
+    The last epochs are always within it.
+    """
+    late = [curve.mean[int(SETTLED * len(curve.mean)) :] for curve in curves if len(curve.mean)]
+    if not late:
+        return 0, 100
+    last = min(values[-1] for values in late)
+    together = np.concatenate(late)
+    low, high = min(float(np.quantile(together, 0.05)), last), float(together.max())
+    margin = max(0.08 * (high - low), 0.5)
+    return low - margin, high + margin
+
+
+# Weights.
+
+
+def is_uniform(group: Group) -> bool:
+    """Whether all teachers count the same in all epochs."""
+    names = [f"weights/{head}/{teacher}" for head in HEADS for teacher in group.teachers]
+    shares = [row[name] for run in group.runs for row in run.rows for name in names if name in row]
+    return all(abs(share - 1 / len(group.teachers)) < 1e-3 for share in shares)
+
+
+def draw_weights(groups: Sequence[Group], palette: Palette) -> Figure:
+    """A panel for every method: the mean weight of each teacher, per head."""
+    figure, axes = panels(len(groups))
+    for group, panel in zip(groups, axes, strict=True):
+        for teacher in group.teachers:
+            for head, line in LINES.items():
+                found = series(group.runs, entry(f"weights/{head}/{teacher}"))
+                _draw_band(panel, found, palette.teachers[teacher], line)
+        panel.axhline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
+        panel.set_title(title_of(group))
+    # A band may reach beyond what a weight can be.
+    axes[0].set_ylim(0, min(axes[0].get_ylim()[1], 1.03))
+    _over_epochs(figure, axes, "mean weight")
+    return figure
+
+
+# Coefficients of the fusion.
+
+
+def learns_fusion(group: Group) -> bool:
+    """Whether the coefficients of the fusion change, in any of the runs."""
+    names = [f"fusion/{head}/{part}" for head in HEADS for part in PARTS]
+    return any(
+        len({row[name] for row in run.rows if name in row}) > 1
+        for run in group.runs
+        for name in names
+    )
+
+
+def draw_fusion(groups: Sequence[Group]) -> Figure:
+    """A panel for every method: the coefficients γ of the fusion, per head."""
+    figure, axes = panels(len(groups))
+    for group, panel in zip(groups, axes, strict=True):
+        for part, colour in PART_COLOURS.items():
+            for head, line in LINES.items():
+                found = series(group.runs, entry(f"fusion/{head}/{part}"))
+                _draw_band(panel, found, colour, line)
+        panel.set_title(title_of(group))
+    _over_epochs(figure, axes, "coefficient γ")
+    return figure

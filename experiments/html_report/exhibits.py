@@ -1,0 +1,116 @@
+"""Training images with the weights that a run gave its teachers, as cards of a page."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+
+import matplotlib.image
+import numpy as np
+
+from experiments.gallery import Array, Gallery
+from experiments.html_report.naming import Group
+from experiments.html_report.runs import Run
+
+# Cards of a run, and pixels of an image's side that the page has room for.
+MOST_CARDS, LARGEST_SIDE = 12, 96
+
+
+@dataclass(frozen=True)
+class TeacherWeight:
+    """What one teacher counted for one image.
+
+    Attributes:
+        name: Its name.
+        right: Whether it has the class right.
+        logit: Its weight in the logit term.
+        feature: Its weight in the feature term.
+    """
+
+    name: str
+    right: bool
+    logit: float
+    feature: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """An image and its weights.
+
+    Attributes:
+        source: The image as a data URI.
+        index: Its position in the dataset's training images.
+        target: Its class.
+        teachers: What each teacher counted for it.
+    """
+
+    source: str
+    index: int
+    target: int
+    teachers: Sequence[TeacherWeight]
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """The cards of one run.
+
+    Attributes:
+        method: Label of its method.
+        seed: Its seed.
+        cards: Images of its last training batch.
+        score: Its agent score.
+    """
+
+    method: str
+    seed: int
+    cards: Sequence[Card]
+    score: float
+
+
+def make_exhibit(group: Group) -> Exhibit | None:
+    """The cards of the first seed that has recorded images; none if none has."""
+    for run in group.runs:
+        if (gallery := run.gallery) is not None:
+            return _exhibit(group, run, gallery)
+    return None
+
+
+def _exhibit(group: Group, run: Run, gallery: Gallery) -> Exhibit:
+    cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
+    return Exhibit(group.method, run.result.seed, cards, run.result.score)
+
+
+def telling(correct: Array) -> list[int]:
+    """Positions of the images to show: first those on which some teachers are wrong, but not all.
+
+    Of these, the more are wrong the sooner.
+    """
+    wrong = (~correct).sum(1)
+    wrong[wrong == correct.shape[1]] = 0
+    return [int(place) for place in np.argsort(-wrong, kind="stable")[:MOST_CARDS]]
+
+
+def _card(gallery: Gallery, place: int, teachers: Sequence[str]) -> Card:
+    columns = zip(
+        teachers,
+        gallery.correct[place].tolist(),
+        gallery.logit[place].tolist(),
+        gallery.feature[place].tolist(),
+        strict=True,
+    )
+    return Card(
+        source=data_uri(gallery.images[place]),
+        index=int(gallery.index[place]),
+        target=int(gallery.targets[place]),
+        teachers=[TeacherWeight(*column) for column in columns],
+    )
+
+
+def data_uri(image: Array) -> str:
+    """A PNG of an image (K, H, W); of other than three channels the first is shown in grey."""
+    step = -(-max(image.shape[1:]) // LARGEST_SIDE)
+    image = image[:, ::step, ::step]
+    pixels = np.moveaxis(image if len(image) == 3 else np.repeat(image[:1], 3, axis=0), 0, -1)
+    buffer = BytesIO()
+    matplotlib.image.imsave(buffer, np.ascontiguousarray(pixels), format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,53 @@
+"""The paper's Table 6(a) beside the runs of the same algorithms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.html_report.summary import NOTHING, Summary, text_of
+from experiments.summary_statistics import Spread
+
+# arXiv 2502.18510, Table 6(a): ShuffleNetV2 on CIFAR-100, mean and standard deviation of three
+# runs, in %.
+TABLE_6A = {
+    "pg": Spread(78.39, 0.14),
+    "dpg": Spread(78.16, 0.11),
+    "ddpg": Spread(78.05, 0.22),
+    "ppo": Spread(78.28, 0.08),
+}
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """An algorithm of the paper's table.
+
+    Attributes:
+        algo: Its name.
+        paper: The published accuracy.
+        method: Label of ours.
+        setting: Its setting.
+        n: Number of its seeds.
+        ours: Its accuracy.
+    """
+
+    algo: str
+    paper: str
+    method: str = NOTHING
+    setting: str = ""
+    n: int = 0
+    ours: str = "not run"
+
+
+def paper_rows(summaries: Sequence[Summary]) -> list[PaperRow]:
+    """The rows of Table 6(a); an algorithm with several methods or settings has one for each."""
+    rows: list[PaperRow] = []
+    for algo, figure in TABLE_6A.items():
+        paper = text_of(figure)
+        ours = [summary for summary in summaries if summary.group.algo == algo]
+        rows += [_row(algo, paper, summary) for summary in ours] or [PaperRow(algo, paper)]
+    return rows
+
+
+def _row(algo: str, paper: str, summary: Summary) -> PaperRow:
+    group = summary.group
+    ours = text_of(summary.accuracy, scale=100)
+    return PaperRow(algo, paper, group.method, group.setting, len(group.runs), ours)

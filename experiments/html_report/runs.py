@@ -1,0 +1,137 @@
+"""The finished runs below a folder, as they are on disk."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from experiments.config import read_yaml
+from experiments.experiment import Result, read_result
+from experiments.gallery import Gallery, read_gallery
+from experiments.metrics import read_rows
+from mtkd_env.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        folder: Its folder.
+        name: The folder, relative to the one that was searched.
+        result: What it came to.
+        config: Its configuration, by dotted keys; lists are values.
+        rows: Its metrics, one row an epoch.
+        breakdown: What its mean weights of the last epoch are made of; none of older runs.
+    """
+
+    folder: Path
+    name: str
+    result: Result
+    config: Mapping[str, Any]
+    rows: Sequence[Mapping[str, Any]]
+    breakdown: Mapping[str, Any] | None
+
+    @property
+    def gallery(self) -> Gallery | None:
+        """Images with their weights, read from disk; none of older runs."""
+        return read_gallery(self.folder)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to.
+
+    Attributes:
+        runs: The finished runs, sorted by name.
+        unreadable: Names of folders whose result is of another version, or whose files are lost.
+    """
+
+    runs: Sequence[Run]
+    unreadable: Sequence[str]
+
+
+def find_runs(root: Path) -> Found:
+    """All finished runs in a folder and in the folders below it.
+
+    Raises:
+        ConfigError: No such folder, or one without a finished run.
+    """
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder of runs")
+    runs: list[Run] = []
+    unreadable: list[str] = []
+    for folder in sorted(path.parent for path in root.rglob("result.json")):
+        run = _read_run(folder, root)
+        if run is None:
+            unreadable.append(_name(folder, root))
+        else:
+            runs.append(run)
+    if not runs:
+        others = f"; could not read {', '.join(unreadable)}" if unreadable else ""
+        raise ConfigError(f"{root}: expected finished runs, folders with result.json{others}")
+    return Found(runs, unreadable)
+
+
+def _name(folder: Path, root: Path) -> str:
+    return folder.name if folder == root else folder.relative_to(root).as_posix()
+
+
+def _read_run(folder: Path, root: Path) -> Run | None:
+    """A run; none if any of its files was lost or damaged."""
+    result = read_result(folder)
+    try:
+        config = read_yaml(folder / "config.yaml", "config")
+        rows = read_rows(folder)
+    except (ConfigError, OSError, ValueError):
+        return None
+    if result is None or not rows:
+        return None
+    return Run(
+        folder=folder,
+        name=_name(folder, root),
+        result=result,
+        config=dict(flatten(config)),
+        rows=rows,
+        breakdown=_read_breakdown(folder),
+    )
+
+
+def _read_breakdown(folder: Path) -> Mapping[str, Any] | None:
+    try:
+        return read_rows(folder, "breakdown.jsonl")[-1]
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of nested mappings; lists and empty mappings are values."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def describe(value: Any) -> str:
+    """A value of a configuration as a person would write it; teachers by their names."""
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return ", ".join(_describe_teacher(entry) for entry in value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return yaml.safe_dump(value).removesuffix("...\n").strip()
+
+
+def _describe_teacher(entry: Mapping[str, Any]) -> str:
+    kind, width = entry.get("kind", "trained"), entry.get("width", 1)
+    extras = [] if kind == "trained" else [str(kind)]
+    extras += [] if width == 1 else [f"× {width}"]
+    extras += [f"seed {entry['seed']}"] if entry.get("seed") else []
+    extras += [str(entry["checkpoint"])] if entry.get("checkpoint") else []
+    name = str(entry.get("name") or entry.get("network", "?"))
+    return f"{name} ({', '.join(extras)})" if extras else name

@@ -1,0 +1,768 @@
+import base64
+import json
+import math
+import re
+import shutil
+import statistics
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from comparisons import TEACHERS
+from experiments.html_report.breakdown import breakdown_of, correctness_rows
+from experiments.html_report.configurations import configurations, version_rows
+from experiments.html_report.curves import Series, panels, series, settled_range
+from experiments.html_report.exhibits import data_uri, make_exhibit, telling
+from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
+from experiments.html_report.page import render
+from experiments.html_report.paper import TABLE_6A, paper_rows
+from experiments.html_report.runs import describe, find_runs, flatten
+from experiments.html_report.style import drawing, make_palette
+from experiments.html_report.summary import spread_out, summarize, text_of
+from experiments.html_report.svg import inline
+from experiments.summary_statistics import Spread, bootstrap_interval, interquartile_mean
+from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
+
+# A method whose name is a program, and a mistake for whoever takes it for one.
+EVIL = "<script>alert('$x$ & \"y\"')</script>"
+
+ANCHORS = [
+    "summary",
+    "curves",
+    "score",
+    "weights",
+    "by-class",
+    "by-correctness",
+    "cost",
+    "gallery",
+    "fusion",
+    "paper",
+    "configuration",
+]
+
+SEEDS = (0, 1, 2)
+ACCURACIES = {"aver": (0.5, 0.6, 0.7), "pg": (0.75, 0.625, 0.9), EVIL: (0.25, 0.5, 0.375)}
+
+# Elements that have no end.
+VOID = {"meta", "link", "br", "img", "use"}
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: elements, texts by section, tables.
+
+    Attributes:
+        tags: Name and attributes of every element.
+        texts: Text of every section.
+        tables: Rows of cells of every table, by section.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: dict[str, str] = {"": ""}
+        self.tables: dict[str, list[list[list[str]]]] = {"": []}
+        self.open: list[str] = []
+        self._section = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "section":
+            self._section = dict(attrs)["id"] or ""
+            self.texts[self._section], self.tables[self._section] = "", []
+        tables = self.tables[self._section]
+        if tag == "table":
+            tables.append([])
+        elif tag == "tr":
+            tables[-1].append([])
+        elif tag in ("td", "th"):
+            tables[-1][-1].append("")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        if tag == "section":
+            self._section = ""
+
+    def handle_data(self, data: str) -> None:
+        if {"style", "title"} & set(self.open):
+            return
+        self.texts[self._section] += data
+        if "td" in self.open or "th" in self.open:
+            self.tables[self._section][-1][-1][-1] += data
+
+    def all_of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def write_runs(root: Path, **everywhere: Any) -> None:
+    """Three methods with three seeds."""
+    for algo, accuracies in ACCURACIES.items():
+        for seed, accuracy in zip(SEEDS, accuracies, strict=True):
+            weights = dict.fromkeys(TEACHERS, 0.5) if algo == "aver" else None
+            write_run(
+                root / f"digits_{len(algo)}_{seed}",
+                "--seed",
+                str(seed),
+                algo=algo,
+                accuracies=(0.125, accuracy),
+                weights=weights,
+                score=0.0 if algo == "aver" else 0.1 * seed,
+                **everywhere,
+            )
+
+
+def page_of(root: Path) -> tuple[str, Page]:
+    text = render(find_runs(root), "A title")
+    return text, Page(text)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Page]:
+    """The page of runs that have recorded everything."""
+    root = tmp_path_factory.mktemp("runs")
+    write_runs(root, recorded=True)
+    return page_of(root)
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Page:
+    """The page of runs that have recorded their metrics alone."""
+    root = tmp_path_factory.mktemp("runs")
+    write_runs(root)
+    return page_of(root)[1]
+
+
+# The page.
+
+
+class TestPage:
+    def test_has_all_sections_and_links_to_them(self, written: tuple[str, Page]) -> None:
+        page = written[1]
+        assert [attributes["id"] for attributes in page.all_of("section")] == ANCHORS
+        assert [each["href"] for each in page.all_of("a")] == [f"#{name}" for name in ANCHORS]
+        assert not page.open
+
+    def test_says_what_it_is_about(self, written: tuple[str, Page]) -> None:
+        head = written[1].texts[""]
+        for fact in ("A title", "9 finished runs", "3 methods", "seeds 0, 1, 2", "data digits"):
+            assert fact in head
+
+    def test_stands_alone(self, written: tuple[str, Page]) -> None:
+        text, page = written
+        assert not re.search(r"https?://", text)
+        assert "@import" not in text
+        for _, attributes in page.tags:
+            for name in ("src", "href", "srcset", "data", "action", "xlink:href"):
+                value = attributes.get(name) or "#"
+                assert value.startswith(("#", "data:"))
+        assert not {"script", "iframe", "object", "form"} & {tag for tag, _ in page.tags}
+        assert all("#" in found for found in re.findall(r"url\([^)]*\)", text))
+
+    def test_takes_names_for_names(self, written: tuple[str, Page]) -> None:
+        text, page = written
+        assert "<script" not in text.lower()
+        methods = [row[0] for row in page.tables["summary"][0][1:]]
+        assert EVIL in methods
+        assert EVIL in page.texts["configuration"]
+
+    def test_has_every_identifier_once_and_all_that_are_used(
+        self, written: tuple[str, Page]
+    ) -> None:
+        text, page = written
+        names = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+        assert len(names) == len(set(names))
+        used = re.findall(r"url\(#([^)]*)\)", text)
+        used += [str(each["href"])[1:] for each in page.all_of("use")]
+        assert used
+        assert set(used) <= set(names)
+
+    def test_describes_its_pictures(self, written: tuple[str, Page]) -> None:
+        pictures = written[1].all_of("svg")
+        assert len(pictures) == 7
+        assert all(picture["role"] == "img" and picture["aria-label"] for picture in pictures)
+        assert all(image["alt"] for image in written[1].all_of("img"))
+
+
+class TestSummaryTable:
+    def test_has_the_numbers_of_the_results(self, written: tuple[str, Page]) -> None:
+        (table,) = written[1].tables["summary"]
+        cells = {row[0]: row[1:] for row in table[1:]}
+        assert list(cells) == ["aver", EVIL, "pg"]
+        for algo, values in ACCURACIES.items():
+            mean, std = 100 * statistics.mean(values), 100 * statistics.stdev(values)
+            low, high = 100 * min(values), 100 * max(values)
+            n, accuracy, middle, _, _, seconds = cells[algo]
+            assert n == "3"
+            assert accuracy == f"{mean:.2f} ± {std:.2f}"
+            # Of three numbers the bootstrap's ends are the lowest and the highest.
+            assert middle == f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+            assert seconds == "10.0 ± 0.0"
+        assert cells["pg"][4] == "0.100 ± 0.100"
+        assert cells["aver"][4] == "0.000 ± 0.000"
+
+    def test_compares_with_equal_weights_seed_by_seed(self, written: tuple[str, Page]) -> None:
+        (table,) = written[1].tables["summary"]
+        cells = {row[0]: row[4] for row in table[1:]}
+        assert cells["aver"] == "–"
+        # 0.25, 0.025 and 0.2.
+        assert cells["pg"] == "+15.83 [+2.50, +25.00]"
+        assert cells[EVIL] == "-22.50 [-32.50, -10.00]"
+
+    def test_marks_differences_whose_interval_excludes_zero(
+        self, written: tuple[str, Page]
+    ) -> None:
+        marked = [each for each in written[1].all_of("td") if each.get("class") == "clear"]
+        assert len(marked) == 2
+
+
+class TestOtherSections:
+    def test_a_legend_names_every_teacher(self, written: tuple[str, Page]) -> None:
+        for name in (*TEACHERS, "logit head", "feature head", "equal weights"):
+            assert name in written[1].texts["weights"]
+        assert "Equal weights: aver." in written[1].texts["weights"]
+
+    def test_weights_by_correctness_are_listed(self, written: tuple[str, Page]) -> None:
+        (table,) = written[1].tables["by-correctness"]
+        assert ["pg", TEACHERS[0], "100.0 %", "0", "0.750", "–", "0.625", "–"] in table
+        assert ["pg", TEACHERS[1], "75.0 %", "3", "0.750", "0.125", "0.625", "0.062"] in table
+
+    def test_images_have_their_weights(self, written: tuple[str, Page]) -> None:
+        page, made = written[1], gallery(len(TEACHERS))
+        assert len(page.tables["gallery"]) == len(ACCURACIES) * IMAGES
+        # First the image on which a teacher is wrong.
+        first = page.tables["gallery"][0]
+        texts = [
+            [f"{mark} {name}", f"{made.logit[2, m]:.2f}", f"{made.feature[2, m]:.2f}"]
+            for m, (mark, name) in enumerate(zip("✓✗", TEACHERS, strict=True))
+        ]
+        assert first[1:] == texts
+        assert "class 2" in page.texts["gallery"]
+        assert "image 3" in page.texts["gallery"]
+
+    def test_the_papers_numbers_stand_beside_ours(self, written: tuple[str, Page]) -> None:
+        (table,) = written[1].tables["paper"]
+        assert table[1][:5] == ["pg", "78.39 ± 0.14", "75.83 ± 13.77", "3", "pg"]
+        assert [row[:3] for row in table[2:]] == [
+            ["dpg", "78.16 ± 0.11", "not run"],
+            ["ddpg", "78.05 ± 0.22", "not run"],
+            ["ppo", "78.28 ± 0.08", "not run"],
+        ]
+        assert "CIFAR-100" in written[1].texts["paper"]
+
+    def test_every_run_has_its_configuration_and_versions(self, written: tuple[str, Page]) -> None:
+        text = written[1].texts["configuration"]
+        for run in ("digits_2_0", "digits_4_2"):
+            assert run in text
+        assert text.count("optimizer.epochs") == len(ACCURACIES)
+        assert ["torch", "2 (9)"] in written[1].tables["configuration"][0]
+
+
+class TestOlderRuns:
+    def test_say_what_they_have_not_recorded(self, older: Page) -> None:
+        for anchor in ("by-class", "by-correctness", "gallery"):
+            assert "runs of older versions have not" in older.texts[anchor]
+        assert "env.fusion: learnable" in older.texts["fusion"]
+
+    def test_have_everything_else(self, older: Page) -> None:
+        assert len(older.all_of("svg")) == 4
+        assert len(older.tables["summary"][0]) == 4
+
+
+@pytest.mark.parametrize("algos", [["aver"], ["aver", "none"], ["pg"]], ids=str)
+def test_a_page_of_a_single_epoch_and_seed(algos: list[str], tmp_path: Path) -> None:
+    for algo in algos:
+        weights = dict.fromkeys(TEACHERS, 0.5) if algo != "pg" else None
+        flags = ("--algo", algo)
+        write_run(
+            tmp_path / algo, *flags, accuracies=(0.5,), weights=weights, recorded=True, score=0.0
+        )
+    page = page_of(tmp_path)[1]
+    assert page.tables["summary"][0][1][2] == "50.00"
+    if "pg" not in algos:
+        for anchor in ("score", "weights", "by-class", "by-correctness"):
+            assert "weight their teachers equally" in page.texts[anchor]
+
+
+def test_runs_of_other_epochs_teachers_and_data_stand_beside_each_other(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", "--seed", "0", recorded=True)
+    write_run(tmp_path / "b", "--algo", "pg", "--seed", "1", accuracies=(0.1, 0.2, 0.3))
+    one = {"a teacher with a name of its own, and a long one": 1.0}
+    write_run(tmp_path / "c", "--algo", "aver", weights=one, dataset="other", recorded=True)
+    write_run(tmp_path / "d", "--algo", "ppo", "--optimizer.epochs", "7", accuracies=(0.5,) * 7)
+    page = page_of(tmp_path)[1]
+    assert "epochs 2, 3, 7" in page.texts[""]
+    assert "data digits, other" in page.texts[""]
+    # A student that learns for longer is another setting.
+    assert len(page.tables["summary"]) == 2
+
+
+# Which runs there are.
+
+
+def test_only_finished_runs_that_can_be_read_are_shown(tmp_path: Path) -> None:
+    for name in ("deep/below/whole", "unfinished", "other_version", "lost", "damaged"):
+        write_run(tmp_path / name, "--algo", "pg")
+    (tmp_path / "unfinished" / "result.json").unlink()
+    (tmp_path / "other_version" / "result.json").write_text('{"metric": 1}', encoding="utf-8")
+    (tmp_path / "lost" / "metrics.jsonl").unlink()
+    (tmp_path / "damaged" / "config.yaml").write_text("[", encoding="utf-8")
+    found = find_runs(tmp_path)
+    assert [run.name for run in found.runs] == ["deep/below/whole"]
+    assert found.unreadable == ["damaged", "lost", "other_version"]
+    _, page = page_of(tmp_path)
+    assert "cannot be read: damaged, lost, other_version." in page.texts[""]
+
+
+def test_a_run_may_be_the_folder_itself(tmp_path: Path) -> None:
+    write_run(tmp_path / "alone", "--algo", "pg")
+    (run,) = find_runs(tmp_path / "alone").runs
+    assert run.name == "alone"
+    assert [group.method for group in group_runs([run]).groups] == ["pg"]
+
+
+def test_configurations_are_flat() -> None:
+    assert dict(flatten({"a": {"b": 1, "c": {"d": [1]}}, "e": {}})) == {
+        "a.b": 1,
+        "a.c.d": [1],
+        "e": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-4, "0.0001"),
+        (None, "null"),
+        (True, "true"),
+        ("text: <b>", "text: <b>"),
+        ([0.5, 1], "[0.5, 1]"),
+        ({}, "{}"),
+        (
+            [
+                {"network": "resnet8", "name": "", "kind": "trained", "width": 1.0, "seed": 0},
+                {"network": "resnet8", "kind": "permuted", "width": 0.5, "seed": 3},
+                {"network": "vgg", "name": "mine", "checkpoint": "x.pt"},
+            ],
+            "resnet8, resnet8 (permuted, × 0.5, seed 3), mine (x.pt)",
+        ),
+    ],
+    ids=str,
+)
+def test_values_are_described_as_a_person_would(value: Any, text: str) -> None:
+    assert describe(value) == text
+
+
+# Which runs belong together.
+
+
+def grouped(root: Path) -> Grouping:
+    return group_runs(find_runs(root).runs)
+
+
+def names(grouping: Grouping) -> dict[str, list[tuple[str, int]]]:
+    """Methods and numbers of seeds by setting."""
+    return {
+        setting: [(group.method, len(group.runs)) for group in groups]
+        for setting, groups in grouping.settings.items()
+    }
+
+
+def test_runs_are_grouped_by_algorithm(tmp_path: Path) -> None:
+    for algo in ("pg", "aver", "none"):
+        for seed in ("0", "1"):
+            write_run(tmp_path / f"{algo}{seed}", "--algo", algo, "--seed", seed)
+    # The method `none` sets coefficients of its own; that makes it no other setting.
+    assert names(grouped(tmp_path)) == {"": [("none", 2), ("aver", 2), ("pg", 2)]}
+
+
+def test_runs_that_differ_in_the_students_training_are_other_settings(tmp_path: Path) -> None:
+    for epochs in ("30", "60"):
+        for algo in ("aver", "pg"):
+            write_run(tmp_path / f"{algo}{epochs}", "--algo", algo, "--optimizer.epochs", epochs)
+    assert names(grouped(tmp_path)) == {
+        "optimizer.epochs=30": [("aver", 1), ("pg", 1)],
+        "optimizer.epochs=60": [("aver", 1), ("pg", 1)],
+    }
+
+
+def test_runs_that_differ_in_the_agent_are_other_methods(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "aver")
+    for reward in ("paper", "alignment"):
+        write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
+    assert {group.method for group in grouped(tmp_path).groups} == {
+        "aver (env.reward=paper)",
+        "pg (env.reward=paper)",
+        "pg (env.reward=alignment)",
+    }
+
+
+def test_where_a_run_took_place_makes_no_difference(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", "--device", "cpu", "--output", "x")
+    write_run(tmp_path / "b", "--algo", "pg", "--seed", "1", "--threads", "2")
+    assert names(grouped(tmp_path)) == {"": [("pg", 2)]}
+
+
+def test_a_key_that_older_runs_lack_makes_no_difference(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg")
+    write_run(tmp_path / "b", "--algo", "pg", "--seed", "1")
+    change_config(tmp_path / "b", novelty={"strength": 3})
+    assert names(grouped(tmp_path)) == {"": [("pg", 2)]}
+
+
+def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
+    write_run(tmp_path / "pg_20260102", "--algo", "pg", last_accuracy=0.75)
+    write_run(tmp_path / "pg_20260101", "--algo", "pg", last_accuracy=0.25)
+    grouping = grouped(tmp_path)
+    assert [run.name for run in grouping.groups[0].runs] == ["pg_20260102"]
+    assert grouping.repeated == ["pg_20260101"]
+    assert "same configuration and seed: pg_20260101." in page_of(tmp_path)[1].texts[""]
+
+
+def write_comparison(root: Path) -> None:
+    """The runs of a comparison, of which one is newer than its table."""
+    for name, algo, seed in (
+        ("aver-clean-seed0-01234567", "aver", "0"),
+        ("pg_alignment-clean-seed0-01234567", "pg", "0"),
+        ("pg_alignment-clean-seed1-01234567", "pg", "1"),
+        ("aver-one_broken-seed0-01234567", "aver", "0"),
+        ("unknown-clean-seed0-01234567", "ppo", "0"),
+    ):
+        write_run(root / "runs" / name, "--algo", algo, "--seed", seed)
+    (root / "runs.csv").write_text(
+        "setting,method,seed,folder\n"
+        "clean,pg (alignment),0,/elsewhere/pg_alignment-clean-seed0-01234567\n"
+        "clean,aver,0,/elsewhere/aver-clean-seed0-01234567\n"
+        "one broken,aver,0,/elsewhere/aver-one_broken-seed0-01234567\n",
+        encoding="utf-8",
+    )
+
+
+def test_runs_of_a_comparison_have_its_labels_in_its_order(tmp_path: Path) -> None:
+    write_comparison(tmp_path)
+    assert names(grouped(tmp_path)) == {
+        "clean": [("pg (alignment)", 2), ("aver", 1), ("unknown", 1)],
+        "one broken": [("aver", 1)],
+    }
+
+
+def test_without_its_table_runs_of_a_comparison_have_the_labels_of_their_folders(
+    tmp_path: Path,
+) -> None:
+    write_comparison(tmp_path)
+    (tmp_path / "runs.csv").unlink()
+    assert names(grouped(tmp_path)) == {
+        "clean": [("aver", 1), ("pg_alignment", 2), ("unknown", 1)],
+        "one_broken": [("aver", 1)],
+    }
+
+
+def test_runs_of_several_folders_are_kept_apart(tmp_path: Path) -> None:
+    write_comparison(tmp_path / "robustness")
+    write_run(tmp_path / "single", "--algo", "pg")
+    found = names(grouped(tmp_path))
+    assert list(found) == ["robustness: clean", "robustness: one broken", tmp_path.name]
+
+
+def test_one_label_never_stands_for_two_configurations(tmp_path: Path) -> None:
+    for digest, epochs in (("01234567", "30"), ("89abcdef", "60")):
+        for seed in ("0", "1"):
+            folder = tmp_path / "runs" / f"pg-seed{seed}-{digest}"
+            write_run(folder, "--algo", "pg", "--seed", seed, "--optimizer.epochs", epochs)
+    assert names(grouped(tmp_path)) == {
+        "optimizer.epochs=30": [("pg", 2)],
+        "optimizer.epochs=60": [("pg", 2)],
+    }
+
+
+def test_the_baseline_is_equal_weights(tmp_path: Path) -> None:
+    for name, algo in (("aver-seed0-01234567", "aver"), ("aver_kd-seed0-01234567", "aver")):
+        write_run(tmp_path / name, "--algo", algo)
+    groups = grouped(tmp_path).groups
+    assert (found := baseline_of(groups)) is not None
+    assert found.method == "aver"
+    renamed = [Group(name, "", groups[0].runs) for name in ("one", "two")]
+    assert baseline_of(renamed) is None
+    assert baseline_of(renamed[:1]) is renamed[0]
+    assert baseline_of([]) is None
+
+
+# Statistics.
+
+
+def test_the_interquartile_mean_leaves_out_the_outer_quarters() -> None:
+    assert interquartile_mean([100.0, 1.0, 2.0, -50.0]) == 1.5
+    # Of five numbers one at each end, of three none.
+    assert interquartile_mean([9.0, 1.0, 2.0, 3.0, -9.0]) == 2.0
+    assert interquartile_mean([1.0, 2.0, 9.0]) == 4.0
+
+
+def test_an_interval_of_the_interquartile_mean_is_that_of_all_resamples() -> None:
+    values = [0.0, 1.0, 5.0]
+    middles = [
+        statistics.mean((values[i], values[j], values[k]))
+        for i in range(3)
+        for j in range(3)
+        for k in range(3)
+    ]
+    low, high = bootstrap_interval(values, interquartile_mean) or (math.nan, math.nan)
+    assert (low, high) == (min(middles), max(middles))
+    # Four equal numbers and an outlier: most resamples leave the outlier out.
+    low, high = bootstrap_interval([1.0] * 7 + [100.0], interquartile_mean) or (0, 0)
+    assert low == 1.0
+    assert high < 60
+
+
+def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
+    for seed, accuracy in ((0, 0.5), (1, 0.625)):
+        write_run(
+            tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last_accuracy=accuracy
+        )
+    for seed, accuracy in ((1, 0.75), (2, 1.0)):
+        write_run(
+            tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last_accuracy=accuracy
+        )
+    baseline, ours = summarize(grouped(tmp_path).groups)
+    assert baseline.difference is None
+    assert ours.difference is not None
+    assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
+    assert ours.is_ahead is None
+    assert ours.accuracy == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
+
+
+def test_texts_have_no_minus_nothing() -> None:
+    assert text_of(Spread(-0.0001, 0.0), digits=3) == "0.000 ± 0.000"
+    assert text_of(Spread(0.98765, None), scale=100) == "98.77"
+
+
+# Curves.
+
+
+def test_a_series_is_mean_and_deviation_over_the_seeds_that_came_so_far(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", accuracies=(0.25, 0.5))
+    write_run(tmp_path / "b", "--algo", "pg", "--seed", "1", accuracies=(0.75, 0.5, 1.0))
+    found = series(find_runs(tmp_path).runs, lambda row: row["test/accuracy"])
+    assert found.epochs.tolist() == [1, 2, 3]
+    assert found.mean.tolist() == [0.5, 0.5, 1.0]
+    assert found.std == pytest.approx([0.5 / math.sqrt(2), 0, 0])
+
+
+def test_a_series_leaves_out_what_rows_lack(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg")
+    found = series(find_runs(tmp_path).runs, lambda row: row.get("novelty"))
+    assert len(found.epochs) == len(found.mean) == 0
+
+
+def test_the_range_of_accuracies_holds_all_last_epochs() -> None:
+    rising = np.concatenate([[10.0, 50.0], np.full(38, 98.0)])
+    epochs = np.arange(40.0)
+    curves = [Series(epochs, rising, 0 * rising), Series(epochs, rising - 8, 0 * rising)]
+    low, high = settled_range(curves)
+    assert 80 < low < 90
+    assert 98 < high < 100
+    bad = Series(epochs, 0 * rising + 15, 0 * rising)
+    assert settled_range([*curves, bad])[0] < 15
+
+
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1, 1)), (4, (1, 4)), (5, (2, 3)), (8, (2, 4)), (14, (4, 4))]
+)
+def test_panels_fit_the_page(count: int, shape: tuple[int, int]) -> None:
+    figure, axes = panels(count)
+    assert len(axes) == count
+    assert len(figure.axes) == shape[0] * shape[1]
+    assert figure.get_figwidth() <= 11.8
+
+
+# Breakdowns.
+
+
+def one_group(root: Path) -> Group:
+    (group,) = grouped(root).groups
+    return group
+
+
+def test_seeds_are_weighed_by_their_numbers_of_samples(tmp_path: Path) -> None:
+    for seed, (count, weight) in enumerate(((1, 0.2), (3, 0.6), (0, None))):
+        folder = tmp_path / str(seed)
+        write_run(folder, "--algo", "pg", "--seed", str(seed), recorded=True)
+        made = breakdown(list(TEACHERS))
+        made["wrong"]["count"][1] = count
+        made["wrong"]["logit"][1] = weight
+        (folder / "breakdown.jsonl").write_text(json.dumps(made) + "\n", encoding="utf-8")
+    found = breakdown_of(one_group(tmp_path))
+    assert found.wrong[0, 1] == pytest.approx((0.2 + 3 * 0.6) / 4)
+    assert found.wrong_count.tolist() == [0, 4]
+    assert math.isnan(found.wrong[0, 0])
+    assert found.by_class.shape == (2, CLASSES, len(TEACHERS))
+    assert np.isnan(found.by_class[:, -1]).all()
+    assert found.by_class[0, 1].tolist() == pytest.approx([0.6, 0.4])
+
+
+def test_rows_of_correctness_are_the_breakdowns(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", recorded=True)
+    sure, other = correctness_rows([one_group(tmp_path)])
+    assert (sure.teacher, sure.right, sure.wrong_count) == (TEACHERS[0], 1.0, 0)
+    assert (other.right, other.wrong_count) == (0.75, 1)
+    assert list(other.weights) == [0.75, 0.125, 0.625, 0.0625]
+
+
+# The gallery.
+
+
+def test_images_on_which_teachers_disagree_come_first() -> None:
+    correct = np.array([[1, 1, 1], [0, 0, 0], [1, 0, 1], [0, 0, 1], [1, 1, 1]], dtype=bool)
+    assert telling(correct) == [3, 2, 0, 1, 4]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_images_are_pictures_in_the_page(channels: int, tmp_path: Path) -> None:
+    image = gallery(2, channels).images[0]
+    head, _, body = data_uri(image).partition(",")
+    assert head == "data:image/png;base64"
+    path = tmp_path / "image.png"
+    path.write_bytes(base64.b64decode(body))
+    pixels = (255 * matplotlib.image.imread(path)).round().astype(int)
+    for shown in range(3):
+        expected = image[shown if channels == 3 else 0]
+        assert (pixels[..., shown] == expected).all()
+
+
+def test_large_images_are_thinned_out() -> None:
+    body = data_uri(np.zeros((3, 224, 200), dtype=np.uint8)).partition(",")[2]
+    width, height = np.frombuffer(base64.b64decode(body)[16:24], dtype=">u4")
+    assert (width, height) == (67, 75)
+
+
+def test_an_exhibit_is_of_the_first_seed_that_has_images(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", "--seed", "0")
+    assert make_exhibit(one_group(tmp_path)) is None
+    write_run(tmp_path / "b", "--algo", "pg", "--seed", "4", recorded=True)
+    assert (found := make_exhibit(one_group(tmp_path))) is not None
+    assert found.seed == 4
+    assert len(found.cards) == IMAGES
+    assert [teacher.right for teacher in found.cards[0].teachers] == [True, False]
+
+
+# Configurations, the paper, pictures.
+
+
+def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "aver", "--device", "cpu")
+    write_run(tmp_path / "b", "--algo", "pg", "--env.reward", "alignment", versions={"torch": "3"})
+    write_run(tmp_path / "c", "--algo", "pg", "--seed", "1", "--env.reward", "alignment")
+    grouping = grouped(tmp_path)
+    first, second = configurations(grouping.groups)
+    assert {entry.key: entry.value for entry in first.differences} == {
+        "env.reward": "paper",
+        "agent.arguments": "{}",
+    }
+    assert {entry.key: entry.value for entry in second.entries}["seed"] == "0 | 1"
+    (row,) = version_rows(find_runs(tmp_path).runs)
+    assert row.versions == {"2": 2, "3": 1}
+
+
+def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> None:
+    for reward in ("paper", "alignment"):
+        write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
+    rows = paper_rows(summarize(grouped(tmp_path).groups))
+    assert [row.algo for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
+    assert TABLE_6A["ppo"] == Spread(78.28, 0.08)
+
+
+def test_methods_have_the_same_colour_wherever_they_are() -> None:
+    palette = make_palette(["pg", "aver", "ppo"], ["a"])
+    assert palette.methods["aver"] == make_palette(["aver"], []).methods["aver"]
+    assert len({palette.methods[name] for name in ("pg", "aver", "ppo")}) == 3
+
+
+def test_labels_are_moved_apart_and_keep_their_order() -> None:
+    levels = [0.5, 0.52, 0.1, 0.99, 1.0, 0.51]
+    found = spread_out(levels, 0.1)
+    assert np.argsort(found).tolist() == np.argsort(levels).tolist()
+    assert np.diff(sorted(found)).min() >= 0.1 - 1e-9
+    assert max(found) <= 1
+    assert spread_out([0.0, 0.5], 0.1) == [0.0, 0.5]
+    assert spread_out([0.4], 0.1) == [0.4]
+
+
+def test_a_picture_is_drawn_the_same_every_time_and_has_its_own_identifiers() -> None:
+    def draw(name: str) -> str:
+        with drawing():
+            figure = Figure()
+            figure.subplots().plot([0, 1], label="_$a")
+            figure.axes[0].set_title("$\\frac{ <b>")
+            return inline(figure, name, 'says "<b>"')
+
+    assert draw("a") == draw("a")
+    assert "<b>" not in draw("a")
+    (svg,) = Page(draw("a")).all_of("svg")
+    assert svg["aria-label"] == 'says "<b>"'
+    found = [
+        {each["id"] for _, each in Page(draw(name)).tags if "id" in each} for name in ("a", "b")
+    ]
+    assert found[0].isdisjoint(found[1])
+
+
+# A browser.
+
+
+@pytest.fixture
+def browser() -> list[str]:
+    """How to start a headless browser."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("needs Chromium (Debian: chromium)")
+    return [path, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(browser: list[str], tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs", recorded=True)
+    page, picture = tmp_path / "page.html", tmp_path / "page.png"
+    page.write_text(page_of(tmp_path / "runs")[0], encoding="utf-8")
+    flags = [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--enable-logging=stderr",
+        "--window-size=1280,3000",
+        f"--screenshot={picture}",
+        page.as_uri(),
+    ]
+    done = subprocess.run(
+        [*browser, *flags], capture_output=True, text=True, timeout=300, check=True
+    )
+    # Whatever the page tells its console, such as files that it misses.
+    assert "CONSOLE" not in done.stderr
+    pixels = matplotlib.image.imread(picture)[..., :3]
+    assert pixels.shape[:2] == (3000, 1280)
+    for third in np.array_split(pixels, 3):
+        inked = (third < 0.9).any(-1)
+        assert 0.01 < inked.mean() < 0.5
+        # Nothing is cut off at the sides.
+        assert not inked[:, :20].any()
+        assert not inked[:, -20:].any()
+    assert len(np.unique((255 * pixels.reshape(-1, 3)).astype(np.uint8), axis=0)) > 100
+
+
+@pytest.mark.slow
+def test_a_browser_prints_the_page(browser: list[str], tmp_path: Path) -> None:
+    write_runs(tmp_path / "runs", recorded=True)
+    page, printed = tmp_path / "page.html", tmp_path / "page.pdf"
+    page.write_text(page_of(tmp_path / "runs")[0], encoding="utf-8")
+    flags = [f"--user-data-dir={tmp_path / 'profile'}", f"--print-to-pdf={printed}", page.as_uri()]
+    subprocess.run([*browser, *flags], capture_output=True, timeout=300, check=True)
+    content = printed.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert 3 <= len(re.findall(rb"/Type\s*/Page\b", content)) <= 12

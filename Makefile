@@ -1,6 +1,7 @@
 # Every target installs what it needs first, into .venv, once.
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,8 @@ STAMP := $(VENV)/.installed
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
-	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"...\" is passed on by run and test"
+	@echo "  PYTHON=python3.12 chooses the interpreter, ARGS=\"...\" is passed on by run and test,"
+	@echo "  WORKERS=4 runs the tests in four processes"
 
 install: $(STAMP) ## create .venv and install the project with its development tools
 
@@ -19,10 +21,10 @@ run: $(STAMP) ## compare PPO with equal teacher weights on the bundled digits
 	$(BIN)/python experiments/run.py --algo ppo,aver $(ARGS)
 
 test: $(STAMP) ## run the tests, without the slow and the GPU ones
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 test-all: $(STAMP) ## run all the tests; those for a GPU are skipped without one
-	$(BIN)/python -m pytest -m "" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and spelling
 	$(BIN)/ruff check .

@@ -251,14 +251,14 @@ def test_feature_gradients_are_those_of_the_stacked_term() -> None:
         (gradient,) = torch.autograd.grad(
             state.feature[:, m].sum(), state.student.feature_map, retain_graph=True
         )
-        torch.testing.assert_close(found[m], gradient.mean(0).flatten())
+        torch.testing.assert_close(found[m], gradient.flatten())
     assert found.abs().amax(1).gt(1e-4).all()
 
 
 def two_channels(first: float, second: float) -> DistillState:
-    """A student whose two channels are one teacher each, and on average so far from it."""
+    """A student whose two channels are one teacher each, so far above it, then below it."""
     feature_map = torch.zeros(2, 2, 1, 1, requires_grad=True)
-    gaps = torch.tensor([[first - 1, second - 1], [first + 1, second + 1]]).reshape(2, 2, 1, 1)
+    gaps = torch.tensor([[first, second], [-first, -second]]).reshape(2, 2, 1, 1)
     state = make_state(teacher_cross_entropy=torch.zeros(2, 2), divergence=torch.zeros(2, 2))
     return replace(
         state,
@@ -269,10 +269,11 @@ def two_channels(first: float, second: float) -> DistillState:
 
 
 def test_aekd_features_by_hand() -> None:
-    # Orthogonal gradients (2, 0) and (0, 6). Of unit length they count the same, at any cap;
-    # scaled back, they count 1/2 : 1/6.
+    # Orthogonal gradients, the second three times as long. Of unit length they count the same, at
+    # any cap; scaled back, they count 1 : 1/3. Their means over the batch would be zero.
     state = two_channels(1.0, 3.0)
-    torch.testing.assert_close(feature_gradients(state), torch.tensor([[2.0, 0.0], [0.0, 6.0]]))
+    expected = torch.tensor([[2.0, 0.0, -2.0, 0.0], [0.0, 6.0, 0.0, -6.0]])
+    torch.testing.assert_close(feature_gradients(state), expected)
     for cap in (0.5, 0.6, 1.0):
         weights = AEKD(make_tiny_distiller(count=2), cap=cap)(state)
         torch.testing.assert_close(weights.feature, torch.tensor([[3 / 4, 1 / 4]] * 2))

@@ -397,8 +397,13 @@ def test_a_run_in_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
 
 
 def test_two_processes_do_what_one_does(
-    start: Start, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    start: Start,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Other tests may have trained the same teachers before.
+    monkeypatch.setenv("MTKD_CACHE", str(tmp_path / "cache"))
     text = "methods: {aver: {}, pg: {}}\n"
     handler = signal.getsignal(signal.SIGINT)
     assert start(text, "--jobs", "2") == 0

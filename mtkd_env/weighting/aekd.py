@@ -89,15 +89,17 @@ def logit_gradients(
 
 @torch.enable_grad()
 def feature_gradients(state: DistillState) -> Float[Tensor, "M N"]:
-    """Batch mean of the gradient of every teacher's FitNet term with respect to the map F.
+    """Gradient of every teacher's FitNet term with respect to the maps F of the whole batch.
 
-    One backward through each regressor; the state's graph stays usable.
+    One backward through each regressor; the state's graph stays usable. Not the batch mean, as for
+    the logits: the regressor's batch norm makes a gradient sum to zero over batch and pixels, and
+    what a mean over the batch leaves of it is mostly noise.
     """
     rows = []
     for ours, theirs in zip(state.projected, state.teachers.feature_maps, strict=True):
         distance = losses.feature_mse((ours,), (theirs,)).sum()
         (gradient,) = torch.autograd.grad(distance, state.student.feature_map, retain_graph=True)
-        rows.append(gradient.float().mean(0).flatten())
+        rows.append(gradient.float().flatten())
     return torch.stack(rows)
 
 
@@ -105,8 +107,8 @@ class AEKD(Weighting):
     """Weights a, the same for all samples of a batch: min |Σ_m a_m g_m|² with 0 ≤ a_m ≤ cap.
 
     Du et al., "Agree to Disagree: Adaptive Ensemble Knowledge Distillation in Gradient Space"
-    (NeurIPS 2020). g_m is the batch mean of the gradient of teacher m's term with respect to the
-    student's logits, and to its last map.
+    (NeurIPS 2020). g_m is the gradient of teacher m's term: with respect to the student's logits,
+    averaged over the batch, and with respect to its last maps.
 
     The official code casts the problem as a one-class SVM; here it is solved exactly. There the
     feature gradients are scaled to unit length and the solution is scaled back (a_m / |g_m|,

@@ -20,11 +20,8 @@ from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
 from experiments.gallery import LastStep, collect_gallery, write_gallery
 from experiments.metrics import BreakdownMeter, EpochMeter, MetricsLog, fusion_coefficients
-from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble
-from mtkd_env.env import check_choices
+from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble, registration
 from mtkd_env.files import save_checkpoint, write_text
-from mtkd_env.networks import check_network
-from mtkd_env.terms import FEATURE_TERMS, LOGIT_TERMS, parse_terms
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
@@ -106,10 +103,12 @@ def check_names(config: ExperimentConfig) -> None:
         ConfigError: An agent, a network or a choice that does not exist, or an unknown argument.
     """
     check_agent(config.agent_name, config.agent.arguments)
-    check_choices(**asdict(config.env))
-    check_network(config.student.network, "student")
-    parse_terms(config.distillation.logit, LOGIT_TERMS, "logit")
-    parse_terms(config.distillation.feature, FEATURE_TERMS, "feature")
+    registration.check_names(
+        student=config.student.network,
+        logit=config.distillation.logit,
+        feature=config.distillation.feature,
+        **asdict(config.env),
+    )
 
 
 def prepare_device(config: ExperimentConfig) -> torch.device:

@@ -64,6 +64,12 @@ def agent_score(means: Mapping[str, float]) -> dict[str, float]:
     return {"score": sum(scores.values()) / len(HEADS), **scores}
 
 
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Adds values to sums of the same names, in place."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
+
+
 class EpochMeter:
     """Means over all steps since the last reading; subscribes to an environment."""
 
@@ -74,8 +80,7 @@ class EpochMeter:
 
     def __call__(self, record: StepRecord) -> None:
         """Takes a step into account; nothing leaves the device."""
-        for name, value in step_means(record).items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        _add(self._sums, step_means(record))
         self.steps += 1
 
     def read(self) -> dict[str, float]:
@@ -113,8 +118,7 @@ class BreakdownMeter:
 
     def __call__(self, record: StepRecord) -> None:
         """Takes a step into account."""
-        for name, value in breakdown_sums(record, self._classes).items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        _add(self._sums, breakdown_sums(record, self._classes))
 
     def read(self) -> dict[str, Any]:
         """Means and numbers of samples by class and by correctness; starts over.

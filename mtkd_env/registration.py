@@ -134,11 +134,7 @@ def assemble(
     Raises:
         ConfigError: Any argument that cannot be used; names it.
     """
-    check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
-    check_choices(**env_kwargs)
-    check_network(student, "student")
-    parse_terms(logit, LOGIT_TERMS, "logit")
-    parse_terms(feature, FEATURE_TERMS, "feature")
+    check_names(student=student, logit=logit, feature=feature, **env_kwargs)
     if not isinstance(recipe, SGDRecipe):
         check_arguments(SGDRecipe, recipe or {}, "recipe")
         recipe = SGDRecipe(**(recipe or {}))
@@ -179,6 +175,19 @@ def assemble(
     )
     env = MTKDVectorEnv(distiller, stream, evaluated, **env_kwargs)
     return Assembly(env, data, pool)
+
+
+def check_names(*, student: str, logit: Terms, feature: Terms, **env_kwargs: Any) -> None:
+    """Checks those arguments of `assemble` that are names, before anything is loaded or trained.
+
+    Raises:
+        ConfigError: A network, a loss or a choice that does not exist, or an unknown argument.
+    """
+    check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
+    check_choices(**env_kwargs)
+    check_network(student, "student")
+    parse_terms(logit, LOGIT_TERMS, "logit")
+    parse_terms(feature, FEATURE_TERMS, "feature")
 
 
 def load_images(

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from itertools import takewhile
 from pathlib import Path
@@ -199,9 +199,28 @@ class ExperimentConfig:
 
     @property
     def digest(self) -> str:
-        """Digest of everything that the numbers of a run depend on; not of where it runs."""
-        values = {k: v for k, v in _plain(asdict(self)).items() if k not in PLACE}
+        """Digest of everything that the numbers of a run depend on; not of where it runs.
+
+        Values that are the defaults of their class do not count, so that a new key, whose default
+        changes nothing, leaves the digests of finished runs as they are.
+        """
+        values = {k: v for k, v in _plain(_set_values(self)).items() if k not in PLACE}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _set_values(value: Any) -> Any:
+    """The fields of a dataclass that differ from their defaults, as `asdict` would give them."""
+    if isinstance(value, list | tuple):
+        return [_set_values(entry) for entry in value]
+    if not is_dataclass(value):
+        return value
+    kept = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    defaults = {entry.name: _default(entry) for entry in fields(value)}
+    return {name: _set_values(kept[name]) for name in kept if kept[name] != defaults[name]}
+
+
+def _default(entry: Field[Any]) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
 SECTIONS = {

@@ -15,23 +15,44 @@ def _precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+# Classes, or the share of every class in each image.
+Labels = Int64[Tensor, " B"] | Float[Tensor, "B C"]
+
+
 def cross_entropy(
-    logits: Float[Tensor, "B C"], targets: Int64[Tensor, " B"]
+    logits: Float[Tensor, "B C"], labels: Labels, smoothing: float = 0.0
 ) -> Float[Tensor, " B"]:
     """Cross-entropy of the predictions with the true classes, per sample [nats].
 
     First term of Equ. 2 without the mean over the batch.
+
+    Args:
+        logits: The predictions.
+        labels: The true classes, or the share of every class in each image.
+        smoothing: Part of every label that is spread evenly over all classes (Szegedy et al.,
+            2016).
     """
-    return functional.cross_entropy(_precise(logits), targets, reduction="none")
+    if labels.is_floating_point():
+        labels = labels.to(torch.promote_types(logits.dtype, torch.float32))
+    return functional.cross_entropy(
+        _precise(logits), labels, reduction="none", label_smoothing=smoothing
+    )
 
 
-def teacher_cross_entropy(
-    teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
-) -> Float[Tensor, "B M"]:
+def teacher_cross_entropy(teachers: Float[Tensor, "M B C"], labels: Labels) -> Float[Tensor, "B M"]:
     """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5."""
     log_probabilities = functional.log_softmax(_precise(teachers), dim=-1)
-    index = targets.expand(len(teachers), -1).unsqueeze(-1)
+    if labels.is_floating_point():
+        return -(log_probabilities * labels.to(log_probabilities.dtype)).sum(-1).transpose(0, 1)
+    index = labels.expand(len(teachers), -1).unsqueeze(-1)
     return -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
+
+
+def class_shares(labels: Labels, num_classes: int) -> Float[Tensor, "B C"]:
+    """Share of every class in each image: ones and zeros where images are not mixed."""
+    if labels.is_floating_point():
+        return labels
+    return functional.one_hot(labels, num_classes).float()
 
 
 def kd_divergence(

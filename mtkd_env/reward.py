@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
+from mtkd_env import losses
 from mtkd_env.types import DistillState, TeacherWeights
 
 EPSILON = 1e-8
@@ -55,8 +55,7 @@ def alignment_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
     """
     temperature = scale.temperature
     logits = state.student.logits.detach().float()
-    onehot = functional.one_hot(state.batch.targets, logits.shape[1])
-    error = logits.softmax(1) - onehot
+    error = logits.softmax(1) - losses.class_shares(state.batch.labels, logits.shape[1])
     teachers = (state.teachers.logits.float() / temperature).softmax(-1)
     pull = (logits / temperature).softmax(1) - teachers
     return temperature * torch.einsum("bc,mbc->bm", error, pull)

@@ -18,13 +18,20 @@ class Batch:
 
     Attributes:
         inputs: Images, normalised per channel.
-        targets: Class of each image.
+        targets: Class of each image; of a mixed one, that of its largest part.
         index: Position of each image in its split, the same in every epoch.
+        mixture: Share of every class in each image where images are mixed (mixup, cutmix).
     """
 
     inputs: Float[Tensor, "B K H W"]
     targets: Int64[Tensor, " B"]
     index: Int64[Tensor, " B"]
+    mixture: Float[Tensor, "B C"] | None = None
+
+    @property
+    def labels(self) -> Int64[Tensor, " B"] | Float[Tensor, "B C"]:
+        """What a cross-entropy compares predictions with: the mixture if any, else the classes."""
+        return self.targets if self.mixture is None else self.mixture
 
 
 @dataclass(frozen=True, slots=True)

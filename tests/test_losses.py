@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from mtkd_env.losses import (
+    class_shares,
     cross_entropy,
     dist_divergence,
     feature_cosine,
@@ -40,6 +41,36 @@ def test_cross_entropy_is_minus_the_log_probability_of_the_class() -> None:
 def test_cross_entropy_of_uniform_logits_is_log_c() -> None:
     losses = cross_entropy(torch.full((B, C), 3.0), TARGETS)
     torch.testing.assert_close(losses, torch.full((B,), log(C)))
+
+
+def test_cross_entropy_with_shares_of_one_class_is_that_with_the_class() -> None:
+    logits = torch.randn(B, C)
+    shares = class_shares(TARGETS, C)
+    torch.testing.assert_close(cross_entropy(logits, shares), cross_entropy(logits, TARGETS))
+    teachers = torch.randn(M, B, C)
+    torch.testing.assert_close(
+        teacher_cross_entropy(teachers, shares), teacher_cross_entropy(teachers, TARGETS)
+    )
+
+
+def test_cross_entropy_with_a_mixture_is_the_mixture_of_cross_entropies() -> None:
+    logits, teachers = torch.randn(B, C), torch.randn(M, B, C)
+    others = (TARGETS + 1) % C
+    mixture = 0.7 * class_shares(TARGETS, C) + 0.3 * class_shares(others, C)
+    expected = 0.7 * cross_entropy(logits, TARGETS) + 0.3 * cross_entropy(logits, others)
+    torch.testing.assert_close(cross_entropy(logits, mixture), expected)
+    parts = [teacher_cross_entropy(teachers, labels) for labels in (TARGETS, others)]
+    torch.testing.assert_close(
+        teacher_cross_entropy(teachers, mixture), 0.7 * parts[0] + 0.3 * parts[1]
+    )
+
+
+def test_smoothing_spreads_a_part_of_the_label_over_all_classes() -> None:
+    logits = torch.randn(B, C)
+    smooth = 0.9 * class_shares(TARGETS, C) + 0.1 / C
+    torch.testing.assert_close(
+        cross_entropy(logits, TARGETS, smoothing=0.1), cross_entropy(logits, smooth)
+    )
 
 
 def test_teacher_cross_entropy_is_each_teachers_cross_entropy() -> None:

@@ -110,7 +110,9 @@ class HardBuffer:
     def state_dict(self) -> dict[str, Any]:
         """The samples and the generator."""
         batch = self.batch
-        samples = None if batch is None else (batch.inputs, batch.targets, batch.index)
+        samples = (
+            None if batch is None else (batch.inputs, batch.targets, batch.index, batch.mixture)
+        )
         return {"samples": samples, "random": self._random.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -122,7 +124,9 @@ class HardBuffer:
 
 def _map_batch(function: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
     """A batch whose tensors are a function of those of other batches."""
+    mixtures = [batch.mixture for batch in batches if batch.mixture is not None]
     return Batch(
+        mixture=function(*mixtures) if mixtures else None,
         inputs=function(*[batch.inputs for batch in batches]),
         targets=function(*[batch.targets for batch in batches]),
         index=function(*[batch.index for batch in batches]),

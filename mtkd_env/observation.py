@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtkd_env import distributed
 from mtkd_env.errors import lookup
 from mtkd_env.types import DistillState
 
@@ -55,12 +56,17 @@ class RunningStandardizer:
         self.squares.zero_()
 
     def update(self, rows: Float[Tensor, "B F"]) -> None:
-        """Takes a batch of rows into account (parallel variance of Chan et al., 1979)."""
+        """Takes a batch of rows into account (parallel variance of Chan et al., 1979).
+
+        Of several processes each gives its part of the batch.
+        """
         rows = rows.double()
-        new, total = len(rows), self.count + len(rows)
-        mean = rows.mean(0)
+        new = len(rows) * distributed.processes()
+        total = self.count + new
+        mean = distributed.mean(rows.mean(0))
         delta = mean - self.mean
-        self.squares += (rows - mean).square().sum(0) + delta.square() * (self.count * new / total)
+        squares = distributed.total((rows - mean).square().sum(0))
+        self.squares += squares + delta.square() * (self.count * new / total)
         self.mean += delta * (new / total)
         self.count = total
 

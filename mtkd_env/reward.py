@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtkd_env import losses
+from mtkd_env import distributed, losses
 from mtkd_env.types import DistillState, TeacherWeights
 
 EPSILON = 1e-8
@@ -114,8 +114,9 @@ def center(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
 
 def zscore(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Rewards with mean 0 and variance 1 over the batch; 0 where all samples are equal."""
-    spread = rewards.std(0, correction=0, keepdim=True)
-    return (rewards - rewards.mean(0, keepdim=True)) / (spread + EPSILON)
+    centred = rewards - distributed.mean(rewards.mean(0, keepdim=True))
+    spread = distributed.mean(centred.square().mean(0, keepdim=True)).sqrt()
+    return centred / (spread + EPSILON)
 
 
 def zscore_clamp(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:

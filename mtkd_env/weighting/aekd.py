@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from mtkd_env import losses
+from mtkd_env import distributed, losses
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import DistillState, TeacherWeights
@@ -84,7 +84,7 @@ def logit_gradients(
     """
     ours = functional.softmax(student.float() / temperature, dim=-1)
     theirs = functional.softmax(teachers.float() / temperature, dim=-1)
-    return temperature * (ours - theirs).mean(1)
+    return temperature * distributed.mean((ours - theirs).mean(1))
 
 
 @torch.enable_grad()
@@ -148,16 +148,21 @@ class AEKD(Weighting):
             gradients = logit_gradients(
                 state.student.logits, state.teachers.logits, self.distiller.temperature
             )
-        logit = self._solve(gradients)
+        logit = self._solve(_gram(gradients))
         feature = torch.full_like(logit, 1 / len(logit))
         if self._features and state.student.feature_map.requires_grad:
-            gradients = feature_gradients(state)
-            lengths = gradients.norm(dim=1, keepdim=True).clamp(min=1e-30)
-            feature = self._solve(gradients / lengths) / lengths.squeeze(1)
+            gram = distributed.total(_gram(feature_gradients(state)))
+            lengths = gram.diagonal().sqrt().clamp(min=1e-30)
+            feature = self._solve(gram / torch.outer(lengths, lengths)) / lengths.float()
             feature = feature / feature.sum()
         size = len(state.divergence)
         return TeacherWeights(logit.expand(size, -1), feature.expand(size, -1))
 
-    def _solve(self, gradients: Float[Tensor, "M N"]) -> Float[Tensor, " M"]:
-        gradients = gradients.double()
-        return min_norm_weights((gradients @ gradients.T).unsqueeze(0), self._cap)[0].float()
+    def _solve(self, gram: Float[Tensor, "M M"]) -> Float[Tensor, " M"]:
+        return min_norm_weights(gram.unsqueeze(0), self._cap)[0].float()
+
+
+def _gram(gradients: Float[Tensor, "M N"]) -> Float[Tensor, "M M"]:
+    """Inner products of the teachers' gradients."""
+    gradients = gradients.double()
+    return gradients @ gradients.T

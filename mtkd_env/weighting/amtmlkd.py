@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import DistillState, TeacherWeights
@@ -111,6 +112,7 @@ class AMTMLKD(Weighting):
         """One step of the latent factors."""
         self.optimizer.zero_grad(set_to_none=True)
         self.objective(state).backward()
+        distributed.average_gradients(self.factors.parameters())
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:

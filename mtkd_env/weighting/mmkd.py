@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
+from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
@@ -156,7 +157,8 @@ class MMKD(Weighting):
         weight_decay: L2 coefficient of Adam.
 
     Raises:
-        ConfigError: A count below 1 or, at the first batch, a buffer that could not hold it.
+        ConfigError: Several processes, a count below 1 or, at the first batch, a buffer that could
+            not hold it.
     """
 
     def __init__(
@@ -171,6 +173,11 @@ class MMKD(Weighting):
         weight_decay: float = 1e-4,
     ) -> None:
         super().__init__(distiller, seed=seed)
+        if distributed.active():
+            raise ConfigError(
+                "mmkd: runs in a single process only: it differentiates through the student's "
+                "steps on a batch as a whole"
+            )
         counts = {"meta_every": meta_every, "virtual_steps": virtual_steps}
         for name, count in {**counts, "buffer_size": buffer_size}.items():
             if count < 1:

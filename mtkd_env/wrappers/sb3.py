@@ -12,7 +12,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepOutcome, info_tensors
+
+# What process 0 tells the others to do next.
+STEP, RESET, CLOSE = range(3)
 
 
 class SB3VecEnv(VecEnv):
@@ -30,6 +34,9 @@ class SB3VecEnv(VecEnv):
     Every step trains the student, so `evaluate_policy`, and with it `EvalCallback`, is refused:
     whatever it would measure is not the policy on the student that is there. `env.evaluate()`
     measures the student; `agents.callbacks.StudentEvaluation` does so after every epoch.
+
+    Of several processes (see `mtkd_env.distributed`) only process 0 runs the algorithm. Its adapter
+    shows the samples of all processes, which each act in a part of them; the others call `follow`.
 
     Args:
         env: The environment, as `gymnasium.make_vec` made it, without Gymnasium wrappers.
@@ -49,7 +56,8 @@ class SB3VecEnv(VecEnv):
         self.env = env
         self.full_infos = full_infos
         self._actions: np.ndarray | None = None
-        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        samples = env.num_envs * distributed.processes()
+        super().__init__(samples, env.single_observation_space, env.single_action_space)
         self._empty_infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
 
     def reset(self) -> np.ndarray:
@@ -63,29 +71,45 @@ class SB3VecEnv(VecEnv):
                 "evaluate_policy and EvalCallback step the environment, and every step trains its "
                 "student; use env.evaluate(), or the callback agents.callbacks.StudentEvaluation"
             )
-        options = self._options[0] or None
-        self.env.reset(seed=self._seeds[0], options=options)
+        self._tell(RESET)
+        observation = self._reset_together(self._seeds[0], self._options[0] or None)
         self._reset_seeds()
         self._reset_options()
-        return self._numpy(self.env.observation)
+        return self._numpy(observation)
 
     def step_async(self, actions: np.ndarray) -> None:
         """Keeps the actions (B, 2·M) for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Observations (B, F), rewards (B,), dones (B,) and infos of the step."""
-        outcome = self.env.advance(self._actions)
-        scalar = outcome.record.rewards.scalar
-        observation = outcome.observation
-        packed = self._numpy(torch.cat([observation.float(), scalar.unsqueeze(1)], dim=1))
+        """Observations (B, F), rewards (B,), dones (B,) and infos of the step.
+
+        Raises:
+            ValueError: Actions of another shape, before any process acts.
+        """
+        actions = torch.as_tensor(np.array(self._actions), dtype=torch.float32)
+        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc] # a Box has one
+        if tuple(actions.shape) != expected:
+            raise ValueError(f"actions: expected shape {expected}, got {tuple(actions.shape)}")
+        self._tell(STEP)
+        packed, outcome, infos = self._step_together(actions)
         dones = np.full(self.num_envs, outcome.terminated or outcome.truncated)
         dtype = self.observation_space.dtype
         observations = np.array(packed[:, :-1], dtype=dtype)
-        return observations, packed[:, -1].copy(), dones, self._infos(outcome)
+        return observations, packed[:, -1].copy(), dones, infos
+
+    def follow(self) -> None:
+        """In a process other than 0: resets and steps with process 0, until it closes."""
+        shape = self.num_envs, *self.action_space.shape  # type: ignore[misc] # a Box has one
+        while (command := self._hear()) != CLOSE:
+            if command == STEP:
+                self._step_together(torch.zeros(shape))
+            else:
+                self._reset_together(None, None)
 
     def close(self) -> None:
-        """Closes the environment."""
+        """Closes the environment; other processes then stop to follow."""
+        self._tell(CLOSE)
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
@@ -125,6 +149,29 @@ class SB3VecEnv(VecEnv):
         """No images: the environment renders nothing."""
         return [None] * self.num_envs
 
+    def _tell(self, command: int) -> None:
+        """Says what comes next to the processes that follow."""
+        if distributed.rank() == 0:
+            distributed.broadcast(torch.tensor(command, device=self.env.device))
+
+    def _hear(self) -> int:
+        return int(distributed.broadcast(torch.tensor(CLOSE, device=self.env.device)))
+
+    def _reset_together(self, seed: int | None, options: dict[str, Any] | None) -> torch.Tensor:
+        seed, options = distributed.agree((seed, options))
+        self.env.reset(seed=seed, options=options)
+        return distributed.gather(self.env.observation)
+
+    def _step_together(
+        self, actions: torch.Tensor
+    ) -> tuple[np.ndarray, StepOutcome, list[dict[str, Any]]]:
+        """One step of all processes under the actions of process 0, and what all of them saw."""
+        actions = distributed.broadcast(actions.to(self.env.device))
+        outcome = self.env.advance(distributed.local_part(actions))
+        scalar = outcome.record.rewards.scalar
+        packed = torch.cat([outcome.observation.float(), scalar.unsqueeze(1)], dim=1)
+        return self._numpy(distributed.gather(packed)), outcome, self._infos(outcome)
+
     def _rows(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))
 
@@ -138,9 +185,10 @@ class SB3VecEnv(VecEnv):
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if self.full_infos:
             for name, tensor in info_tensors(outcome.record).items():
-                _fill(infos, name, self._numpy(tensor))
+                _fill(infos, name, self._numpy(distributed.gather(tensor)))
         if outcome.final_observation is not None:
-            _fill(infos, "terminal_observation", self._numpy(outcome.final_observation))
+            final = distributed.gather(outcome.final_observation)
+            _fill(infos, "terminal_observation", self._numpy(final))
             _fill(infos, "TimeLimit.truncated", [outcome.truncated] * self.num_envs)
         return infos
 

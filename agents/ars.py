@@ -40,6 +40,16 @@ class ARS(sb3_contrib.ARS):
             )
         super()._setup_model()
 
+    def _do_one_update(self, callback: BaseCallback, async_eval: AsyncEval | None) -> None:
+        """One update; a rollout begins before its candidates are drawn, as nothing else has."""
+        callback.on_rollout_start()
+        super()._do_one_update(callback, async_eval)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """Counts from the first call of `learn`; the library's counts a later call's as all."""
+        del total_timesteps
+        super()._update_current_progress_remaining(num_timesteps, self._total_timesteps)
+
     def evaluate_candidates(
         self, candidate_weights: Tensor, callback: BaseCallback, async_eval: AsyncEval | None
     ) -> Tensor:
@@ -52,7 +62,6 @@ class ARS(sb3_contrib.ARS):
         """
         del async_eval
         assert self.env is not None
-        callback.on_rollout_start()
         observations, rewards, _, _ = self.env.step(self._actions(candidate_weights))
         assert isinstance(observations, np.ndarray)
         self._last_obs = observations

@@ -30,6 +30,16 @@ class Transition:
 
 
 EpochEnd = Callable[[], None]
+AtRest = Callable[[], None]
+
+
+def nothing() -> None:
+    """Does nothing: what happens at rest unless someone asks for more."""
+
+
+def steps_left(env: MTKDVectorEnv) -> int:
+    """Steps until the student's epoch ends; those of a whole one where it has just begun."""
+    return env.steps_per_epoch - env.steps % env.steps_per_epoch
 
 
 class Agent(ABC):
@@ -50,12 +60,16 @@ class Agent(ABC):
         """Logits (B, 2·M) without exploration, on the device of the observation."""
 
     @abstractmethod
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Trains the student under weights of its own for some epochs, and learns from that.
 
         Args:
-            epochs: Epochs of the student.
+            epochs: Epochs of the student; one that has begun counts as one.
             on_epoch_end: Called after the last step of every epoch.
+            at_rest: Called between two steps, wherever `state_dict` and the environment's together
+                hold all that the rest depends on, but for the global random generators. An agent
+                that was given them, asked for the epochs that are left, calls it first thing, and
+                goes on as the one that they are of.
         """
 
     def pretrain(self, history: Sequence[Transition]) -> None:
@@ -66,11 +80,18 @@ class Agent(ABC):
         del history
 
     def log_to(self, folder: Path) -> None:
-        """Sends what the agent itself logs to TensorBoard events in a folder."""
+        """Sends what the agent itself logs to TensorBoard events in a folder.
+
+        Events there of steps that the agent has not made are void: it is about to make them again.
+        """
         del folder
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that learning has changed; empty for agents that do not learn."""
+        """Everything that learning has changed; empty for agents that do not learn.
+
+        Raises:
+            ConfigError: The agent keeps something that no checkpoint can hold.
+        """
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

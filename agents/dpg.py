@@ -15,6 +15,7 @@ from agents.learning import (
 )
 from agents.policies import TeacherCritic
 from agents.policy_gradient import mean_entropy
+from mtkd_env import distributed
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
@@ -83,6 +84,8 @@ class DPG(LearningAgent[Tried]):
         ConfigError: Unknown optimiser, a count below 1, or negative noise.
     """
 
+    remembers = Tried
+
     def __init__(
         self,
         env: MTKDVectorEnv,
@@ -125,8 +128,10 @@ class DPG(LearningAgent[Tried]):
 
     def _explore(self, logits: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
         generator = self._random.generator
-        noise = torch.randn(logits.shape, device=logits.device, generator=generator)
-        return logits + self._noise_std * noise
+        # For the samples of all processes in each, so that a generator is at the same place.
+        shape = len(logits) * distributed.processes(), *logits.shape[1:]
+        noise = torch.randn(shape, device=logits.device, generator=generator)
+        return logits + self._noise_std * distributed.local_part(noise)
 
     def _learn_from(self, memory: list[Tried]) -> None:
         for _ in range(self._passes):

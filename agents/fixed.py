@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.base import Agent, EpochEnd
+from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
@@ -14,10 +14,11 @@ from mtkd_env.reward import minmax_center
 
 
 class _FixedAgent(Agent):
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Trains the student; the agent stays as it is."""
         for _ in range(epochs):
-            for _ in range(self.env.steps_per_epoch):
+            for _ in range(steps_left(self.env)):
+                at_rest()
                 self.env.distill(self.env.to_weights(self.act(self.env.observation)))
             on_epoch_end()
 

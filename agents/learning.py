@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
-from agents.base import Agent, EpochEnd
+from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
+from agents.memory import packed, unpacked
 from agents.policies import TeacherPolicy
+from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import save_checkpoint
@@ -72,9 +74,10 @@ def check_counts(**counts: int | None) -> None:
 
 
 def descend(optimizer: optim.Optimizer, loss: Float[Tensor, ""]) -> None:
-    """One step of an optimiser."""
+    """One step of an optimiser; of several processes, by the mean of their gradients."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()
 
 
@@ -91,12 +94,15 @@ class LearningAgent(Agent, Generic[Memory]):
         hidden: Width of the policy's hidden layer.
 
     Attributes:
+        remembers: The dataclass of what is kept of a batch.
         policy: The network.
-        parts: Everything that learning changes, by the name that it is saved under.
+        parts: Everything that learning changes but the memory, by the name that it is saved under.
 
     Raises:
         ConfigError: A count below 1.
     """
+
+    remembers: type[Memory]
 
     def __init__(
         self, env: MTKDVectorEnv, *, seed: int, agent_every: int | None, hidden: int
@@ -124,10 +130,11 @@ class LearningAgent(Agent, Generic[Memory]):
         logits: Tensor = self.policy(observation)
         return logits
 
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Student steps with the policy as it is, then an update from all of them (Algorithm 2)."""
         for _ in range(epochs):
-            for _ in range(self.env.steps_per_epoch):
+            for _ in range(steps_left(self.env)):
+                at_rest()
                 self._memory.append(self._step())
                 if len(self._memory) == self._agent_every:
                     self._flush()
@@ -140,13 +147,16 @@ class LearningAgent(Agent, Generic[Memory]):
             self._learn_from(memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """All parts; the memory is empty between two calls of `learn`."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        """All parts, and the memory, which is empty where an epoch has ended."""
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return {**parts, "memory": [packed(kept) for kept in self._memory]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave, or from what `save` wrote."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        kept = [unpacked(entry, self.env.device) for entry in state["memory"]]
+        self._memory = [self.remembers(**entry) for entry in kept]
 
     def save(self, folder: Path) -> None:
         """Writes `agent.pt`: all parts, and what the policy needs of the environment elsewhere.

@@ -100,6 +100,7 @@ class PolicyGradient(LearningAgent[Transition]):
     """
 
     learns_from_warmup = True
+    remembers = Transition
 
     def __init__(
         self,

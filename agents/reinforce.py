@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from agents.distributions import DISTRIBUTIONS
 from agents.learning import LearningAgent, RandomNumbers, descend, make_optimizer
+from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name, lookup
 
@@ -59,7 +60,7 @@ class RunningMean(nn.Module):
 
     def update(self, values: Float[Tensor, "..."]) -> None:
         """Takes further values into account."""
-        self.total.lerp_(values.mean(), 1 - self._decay)
+        self.total.lerp_(distributed.mean(values.mean()), 1 - self._decay)
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self._decay)
 
 
@@ -104,6 +105,8 @@ class Reinforce(LearningAgent[Drawn]):
             outside [0, 1).
     """
 
+    remembers = Drawn
+
     def __init__(
         self,
         env: MTKDVectorEnv,
@@ -146,7 +149,9 @@ class Reinforce(LearningAgent[Drawn]):
         observation = self.env.observation
         with torch.no_grad():
             outputs = self.policy(observation)
-            choice = self.distribution.draw(outputs, self._random.generator)
+            # For the samples of all processes in each, so that a generator is at the same place.
+            drawn = self.distribution.draw(distributed.gather(outputs), self._random.generator)
+            choice = distributed.local_part(drawn)
             action = self.distribution.action(outputs, choice)
         record = self.env.distill(self.env.to_weights(action))
         return Drawn(observation, choice, self.distribution.earned(record.rewards, choice))
@@ -164,7 +169,8 @@ class Reinforce(LearningAgent[Drawn]):
         # Only now, so that the baseline does not depend on the choices that it is used for.
         self.baseline.update(earned)
         if self._normalize:
-            advantages = advantages / (advantages.square().mean().sqrt() + 1e-8)
+            squares = distributed.mean(advantages.square().mean())
+            advantages = advantages / (squares.sqrt() + 1e-8)
         return advantages
 
 

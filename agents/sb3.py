@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,20 @@ import stable_baselines3
 import torch
 from jaxtyping import Float
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.noise import (
     ActionNoise,
     NormalActionNoise,
     OrnsteinUhlenbeckActionNoise,
 )
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
-from agents.base import Agent, EpochEnd
+from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
 from agents.isolation import Isolation
+from agents.sb3_state import load_model_state, model_state
+from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, lookup
 from mtkd_env.files import write_atomically
@@ -127,7 +132,7 @@ class _Epochs:
 
     def __init__(self, agent: "SB3Agent", epochs: int, on_epoch_end: EpochEnd) -> None:
         self._agent = agent
-        self._remaining = epochs * agent.env.steps_per_epoch
+        self._remaining = (epochs - 1) * agent.env.steps_per_epoch + steps_left(agent.env)
         self._on_epoch_end = on_epoch_end
 
     def __call__(self, record: StepRecord) -> None:
@@ -136,11 +141,12 @@ class _Epochs:
         self._remaining -= 1
         model, env = self._agent.model, self._agent.env
         # Stable-Baselines3 counts a step only when it has the answer to it.
-        seen = model.num_timesteps + env.num_envs
+        seen = model.num_timesteps + model.n_envs
         if (record.step + 1) % env.steps_per_epoch == 0:
             self._agent.check_finite()
             self._on_epoch_end()
-            model.logger.dump(seen)
+            if distributed.rank() == 0:
+                model.logger.dump(seen)
         if not self._remaining:
             model.num_timesteps = seen
             raise _Finished
@@ -148,6 +154,23 @@ class _Epochs:
     def stop(self) -> None:
         """Hears of no further step."""
         self._remaining = 0
+
+
+class _Rest(BaseCallback):
+    """Is at rest where an algorithm begins a rollout.
+
+    What a rollout or an update keeps in variables of its own is made only after that.
+    """
+
+    def __init__(self, at_rest: AtRest) -> None:
+        super().__init__()
+        self._at_rest = at_rest
+
+    def _on_rollout_start(self) -> None:
+        self._at_rest()
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class SB3Agent(Agent):
@@ -184,6 +207,7 @@ class SB3Agent(Agent):
         **arguments: Any,
     ) -> None:
         super().__init__(env)
+        self.vec_env = SB3VecEnv(env)
         chosen = algorithm_class(algorithm)
         resolved = {key: self._count(key, value) for key, value in arguments.items()}
         if n_minibatches is not None:
@@ -192,7 +216,6 @@ class SB3Agent(Agent):
             resolved["action_noise"] = self._noise(noise_type, noise_std)
         resolved.setdefault("device", env.device)
         self.algorithm = algorithm
-        self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
         if policy_kwargs:
             resolved["policy_kwargs"] = _policy_kwargs(policy_kwargs)
@@ -204,6 +227,9 @@ class SB3Agent(Agent):
             raise ConfigError(f"agent: {algorithm} cannot be built: {error}") from error
         # The seed is the algorithm's: the next reset must not start a new student.
         self.vec_env._reset_seeds()
+        self._learning = False
+        # The state of an agent that was amid its learning, until this one goes on with it.
+        self._interrupted: Mapping[str, Any] | None = None
 
     @torch.no_grad()
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
@@ -211,25 +237,67 @@ class SB3Agent(Agent):
         action, _ = self.model.predict(observation.cpu().numpy(), deterministic=True)
         return torch.as_tensor(action, device=observation.device)
 
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
-        """Hands the environment over to the algorithm's own `learn`."""
-        # Forgets the observation of an earlier call, which its last step has made outdated.
-        self.model.set_env(self.vec_env)
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
+        """Hands the environment over to the algorithm's own `learn`.
+
+        It is at rest where the algorithm begins a rollout. Of several processes only process 0 runs
+        the algorithm, on the samples of all; the others do in their parts what it says.
+        """
         epoch = _Epochs(self, epochs, on_epoch_end)
         self.env.subscribe(epoch)
         try:
-            with self._isolated(), self._divergence_named(), suppress(_Finished):
-                self.model.learn(
-                    epochs * self.env.steps_per_epoch * self.env.num_envs,
-                    log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
-                    reset_num_timesteps=self.model.num_timesteps == 0,
-                )
+            self._learning = True
+            with suppress(_Finished):
+                if distributed.rank() == 0:
+                    self._run_algorithm(epochs, at_rest)
+                else:
+                    self.vec_env.follow(at_rest)
         finally:
+            self._learning = False
             epoch.stop()
+
+    def _run_algorithm(self, epochs: int, at_rest: AtRest) -> None:
+        model = self.model
+        if self._interrupted is None:
+            # Forgets the observation of an earlier call, which its last step has made outdated.
+            model.set_env(self.vec_env)
+            samples = epochs * self.env.steps_per_epoch * model.n_envs
+        else:
+            samples = model._total_timesteps - model.num_timesteps
+        begins = model.num_timesteps == 0 and self._interrupted is None
+        with self._isolated(), self._divergence_named():
+            model.learn(
+                samples,
+                callback=_Rest(partial(self._begin_rollout, at_rest)),
+                log_interval=None,  # type: ignore[arg-type] # None: never; the stub says int
+                reset_num_timesteps=begins,
+            )
+
+    def _begin_rollout(self, at_rest: AtRest) -> None:
+        if self._interrupted is not None:
+            # Once more, because the way to here has reset and drawn some of it.
+            load_model_state(self.model, self._interrupted)
+            self._interrupted = None
+        self.vec_env.rest(at_rest)
 
     def log_to(self, folder: Path) -> None:
         """Sends the algorithm's own log to TensorBoard events in a folder."""
-        self.model.set_logger(configure(str(folder), ["tensorboard"]))
+        output = TensorBoardOutputFormat(str(folder))
+        output.writer.close()
+        output.writer = SummaryWriter(str(folder), purge_step=self.model.num_timesteps + 1)
+        self.model.set_logger(Logger(str(folder), [output]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The algorithm's state, and whether it is amid a call of `learn`.
+
+        Of several processes, that of process 0 counts.
+        """
+        return {"model": model_state(self.model), "learning": self._learning}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; `learn` then from where it was called at rest."""
+        load_model_state(self.model, state["model"])
+        self._interrupted = state["model"] if state["learning"] else None
 
     def save(self, folder: Path) -> None:
         """Writes `agent.zip`, which the algorithm's `load` reads."""
@@ -274,13 +342,13 @@ class SB3Agent(Agent):
         if key in COUNTED_IN_STEPS:
             return steps
         if key in COUNTED_IN_SAMPLES:
-            return steps * self.env.num_envs
+            return steps * self.vec_env.num_envs
         raise ConfigError(f"agent.arguments.{key}: cannot be given in epochs, got '{value}'")
 
     def _minibatch(self, arguments: Mapping[str, Any], count: int) -> int:
         if not isinstance(arguments.get("n_steps"), int):
             raise ConfigError("agent.arguments.n_minibatches: needs n_steps, which is not given")
-        samples: int = arguments["n_steps"] * self.env.num_envs
+        samples: int = arguments["n_steps"] * self.vec_env.num_envs
         if not 1 <= count <= samples:
             raise ConfigError(
                 f"agent.arguments.n_minibatches: expected 1 to {samples}, the number of samples "

@@ -1,11 +1,10 @@
 """The warm-up of Algorithm 1: an epoch in which all teachers count the same."""
 
-from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from agents.base import Agent, Transition
+from agents.base import Agent, AtRest, Transition, nothing
 from mtkd_env.errors import check_name
 from mtkd_env.types import TeacherWeights
 
@@ -14,7 +13,14 @@ from mtkd_env.types import TeacherWeights
 WARMUP_WEIGHTS = ("uniform", "ones")
 
 
-def warm_up(agent: Agent, steps: int, weights: str = "uniform") -> None:
+def warm_up(
+    agent: Agent,
+    steps: int,
+    weights: str = "uniform",
+    *,
+    history: list[Transition] | None = None,
+    at_rest: AtRest = nothing,
+) -> None:
     """Trains the student under equal weights, then lets the agent learn from what happened.
 
     The statistics that normalise observations settle during a student's first epoch, so the
@@ -24,6 +30,9 @@ def warm_up(agent: Agent, steps: int, weights: str = "uniform") -> None:
         agent: The agent, whose own actions are not asked for.
         steps: SGD steps of the warm-up.
         weights: `uniform` (1/M) or `ones`.
+        history: What has happened before these steps, with raw observations; they are added.
+        at_rest: Called before every step; all but the global random generators is then in the
+            environment and in `history`.
 
     Raises:
         ConfigError: Unknown weights.
@@ -31,17 +40,17 @@ def warm_up(agent: Agent, steps: int, weights: str = "uniform") -> None:
     env = agent.env
     check_name(WARMUP_WEIGHTS, weights, "warm-up weights")
     weight = 1.0 if weights == "ones" else 1 / len(env.teacher_names)
-    history: list[tuple[Tensor, Tensor, Mapping[str, TeacherWeights]]] = []
+    history = [] if history is None else history
     for _ in range(steps):
+        at_rest()
         raw, state = env.raw_observation, env.state
         evidence = env.fusion.evidence(state)
         equal = torch.full_like(state.divergence, weight)
         record = env.distill(TeacherWeights(logit=equal, feature=equal))
         if agent.learns_from_warmup:
-            history.append((raw, record.rewards.advantages, evidence))
+            history.append(Transition(raw, record.rewards.advantages, evidence))
     with torch.no_grad():
-        transitions = [
-            Transition(env.normalize(raw), advantages, evidence)
-            for raw, advantages, evidence in history
+        normalized = [
+            replace(known, observation=env.normalize(known.observation)) for known in history
         ]
-    agent.pretrain(transitions)
+    agent.pretrain(normalized)

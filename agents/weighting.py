@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.base import Agent, EpochEnd
+from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
+from agents.memory import moved
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.files import save_checkpoint, write_text
 from mtkd_env.weighting import Weighting
@@ -33,10 +34,11 @@ class WeightingAgent(Agent):
         joined = torch.cat([weights.logit, weights.feature], dim=1)
         return joined.detach().clamp(min=1e-12).log()
 
-    def learn(self, epochs: int, on_epoch_end: EpochEnd) -> None:
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Trains the student under the weighting, without any fusion."""
         for _ in range(epochs):
-            for _ in range(self.env.steps_per_epoch):
+            for _ in range(steps_left(self.env)):
+                at_rest()
                 state = self.env.state
                 self.env.distill(self.weighting(state))
                 self.weighting.after_update(state)
@@ -48,7 +50,7 @@ class WeightingAgent(Agent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self.weighting.load_state_dict(state)
+        self.weighting.load_state_dict(moved(state, self.env.device))
 
     def save(self, folder: Path) -> None:
         """Writes `agent.pt`, or a note that there is nothing to load."""

@@ -3,15 +3,17 @@
 python experiments/compare.py table1
 python experiments/compare.py experiments/configs/benchmark/table1.yaml --jobs 2 --seeds 0,1,2
 python experiments/compare.py robustness --methods pg,aver --optimizer.epochs 60
+python experiments/compare.py table1 --executor ray --address auto --gpus-per-run 0.5
+python experiments/compare.py table1 --status
 
 Runs that are finished are not run again: the same command goes on where it was interrupted.
+On a cluster, the working folder, --output and the cache of teachers must be on a file system that
+all nodes share, and the project must be installed on each of them.
 """
 
-import shutil
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,24 +21,26 @@ from rich.console import Console
 
 from experiments.comparison import (
     Comparison,
-    PlannedRun,
     Selection,
     check_data,
     find_file,
     load_comparison,
 )
-from experiments.comparison_progress import Board
+from experiments.comparison_execution import ERROR, Execution
 from experiments.comparison_report import print_comparison, write_comparison
-from experiments.comparison_tasks import pool_tasks, run_task
+from experiments.comparison_status import print_status
 from experiments.config import read_flags
 from experiments.console import console
+from experiments.executors import Executor, LocalExecutor
+from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.experiment import read_result
-from experiments.slots import Failure, ProcessSlot, Slot, Task, work_off
-from mtkd_env.errors import ConfigError
-from mtkd_env.files import write_text
+from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import cache_folder
 
-# In the folder of a run that failed.
-ERROR = "error.txt"
+EXECUTORS = ("local", "ray")
+
+# Flags that say something to Ray only.
+RAY_FLAGS = ("address", "cpus_per_run", "gpus_per_run")
 
 
 class _Parser(ArgumentParser):
@@ -53,11 +57,28 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     parser.add_argument("file", help="YAML file, or the name of one in configs/benchmark")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side (default: 1)")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")
     parser.add_argument("--seeds", help="instead of the file's: 0,1,2")
     parser.add_argument("--methods", help="only these of the file's: pg,aver")
     parser.add_argument("--settings", help="only these of the file's")
+    parser.add_argument("--status", action="store_true", help="show how far it is, and do nothing")
+    parser.add_argument("--executor", default="local", help="local (default) or ray")
+    parser.add_argument(
+        "--jobs", type=int, help="runs side by side (default: 1; on ray all that have room)"
+    )
+    parser.add_argument(
+        "--retries", type=int, default=2, help="of a run whose process died (default: 2)"
+    )
+    ray = parser.add_argument_group("ray", "only with --executor ray")
+    ray.add_argument(
+        "--address",
+        help="of a cluster: auto, HOST:PORT, ray://HOST:PORT "
+        "(default: $RAY_ADDRESS, or a Ray of this machine that ends with the program)",
+    )
+    ray.add_argument("--cpus-per-run", type=float, help="also its threads (default: 1)")
+    ray.add_argument(
+        "--gpus-per-run", type=float, help="may be a share: 0.5 (default: 1 if there are any)"
+    )
     return parser
 
 
@@ -71,11 +92,21 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     if argv and argv[0].startswith("-") and argv[0] not in ("-h", "--help"):
         raise ConfigError(f"expected the comparison's file first, got '{argv[0]}'")
     arguments, flags = _parser().parse_known_args(argv)
-    if arguments.jobs < 1:
-        raise ConfigError(f"--jobs: expected a number >= 1, got {arguments.jobs}")
     if any(flag.partition("=")[0] == "--seed" for flag in flags):
         raise ConfigError("--seed: cannot be given here; see --seeds")
+    _check_numbers(arguments)
+    check_name(EXECUTORS, arguments.executor, "--executor")
+    for name in RAY_FLAGS:
+        if arguments.executor != "ray" and getattr(arguments, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}: means nothing without --executor ray")
     return arguments, flags
+
+
+def _check_numbers(arguments: Namespace) -> None:
+    if arguments.jobs is not None and arguments.jobs < 1:
+        raise ConfigError(f"--jobs: expected a number >= 1, got {arguments.jobs}")
+    if arguments.retries < 0:
+        raise ConfigError(f"--retries: expected a number >= 0, got {arguments.retries}")
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -96,85 +127,34 @@ def selection(arguments: Namespace) -> Selection:
     return Selection(_names(arguments.methods), _names(arguments.settings), numbers)
 
 
-def make_slots(jobs: int, folder: Path) -> list[Slot]:
-    """As many processes as there are jobs."""
-    return [ProcessSlot(folder / f"slot{number}.log") for number in range(1, jobs + 1)]
+def make_execution(
+    arguments: Namespace, comparison: Comparison, output: Path, out: Console
+) -> Execution:
+    """What does the runs that are left, on the executor that was asked for.
 
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--output: cannot make {folder}: {error.strerror}") from error
-
-
-class Execution:
-    """Does the runs of a comparison that are not finished.
-
-    Args:
-        comparison: The comparison.
-        output: Its folder.
-        jobs: Number of runs side by side.
-        out: Where progress is shown.
+    Raises:
+        ConfigError: Resources that cannot be asked for.
     """
+    retries = arguments.retries
+    if arguments.executor == "ray":
+        cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
+        resources = RunResources(cpus, arguments.gpus_per_run)
+        caches = {Path(run.config.cache or cache_folder()) for run in comparison.runs}
 
-    def __init__(self, comparison: Comparison, output: Path, jobs: int, out: Console) -> None:
-        left = [run for run in comparison.runs if read_result(run.folder) is None]
-        threads = 1 if jobs > 1 else None
-        self._output = output
-        self._jobs = jobs
-        self._runs = {run_task(run, threads): run for run in left}
-        self._board = Board(
-            out,
-            slots=jobs,
-            runs=list(self._runs),
-            finished=len(comparison.runs) - len(left),
+        def on_ray() -> Executor:
+            shared = [output, *sorted(caches)]
+            return RayExecutor(arguments.address, resources, most=arguments.jobs, shared=shared)
+
+        return Execution(
+            comparison, output, on_ray, out, threads=resources.threads, retries=retries
         )
-        self.failures: list[tuple[PlannedRun, Failure]] = []
+    jobs = arguments.jobs or 1
+    threads = 1 if jobs > 1 else None
 
-    def work(self) -> None:
-        """Trains the teachers, one pool after the other, then the students."""
-        if not self._runs:
-            return
-        _make_folder(self._output)
-        with ExitStack() as stack:
-            slots = make_slots(self._jobs, self._output)
-            for slot in slots:
-                stack.callback(slot.close)
-            stack.enter_context(self._board)
-            failed = self._train_teachers(slots[:1])
-            for task, failure in failed.items():
-                self.started(task)
-                self.ended(task, failure)
-            work_off([task for task in self._runs if task not in failed], slots, self)
+    def local() -> Executor:
+        return LocalExecutor(jobs, output)
 
-    def _train_teachers(self, slots: Sequence[Slot]) -> dict[Task, Failure]:
-        """One pool after the other, since they share teachers; gives the runs that lack theirs."""
-        pools = dict(pool_tasks(self._runs.values(), self._output / "teachers.jsonl"))
-        failures = work_off(list(pools), slots, self._board)
-        lacking = {
-            run.folder: Failure(f"{pool.name}: {failure.message}", failure.details)
-            for pool, failure in failures.items()
-            for run in pools[pool]
-        }
-        return {t: lacking[run.folder] for t, run in self._runs.items() if run.folder in lacking}
-
-    def started(self, task: Task) -> None:
-        """A run is about to begin: what an unfinished one has left makes place for it."""
-        shutil.rmtree(self._runs[task].folder, ignore_errors=True)
-        self._board.started(task)
-
-    def ended(self, task: Task, failure: Failure | None) -> None:
-        """A run has ended; its folder says why, if it failed."""
-        if failure is not None:
-            run = self._runs[task]
-            self.failures.append((run, failure))
-            write_text(run.folder / ERROR, f"{failure.message}\n\n{failure.details}")
-        self._board.ended(task, failure)
-
-    def look(self, tasks: Sequence[Task | None]) -> None:
-        """The task of every slot."""
-        self._board.look(tasks)
+    return Execution(comparison, output, local, out, threads=threads, retries=retries)
 
 
 def _report(comparison: Comparison, output: Path, out: Console) -> None:
@@ -194,8 +174,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = find_file(arguments.file)
         output = Path(arguments.output or f"runs/{path.stem}")
         comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
+        if arguments.status:
+            print_status(out, comparison)
+            return 0
         check_data(comparison)
-        execution = Execution(comparison, output, arguments.jobs, out)
+        execution = make_execution(arguments, comparison, output, out)
         execution.work()
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -16,6 +16,7 @@ from experiments.config import (
     default_layer,
     mapping_layer,
     read_yaml,
+    recipe_layers,
 )
 from experiments.experiment import check_names
 from experiments.summary_statistics import Spread
@@ -24,10 +25,18 @@ from mtkd_env.registration import load_images
 
 BENCHMARKS = CONFIGS / "benchmark"
 
-KEYS = ("title", "baseline", "base", "settings", "methods", "seeds", "paper", "paper_title")
+KEYS = (
+    *("title", "baseline", "recipe", "base", "settings", "methods", "seeds"),
+    *("paper", "paper_title"),
+)
 
 # Keys of a configuration that a comparison says elsewhere.
-SAID_ELSEWHERE = {"seed": "seeds", "output": "--output", "algo": "methods"}
+SAID_ELSEWHERE = {
+    "seed": "seeds",
+    "output": "--output",
+    "algo": "methods",
+    "recipe": "recipe of the file or of a setting",
+}
 
 # Of a comparison that has but one.
 UNNAMED = ""
@@ -110,8 +119,9 @@ def find_file(name: str) -> Path:
 def load_comparison(path: Path, flags: Flags, selection: Selection, output: Path) -> Comparison:
     """Reads a comparison and checks all its configurations; the images are left to `check_data`.
 
-    Layers of a run, later ones win: configs/default.yaml, `base`, its setting,
-    configs/algo/<algo>.yaml, its method, `--config` files, flags.
+    Layers of a run, later ones win: configs/default.yaml, configs/recipe/<recipe>.yaml, `base`, its
+    setting, configs/algo/<algo>.yaml, its method, `--config` files, flags. The recipe is that of
+    `--recipe`, of the setting or of the file; students are settings.
 
     Args:
         path: The YAML file.
@@ -132,6 +142,10 @@ class _Reader:
         self._path = path
         self._flags = flags
         self._content = read_yaml(path, "comparison")
+        if what := self._content.get("benchmark"):
+            raise self._error(
+                f"a benchmark, not a comparison: python experiments/benchmark.py --what {what}"
+            )
         for key in self._content:
             self._check(KEYS, str(key), "key")
         if flags.algos:
@@ -200,19 +214,37 @@ class _Reader:
         label, name = pair
         overrides = {key: value for key, value in method.items() if key != "algo"}
         algo = str(method.get("algo", label))
+        recipe = self._recipe(setting)
         layers = [
             default_layer(),
+            *self._recipe_layers(recipe),
             self._layer("base", self._mapping("base", self._content.get("base"))),
-            self._layer(f"settings.{name}", setting),
+            self._layer(
+                f"settings.{name}", {key: setting[key] for key in setting if key != "recipe"}
+            ),
             *algo_layers(algo),
             self._layer(f"methods.{label}", overrides),
         ]
-        config = build_config(algo, layers, self._flags, program="compare.py")
+        config = build_config(algo, layers, self._flags, recipe=recipe, program="compare.py")
         try:
             check_names(config)
         except ConfigError as error:
             raise self._error(f"methods.{label}: {error}") from error
         return config
+
+    def _recipe(self, setting: dict[str, Any]) -> str | None:
+        """The flag's recipe, the setting's or the file's; one of a path stands beside the file."""
+        named = setting.get("recipe", self._content.get("recipe"))
+        if self._flags.recipe is not None or named is None:
+            return self._flags.recipe
+        path = Path(str(named))
+        return str(self._path.parent / path) if path.suffix or len(path.parts) > 1 else str(named)
+
+    def _recipe_layers(self, recipe: str | None) -> list[Layer]:
+        try:
+            return recipe_layers(recipe)
+        except ConfigError as error:
+            raise self._error(f"recipe: {error}") from error
 
     def _layer(self, key: str, values: dict[str, Any]) -> Layer:
         for reserved, instead in SAID_ELSEWHERE.items():

@@ -9,14 +9,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from experiments.slots import Failure, Task
+from experiments.executors import Failure, Task
 
 
 def rows_of(task: Task) -> list[dict[str, Any]]:
     """What a task has told so far: the complete lines of its log."""
     try:
         text = task.log.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
@@ -38,11 +38,10 @@ def duration(seconds: float) -> str:
 
 
 class Board:
-    """Shows how many runs are done, the time left, and on a terminal a line for every slot.
+    """Shows how many runs are done, the time left, and on a terminal a line for everything begun.
 
     Args:
         console: Where to write.
-        slots: Number of slots.
         runs: The tasks that count as runs; all others only get a line.
         finished: Runs that were finished before.
         clock: Gives the time in seconds.
@@ -52,7 +51,6 @@ class Board:
         self,
         console: Console,
         *,
-        slots: int,
         runs: Sequence[Task],
         finished: int = 0,
         clock: Callable[[], float] = time.monotonic,
@@ -62,7 +60,9 @@ class Board:
         self._finished = finished
         self._total = finished + len(runs)
         self._epochs = sum(task.epochs for task in runs)
-        self._done: dict[Task, int] = {}
+        # A run that is resumed has epochs that took no time now.
+        self._done = {task: len(rows_of(task)) for task in runs}
+        self._before = sum(self._done.values())
         self._clock = clock
         self._since: float | None = None
         self._bars = Progress(
@@ -74,7 +74,7 @@ class Board:
             disable=not console.is_terminal,
         )
         self._all = self._bars.add_task("[bold]runs", total=self._epochs or None, text="")
-        self._slots = [self._bars.add_task("", text="", visible=False) for _ in range(slots)]
+        self._lines: dict[Task, TaskID] = {}
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -93,6 +93,10 @@ class Board:
         if task in self._runs and self._since is None:
             self._since = self._clock()
 
+    def retried(self, task: Task, failure: Failure) -> None:
+        """A task has lost its process and waits for another one."""
+        self._print(f"{task.name}: {failure.message}; it is tried again")
+
     def ended(self, task: Task, failure: Failure | None) -> None:
         """A task has ended: a line of its own off a terminal, and everywhere if it failed."""
         if task in self._runs:
@@ -108,33 +112,29 @@ class Board:
         line = f"[{self._finished}/{self._total}] {text}{self._time_left(', {} left')}"
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-    def look(self, tasks: Sequence[Task | None]) -> None:
-        """Shows the task of every slot."""
-        for bar, task in zip(self._slots, [*tasks, *[None] * len(self._slots)], strict=False):
-            self._look(bar, task)
+    def look(self, tasks: Sequence[Task]) -> None:
+        """Shows the tasks that are being done."""
+        for task in self._lines.keys() - set(tasks):
+            self._bars.remove_task(self._lines.pop(task))
+        for task in tasks:
+            self._look(task)
         text = f"{self._finished}/{self._total}{self._time_left('  {} left')}"
         self._bars.update(self._all, completed=sum(self._done.values()), text=text)
 
-    def _look(self, bar: TaskID, task: Task | None) -> None:
-        if task is None:
-            self._bars.update(bar, visible=False)
-            return
+    def _look(self, task: Task) -> None:
         rows = rows_of(task)
         if task in self._runs:
             self._done[task] = len(rows)
-        self._bars.update(
-            bar,
-            visible=True,
-            description=task.name.replace("[", r"\["),
-            completed=len(rows),
-            total=task.epochs,
-            text=describe(task, rows),
-        )
+        if task not in self._lines:
+            name = task.name.replace("[", r"\[")
+            self._lines[task] = self._bars.add_task(name, total=task.epochs, text="")
+        self._bars.update(self._lines[task], completed=len(rows), text=describe(task, rows))
 
     def _time_left(self, form: str) -> str:
         """The time left at the speed so far, in epochs; nothing before there is one."""
         done = sum(self._done.values())
-        if self._since is None or not done or done >= self._epochs:
+        now = done - self._before
+        if self._since is None or now <= 0 or done >= self._epochs:
             return ""
         elapsed = self._clock() - self._since
-        return form.format(duration(elapsed / done * (self._epochs - done)))
+        return form.format(duration(elapsed / now * (self._epochs - done)))

@@ -10,8 +10,10 @@ from typing import Any
 
 from experiments.comparison import PlannedRun
 from experiments.config import ExperimentConfig
+from experiments.console import draw_curves
+from experiments.executors import Task
 from experiments.experiment import prepare_device, run_experiment
-from experiments.slots import Task
+from experiments.metrics import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool
@@ -43,12 +45,14 @@ def run_task(run: PlannedRun, threads: int | None) -> Task:
         threads: CPU threads, unless its configuration says how many.
     """
     config = replace(run.config, threads=run.config.threads or threads)
-    work = partial(_train_student, config, run.folder)
+    work = partial(_train_student, config, run.folder, run.name)
     return Task(run.name, work, run.folder / "metrics.jsonl", config.optimizer.epochs)
 
 
-def _train_student(config: ExperimentConfig, folder: Path) -> None:
-    run_experiment(config, Silence(), folder)
+def _train_student(config: ExperimentConfig, folder: Path, title: str) -> None:
+    """Does a run, from where it was interrupted if it was."""
+    run_experiment(config, Silence(), folder, resume=True)
+    draw_curves(read_rows(folder), folder / "curves.png", title)
 
 
 def pool_tasks(runs: Iterable[PlannedRun], log: Path) -> list[tuple[Task, Sequence[PlannedRun]]]:
@@ -60,7 +64,8 @@ def pool_tasks(runs: Iterable[PlannedRun], log: Path) -> list[tuple[Task, Sequen
     """
     users: dict[str, list[PlannedRun]] = {}
     for run in runs:
-        data = replace(run.config.data, batch_size=1)  # Not the teachers' own.
+        # The student's own, which teachers do not depend on.
+        data = replace(run.config.data, batch_size=1, mixup=0.0, cutmix=0.0)
         users.setdefault(repr((run.config.teachers, data)), []).append(run)
     return [(_pool_task(group[0], log), group) for group in users.values()]
 

@@ -1,8 +1,8 @@
 """What an experiment is made of, and where its values come from.
 
-Layers, later ones win: `configs/default.yaml`, `configs/algo/<algo>.yaml`, `--config` files,
-flags; a comparison has further ones around the method's. Arguments of the agent are merged key by
-key; everything else is replaced.
+Layers, later ones win: `configs/default.yaml`, `configs/recipe/<recipe>.yaml`,
+`configs/algo/<algo>.yaml`, `--config` files, flags; a comparison has further ones around the
+method's. Arguments of the agent are merged key by key; everything else is replaced.
 """
 
 import hashlib
@@ -19,14 +19,24 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
+from mtkd_env.data import Mixing
 from mtkd_env.errors import ConfigError, check_name, did_you_mean
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe, make_recipe
+from mtkd_env.precision import FULL, PRECISIONS
 from mtkd_env.teachers import PoolSpec
 
 CONFIGS = Path(__file__).parent / "configs"
 
-# Where and how a run is computed, which does not change what it computes.
-PLACE = ("device", "threads", "output", "cache")
+RECIPES = CONFIGS / "recipe"
+
+# How images are read, among the arguments of a dataset; the numbers do not depend on it.
+READING = ("download", "workers", "prefetch_bytes")
+
+# Where and how a run is computed, and what its values are called; likewise.
+PLACE = ("device", "threads", "output", "cache", "recipe", "checkpoint")
+
+# Where a configuration holds recipes of training.
+TRAININGS = ("optimizer", "teachers.recipe")
 
 # How the parser's messages name a key that it does not know.
 UNKNOWN_KEY = re.compile(
@@ -45,6 +55,8 @@ class DataConfig:
         batch_size: Images in a batch; also the number of sub-environments.
         val_fraction: Share of the training images to hold out for choices.
         train_size: Training images to keep; all by default.
+        mixup: Alpha of the mixup of the student's batches; 0 is none.
+        cutmix: Alpha of their cutmix; with both, every batch takes either.
     """
 
     dataset: str = "digits"
@@ -52,6 +64,11 @@ class DataConfig:
     batch_size: int = 64
     val_fraction: float = 0.0
     train_size: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    def __post_init__(self) -> None:
+        Mixing(self.mixup, self.cutmix)
 
 
 @dataclass(frozen=True)
@@ -61,10 +78,13 @@ class StudentConfig:
     Attributes:
         network: Name of a network.
         width: Factor on all its channel counts.
+        arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
+            of timm.
     """
 
     network: str = "resnet8"
     width: float = 1.0
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,12 +160,44 @@ class WarmupConfig:
 
 
 @dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run keeps what it can go on from, beside when it is stopped by a signal.
+
+    Attributes:
+        epochs: Epochs between two checkpoints; 0 for none by epochs.
+        minutes: Minutes between two checkpoints; 0 for none by time. Both 0: none at all.
+        share: Largest share of the time that they may take; those that would exceed it are put off.
+
+    Raises:
+        ConfigError: A negative number, or a share above 1.
+    """
+
+    epochs: int = 1
+    minutes: float = 10.0
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "minutes"):
+            if (value := getattr(self, name)) < 0:
+                raise ConfigError(f"checkpoint.{name}: expected a number >= 0, got {value}")
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"checkpoint.share: expected a number in [0, 1], got {self.share}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are any checkpoints."""
+        return self.epochs > 0 or self.minutes > 0
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One run: a student, its teachers, and who weights them.
 
     Attributes:
         teachers: The pool of teachers, or a YAML file that describes one.
         algo: Name of the method; selects configs/algo/<algo>.yaml.
+        recipe: Name of an experiment of the paper, which selects configs/recipe/<recipe>.yaml, or a
+            YAML file.
         data: The images.
         student: The student.
         optimizer: Optimiser and schedule of the student; its epochs are those of the run.
@@ -153,34 +205,40 @@ class ExperimentConfig:
         env: What the agent sees, does and is paid for.
         agent: The agent.
         warmup: The epochs in which all teachers count the same.
+        precision: What student and teachers compute in: fp32, bf16 or fp16.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; by default one for the digits, whose images are too small to share,
             and torch's choice for everything else.
         output: Folder that run folders are made in.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
+        checkpoint: When the run keeps what it can go on from.
     """
 
     teachers: PoolSpec
     algo: str = "ppo"
+    recipe: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
-    optimizer: SGDRecipe = field(default_factory=SGDRecipe)
+    optimizer: Recipe = field(default_factory=Recipe)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    precision: str = FULL
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     output: str = "runs"
     cache: str | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
         if self.threads is not None and self.threads < 1:
             raise ConfigError(f"threads: expected a number >= 1, got {self.threads}")
+        check_name(PRECISIONS, self.precision, "precision")
         check_name(WARMUP_WEIGHTS, self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(
@@ -205,6 +263,8 @@ class ExperimentConfig:
         changes nothing, leaves the digests of finished runs as they are.
         """
         values = {k: v for k, v in _plain(_set_values(self)).items() if k not in PLACE}
+        if arguments := values.get("data", {}).get("arguments"):
+            values["data"]["arguments"] = {k: v for k, v in arguments.items() if k not in READING}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
@@ -251,8 +311,11 @@ def _parser(defaults: tuple[str, ...], program: str) -> _Parser:
         prog=Path(program).name,
         description=(
             "Distils a student from its teachers under a method's weights. Layers, later ones "
-            "win: configs/default.yaml, configs/algo/ALGO.yaml, --config files, flags. "
-            "--algo takes several methods with commas between them."
+            "win: configs/default.yaml, configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, "
+            "--config files, flags. --algo takes several methods with commas between them. "
+            "--epochs N is short for --optimizer.epochs N; the learning rate falls at the same "
+            "fractions of the training. --resume RUN_DIR goes on with an unfinished run. "
+            f"Recipes: {', '.join(sorted(shipped_recipes()))}."
         ),
         default_config_files=list(defaults),
         default_env=False,
@@ -295,9 +358,9 @@ class Layer:
         return arguments
 
 
-def file_layer(path: Path, *, shipped: bool = False) -> Layer:
-    """The keys and values of a YAML file."""
-    return Layer(str(path), read_yaml(path, "--config"), str(path), shipped)
+def file_layer(path: Path, *, flag: str = "--config", shipped: bool = False) -> Layer:
+    """The keys and values of a YAML file, which errors say `flag` has named."""
+    return Layer(str(path), read_yaml(path, flag), str(path), shipped)
 
 
 def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
@@ -308,6 +371,27 @@ def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
 def default_layer() -> Layer:
     """What holds for every run unless it is told otherwise: configs/default.yaml."""
     return file_layer(CONFIGS / "default.yaml", shipped=True)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes in configs/recipe, by their names."""
+    return {path.stem: path for path in RECIPES.glob("*.yaml")}
+
+
+def recipe_layers(recipe: str | None) -> list[Layer]:
+    """What a recipe brings along: that of configs/recipe, or a YAML file; nothing without one.
+
+    Raises:
+        ConfigError: No such recipe, or a file that cannot be read.
+    """
+    if recipe is None:
+        return []
+    path = Path(recipe)
+    if path.suffix or len(path.parts) > 1:
+        return [file_layer(path, flag="--recipe")]
+    shipped = shipped_recipes()
+    check_name(shipped, recipe, "recipe")
+    return [file_layer(shipped[recipe], shipped=True)]
 
 
 def algo_layers(algo: str) -> list[Layer]:
@@ -323,12 +407,14 @@ class Flags:
     Attributes:
         layers: The `--config` files.
         algos: The methods in the last `--algo`; empty without one.
+        recipe: The recipe in the last `--recipe`, or else in the last `--config` file with one.
         agent_arguments: What each `--agent.arguments` says.
         others: All other flags.
     """
 
     layers: list[Layer]
     algos: list[str]
+    recipe: str | None
     agent_arguments: list[dict[str, Any]]
     others: list[str]
 
@@ -339,14 +425,19 @@ def read_flags(argv: Sequence[str]) -> Flags:
     Raises:
         ConfigError: A flag without its value, or a file that cannot be read.
     """
-    paths, flags = _take(argv, "--config")
-    named, flags = _take(flags, "--algo")
-    given, flags = _take(flags, "--agent.arguments")
+    paths, flags = take(argv, "--config")
+    named, flags = take(flags, "--algo")
+    recipes, flags = take(flags, "--recipe")
+    epochs, flags = take(flags, "--epochs")
+    given, flags = take(flags, "--agent.arguments")
+    layers = [file_layer(Path(path)) for path in paths]
+    in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
     return Flags(
-        layers=[file_layer(Path(path)) for path in paths],
+        layers=layers,
         algos=_names(named[-1]) if named else [],
+        recipe=[None, *in_files, *recipes][-1],
         agent_arguments=[_load_arguments(text) for text in given],
-        others=flags,
+        others=[*flags, *(f"--optimizer.epochs={count}" for count in epochs)],
     )
 
 
@@ -371,14 +462,22 @@ def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[Experi
     flags = read_flags(argv)
     in_files = [str(layer.values["algo"]) for layer in flags.layers if "algo" in layer.values]
     algos = flags.algos or [ExperimentConfig.algo, *in_files][-1:]
-    default = default_layer()
+    first = [default_layer(), *recipe_layers(flags.recipe)]
     return [
-        build_config(algo, [default, *algo_layers(algo)], flags, program=program) for algo in algos
+        build_config(
+            algo, [*first, *algo_layers(algo)], flags, recipe=flags.recipe, program=program
+        )
+        for algo in algos
     ]
 
 
 def build_config(
-    algo: str, layers: Sequence[Layer], flags: Flags, *, program: str = "run.py"
+    algo: str,
+    layers: Sequence[Layer],
+    flags: Flags,
+    *,
+    recipe: str | None = None,
+    program: str = "run.py",
 ) -> ExperimentConfig:
     """The configuration of one method: the layers, then the `--config` files, then the flags.
 
@@ -386,6 +485,7 @@ def build_config(
         algo: The method's name.
         layers: Earlier layers first.
         flags: The command line.
+        recipe: Name of the recipe that is among the layers, for the record.
         program: The program's name, for its help.
 
     Raises:
@@ -394,8 +494,9 @@ def build_config(
     """
     layers = [*layers, *flags.layers]
     arguments = [*(layer.agent_arguments for layer in layers), *flags.agent_arguments]
+    others = [*flags.others, *(["--recipe", recipe] if recipe else [])]
     try:
-        return _parse(algo, layers, arguments, flags.others, program)
+        return _parse(algo, layers, arguments, others, program)
     except ConfigError as error:
         name = _culprit(algo, layers, str(error), program)
         if name is None:
@@ -417,6 +518,8 @@ def _parse(
     merged = ["--agent.arguments", json.dumps(together)] if together else []
     parser = _parser(tuple(layer.source for layer in shipped), program)
     parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
+    for path in TRAININGS:
+        make_recipe(parsed[path].as_dict(), path)
     values = parser.instantiate(parsed).as_dict()
     return ExperimentConfig(
         **{name: values[name] for name in ExperimentConfig.__dataclass_fields__}
@@ -466,7 +569,7 @@ def read_yaml(path: Path, flag: str) -> dict[str, Any]:
     return content or {}
 
 
-def _take(flags: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+def take(flags: Sequence[str], name: str) -> tuple[list[str], list[str]]:
     """The values of a flag, given as `--flag value` or `--flag=value`, and all other flags."""
     values: list[str] = []
     others: list[str] = []

@@ -192,6 +192,6 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def console() -> Console:
+def console(*, quiet: bool = False) -> Console:
     """The console of the main programs; wide enough for a line an epoch when not on a terminal."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return Console(quiet=quiet) if sys.stdout.isatty() else Console(width=140, quiet=quiet)

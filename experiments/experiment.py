@@ -2,29 +2,33 @@
 
 import json
 import platform
+import shutil
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
-import numpy as np
 import stable_baselines3
 import torch
 
 import mtkd_env
-from agents import Agent, build_agent, check_agent
-from agents.warmup import warm_up
-from experiments.config import ExperimentConfig
+from agents import build_agent, check_agent
+from agents.isolation import Isolation
+from experiments.checkpoint import Checkpoints, RunLock
+from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
-from experiments.metrics import BreakdownMeter, EpochMeter, MetricsLog, fusion_coefficients
-from mtkd_env import Assembly, ConfigError, MTKDVectorEnv, StepRecord, assemble, registration
+from experiments.metrics import LINES, MetricsLog, RowsAlone
+from experiments.training import Progress, Training
+from mtkd_env import Assembly, ConfigError, assemble, distributed, registration
 from mtkd_env.files import save_checkpoint, write_text
+from mtkd_env.seeding import derive_seed
 
-# Splits that are evaluated every epoch; a pass over the training images would cost too much.
-EVALUATED = frozenset({"val", "test"})
+# What a run writes before its end, beside its configuration.
+WRITTEN = (*LINES, "student.pt", "agent.pt", "agent.zip", "agent.txt", "gallery.npz", "curves.png")
 
 
 @dataclass(frozen=True)
@@ -72,22 +76,6 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-class Progress(Protocol):
-    """What a run tells while it goes on."""
-
-    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
-        """A teacher has been trained for another epoch."""
-
-    def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
-        """The student's training of so many steps begins; ends with the context."""
-
-    def step(self, record: StepRecord) -> None:
-        """The student made a step."""
-
-    def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """An epoch ended, with its row of metrics."""
-
-
 def read_result(folder: Path) -> Result | None:
     """The result of a finished run; none of an unfinished one, or of another version's."""
     try:
@@ -105,6 +93,7 @@ def check_names(config: ExperimentConfig) -> None:
     check_agent(config.agent_name, config.agent.arguments)
     registration.check_names(
         student=config.student.network,
+        student_arguments=config.student.arguments,
         logit=config.distillation.logit,
         feature=config.distillation.feature,
         **asdict(config.env),
@@ -124,7 +113,9 @@ def prepare_device(config: ExperimentConfig) -> torch.device:
     if threads is not None:
         torch.set_num_threads(threads)
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", distributed.place_on_machine())
     try:
         device = torch.device(config.device)
         torch.empty(0, device=device)
@@ -171,10 +162,14 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
         num_envs=config.data.batch_size,
         val_fraction=config.data.val_fraction,
         train_size=config.data.train_size,
+        mixup=config.data.mixup,
+        cutmix=config.data.cutmix,
         teachers=config.teachers,
         student=config.student.network,
         student_width=config.student.width,
+        student_arguments=config.student.arguments,
         recipe=config.optimizer,
+        precision=config.precision,
         device=str(prepare_device(config)),
         cache=config.cache,
         seed=config.seed,
@@ -186,115 +181,245 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
 
 
 def run_experiment(
-    config: ExperimentConfig, progress: Progress, folder: Path | None = None
+    config: ExperimentConfig,
+    progress: Progress,
+    folder: Path | None = None,
+    *,
+    resume: bool = False,
 ) -> Result:
     """Trains a student under a method and writes everything into the run's folder.
 
     The folder holds `config.yaml`, `metrics.jsonl`, `breakdown.jsonl`, TensorBoard events,
     `student.pt`, the agent, `gallery.npz` and `result.json`, which is written last: a folder
-    without it holds an unfinished run.
+    without it holds an unfinished run, and in `checkpoints` what that can go on from.
+
+    Of several processes that do this together, only process 0 looks for, reads and writes these.
 
     Args:
         config: The run.
         progress: What it tells while it goes on.
-        folder: A folder that is not there yet; by default one named after the run and the time.
+        folder: The run's folder; by default a new one named after the run and the time.
+        resume: Whether the folder may be there already. A finished run in it is not done again; an
+            unfinished one goes on from its last checkpoint with the numbers that it would have had
+            without the interruption, or from its beginning if it has none.
 
     Raises:
-        ConfigError: Anything in the configuration that cannot be used; no folder is made then.
+        ConfigError: Anything in the configuration that cannot be used (no folder is made then),
+            a folder that holds a run of another configuration, or that another process uses.
+        FloatingPointError: Something became NaN or infinite.
+        Stopped: A signal came; there is a checkpoint to go on from.
     """
     check_agent(config.agent_name, config.agent.arguments)
-    started = time.perf_counter()
-    assembly = build(config, progress)
-    env = assembly.env
-    env.reset(seed=config.seed)
-    agent = build_agent(config.agent_name, env, seed=config.seed, arguments=config.agent.arguments)
-    teacher_seconds = time.perf_counter() - started
-    if folder is None:
-        folder = make_folder(config)
-    elif not _make_new(folder):
+    writes = distributed.rank() == 0
+    with ExitStack() as held:
+        found = _find(config, folder, held, resume=resume) if writes else None
+        result, state = distributed.agree(found) or (None, None)
+        if result is not None:
+            return result
+        held.enter_context(Isolation()())
+        run = _Run(config, progress)
+        if state is not None:
+            run.check_same(state)
+        ready = _make_ready(config, folder, held, clear=state is None) if writes else None
+        return run.complete(distributed.agree(ready) or Path(), state)
+
+
+def _find(
+    config: ExperimentConfig, folder: Path | None, held: ExitStack, *, resume: bool
+) -> tuple[Result | None, dict[str, Any] | None]:
+    """The result of the run that a folder holds, or else its checkpoint; locks the folder."""
+    if folder is None or not folder.is_dir():
+        return None, None
+    if not resume:
         raise ConfigError(f"output: {folder} is there already")
-    write_text(folder / "config.yaml", config.to_yaml())
-    started = time.perf_counter()
-    env.subscribe(last := LastStep())
-    with MetricsLog(folder) as log, progress.training(config, _steps(config, env)):
-        _train(config, agent, log, progress)
-    seconds = time.perf_counter() - started
-    _write_gallery(config, assembly, last, folder)
-    save_checkpoint(folder / "student.pt", {"network": env.distiller.student.state_dict()})
-    agent.save(folder)
-    result = _result(config, assembly, log.rows, folder, (seconds, teacher_seconds))
-    write_text(folder / "result.json", json.dumps(asdict(result), indent=2) + "\n")
-    return result
+    held.enter_context(RunLock(folder))
+    check_same_run(config, folder)
+    if (result := read_result(folder)) is not None:
+        Checkpoints(folder).clear()
+        return result, None
+    return None, Checkpoints(folder).load()
 
 
-def _write_gallery(
-    config: ExperimentConfig, assembly: Assembly, last: LastStep, folder: Path
-) -> None:
-    data = config.data
-    splits = assembly.data.split(data.val_fraction, train_size=data.train_size)
-    if last.record is not None:
-        write_gallery(collect_gallery(last.record, splits.train), folder)
+def _make_ready(
+    config: ExperimentConfig, folder: Path | None, held: ExitStack, *, clear: bool
+) -> Path:
+    """The folder of a run, locked if it is new, without what is not to be gone on from."""
+    if folder is None or not folder.is_dir():
+        folder = _new_folder(config, folder)
+        held.enter_context(RunLock(folder))
+    elif clear:
+        _clear(folder)
+    return folder
 
 
-def _steps(config: ExperimentConfig, env: MTKDVectorEnv) -> int:
-    return config.optimizer.epochs * env.steps_per_epoch
+def run_config(folder: Path, argv: Sequence[str] = ()) -> ExperimentConfig:
+    """The configuration of the run in a folder.
+
+    Args:
+        folder: The run's folder.
+        argv: Flags that say otherwise.
+
+    Raises:
+        ConfigError: There is no run, or a flag that cannot be used.
+    """
+    layer = file_layer(folder / "config.yaml", flag="--resume")
+    flags = read_flags(argv)
+    if flags.recipe is not None:
+        raise ConfigError("--recipe: cannot be given with --resume")
+    algo = [str(layer.values.get("algo", ExperimentConfig.algo)), *flags.algos][-1]
+    return build_config(algo, [layer], flags)
 
 
-def _train(config: ExperimentConfig, agent: Agent, log: MetricsLog, progress: Progress) -> None:
-    env, warmup = agent.env, config.warmup
-    recorder = _Recorder(env, log, progress)
-    env.subscribe(progress.step)
-    agent.log_to(log.folder / "tensorboard" / "agent")
-    for _ in range(warmup.epochs):
-        warm_up(agent, env.steps_per_epoch, warmup.weights)
-        recorder.end_epoch()
-    if config.optimizer.epochs > warmup.epochs:
-        agent.learn(config.optimizer.epochs - warmup.epochs, recorder.end_epoch)
+def check_same_run(config: ExperimentConfig, folder: Path) -> None:
+    """Checks that a folder holds no run of another configuration.
+
+    Raises:
+        ConfigError: It does; names the keys that differ.
+    """
+    if not (folder / "config.yaml").is_file():
+        return
+    found = run_config(folder)
+    if found.digest == config.digest:
+        return
+    own, theirs = _flat(asdict(config)), _flat(asdict(found))
+    keys = [key for key in {**own, **theirs} if key.split(".")[0] not in PLACE]
+    changed = [key for key in keys if own.get(key) != theirs.get(key)]
+    values = ", ".join(f"{key} {own.get(key)} instead of {theirs.get(key)}" for key in changed)
+    raise ConfigError(f"output: {folder} holds a run of another configuration: {values}")
 
 
-class _Recorder:
-    """Evaluates the student and writes a row at the end of every epoch."""
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys and values with dots between the keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        path = f"{prefix}{key}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
 
-    def __init__(self, env: MTKDVectorEnv, log: MetricsLog, progress: Progress) -> None:
-        self._env = env
-        self._log = log
+
+def _new_folder(config: ExperimentConfig, folder: Path | None) -> Path:
+    if folder is None:
+        return make_folder(config)
+    if not _make_new(folder):
+        raise ConfigError(f"output: {folder} is there already")
+    return folder
+
+
+def _clear(folder: Path) -> None:
+    """Removes what an unfinished run without a checkpoint has left, and nothing else."""
+    Checkpoints(folder).clear()
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+
+
+class _Run:
+    """A run whose teachers are there, before the student's first step."""
+
+    def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
+        started = time.perf_counter()
+        self._config = config
         self._progress = progress
-        self._meter = EpochMeter(env.teacher_names)
-        env.subscribe(self._meter)
-        classes = env.distiller.teachers.num_classes
-        self._breakdown = BreakdownMeter(env.teacher_names, classes, env.device)
-        env.subscribe(self._breakdown)
-        self._begin()
+        self._assembly = build(config, progress)
+        env = self._assembly.env
+        # For students with dropout, and whatever else draws without a generator of its own.
+        torch.manual_seed(derive_seed(config.seed, "modules"))
+        env.reset(seed=config.seed)
+        arguments = config.agent.arguments
+        self._agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
+        self._teacher_seconds = time.perf_counter() - started
 
-    def _begin(self) -> None:
-        self._lr = self._env.distiller.optimizer.param_groups[0]["lr"]
-        self._started = time.perf_counter()
+    def _identity(self) -> dict[str, Any]:
+        """What has to be the same for a run to go on as if it had never stopped."""
+        return {
+            "configuration": self._config.digest,
+            "teachers": dict(self._assembly.pool.digests),
+            "device": self._assembly.env.device.type,
+        }
 
-    def end_epoch(self) -> None:
-        """Reads the meter, evaluates the student, writes."""
-        env = self._env
-        epoch = env.steps // env.steps_per_epoch
-        seconds = time.perf_counter() - self._started
-        row = {"epoch": epoch, "lr": self._lr, "seconds": seconds, **self._meter.read()}
-        row |= fusion_coefficients(env.fusion)
-        for split in sorted(EVALUATED.intersection(env.splits)):
-            evaluation = env.evaluate(split)
-            row[f"{split}/accuracy"] = evaluation.accuracy
-            row[f"{split}/cross_entropy"] = evaluation.cross_entropy
-        _check_finite(row, env.steps)
-        self._log.write(row)
-        self._log.write_breakdown({"epoch": epoch, **self._breakdown.read()})
-        self._progress.epoch(row, env.distiller.recipe.epochs)
-        self._begin()
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Checks that a checkpoint is this run's.
 
+        Raises:
+            ConfigError: It is another configuration's, other teachers', or of another device, whose
+                random generators and rounding are others.
+        """
+        own = self._identity()
+        for name, expected in own.items():
+            if (found := state["about"][name]) != expected:
+                raise ConfigError(
+                    f"resume: the checkpoint is of another {name}: expected {expected}, "
+                    f"found {found}"
+                )
 
-def _check_finite(row: dict[str, Any], steps: int) -> None:
-    bad = [name for name, value in row.items() if not np.isfinite(value)]
-    if bad:
-        raise FloatingPointError(
-            f"{bad[0]} became NaN or infinite in epoch {row['epoch']} (up to step {steps}); "
-            "a lower optimizer.lr, distillation.alpha or distillation.beta may help"
+    def complete(self, folder: Path, state: dict[str, Any] | None) -> Result:
+        """Trains the student to the end and writes the folder.
+
+        Args:
+            folder: The run's folder.
+            state: The checkpoint to go on from, if there is one.
+        """
+        config, agent = self._config, self._agent
+        writes = distributed.rank() == 0
+        if writes and not (folder / "config.yaml").is_file():
+            write_text(folder / "config.yaml", config.to_yaml())
+        env = agent.env
+        env.subscribe(last := LastStep())
+        with _open_log(folder, state) as log:
+            training = Training(config, agent, log, self._progress)
+            if state is not None:
+                self._teacher_seconds = state["about"]["teacher_seconds"]
+                training.load_state_dict(state["training"])
+            steps = config.optimizer.epochs * env.steps_per_epoch - env.steps
+            with self._progress.training(config, steps):
+                training.run({**self._identity(), "teacher_seconds": self._teacher_seconds})
+        result = self._result(log.rows, folder, training.seconds)
+        if writes:
+            self._write_gallery(last, folder)
+            save_checkpoint(folder / "student.pt", {"network": env.distiller.student.state_dict()})
+            agent.save(folder)
+            write_text(folder / "result.json", json.dumps(asdict(result), indent=2) + "\n")
+            Checkpoints(folder).clear()
+        return result
+
+    def _write_gallery(self, last: LastStep, folder: Path) -> None:
+        if last.record is not None:
+            config, data = self._config.data, self._assembly.data
+            splits = data.split(config.val_fraction, train_size=config.train_size)
+            write_gallery(collect_gallery(last.record, data, splits.train), folder)
+
+    def _result(self, rows: list[dict[str, Any]], folder: Path, seconds: float) -> Result:
+        config, pool = self._config, self._assembly.pool
+        last, best = rows[-1], max(rows, key=lambda row: float(row["test/accuracy"]))
+        return Result(
+            algo=config.algo,
+            dataset=config.data.dataset,
+            student=config.student.network,
+            seed=config.seed,
+            epochs=len(rows),
+            teachers={name: evaluation.accuracy for name, evaluation in pool.evaluations.items()},
+            last_accuracy=last["test/accuracy"],
+            best_accuracy=best["test/accuracy"],
+            best_epoch=best["epoch"],
+            weights=mean_weights(last, pool.ensemble.names),
+            score=last["score"],
+            score_logit=last["score/logit"],
+            score_feature=last["score/feature"],
+            seconds=round(seconds, 2),
+            teacher_seconds=round(self._teacher_seconds, 2),
+            folder=str(folder),
+            digests=pool.digests,
+            versions=_versions(),
         )
+
+
+def _open_log(folder: Path, state: Mapping[str, Any] | None) -> MetricsLog:
+    """The log of a run, from its beginning or from a checkpoint."""
+    if distributed.rank() != 0:
+        return RowsAlone(folder, distributed.agree([]))
+    log = MetricsLog(folder, state and state["training"]["log"])
+    distributed.agree(log.rows)
+    return log
 
 
 def mean_weights(row: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, float]:
@@ -303,37 +428,6 @@ def mean_weights(row: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, fl
         name: (row[f"weights/logit/{name}"] + row[f"weights/feature/{name}"]) / 2
         for name in teachers
     }
-
-
-def _result(
-    config: ExperimentConfig,
-    assembly: Assembly,
-    rows: list[dict[str, Any]],
-    folder: Path,
-    seconds: tuple[float, float],
-) -> Result:
-    last, best = rows[-1], max(rows, key=lambda row: float(row["test/accuracy"]))
-    pool = assembly.pool
-    return Result(
-        algo=config.algo,
-        dataset=config.data.dataset,
-        student=config.student.network,
-        seed=config.seed,
-        epochs=len(rows),
-        teachers={name: evaluation.accuracy for name, evaluation in pool.evaluations.items()},
-        last_accuracy=last["test/accuracy"],
-        best_accuracy=best["test/accuracy"],
-        best_epoch=best["epoch"],
-        weights=mean_weights(last, pool.ensemble.names),
-        score=last["score"],
-        score_logit=last["score/logit"],
-        score_feature=last["score/feature"],
-        seconds=round(seconds[0], 2),
-        teacher_seconds=round(seconds[1], 2),
-        folder=str(folder),
-        digests=pool.digests,
-        versions=_versions(),
-    )
 
 
 def _versions() -> dict[str, str]:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.metrics import HEADS
-from mtkd_env.data.dataset import Split
+from mtkd_env.data import ImageSet
 from mtkd_env.data.npz import UNREADABLE
 from mtkd_env.env import StepRecord
 from mtkd_env.files import write_atomically
@@ -44,6 +44,7 @@ class Gallery:
         logit: Weights of the teachers in the logit terms (B, M).
         feature: Weights of the teachers in the feature terms (B, M).
         correct: Whether each teacher has the class right (B, M).
+        names: Name of each image's class (B,); the class itself where classes have no names.
     """
 
     images: Array
@@ -52,14 +53,20 @@ class Gallery:
     logit: Array
     feature: Array
     correct: Array
+    names: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.names is None:
+            object.__setattr__(self, "names", self.targets.astype(str))
 
 
-def collect_gallery(record: StepRecord, split: Split) -> Gallery:
+def collect_gallery(record: StepRecord, data: ImageSet[Any], split: Any) -> Gallery:
     """The images of a step and their weights.
 
     Args:
         record: The step.
-        split: The training split that the step drew from.
+        data: The dataset.
+        split: Its training split, which the step drew from.
     """
 
     def first(tensor: torch.Tensor) -> Array:
@@ -68,17 +75,19 @@ def collect_gallery(record: StepRecord, split: Split) -> Gallery:
 
     position = record.index[:MOST_IMAGES].cpu()
     weights = {head: first(getattr(record.weights, head)) for head in HEADS}
+    targets = split.targets[position].numpy()
     return Gallery(
-        images=split.images[position].numpy(),
+        images=data.pixels(split, position).numpy(),
         index=split.index[position].numpy(),
-        targets=first(record.targets),
+        targets=targets,
         correct=first(record.correct),
+        names=np.array(data.class_names)[targets] if data.class_names else None,
         **weights,
     )
 
 
 def write_gallery(gallery: Gallery, folder: Path) -> None:
-    """Writes `gallery.npz`, which holds arrays of numbers alone."""
+    """Writes `gallery.npz`, which holds arrays of numbers and of text alone."""
     write_atomically(
         folder / FILE, lambda temporary: np.savez_compressed(temporary, **vars(gallery))
     )
@@ -89,6 +98,7 @@ def read_gallery(folder: Path) -> Gallery | None:
     try:
         # NumPy leaves a damaged file open if it opens it itself.
         with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Gallery(**{name: arrays[name] for name in Gallery.__dataclass_fields__})
-    except (*UNREADABLE, KeyError):
+            known = Gallery.__dataclass_fields__.keys() & set(arrays.files)
+            return Gallery(**{name: arrays[name] for name in known})
+    except (*UNREADABLE, TypeError):
         return None

@@ -2,22 +2,37 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.policy_gradient import entropy
+from mtkd_env import distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.env import StepRecord
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import sync
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
 
 HEADS = ("logit", "feature")
+
+# Steps between two looks at what is on the device, for which the host has to wait.
+WINDOW = 100
+
+# Samples that a message names; there may be a whole batch of them.
+NAMED = 8
+
+HINT = "a lower optimizer.lr, distillation.alpha or distillation.beta may help"
+
+# The files of a run with one line an epoch.
+LINES = ("metrics.jsonl", "breakdown.jsonl")
 
 
 @torch.no_grad()
@@ -70,6 +85,15 @@ def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + value if name in sums else value
 
 
+def _averaged(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sums that, if each process has them, come to the same together as its own."""
+    return {name: distributed.mean(value) for name, value in sums.items()}
+
+
+def _on(device: torch.device | str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.to(device) for name, value in sums.items()}
+
+
 class EpochMeter:
     """Means over all steps since the last reading; subscribes to an environment."""
 
@@ -84,9 +108,12 @@ class EpochMeter:
         self.steps += 1
 
     def read(self) -> dict[str, float]:
-        """The means as numbers, vectors as one entry per teacher; starts over."""
+        """The means as numbers, vectors as one entry per teacher; starts over.
+
+        Of several processes, those over the samples of all.
+        """
         flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self.steps
-        numbers = iter(flat.tolist())
+        numbers = iter(distributed.mean(flat).tolist())
         means: dict[str, float] = {}
         for name, value in self._sums.items():
             if value.ndim == 0:
@@ -96,6 +123,15 @@ class EpochMeter:
         self._sums, self.steps = {}, 0
         scores = agent_score(means)
         return {k: v for k, v in means.items() if not k.startswith("_")} | scores
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up since the last reading, by each of several processes."""
+        return {"sums": _averaged(self._sums), "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._sums = _on(device, state["sums"])
+        self.steps = state["steps"]
 
 
 class BreakdownMeter:
@@ -127,7 +163,8 @@ class BreakdownMeter:
             `teachers`; `class` with `count` (C) and both heads (C, M); `right` and `wrong`, each
             with `count` (M) and both heads (M). A mean over no samples is None.
         """
-        sums, self._sums = self._sums, {}
+        sums = {name: distributed.total(value) for name, value in self._sums.items()}
+        self._sums = {}
         breakdown: dict[str, Any] = {"teachers": self._teachers}
         for group in ("class", "right", "wrong"):
             count = sums[f"{group}/count"]
@@ -139,6 +176,14 @@ class BreakdownMeter:
                 **{head: _numbers(value.tolist()) for head, value in values.items()},
             }
         return breakdown
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up since the last reading, by each of several processes."""
+        return {"sums": _averaged(self._sums)}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._sums = _on(device, state["sums"])
 
 
 @torch.no_grad()
@@ -185,19 +230,143 @@ def fusion_coefficients(fusion: WeightFusion) -> dict[str, float]:
     }
 
 
+@torch.no_grad()
+def watched_terms(record: StepRecord) -> dict[str, Tensor]:
+    """What has to be finite in a step, as columns (B, ...), causes before what they bring about."""
+    return {
+        "loss/cross_entropy": record.losses.cross_entropy.unsqueeze(1),
+        "loss/kd": record.losses.kd,
+        "loss/feature": record.losses.feature,
+        "weights/logit": record.weights.logit,
+        "weights/feature": record.weights.feature,
+        "loss/total": record.losses.total.unsqueeze(1),
+        "teacher_rewards": record.rewards.teacher,
+        "reward": record.rewards.scalar.unsqueeze(1),
+    }
+
+
+class FiniteWatch:
+    """Finds the first step in which a loss, a weight or a reward is NaN or infinite.
+
+    Subscribes to an environment; the host waits for the device only every so many steps.
+
+    Args:
+        window: Steps between two checks.
+    """
+
+    def __init__(self, window: int = WINDOW) -> None:
+        self._window = window
+        # Of every step since the last check: its number, what is finite (B, K), and the samples.
+        self._steps: list[tuple[int, Tensor, Tensor]] = []
+        self._widths: dict[str, int] = {}
+
+    def __call__(self, record: StepRecord) -> None:
+        """Takes a step into account.
+
+        Raises:
+            FloatingPointError: See `check`.
+        """
+        terms = watched_terms(record)
+        self._widths = {name: values.shape[1] for name, values in terms.items()}
+        finite = torch.cat([values.float() for values in terms.values()], dim=1).isfinite()
+        self._steps.append((record.step + 1, finite, record.index))
+        if len(self._steps) == self._window:
+            self.check()
+
+    def check(self) -> None:
+        """Looks at the steps since the last check.
+
+        Raises:
+            FloatingPointError: In one of them something was NaN or infinite. Names the steps that
+                were looked at, the first bad one, the terms, and the samples' positions in the
+                training split.
+        """
+        steps, self._steps = self._steps, []
+        if not steps:
+            return
+        fine = torch.stack([finite.all() for _, finite, _ in steps]).tolist()
+        if all(fine):
+            return
+        number, finite, index = steps[fine.index(False)]
+        samples = index[~finite.all(1)].tolist()
+        raise FloatingPointError(
+            f"{', '.join(self._bad_terms(finite))} became NaN or infinite in step {number} (of "
+            f"steps {steps[0][0]} to {steps[-1][0]}, the first) for {_some(samples)} of "
+            f"{len(index)} samples; {HINT}"
+        )
+
+    def _bad_terms(self, finite: Tensor) -> list[str]:
+        columns = finite.all(0).split(list(self._widths.values()))
+        pairs = zip(self._widths, columns, strict=True)
+        return [name for name, fine in pairs if not bool(fine.all())]
+
+
+def _some(samples: Sequence[int]) -> str:
+    """`sample 3, 17, 24 and 5 more`."""
+    named = ", ".join(str(sample) for sample in samples[:NAMED])
+    more = len(samples) - NAMED
+    return f"sample {named} and {more} more" if more > 0 else f"sample {named}"
+
+
+@torch.no_grad()
+def check_module(module: nn.Module, steps: int) -> None:
+    """Checks parameters and running statistics.
+
+    Args:
+        module: The student and what it is trained with.
+        steps: SGD steps so far, for the message.
+
+    Raises:
+        FloatingPointError: One holds NaN or infinity; names the first.
+    """
+    tensors = {n: t for n, t in module.state_dict().items() if t.is_floating_point()}
+    fine = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
+    for name, good in zip(tensors, fine, strict=True):
+        if not good:
+            raise FloatingPointError(f"{name} became NaN or infinite by step {steps}; {HINT}")
+
+
+def check_row(row: Mapping[str, Any], steps: int) -> None:
+    """Checks a row of metrics.
+
+    Args:
+        row: The row.
+        steps: SGD steps so far, for the message.
+
+    Raises:
+        FloatingPointError: A value is NaN or infinite; names the first.
+    """
+    for name, value in row.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} became NaN or infinite in epoch {row['epoch']} (up to step {steps}); "
+                f"{HINT}"
+            )
+
+
 class MetricsLog:
     """Writes one row an epoch to `metrics.jsonl` and to TensorBoard, and to `breakdown.jsonl`.
 
     Args:
         folder: The run's folder.
+        state: What `state_dict` gave, to go on from there: what was written since then is cut off.
+
+    Attributes:
+        rows: All rows so far.
+
+    Raises:
+        ConfigError: A file is shorter than it was.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, state: Mapping[str, int] | None = None) -> None:
         self.folder = folder
-        self.rows: list[dict[str, Any]] = []
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._breakdown = (folder / "breakdown.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        for name, size in (state or {}).items():
+            _cut(folder / name, size)
+        self._file, self._breakdown = (
+            (folder / name).open("a", encoding="utf-8") for name in LINES
+        )
+        self.rows: list[dict[str, Any]] = read_rows(folder)
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.rows) + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -212,6 +381,13 @@ class MetricsLog:
         self._breakdown.close()
         self._writer.close()
 
+    def state_dict(self) -> dict[str, int]:
+        """The sizes [bytes] of the files, all of which is then on disk."""
+        self._writer.flush()
+        for name in LINES:
+            sync(self.folder / name)
+        return {name: (self.folder / name).stat().st_size for name in LINES}
+
     def write(self, row: dict[str, Any]) -> None:
         """One epoch; `row["epoch"]` counts from 1."""
         self.rows.append(row)
@@ -225,6 +401,46 @@ class MetricsLog:
         """What the mean weights of one epoch are made of."""
         self._breakdown.write(json.dumps(breakdown) + "\n")
         self._breakdown.flush()
+
+
+class RowsAlone(MetricsLog):
+    """Keeps rows and writes nothing: for processes beside the one that does.
+
+    Args:
+        folder: The run's folder.
+        rows: All rows so far.
+    """
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
+        self.folder = folder
+        self.rows = rows
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Nothing is open."""
+
+    def state_dict(self) -> dict[str, int]:
+        """Nothing is on disk."""
+        return {}
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Keeps a row."""
+        self.rows.append(row)
+
+    def write_breakdown(self, breakdown: dict[str, Any]) -> None:
+        """Does nothing."""
+
+
+def _cut(path: Path, size: int) -> None:
+    """Shortens a file to a size that it has had."""
+    found = path.stat().st_size if path.is_file() else 0
+    if found < size:
+        raise ConfigError(f"{path}: expected at least {size} bytes, found {found}")
+    os.truncate(path, size)
 
 
 def read_rows(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

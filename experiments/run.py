@@ -2,44 +2,104 @@
 
 python experiments/run.py --algo ppo
 python experiments/run.py --algo pg,ppo,aver --optimizer.epochs 60 --seed 1
+python experiments/run.py --resume runs/digits_ppo_seed0_20260131-120000
+torchrun --nproc-per-node 2 experiments/run.py --recipe cifar100_shufflenetv2 --algo pg
 """
 
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agents import check_agent
-from experiments.config import parse_arguments
+from experiments.checkpoint import Stopped
+from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
-from experiments.experiment import Result, run_experiment
+from experiments.experiment import (
+    Result,
+    check_same_run,
+    prepare_device,
+    run_config,
+    run_experiment,
+)
 from experiments.metrics import read_rows
+from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    out = console()
     try:
-        configs = parse_arguments(sys.argv[1:] if argv is None else argv)
-        for config in configs:
+        runs = planned(sys.argv[1:] if argv is None else argv)
+        for config, _ in runs:
             check_agent(config.agent_name, config.agent.arguments)
-        results: list[Result] = []
-        for config in configs:
-            with closing(ConsoleProgress(out)) as progress:
-                result = run_experiment(config, progress)
-            folder = Path(result.folder)
-            title = f"{result.algo} on {result.dataset}: {result.student}, seed {result.seed}"
-            draw_curves(read_rows(folder), folder / "curves.png", title)
-            results.append(result)
-        print_results(out, results)
+        with together(runs[0][0]):
+            complete(runs)
     except (ConfigError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.code
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: a run folder without result.json is unfinished\n")
         return 130
     return 0
+
+
+@contextmanager
+def together(config: ExperimentConfig) -> Iterator[None]:
+    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
+
+    A process that fails does not wait for the others, which `torchrun` then ends.
+    """
+    if distributed.launched():
+        distributed.join(prepare_device(config))
+    yield
+    distributed.leave()
+
+
+def complete(runs: Sequence[tuple[ExperimentConfig, Path | None]]) -> None:
+    """Does runs one after the other; of several processes, one shows how it goes."""
+    shows = distributed.rank() == 0
+    out = console(quiet=not shows)
+    results: list[Result] = []
+    for config, folder in runs:
+        with closing(ConsoleProgress(out)) as progress:
+            result = run_experiment(config, progress, folder, resume=folder is not None)
+        if shows:
+            draw(result)
+        results.append(result)
+    print_results(out, results)
+
+
+def planned(argv: Sequence[str]) -> list[tuple[ExperimentConfig, Path | None]]:
+    """The runs that a command line asks for, with their folders where those are there already.
+
+    Raises:
+        ConfigError: Anything that cannot be used; with `--resume`, a flag that would make it
+            another run.
+    """
+    named, flags = take(argv, "--resume")
+    if not named:
+        return [(config, _own_folder(config)) for config in parse_arguments(flags)]
+    folder = Path(named[-1])
+    config = run_config(folder, flags)
+    check_same_run(config, folder)
+    return [(config, folder)]
+
+
+def _own_folder(config: ExperimentConfig) -> Path | None:
+    """The folder that a run is told to write to, if it is a run's own and not one of many."""
+    folder = Path(config.output)
+    return folder if (folder / "config.yaml").is_file() else None
+
+
+def draw(result: Result) -> None:
+    """Draws the curves of a finished run into its folder."""
+    folder = Path(result.folder)
+    title = f"{result.algo} on {result.dataset}: {result.student}, seed {result.seed}"
+    draw_curves(read_rows(folder), folder / "curves.png", title)
 
 
 if __name__ == "__main__":

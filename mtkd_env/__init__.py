@@ -1,6 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment.
 
-Importing the package registers `MTKD/Digits-v0` and `MTKD/Npz-v0` for `gymnasium.make_vec`.
+Importing the package registers `MTKD/Digits-v0` and its like for `gymnasium.make_vec`, one for every
+dataset.
 """
 
 from mtkd_env.data import DATASETS
@@ -10,7 +11,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.networks import NETWORKS
 from mtkd_env.observation import OBSERVATIONS
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.registration import Assembly, assemble, make_env, register_envs
 from mtkd_env.reward import REWARDS
 from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec
@@ -34,8 +35,8 @@ __all__ = [
     "MTKDVectorEnv",
     "NetworkOutput",
     "PoolSpec",
+    "Recipe",
     "SB3VecEnv",
-    "SGDRecipe",
     "StepRecord",
     "TeacherEnsemble",
     "TeacherSpec",

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.func import functional_call
 
-from mtkd_env import losses
+from mtkd_env import distributed, losses
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressor
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
+from mtkd_env.precision import FULL, autocast, check_precision, widened
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.terms import (
@@ -93,10 +95,13 @@ class Distiller:
         feature: Losses of the feature terms, likewise in `FEATURE_TERMS`.
         directions: Mean feature (C, D_m) of every class, for each teacher; needed by `nd`. See
             `mtkd_env.teachers.class_means`.
+        precision: What the student and the regressors compute in: `fp32`, `bf16` or `fp16`, whose
+            gradients are scaled. The teachers have a precision of their own.
         seed: Seed of the first student's initialisation.
 
     Raises:
-        ConfigError: The temperature is not positive, an unknown loss, or missing directions.
+        ConfigError: The temperature is not positive, an unknown loss, missing directions, or a
+            precision that the device does not have.
     """
 
     def __init__(
@@ -106,13 +111,14 @@ class Distiller:
         *,
         image_shape: tuple[int, int, int],
         steps_per_epoch: int,
-        recipe: SGDRecipe | None = None,
+        recipe: Recipe | None = None,
         alpha: float = 1.0,
         beta: float = 5.0,
         temperature: float = 4.0,
         logit: Terms = "kd",
         feature: Terms = "mse",
         directions: tuple[Tensor, ...] = (),
+        precision: str = FULL,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -126,9 +132,11 @@ class Distiller:
                 f"directions: {feature!r} needs the class means of each of the "
                 f"{len(teachers)} teachers, got {len(directions)}"
             )
+        check_precision(precision, device)
+        self.precision = precision
         self.device = torch.device(device)
         self.teachers = teachers.to(self.device)
-        self.recipe = recipe or SGDRecipe()
+        self.recipe = recipe or Recipe()
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
@@ -154,10 +162,13 @@ class Distiller:
             ]
             widths = self.teachers.feature_dims if self._embeds else ()
             projections = [FeatureProjection(student.feature_dim, width) for width in widths]
-        self.module = StudentModule(student, regressors, projections).to(self.device)
-        self.optimizer, self.schedule = self.recipe.build(
-            self.module.parameters(), self.steps_per_epoch
-        )
+        module = StudentModule(student, regressors, projections).to(self.device)
+        # What no loss reaches gets no gradient, for which several processes would wait.
+        module.regressors.requires_grad_("mse" in self.feature_terms)
+        self.module = distributed.synchronize_norms(module)
+        self._parallel = distributed.data_parallel(self.module)
+        self.optimizer, self.schedule = self.recipe.build(self.module, self.steps_per_epoch)
+        self.scaler = GradScaler(self.device.type, enabled=self.precision == "fp16")
 
     @property
     def student(self) -> Network:
@@ -174,7 +185,8 @@ class Distiller:
             again: Whether the student's running statistics know the batch already; they then stay
                 as they are.
         """
-        view = self._imagine(batch.inputs, {}) if again else self.module(batch.inputs)
+        copies = _copied_buffers(self._parallel) if again else {}
+        view = self._view(self._parallel, batch.inputs, copies)
         return self._state(batch, view, self.teachers(batch.inputs))
 
     @torch.no_grad()
@@ -196,7 +208,8 @@ class Distiller:
             teachers: The teachers' outputs on it.
             parameters: Replacements for any of `module.named_parameters()`; they may carry a graph.
         """
-        return self._state(batch, self._imagine(batch.inputs, parameters), teachers)
+        replaced = {**_copied_buffers(self.module), **parameters}
+        return self._state(batch, self._view(self.module, batch.inputs, replaced), teachers)
 
     def distillation(self, state: DistillState, weights: TeacherWeights) -> Float[Tensor, " B"]:
         """α Σ_m w_l kd + β Σ_m w_f feature: what the teachers add to the loss of each sample."""
@@ -211,15 +224,18 @@ class Distiller:
 
         Args:
             state: What `forward` gave for the batch; its graph is used up.
-            weights: Weights of the teachers; gradients flow into them if they carry a graph.
+            weights: Weights of the teachers; gradients flow into them if they carry a graph, under
+                fp16 times the scale of `scaler`.
 
         Returns:
             The terms of the loss before the step.
         """
         total = state.cross_entropy + self.distillation(state, weights)
         self.optimizer.zero_grad(set_to_none=True)
-        total.mean().backward()
-        self.optimizer.step()
+        # Under any precision but fp16 the scaler does nothing.
+        self.scaler.scale(total.mean()).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.schedule.step()
         return LossTerms(
             cross_entropy=state.cross_entropy.detach(),
@@ -230,7 +246,7 @@ class Distiller:
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """The student's result on a finite iterable of batches."""
-        return evaluate(self.student, batches)
+        return evaluate(self.student, batches, self.precision)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training has changed."""
@@ -238,6 +254,7 @@ class Distiller:
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -245,15 +262,19 @@ class Distiller:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
 
-    def _imagine(self, inputs: Tensor, parameters: Mapping[str, Tensor]) -> StudentView:
-        """The module's view in training mode; running statistics are written to copies."""
-        copies = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        view: StudentView = functional_call(self.module, {**copies, **parameters}, (inputs,))
+    def _view(
+        self, module: nn.Module, inputs: Tensor, replaced: Mapping[str, Tensor]
+    ) -> StudentView:
+        """What a module makes of images with some of its tensors replaced by others."""
+        with autocast(self.precision, self.device):
+            view: StudentView = functional_call(module, dict(replaced), (inputs,))
         return view
 
     def _state(self, batch: Batch, view: StudentView, teachers: TeacherOutputs) -> DistillState:
-        logits = view.output.logits
+        output = widened(view.output)
+        logits = output.logits
         kd = losses.kd_divergence(logits, teachers.logits, self.temperature)
         mse = losses.feature_mse(view.projected, teachers.feature_maps)
         with torch.no_grad():
@@ -271,10 +292,10 @@ class Distiller:
         known = {"kd": kd, "mse": mse}
         return DistillState(
             batch=batch,
-            student=view.output,
+            student=output,
             teachers=teachers,
             projected=view.projected,
-            cross_entropy=losses.cross_entropy(logits, batch.labels),
+            cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
             kd=combine(self.logit_terms, LOGIT_TERMS, comparison, known),
             feature=combine(self.feature_terms, FEATURE_TERMS, comparison, known),
             teacher_cross_entropy=losses.teacher_cross_entropy(teachers.logits, batch.labels),
@@ -282,3 +303,8 @@ class Distiller:
             distance=mse.detach(),
             similarity=similarity,
         )
+
+
+def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Copies that a forward may write running statistics into."""
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}

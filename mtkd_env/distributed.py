@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from mtkd_env.errors import ConfigError
 
 Value = TypeVar("Value")
+Layers = TypeVar("Layers", bound=nn.Module)
 
 
 def active() -> bool:
@@ -35,9 +36,19 @@ def processes() -> int:
     return group.get_world_size() if active() else 1
 
 
+def shard() -> tuple[int, int]:
+    """Number of this process, and how many there are."""
+    return rank(), processes()
+
+
 def launched() -> bool:
     """Whether `torchrun`, or whatever sets the same variables, started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def place_on_machine() -> int:
+    """Number of this process among those on its machine, and of the GPU that it is to take."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def join(device: torch.device) -> None:
@@ -128,13 +139,6 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def share_state(module: nn.Module) -> None:
-    """Gives every process the parameters and buffers of process 0."""
-    if active():
-        for tensor in module.state_dict().values():
-            group.broadcast(tensor.detach(), src=0)
-
-
 def data_parallel(module: nn.Module) -> nn.Module:
     """A module whose parameters get the gradients of the whole batch in every process.
 
@@ -152,13 +156,18 @@ def data_parallel(module: nn.Module) -> nn.Module:
     )
 
 
-def synchronize_norms(module: nn.Module) -> nn.Module:
-    """The module with batch norms that normalise by the whole batch; tensors keep their names."""
+def synchronize_norms(module: Layers) -> Layers:
+    """Makes the batch norms inside a module normalise by the whole batch, in place.
+
+    Tensors keep their names.
+    """
     if not active():
         return module
-    if next(module.parameters()).device.type == "cuda":
-        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
-    return _with_synchronized_norms(module)
+    on_gpu = next(module.parameters()).device.type == "cuda"
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm if on_gpu else _with_synchronized_norms
+    for name, child in list(module.named_children()):
+        setattr(module, name, convert(child))
+    return module
 
 
 def _with_synchronized_norms(module: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,7 +185,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
     Args:
         distiller: Student and teachers.
-        stream: Training batches; its batch size is `num_envs`.
+        stream: Training batches; its batch size is `num_envs`, of several processes that of each.
         splits: What `evaluate` can evaluate on: name to a maker of batches.
         reward: Name in `REWARDS`.
         reward_timing: `before` or `after` the student's step; `after` costs a student forward.
@@ -259,15 +260,17 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self._ready = False
         self._state: DistillState | None = None
         self._observation: tuple[Tensor, Tensor] | None = None
-        # Where the stream stood before the waiting batch, and whether the normaliser knows it.
+        # Where stream and random generators stood before the waiting batch, and whether the
+        # normaliser knows it.
         self._origin = stream.state_dict()
+        self._drawn_from = _random_state(self.device)
         self._counted = False
         self._subscribers: list[Callable[[StepRecord], None]] = []
 
     def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
         if not (0 < logit_bound < float("inf")):
             raise ConfigError(f"logit_bound: expected a finite number > 0, got {logit_bound}")
-        self.num_envs = self.stream.batch_size
+        self.num_envs = self.stream.local_batch_size
         self.render_mode = None
         width, actions = self.observer.width, 2 * len(self.teacher_names)
         self.single_observation_space = Box(-np.inf, np.inf, (width,), dtype.type)
@@ -298,6 +301,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             raise ResetNeeded("call env.reset() before env.step() or env.distill()")
         if self._state is None:
             self._origin = self.stream.state_dict()
+            self._drawn_from = _random_state(self.device)
             self._state = self.distiller.forward(next(self.stream))
         return self._state
 
@@ -373,6 +377,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             "distiller": self.distiller.state_dict(),
             "stream": self._origin if waits else self.stream.state_dict(),
             "waits": waits,
+            "drawn_from": self._drawn_from,
             "counted": self._counted,
             "random": self.np_random.bit_generator.state,
             "fusion": self.fusion.state_dict(),
@@ -391,7 +396,10 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self._forget_batch()
         if state["waits"]:
             self._origin = state["stream"]
-            self._state = self.distiller.forward(next(self.stream), again=True)
+            self._drawn_from = state["drawn_from"]
+            # A student with dropout sees the batch through the same mask again.
+            with _continued(self._drawn_from, self.device):
+                self._state = self.distiller.forward(next(self.stream), again=True)
             self._counted = state["counted"]
 
     # Gymnasium's interface.
@@ -542,3 +550,29 @@ def info_tensors(record: StepRecord) -> dict[str, Tensor]:
         "total": record.losses.total,
         "index": record.index,
     }
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    """States of the global generators that modules on a device draw from: the CPU's, the GPU's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+@contextmanager
+def _continued(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Runs a block from states that `_random_state` gave; leaves the generators as they were."""
+    before = _random_state(device)
+    _set_random_state(states, device)
+    try:
+        yield
+    finally:
+        _set_random_state(before, device)
+
+
+def _set_random_state(states: list[Tensor], device: torch.device) -> None:
+    """Puts the global generators into states that `_random_state` gave."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)

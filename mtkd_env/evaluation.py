@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from mtkd_env import distributed
 from mtkd_env.losses import cross_entropy as cross_entropy_per_sample
+from mtkd_env.precision import FULL, autocast
 from mtkd_env.types import Batch
 
 
@@ -24,17 +26,29 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Iterable[Batch]) -> Evaluation:
-    """Evaluates a network on a finite iterable of batches; leaves its mode as it was."""
+def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = FULL) -> Evaluation:
+    """Evaluates a network on a finite iterable of batches; leaves its mode as it was.
+
+    Several processes each give a share of the split and get the result of the whole, so all of them
+    have to call this.
+
+    Args:
+        network: The network.
+        batches: Unaugmented batches on its device.
+        precision: What it computes in; see `mtkd_env.precision`.
+    """
     was_training = network.training
     network.eval()
-    samples = 0
-    totals: list[Tensor] = []
+    device = next(network.parameters()).device
+    totals = [torch.zeros(3, dtype=torch.float64, device=device)]
     for batch in batches:
-        logits = network(batch.inputs).logits
+        with autocast(precision, batch.inputs.device):
+            logits = network(batch.inputs).logits
         hits = (logits.argmax(1) == batch.targets).sum()
-        totals.append(torch.stack([hits, cross_entropy_per_sample(logits, batch.targets).sum()]))
-        samples += len(batch.targets)
-    correct, cross_entropy = torch.stack(totals).double().sum(0).tolist()
+        loss = cross_entropy_per_sample(logits, batch.targets).sum()
+        count = torch.full_like(hits, len(batch.targets))
+        totals.append(torch.stack([hits.double(), loss.double(), count.double()]))
+    sums = distributed.total(torch.stack(totals).sum(0))
+    correct, cross_entropy, samples = sums.tolist()
     network.train(was_training)
     return Evaluation(correct / samples, cross_entropy / samples)

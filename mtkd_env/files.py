@@ -1,10 +1,12 @@
 """Files that are either whole or not there: atomic writes, and checkpoints that hold no code."""
 
+import hashlib
 import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,45 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     A file of that name is replaced as a whole; if `write` fails, nothing is left behind.
     """
+    with _temporary(path) as temporary:
+        write(temporary)
+        _publish(temporary, path)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[Path]:
+    """A new hidden file beside `path`, which is gone afterwards unless it was renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Renames a file once it is on disk, and sees to it that the new name is as well."""
+    sync(temporary)
+    temporary.chmod(0o644)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -55,6 +84,28 @@ def _write_text(path: Path, text: str) -> None:
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors, numbers and containers of them atomically."""
     write_atomically(path, lambda temporary: torch.save(content, temporary))
+
+
+def save_with_digest(path: Path, content: dict[str, Any]) -> Path:
+    """Writes a checkpoint atomically under a name that says what it holds.
+
+    Args:
+        path: The file, to whose stem `-` and the SHA-256 of its content are added.
+        content: As for `save_checkpoint`.
+
+    Returns:
+        The file that was written.
+    """
+    with _temporary(path) as temporary:
+        torch.save(content, temporary)
+        named = path.with_stem(f"{path.stem}-{file_digest(temporary)}")
+        _publish(temporary, named)
+    return named
+
+
+def has_own_digest(path: Path) -> bool:
+    """Whether a file of `save_with_digest` still holds what was written into it."""
+    return path.stem.rpartition("-")[2] == file_digest(path)
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -10,12 +10,14 @@ import gymnasium
 import torch
 
 from mtkd_env.data import load_dataset
-from mtkd_env.data.dataset import ImageData
+from mtkd_env.data.dataset import ImageSet
+from mtkd_env.data.mixing import Mixing
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, check_choices
 from mtkd_env.errors import ConfigError, check_arguments
-from mtkd_env.networks import build_network, check_network
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.networks import build_network, check_network, check_network_arguments
+from mtkd_env.optimization import Recipe, make_recipe
+from mtkd_env.precision import FULL, check_precision
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
     PoolSpec,
@@ -32,6 +34,17 @@ from mtkd_env.terms import FEATURE_TERMS, LOGIT_TERMS, Terms, needs_directions, 
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
 DEFAULT_TEACHER_EPOCHS = 12
+
+# Datasets by the names of their environments.
+ENV_NAMES = {
+    "Digits": "digits",
+    "Npz": "npz",
+    "Cifar10": "cifar10",
+    "Cifar100": "cifar100",
+    "FashionMnist": "fashion_mnist",
+    "ImageNet": "imagenet",
+    "Folder": "folder",
+}
 
 Teachers = str | Path | PoolSpec | Sequence[str | dict[str, Any]]
 
@@ -76,7 +89,7 @@ class Assembly:
     """
 
     env: MTKDVectorEnv
-    data: ImageData
+    data: ImageSet[Any]
     pool: TeacherPool
 
 
@@ -87,16 +100,20 @@ def assemble(
     num_envs: int = 64,
     val_fraction: float = 0.0,
     train_size: int | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
     teachers: Teachers = DEFAULT_TEACHERS,
     teacher_epochs: int | None = None,
     student: str = "resnet8",
     student_width: float = 0.25,
-    recipe: SGDRecipe | dict[str, Any] | None = None,
+    student_arguments: dict[str, Any] | None = None,
+    recipe: Recipe | dict[str, Any] | None = None,
     alpha: float = 1.0,
     beta: float = 5.0,
     temperature: float = 4.0,
     logit: Terms = "kd",
     feature: Terms = "mse",
+    precision: str = FULL,
     device: str = "cpu",
     cache: str | Path | None = None,
     seed: int = 0,
@@ -113,18 +130,23 @@ def assemble(
         num_envs: B, the batch size.
         val_fraction: Share of the training images held out for the split `val`.
         train_size: Number of training images to keep; all by default.
+        mixup: α of the mixup of the student's batches; 0 is none. Teachers in training see whole
+            images.
+        cutmix: α of their cutmix; with both, every batch takes either.
         teachers: Networks' names, keyword arguments of `TeacherSpec`, a `PoolSpec`, or a YAML
             file that describes one.
         teacher_epochs: Epochs to train each teacher for, where `teachers` are names.
         student: Name of a network; see `mtkd_env.networks.find_network`.
         student_width: Factor on all channel counts of the student.
-        recipe: The student's optimiser and schedule, or the keyword arguments of `SGDRecipe`.
+        student_arguments: Further keyword arguments of the student's network.
+        recipe: The student's optimiser and schedule, or the keyword arguments of `Recipe`.
         alpha: α, weight of the logit terms.
         beta: β, weight of the feature terms.
         temperature: T of the logit terms.
         logit: Losses of the logit terms: a name in `LOGIT_TERMS`, `none`, or names with
             coefficients.
         feature: Losses of the feature terms, likewise in `FEATURE_TERMS`.
+        precision: What student and teachers compute in: `fp32`, `bf16` or `fp16`.
         device: Device of student, teachers and images.
         cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
         seed: Seed of the first student and of its data order, until a seeded reset.
@@ -134,10 +156,17 @@ def assemble(
     Raises:
         ConfigError: Any argument that cannot be used; names it.
     """
-    check_names(student=student, logit=logit, feature=feature, **env_kwargs)
-    if not isinstance(recipe, SGDRecipe):
-        check_arguments(SGDRecipe, recipe or {}, "recipe")
-        recipe = SGDRecipe(**(recipe or {}))
+    check_names(
+        student=student,
+        student_arguments=student_arguments,
+        logit=logit,
+        feature=feature,
+        **env_kwargs,
+    )
+    check_precision(precision, device)
+    if not isinstance(recipe, Recipe):
+        recipe = make_recipe(recipe or {}, "recipe")
+    mixing = Mixing(mixup, cutmix)
     images = load_images(dataset, dataset_kwargs, val_fraction=val_fraction, train_size=train_size)
     data = images.data
     make_student = partial(
@@ -147,13 +176,18 @@ def assemble(
         in_channels=data.image_shape[0],
         image_size=data.image_shape[1:],
         width=student_width,
+        **(student_arguments or {}),
     )
-    stream = images.stream(num_envs, torch.device(device), derive_seed(seed, "data"))
+    # Teachers may take days to train, so a student that cannot be made is to be known before.
+    make_student(seed=0)
+    data_seed = derive_seed(seed, "data")
+    stream = images.stream(num_envs, torch.device(device), data_seed, mixing=mixing)
     pool = build_pool(
         pool_spec(teachers, teacher_epochs),
         images,
         device=device,
         cache=Path(cache) if cache else None,
+        precision=precision,
         progress=progress,
     )
     evaluated = _evaluated(images, device)
@@ -170,6 +204,7 @@ def assemble(
         logit=logit,
         feature=feature,
         directions=class_means(pool.ensemble, evaluated["train"]()) if needs_means else (),
+        precision=precision,
         device=device,
         seed=derive_seed(seed, "student"),
     )
@@ -177,7 +212,14 @@ def assemble(
     return Assembly(env, data, pool)
 
 
-def check_names(*, student: str, logit: Terms, feature: Terms, **env_kwargs: Any) -> None:
+def check_names(
+    *,
+    student: str,
+    student_arguments: dict[str, Any] | None = None,
+    logit: Terms,
+    feature: Terms,
+    **env_kwargs: Any,
+) -> None:
     """Checks those arguments of `assemble` that are names, before anything is loaded or trained.
 
     Raises:
@@ -186,6 +228,7 @@ def check_names(*, student: str, logit: Terms, feature: Terms, **env_kwargs: Any
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
     check_choices(**env_kwargs)
     check_network(student, "student")
+    check_network_arguments(student, student_arguments or {}, "student.arguments")
     parse_terms(logit, LOGIT_TERMS, "logit")
     parse_terms(feature, FEATURE_TERMS, "feature")
 
@@ -229,8 +272,8 @@ def make_env(*, max_episode_steps: int | None = None, **kwargs: Any) -> MTKDVect
 
 
 def register_envs() -> None:
-    """Registers `MTKD/Digits-v0` and `MTKD/Npz-v0`; done when the package is imported."""
-    for name, dataset in (("Digits", "digits"), ("Npz", "npz")):
+    """Registers `MTKD/Digits-v0` and others, one a dataset; done by importing the package."""
+    for name, dataset in ENV_NAMES.items():
         if f"MTKD/{name}-v0" not in gymnasium.registry:
             gymnasium.register(
                 id=f"MTKD/{name}-v0",

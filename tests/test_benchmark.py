@@ -13,9 +13,11 @@ from scipy.stats import kendalltau
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
+from agents import AGENTS
 from experiments import benchmark
 from experiments.benchmarks import Request, memory, reward_signal, weighting
-from experiments.benchmarks.agents import Contestant, learning_methods
+from experiments.benchmarks import agents as agents_benchmark
+from experiments.benchmarks.agents import Contestant, default_methods, paper_ratios
 from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
 from experiments.benchmarks.reward_signal import look
 from experiments.benchmarks.shared import check_shareable, make_env
@@ -41,7 +43,7 @@ from experiments.benchmarks.usefulness import (
     usefulness,
 )
 from experiments.benchmarks.weighting import check_period, classical_methods, steps_of
-from experiments.config import ExperimentConfig, parse_arguments
+from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from mtkd_env import Assembly
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
@@ -173,12 +175,26 @@ def test_every_classical_method_is_measured_by_default() -> None:
     assert {*WEIGHTINGS, "none", "aver_kd", "aekd_logit"} == set(methods)
 
 
-def test_every_other_method_is_an_agent_by_default() -> None:
-    methods = learning_methods()
-    assert methods[0] == "aver"
-    assert {"pg", "ppo", "sac", "uniform", "oracle"} <= set(methods)
-    assert set(classical_methods()) & set(methods) == {"aver"}
-    assert not [name for name in methods if name.endswith("_official")]
+def test_every_agent_and_three_of_its_rivals_are_measured_by_default() -> None:
+    methods = default_methods()
+    assert methods[:3] == ["aver", "none", "camkd"]
+    assert len(set(methods)) == len(methods)
+    shipped = {path.stem for path in CONFIGS.glob("algo/*.yaml")}
+    official = {name for name in shipped if name.endswith("_official")}
+    assert set(methods[3:]) == {*AGENTS, *shipped} - set(classical_methods()) - official
+
+
+def test_methods_whose_library_is_not_installed_are_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    everything = default_methods()
+    monkeypatch.setattr(agents_benchmark, "find_spec", lambda _: None)
+    assert set(everything) - set(default_methods()) == {"trpo", "tqc", "crossq", "ars"}
+
+
+def test_the_papers_figures_are_ratios_to_equal_weights() -> None:
+    assert paper_ratios("epoch") == {"aver": 1, "none": 29 / 41, "camkd": 54 / 41, "pg": 47 / 41}
+    assert paper_ratios("memory")["pg"] == pytest.approx(1.14, abs=0.01)
 
 
 @pytest.mark.parametrize("algo", ["mmkd", "mmkd_official"])

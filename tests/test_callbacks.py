@@ -13,7 +13,7 @@ from agents.callbacks import StudentEvaluation
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, make_tiny_env
 
@@ -40,7 +40,7 @@ def evaluations_of(env: MTKDVectorEnv, split: str = "test") -> list[Evaluation]:
 @pytest.mark.parametrize("episode", ["batch", "epoch", "training"])
 @pytest.mark.parametrize("wrap", [SB3VecEnv, lambda env: VecNormalize(VecMonitor(SB3VecEnv(env)))])
 def test_the_student_is_evaluated_at_the_end_of_every_epoch(wrap: Any, episode: str) -> None:
-    env = make_tiny_env(episode=episode, recipe=SGDRecipe(epochs=2, lr=0.1))
+    env = make_tiny_env(episode=episode, recipe=Recipe(epochs=2, lr=0.1))
     expected = evaluations_of(env)
     callback = StudentEvaluation()
     model_in(wrap(env)).learn(3 * SAMPLES, callback=callback)

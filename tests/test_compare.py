@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,12 +15,14 @@ from rich.console import Console
 
 from comparisons import BASE, TEACHERS, make_result
 from experiments import compare, comparison_report, comparison_tasks
+from experiments.checkpoint import RunLock
 from experiments.comparison import PlannedRun
 from experiments.comparison_progress import Board, duration
 from experiments.comparison_tasks import Silence, pool_tasks, run_task
 from experiments.config import ExperimentConfig, parse_arguments
+from experiments.executors import Failure, Task, attempt
+from experiments.executors.cluster import RunResources
 from experiments.experiment import read_result, run_experiment
-from experiments.slots import Failure, Slot, Task, attempt
 from mtkd_env.errors import ConfigError
 
 THREE = """
@@ -33,23 +36,24 @@ seeds: [0, 1]
 Start = Callable[..., int]
 
 
-class InlineSlot:
-    """Does its task at once, in this process."""
+class Inline:
+    """Does its tasks at once, in this process."""
 
-    def __init__(self) -> None:
-        self.task: Task | None = None
+    def __init__(self, jobs: int, folder: Path) -> None:
+        assert folder.is_dir()
+        self.jobs = jobs
         self.closed = False
 
-    def start(self, task: Task) -> "Future[Failure | None]":
-        self.task = task
-        self._future: Future[Failure | None] = Future()
-        self._future.set_result(attempt(task.work))
-        return self._future
+    def room(self) -> int:
+        return self.jobs
 
-    def result(self) -> tuple[Task, Failure | None]:
-        assert self.task is not None
-        task, self.task = self.task, None
-        return task, self._future.result()
+    def start(self, task: Task) -> "Future[Failure | None]":
+        future: Future[Failure | None] = Future()
+        future.set_result(attempt(task.work))
+        return future
+
+    def collect(self, future: "Future[Failure | None]") -> Failure | None:
+        return future.result()
 
     def close(self) -> None:
         self.closed = True
@@ -58,11 +62,12 @@ class InlineSlot:
 @pytest.fixture
 def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Runs and pools that were begun; they take no time, and a high learning rate fails."""
-    seen = SimpleNamespace(runs=[], pools=[], slots=[])
+    seen = SimpleNamespace(runs=[], pools=[], drawn=[], executor=None)
 
-    def run(config: ExperimentConfig, progress: Silence, folder: Path) -> None:
+    def run(config: ExperimentConfig, progress: Silence, folder: Path, *, resume: bool) -> None:
         assert isinstance(progress, Silence)
-        folder.mkdir(parents=True)
+        assert resume
+        folder.mkdir(parents=True, exist_ok=True)
         seen.runs.append((config, folder))
         row = {"epoch": 1, "test/accuracy": 0.5}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
@@ -80,15 +85,20 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if spec.recipe.lr > 1000:
             raise FloatingPointError("a teacher became NaN")
 
-    def slots(jobs: int, folder: Path) -> list[Slot]:
-        assert folder.is_dir()
-        seen.slots = [InlineSlot() for _ in range(jobs)]
-        return list(seen.slots)
+    def executor(jobs: int, folder: Path) -> Inline:
+        seen.executor = Inline(jobs, folder)
+        return seen.executor
+
+    def draw(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+        assert rows
+        assert (path.parent / "result.json").exists()
+        seen.drawn.append((path, title))
 
     monkeypatch.setattr(comparison_report, "draw_comparison", lambda *_: None)
     monkeypatch.setattr(comparison_tasks, "run_experiment", run)
     monkeypatch.setattr(comparison_tasks, "build_pool", pool)
-    monkeypatch.setattr(compare, "make_slots", slots)
+    monkeypatch.setattr(comparison_tasks, "draw_curves", draw)
+    monkeypatch.setattr(compare, "LocalExecutor", executor)
     return seen
 
 
@@ -118,8 +128,11 @@ def test_every_run_is_done_once_and_kept(
     assert start(THREE) == 0
     assert len(done.runs) == 6
     assert len(done.pools) == 1
-    assert all(slot.closed for slot in done.slots)
+    assert done.executor.closed
     out = tmp_path / "out"
+    curves = {folder / "curves.png" for _, folder in done.runs}
+    assert {path for path, _ in done.drawn} == curves
+    assert "pg (alignment) seed 1" in {title for _, title in done.drawn}
     assert {folder.parent for _, folder in done.runs} == {out / "runs"}
     found = {(row["method"], row["seed"]): row for row in rows(out / "runs.csv")}
     assert len(found) == 6
@@ -160,15 +173,17 @@ def test_a_changed_configuration_is_another_run(done: SimpleNamespace, start: St
     assert len(done.runs) == 6
 
 
-def test_an_unfinished_run_is_started_over(done: SimpleNamespace, start: Start) -> None:
+def test_an_unfinished_run_finds_what_it_has_left(done: SimpleNamespace, start: Start) -> None:
     assert start(THREE) == 0
     _, folder = done.runs[0]
     (folder / "result.json").unlink()
-    (folder / "rubbish").touch()
+    (folder / "checkpoints").mkdir()
+    (folder / "error.txt").touch()
     done.runs.clear()
     assert start(THREE) == 0
     assert [path for _, path in done.runs] == [folder]
-    assert not (folder / "rubbish").exists()
+    assert (folder / "checkpoints").exists()
+    assert not (folder / "error.txt").exists()
 
 
 def test_every_pool_of_teachers_is_trained_once(done: SimpleNamespace, start: Start) -> None:
@@ -191,7 +206,7 @@ def test_runs_side_by_side_take_a_thread_each(
 ) -> None:
     assert start(THREE, *flags) == 0
     assert {config.threads for config, _ in done.runs} == {threads}
-    assert len(done.slots) == (2 if flags else 1)
+    assert done.executor.jobs == (2 if flags else 1)
     done.runs.clear()
     assert start(THREE, *flags, "--threads", "3", "--seeds", "7") == 0
     assert {config.threads for config, _ in done.runs} == {3}
@@ -240,13 +255,13 @@ def test_an_interrupted_comparison_says_how_it_goes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(comparison_tasks, "run_experiment", interrupted)
     assert start(THREE) == 130
     assert capsys.readouterr().err.startswith("interrupted: the same command goes on")
-    assert all(slot.closed for slot in done.slots)
+    assert done.executor.closed
 
 
 MISTAKES = {
@@ -256,6 +271,14 @@ MISTAKES = {
     "one seed": (["--seed", "1"], "--seed: cannot be given here; see --seeds"),
     "no jobs": (["--jobs", "0"], "--jobs: expected a number >= 1, got 0"),
     "word for jobs": (["--jobs", "x"], "--jobs: invalid int value: 'x'"),
+    "negative retries": (["--retries", "-1"], "--retries: expected a number >= 0, got -1"),
+    "unknown executor": (["--executor", "rai"], "unknown --executor 'rai'; did you mean 'ray'?"),
+    "cluster of this machine": (
+        ["--address", "auto"],
+        "--address: means nothing without --executor ray",
+    ),
+    "share of a GPU": (["--gpus-per-run", "0.5"], "--gpus-per-run: means nothing without"),
+    "cores": (["--cpus-per-run", "2"], "--cpus-per-run: means nothing without --executor ray"),
     "unknown flag": (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
     "no images": (["--data.dataset", "npz"], "path"),
     "a method": (["--algo", "pg"], "see --methods"),
@@ -300,12 +323,47 @@ def test_a_file_cannot_be_the_folder(
     assert "--output: cannot make" in capsys.readouterr().err
 
 
+def test_a_folder_in_use_is_refused(
+    done: SimpleNamespace, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with RunLock(tmp_path / "out"):
+        assert start(THREE) == 2
+        shown = capsys.readouterr().err
+        assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in shown
+        assert not done.runs
+    assert start(THREE) == 0
+
+
+def test_a_cluster_is_given_what_was_asked_for(
+    done: SimpleNamespace, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def on_ray(address: str, resources: Any, *, most: int | None, shared: list[Path]) -> Inline:
+        asked.append((address, resources, most, shared))
+        return Inline(most or 1, tmp_path)
+
+    monkeypatch.setattr(compare, "RayExecutor", on_ray)
+    monkeypatch.setenv("MTKD_CACHE", str(tmp_path / "cache"))
+    flags = ["--executor", "ray", "--address", "host:6379", "--jobs", "3"]
+    assert start(THREE, *flags, "--cpus-per-run", "2", "--gpus-per-run", "0.5") == 0
+    shared = [tmp_path / "out", tmp_path / "cache"]
+    assert asked == [("host:6379", RunResources(2.0, 0.5), 3, shared)]
+    assert {config.threads for config, _ in done.runs} == {2}
+    assert len(done.runs) == 6
+    # What is finished asks nobody.
+    assert start(THREE, "--executor", "ray") == 0
+    assert len(asked) == 1
+
+
 def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         compare.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--jobs", "--output", "--seeds", "--methods", "--settings", "run.py"):
+    flags = ("--jobs", "--output", "--seeds", "--methods", "--settings", "run.py", "--status")
+    for flag in (*flags, "--executor", "--address", "--gpus-per-run", "--retries"):
         assert flag in shown
 
 
@@ -324,27 +382,47 @@ def write_epochs(task: Task, epochs: int) -> None:
     task.log.write_text("\n".join([*lines, '{"epoch": 9']), encoding="utf-8")
 
 
-def test_the_board_shows_every_slot_and_the_time_left(tmp_path: Path) -> None:
+def test_the_board_shows_what_is_being_done_and_the_time_left(tmp_path: Path) -> None:
     console = Console(width=100, force_terminal=True, record=True)
     tasks = [make_task(name, tmp_path) for name in ("one", "two", "three")]
     now = [100.0]
-    with Board(console, slots=2, runs=tasks, finished=1, clock=lambda: now[0]) as board:
+    with Board(console, runs=tasks, finished=1, clock=lambda: now[0]) as board:
         board.started(tasks[0])
         write_epochs(tasks[0], 2)
         now[0] += 60
         board.look([tasks[0], tasks[1]])
-        (whole, *slots) = board._bars.tasks
+        (whole, *lines) = board._bars.tasks
         # Two of twelve epochs took a minute.
         assert whole.fields["text"] == "1/4  0:05:00 left"
         assert (whole.completed, whole.total) == (2, 12)
-        assert [bar.description for bar in slots] == ["one", "two"]
-        assert [bar.fields["text"] for bar in slots] == ["epoch 2/4  25.00%", "starting"]
+        assert [line.description for line in lines] == ["one", "two"]
+        assert [line.fields["text"] for line in lines] == ["epoch 2/4  25.00%", "starting"]
         board.ended(tasks[0], None)
-        board.look([None, tasks[1]])
-        assert [bar.visible for bar in slots] == [False, True]
+        board.look([tasks[1]])
+        assert board._bars.tasks == [whole, lines[1]]
         assert whole.fields["text"] == "2/4  0:02:00 left"
+        board.retried(tasks[1], Failure("was killed", "", died=True))
         board.ended(tasks[1], Failure("went wrong", ""))
-    assert "two failed: went wrong" in console.export_text()
+    shown = console.export_text()
+    assert "[2/4] two: was killed; it is tried again" in shown
+    assert "[3/4] two failed: went wrong" in shown
+
+
+def test_epochs_that_were_done_before_are_no_measure_of_the_time_left(tmp_path: Path) -> None:
+    console = Console(width=100, force_terminal=True, record=True)
+    tasks = [make_task(name, tmp_path) for name in ("one", "two")]
+    write_epochs(tasks[0], 3)
+    now = [0.0]
+    with Board(console, runs=tasks, clock=lambda: now[0]) as board:
+        (whole,) = board._bars.tasks
+        board.started(tasks[0])
+        now[0] += 60
+        board.look(tasks[:1])
+        assert (whole.completed, whole.fields["text"]) == (3, "0/2")
+        write_epochs(tasks[0], 4)
+        board.look(tasks[:1])
+        # One epoch took a minute, and four are left.
+        assert whole.fields["text"] == "0/2  0:04:00 left"
 
 
 def test_off_a_terminal_every_run_is_a_line(
@@ -352,14 +430,14 @@ def test_off_a_terminal_every_run_is_a_line(
 ) -> None:
     tasks = [make_task(name, tmp_path) for name in ("one", "two [2]")]
     now = [0.0]
-    with Board(Console(width=140), slots=1, runs=tasks, clock=lambda: now[0]) as board:
+    with Board(Console(width=140), runs=tasks, clock=lambda: now[0]) as board:
         for task in tasks:
             board.started(task)
             write_epochs(task, 4)
             now[0] += 3600
             board.look([task])
             board.ended(task, None)
-            board.look([None])
+            board.look([])
     assert capsys.readouterr().out.splitlines() == [
         "[1/2] one: epoch 4/4  50.00%, 1:00:00 left",
         "[2/2] two [2]: epoch 4/4  50.00%",
@@ -371,7 +449,7 @@ def test_teachers_are_shown_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     runs = [PlannedRun("pg", "", config, tmp_path / "run")]
     ((task, users),) = pool_tasks(runs, tmp_path / "teachers.jsonl")
     assert (task.name, task.epochs, users) == ("teachers", 48, runs)
-    board = Board(Console(width=100), slots=1, runs=[])
+    board = Board(Console(width=100), runs=[])
     board.ended(task, None)
     assert "teachers: ready" in capsys.readouterr().out
     row = {"teacher": "resnet8", "epoch": 3, "epochs": 12, "loss": 0.5}
@@ -413,6 +491,7 @@ def test_two_processes_do_what_one_does(
     assert "[2/2]" in shown.out
     out = tmp_path / "out"
     folders = sorted((out / "runs").iterdir())
+    assert all((folder / "curves.png").exists() for folder in folders)
     assert [folder.name.split("-")[0] for folder in folders] == ["aver", "pg"]
     trained = (out / "teachers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["teacher"] for line in trained] == list(TEACHERS)

@@ -14,11 +14,14 @@ from experiments.comparison import (
     find_file,
     load_comparison,
 )
-from experiments.config import ExperimentConfig, parse_arguments, read_flags
+from experiments.config import ExperimentConfig, parse_arguments, read_flags, shipped_recipes
 from experiments.summary_statistics import Spread
 from mtkd_env.errors import ConfigError
 
-SHIPPED = sorted(BENCHMARKS.glob("*.yaml"))
+# Measured by benchmark.py.
+COSTS = "table6c"
+
+SHIPPED = sorted(path for path in BENCHMARKS.glob("*.yaml") if path.stem != COSTS)
 
 TWO = "methods: {aver: {}, pg: {}}\n"
 
@@ -83,7 +86,55 @@ def test_the_number_of_teachers_changes_nothing_else() -> None:
             assert config.teachers == replace(full, teachers=full.teachers[:count])
 
 
+def test_what_is_no_comparison_says_how_it_is_measured() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark\.py --what agents"):
+        shipped(COSTS)
+
+
 # Layers.
+
+
+RECIPE = "optimizer: {lr: 0.25, epochs: 7}\nstudent: {width: 0.5}\n"
+
+
+def test_a_recipe_lies_between_the_defaults_and_the_base(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE, encoding="utf-8")
+    text = "recipe: ./mine.yaml\nbase: {optimizer: {epochs: 9}}\n" + TWO
+    config = configs(load(tmp_path, text, base=""))["aver", UNNAMED]
+    assert (config.optimizer.lr, config.optimizer.epochs, config.student.width) == (0.25, 9, 0.5)
+    assert Path(str(config.recipe)) == tmp_path / "mine.yaml"
+
+
+def test_every_setting_may_have_a_recipe_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(RECIPE, encoding="utf-8")
+    text = "settings: {a: {recipe: ./mine.yaml, student: {width: 0.125}}, b: {}}\n" + TWO
+    found = configs(load(tmp_path, text, base=""))
+    (default,) = parse_arguments([])
+    assert found["pg", "a"].optimizer.lr == 0.25
+    assert found["pg", "a"].student.width == 0.125
+    assert found["pg", "b"].optimizer == default.optimizer
+
+
+def test_shipped_recipes_go_by_name_and_the_flag_wins(tmp_path: Path) -> None:
+    first, second = sorted(shipped_recipes())[:2]
+    text = f"recipe: {first}\n" + TWO
+    for flags, expected in [([], first), (["--recipe", second], second)]:
+        config = configs(load(tmp_path, text, *flags, base=""))["pg", UNNAMED]
+        (direct,) = parse_arguments(["--algo", "pg", "--recipe", expected])
+        assert config.digest == direct.digest
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: cifar\n", r"trial\.yaml: recipe: unknown recipe 'cifar'"),
+        ("recipe: no/such.yaml\n", r"such\.yaml: No such file"),
+        ("base: {recipe: x}\n", "base.recipe: cannot be given here; see recipe of the file"),
+    ],
+)
+def test_recipes_that_cannot_be_used_are_named(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, text + TWO, base="")
 
 
 def test_later_layers_win(tmp_path: Path) -> None:

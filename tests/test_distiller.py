@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import TeacherEnsemble
 from mtkd_env.types import DistillState, TeacherWeights
 from tiny import (
@@ -117,6 +117,24 @@ def test_loss_terms_are_those_of_equation_2() -> None:
     )
 
 
+def test_smoothed_labels_are_the_students_alone() -> None:
+    """What it is trained by, and rewarded for; not what teachers know, nor what is reported."""
+    smooth, sharp = (
+        make_tiny_distiller(recipe=Recipe(epochs=4, lr=0.1, label_smoothing=smoothing))
+        for smoothing in (0.3, 0.0)
+    )
+    found, plain = smooth.forward(batch()), sharp.forward(batch())
+    expected = functional.cross_entropy(
+        plain.student.logits, batch().targets, reduction="none", label_smoothing=0.3
+    )
+    torch.testing.assert_close(found.cross_entropy, expected)
+    torch.testing.assert_close(smooth.revisit(found).cross_entropy, expected)
+    assert found.teacher_cross_entropy.equal(plain.teacher_cross_entropy)
+    assert smooth.evaluate(evaluation()) == sharp.evaluate(evaluation())
+    terms = smooth.update(found, random_weights())
+    torch.testing.assert_close(terms.cross_entropy, expected)
+
+
 def loss_by_hand(distiller: Distiller, weights: TeacherWeights) -> Tensor:
     """Equ. 2 with torch's own losses."""
     images = batch()
@@ -138,7 +156,7 @@ def loss_by_hand(distiller: Distiller, weights: TeacherWeights) -> Tensor:
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_updates_equal_hand_written_sgd(nesterov: bool) -> None:
     lr, momentum, decay = 0.05, 0.9, 1e-2
-    recipe = SGDRecipe(lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov)
+    recipe = Recipe(lr=lr, momentum=momentum, weight_decay=decay, nesterov=nesterov)
     distiller, by_hand = (
         make_tiny_distiller(recipe=recipe, alpha=0.7, beta=1.3, temperature=2.0) for _ in range(2)
     )
@@ -339,7 +357,7 @@ def test_without_any_loss_of_the_teachers_the_student_learns_from_the_classes_al
 
 
 def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
-    recipe = SGDRecipe(epochs=4, lr=0.1, milestones=(0.5, 0.75), decay=0.1)
+    recipe = Recipe(epochs=4, lr=0.1, milestones=(0.5, 0.75), decay=0.1)
     distiller = make_tiny_distiller(recipe=recipe)
     rates = []
     for step in range(4 * STEPS_PER_EPOCH):
@@ -351,21 +369,21 @@ def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
 
 def test_recipes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"epochs: expected at least 1, got 0"):
-        SGDRecipe(epochs=0)
+        Recipe(epochs=0)
     with pytest.raises(ConfigError, match=r"lr: expected a number >= 0, got -0.1"):
-        SGDRecipe(lr=-0.1)
+        Recipe(lr=-0.1)
     with pytest.raises(ConfigError, match=r"milestones: expected fractions .* got \(150.0,\)"):
-        SGDRecipe(milestones=(150.0,))
+        Recipe(milestones=(150.0,))
 
 
 def test_nesterov_without_momentum_is_plain_sgd() -> None:
-    distiller = make_tiny_distiller(recipe=SGDRecipe(momentum=0.0, nesterov=True))
+    distiller = make_tiny_distiller(recipe=Recipe(momentum=0.0, nesterov=True))
     assert distiller.optimizer.param_groups[0]["nesterov"] is False
     train(distiller, 1)
 
 
 def test_a_learning_rate_of_zero_leaves_the_parameters_alone() -> None:
-    distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.0))
+    distiller = make_tiny_distiller(recipe=Recipe(lr=0.0))
     before = {name: p.clone() for name, p in distiller.module.named_parameters()}
     train(distiller, 2)
     assert all(p.equal(before[name]) for name, p in distiller.module.named_parameters())
@@ -478,7 +496,7 @@ def test_evaluation_is_the_mean_over_all_images() -> None:
 
 def test_updates_let_the_student_learn() -> None:
     """The loss of a batch that is seen again and again falls by half."""
-    distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.05))
+    distiller = make_tiny_distiller(recipe=Recipe(lr=0.05))
     images = training_set(16).splits.train
     seen = replace(batch(size=16), inputs=(images.images / 255 - 0.5) * 3, targets=images.targets)
     losses = []

@@ -117,17 +117,6 @@ def test_gradients_are_averaged(pair: Pair) -> None:
     assert pair(_average) == [([2.0, 4.0], True)] * 2
 
 
-def _share() -> list[float]:
-    module = nn.Linear(2, 1, bias=False)
-    nn.init.constant_(module.weight, float(distributed.rank()))
-    distributed.share_state(module)
-    return module.weight.flatten().tolist()
-
-
-def test_the_state_of_process_0_is_shared(pair: Pair) -> None:
-    assert pair(_share) == [[0.0, 0.0]] * 2
-
-
 def _evaluate_norm() -> Tensor:
     module = distributed.synchronize_norms(_norm_layers((WIDTH,))).eval()
     return module(batch(WIDTH)).detach()

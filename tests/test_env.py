@@ -19,7 +19,7 @@ from mtkd_env.env import CHOICES, MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.observation import OBSERVATIONS
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.reward import NORMALIZATIONS, REWARDS
 from mtkd_env.types import Batch, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
@@ -39,14 +39,14 @@ PRODUCT = [
     {"observation": observation, "reward": reward, "reward_timing": timing}
     for observation, reward, timing in product(OBSERVATIONS, REWARDS, ("before", "after"))
 ]
-TWO_EPOCHS = SGDRecipe(epochs=2, lr=0.1)
+TWO_EPOCHS = Recipe(epochs=2, lr=0.1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
     "one teacher": {"count": 1},
     "half precision": {"observation_dtype": "float16"},
     "raw": {"normalize_observation": False, "fusion": "learnable", "logit_bound": 1.5},
     "epochs": {"episode": "epoch", "fusion": "generator"},
-    "trainings": {"episode": "training", "recipe": SGDRecipe(epochs=1, lr=0.1)},
+    "trainings": {"episode": "training", "recipe": Recipe(epochs=1, lr=0.1)},
 }
 
 
@@ -338,7 +338,7 @@ def reordered_env(order: list[int], **kwargs: Any) -> MTKDVectorEnv:
 @pytest.mark.parametrize("reward", ["paper", "alignment", "aggregate", "reference"])
 def test_permuting_the_samples_permutes_rewards_and_observations(reward: str) -> None:
     order = [2, 0, 3, 1]
-    frozen = {"recipe": SGDRecipe(lr=0.0), "reward": reward}
+    frozen = {"recipe": Recipe(lr=0.0), "reward": reward}
     env, permuted = reordered_env([0, 1, 2, 3], **frozen), reordered_env(order, **frozen)
     np.testing.assert_allclose(permuted.reset()[0], env.reset()[0][order], rtol=1e-3, atol=1e-4)
     for seed in range(3):
@@ -390,7 +390,7 @@ def test_rewards_after_the_update_are_those_of_the_updated_student() -> None:
 
 
 def test_rewards_before_and_after_agree_while_the_student_stands_still() -> None:
-    frozen = SGDRecipe(lr=0.0)
+    frozen = Recipe(lr=0.0)
     before, after = started(recipe=frozen), started(recipe=frozen, reward_timing="after")
     np.testing.assert_array_equal(step(before)[1], step(after)[1])
 
@@ -493,7 +493,7 @@ def test_an_episode_of_a_training_is_truncated_at_its_end_and_a_new_student_foll
 
 
 def test_students_of_successive_trainings_differ_and_are_reproducible() -> None:
-    recipe = SGDRecipe(epochs=1, lr=0.1)
+    recipe = Recipe(epochs=1, lr=0.1)
 
     def initial_weights() -> list[Tensor]:
         env = started(5, episode="training", recipe=recipe)

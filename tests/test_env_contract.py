@@ -17,7 +17,7 @@ from mtkd_env.data import BatchStream
 from mtkd_env.data.stream import StreamState
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.types import Batch
 from tiny import (
     IMAGE_SHAPE,
@@ -41,7 +41,7 @@ class Still(Distiller):
             teachers(),
             image_shape=IMAGE_SHAPE,
             steps_per_epoch=STEPS_PER_EPOCH,
-            recipe=SGDRecipe(epochs=4, lr=0.0),
+            recipe=Recipe(epochs=4, lr=0.0),
         )
 
     def reinitialize(self, seed: int) -> None:
@@ -53,7 +53,7 @@ class Row(BatchStream):
     """One sample of every batch of a stream."""
 
     def __init__(self, whole: BatchStream, row: int) -> None:
-        self.batch_size = 1
+        self.batch_size = self.local_batch_size = 1
         self.steps_per_epoch = whole.steps_per_epoch
         self._whole = whole
         self._row = slice(row, row + 1)

@@ -1,4 +1,6 @@
+import hashlib
 import io
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ import torch
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
     cache_folder,
+    file_digest,
+    has_own_digest,
     load_checkpoint,
     save_checkpoint,
+    save_with_digest,
     write_atomically,
     write_text,
 )
@@ -154,3 +159,41 @@ def test_cache_folder_is_the_users_choice_before_the_systems(
     assert cache_folder() == Path("/somewhere/mtkd_env")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "mtkd_env"
+
+
+def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_digest(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_a_checkpoint_may_have_its_digest_in_its_name(tmp_path: Path) -> None:
+    path = save_with_digest(tmp_path / "new" / "step-7.pt", content())
+    assert path.name == f"step-7-{file_digest(path)}.pt"
+    assert names(path.parent) == [path.name]
+    assert load_checkpoint(path)["numbers"] == content()["numbers"]
+    assert has_own_digest(path)
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    assert not has_own_digest(path)
+
+
+def test_what_is_written_is_on_disk_before_its_name_and_its_name_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(handle: int) -> None:
+        path = Path(f"/proc/self/fd/{handle}").readlink()
+        done.append("folder" if path.is_dir() else "file")
+        fsync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    write_text(tmp_path / "note.txt", "x")
+    assert done == ["file", "rename", "folder"]

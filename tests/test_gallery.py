@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,18 +14,21 @@ from experiments.gallery import (
     read_gallery,
     write_gallery,
 )
+from fake_datasets import write_images
 from known_optimum import started_env
-from mtkd_env.data.dataset import Split
+from mtkd_env.data import ImageData, load_dataset
 from mtkd_env.types import TeacherWeights
 from run_folders import gallery
 
+NAMES = ("none", "one", "two", "three")
 
-def split(size: int) -> Split:
-    """A training split whose images say where they are from."""
+
+def data(size: int, **changes: Any) -> ImageData:
+    """Images that say where they are from; only every second one is trained on."""
     images = torch.arange(size, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 8, 8)
-    return Split(
-        images.contiguous(), torch.zeros(size, dtype=torch.int64), 100 + torch.arange(size)
-    )
+    images, targets = images.contiguous(), torch.arange(size) % 4
+    fields = {"num_classes": 4, "flip": False, "crop_padding": 0, "class_names": NAMES}
+    return ImageData("numbered", images, targets, images, targets, **{**fields, **changes})
 
 
 def test_images_are_those_of_the_last_step() -> None:
@@ -33,11 +37,15 @@ def test_images_are_those_of_the_last_step() -> None:
     assert last.record is None
     made = [env.distill(TeacherWeights.uniform(env.state.divergence)) for _ in range(2)]
     assert last.record is made[-1]
-    found = collect_gallery(made[-1], split(50))
-    index = made[-1].index.tolist()
+    numbered = data(100)
+    train = numbered.split(0.5).train
+    found = collect_gallery(made[-1], numbered, train)
+    index = train.index[made[-1].index].tolist()
+    assert index != made[-1].index.tolist()
     assert found.images[:, 0, 0, 0].tolist() == index
-    assert found.index.tolist() == [100 + position for position in index]
-    assert found.targets.tolist() == made[-1].targets.tolist()
+    assert found.index.tolist() == index
+    assert found.targets.tolist() == [position % 4 for position in index]
+    assert found.names.tolist() == [NAMES[position % 4] for position in index]
     assert found.correct.tolist() == made[-1].correct.tolist()
     assert found.logit.tolist() == made[-1].weights.logit.tolist()
     assert found.feature.tolist() == made[-1].weights.feature.tolist()
@@ -56,8 +64,35 @@ def test_of_a_large_batch_only_the_first_images_are_kept() -> None:
             record.weights.logit.repeat(copies, 1), record.weights.feature.repeat(copies, 1)
         ),
     )
-    found = collect_gallery(many, split(50))
+    found = collect_gallery(many, data(50), data(50).split().train)
     assert {len(array) for array in vars(found).values()} == {MOST_IMAGES}
+
+
+def test_classes_without_names_are_named_by_their_numbers() -> None:
+    env = started_env()
+    record = env.distill(TeacherWeights.uniform(env.state.divergence))
+    nameless = data(50, class_names=())
+    found = collect_gallery(record, nameless, nameless.split().train)
+    assert found.names.tolist() == [str(target) for target in found.targets]
+
+
+def test_images_in_files_are_decoded(tmp_path: Path) -> None:
+    write_images(tmp_path, classes=("cat", "dog"), count=30)
+    files = load_dataset("folder", root=tmp_path, image_size=24, resize=24, augmentation="deit")
+    env = started_env()
+    record = env.distill(TeacherWeights.uniform(env.state.divergence))
+    found = collect_gallery(record, files, files.train)
+    assert found.images.dtype == np.uint8
+    assert found.images.shape[1:] == (3, 24, 24)
+    assert found.names.tolist() == [("cat", "dog")[target] for target in found.targets]
+
+
+def test_a_gallery_of_an_older_version_has_numbers_for_names(tmp_path: Path) -> None:
+    arrays = vars(gallery(2))
+    np.savez(tmp_path / FILE, **{name: arrays[name] for name in arrays if name != "names"})
+    found = read_gallery(tmp_path)
+    assert found is not None
+    assert found.names.tolist() == [str(target) for target in found.targets]
 
 
 def test_a_gallery_is_read_as_it_was_written(tmp_path: Path) -> None:

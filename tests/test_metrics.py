@@ -14,8 +14,11 @@ from agents.warmup import warm_up
 from experiments.metrics import (
     BreakdownMeter,
     EpochMeter,
+    FiniteWatch,
     MetricsLog,
     agent_score,
+    check_module,
+    check_row,
     fusion_coefficients,
     read_rows,
     step_means,
@@ -367,3 +370,137 @@ def test_tensorboard_shows_the_same_numbers(tmp_path: Path) -> None:
         assert [event.step for event in found] == [1, 2, 3]
         values = np.array([row[name] for row in rows], np.float32)
         assert [event.value for event in found] == values.tolist()
+
+
+# What is not finite.
+
+
+def steps_of(env_record: StepRecord, count: int) -> list[StepRecord]:
+    return [replace(env_record, step=step) for step in range(count)]
+
+
+def spoiled(step: StepRecord, part: str, name: str, value: float, row: int) -> StepRecord:
+    """The step with one number replaced; its samples are 10, 11, ..."""
+    owner = getattr(step, part)
+    tensor = getattr(owner, name).clone()
+    tensor.view(len(tensor), -1)[row, 0] = value
+    index = 10 + torch.arange(len(tensor))
+    return replace(step, index=index, **{part: replace(owner, **{name: tensor})})
+
+
+PLAIN = record([[0.5, 0.5], [1.0, 0.0], [0.0, 1.0]], [[1.0, 2.0], [0.0, 1.0], [3.0, 1.0]])
+SPOILED = {
+    "loss/cross_entropy": ("losses", "cross_entropy"),
+    "loss/kd": ("losses", "kd"),
+    "loss/feature": ("losses", "feature"),
+    "loss/total": ("losses", "total"),
+    "weights/logit": ("weights", "logit"),
+    "weights/feature": ("weights", "feature"),
+    "teacher_rewards": ("rewards", "teacher"),
+    "reward": ("rewards", "scalar"),
+}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("term", SPOILED)
+def test_the_first_bad_step_is_named_with_its_term_and_samples(term: str, value: float) -> None:
+    part, name = SPOILED[term]
+    watch = FiniteWatch()
+    for step in steps_of(PLAIN, 5):
+        watch(spoiled(step, part, name, value, row=step.step - 2) if step.step > 2 else step)
+    message = (
+        rf"^{term} became NaN or infinite in step 4 \(of steps 1 to 5, the first\) for sample 11 "
+        "of 3 samples; a lower optimizer.lr"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        watch.check()
+    # It has been told.
+    watch.check()
+
+
+def test_all_bad_terms_are_named_and_some_of_the_samples() -> None:
+    weights, rewards = [[0.5, 0.5]] * 20, [[1.0, 2.0]] * 20
+    bad = record(weights, rewards)
+    nan = torch.full((20,), float("nan"))
+    watch = FiniteWatch()
+    watch(replace(bad, losses=replace(bad.losses, cross_entropy=nan, total=nan)))
+    message = (
+        r"^loss/cross_entropy, loss/total became .* sample 0, 1, 2, 3, 4, 5, 6, 7 and 12 more of 20"
+    )
+    with pytest.raises(FloatingPointError, match=message):
+        watch.check()
+
+
+def test_a_window_is_checked_when_it_is_full() -> None:
+    watch = FiniteWatch(window=3)
+    bad = spoiled(PLAIN, "losses", "total", float("nan"), row=0)
+    watch(bad)
+    watch(PLAIN)
+    with pytest.raises(FloatingPointError, match="in step 1 "):
+        watch(PLAIN)
+
+
+def test_finite_steps_pass() -> None:
+    watch = FiniteWatch(window=2)
+    watch.check()
+    for step in steps_of(PLAIN, 5):
+        watch(step)
+    watch.check()
+
+
+def test_parameters_and_running_statistics_are_checked() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    check_module(module, 3)
+    module[1].running_var[0] = torch.inf
+    with pytest.raises(FloatingPointError, match=r"^1.running_var became .* by step 3; a lower"):
+        check_module(module, 3)
+
+
+def test_a_bad_value_of_a_row_is_named() -> None:
+    check_row({"epoch": 2, "lr": 0.1}, 8)
+    message = r"^test/accuracy became NaN or infinite in epoch 2 \(up to step 8\); a lower"
+    with pytest.raises(FloatingPointError, match=message):
+        check_row({"epoch": 2, "lr": 0.1, "test/accuracy": float("nan")}, 8)
+
+
+# Going on.
+
+
+@pytest.mark.parametrize("split", [1, 3])
+@pytest.mark.parametrize(
+    "make", [lambda: EpochMeter(NAMES), lambda: BreakdownMeter(NAMES, CLASSES, "cpu")]
+)
+def test_meters_go_on_from_their_state(make: Any, split: int) -> None:
+    env = started_env()
+    records: list[StepRecord] = []
+    env.subscribe(records.append)
+    PolicyGradient(env).learn(1, lambda: None)
+    whole, first, second = make(), make(), make()
+    for each in records:
+        whole(each)
+    for each in records[:split]:
+        first(each)
+    second.load_state_dict(first.state_dict(), "cpu")
+    for each in records[split:]:
+        second(each)
+    assert second.read() == whole.read()
+
+
+def test_a_log_goes_on_from_its_state(tmp_path: Path) -> None:
+    rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 6)]
+    with MetricsLog(tmp_path) as log:
+        for row in rows[:2]:
+            log.write(row)
+            log.write_breakdown(row)
+        state = log.state_dict()
+        log.write(rows[2])
+    with (tmp_path / "breakdown.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"epoch": 3, "lo')
+    with MetricsLog(tmp_path, state) as log:
+        assert log.rows == rows[:2]
+        for row in rows[2:]:
+            log.write(row)
+            log.write_breakdown(row)
+    assert read_rows(tmp_path) == read_rows(tmp_path, "breakdown.jsonl") == rows
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble
 from mtkd_env.teachers.training import train_teacher
@@ -110,7 +110,7 @@ def objective_by_hand(distiller: Distiller, meta: MetaWeights, steps: int) -> Te
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_objective_is_the_cross_entropy_after_the_virtual_steps(steps: int) -> None:
     distiller = make_tiny_distiller(
-        alpha=0.7, beta=1.3, temperature=2.0, recipe=SGDRecipe(epochs=2, lr=0.2, milestones=(0.5,))
+        alpha=0.7, beta=1.3, temperature=2.0, recipe=Recipe(epochs=2, lr=0.2, milestones=(0.5,))
     )
     for step in range(3):  # so that there is momentum, and the learning rate has fallen
         state = distiller.forward(batch(step))
@@ -131,7 +131,7 @@ def test_the_gradient_of_the_objective_is_that_of_finite_differences(
 ) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # differences need all in float64
     distiller = make_tiny_distiller(
-        ensemble=chosen_teachers([0, 1, 2]), recipe=SGDRecipe(lr=0.1), temperature=2.0
+        ensemble=chosen_teachers([0, 1, 2]), recipe=Recipe(lr=0.1), temperature=2.0
     )
     weighting = MMKD(distiller, virtual_steps=steps)
     for module in (distiller.module, distiller.teachers, meta_of(weighting)):
@@ -158,7 +158,7 @@ def test_the_gradient_of_the_objective_is_that_of_finite_differences(
 
 
 def test_the_objective_falls_over_meta_updates_on_one_batch() -> None:
-    distiller = make_tiny_distiller(recipe=SGDRecipe(lr=0.1))
+    distiller = make_tiny_distiller(recipe=Recipe(lr=0.1))
     weighting = MMKD(distiller, meta_every=1, buffer_size=NUM_ENVS, lr=3e-2)
     state = distiller.forward(batch())
     before = snapshot(meta_of(weighting))
@@ -223,7 +223,7 @@ def good_and_harmful_teacher() -> tuple[TinyNetwork, TinyNetwork]:
     """A trained teacher, and its copy with permuted classes."""
     with seeded(0):
         good = TinyNetwork(8)
-    recipe = SGDRecipe(epochs=8, lr=0.1, nesterov=False)
+    recipe = Recipe(epochs=8, lr=0.1, nesterov=False)
     train_teacher(good, training_set(96).stream(16, torch.device("cpu"), 0), recipe)
     harmful = deepcopy(good)
     for parameter in harmful.classifier.parameters():
@@ -235,9 +235,7 @@ def good_and_harmful_teacher() -> tuple[TinyNetwork, TinyNetwork]:
 def test_a_harmful_teacher_loses_its_weight(place: int) -> None:
     good, harmful = good_and_harmful_teacher()
     ensemble = TeacherEnsemble([good, harmful] if place == 1 else [harmful, good], ["a", "b"])
-    distiller = make_tiny_distiller(
-        ensemble=ensemble, beta=0.0, recipe=SGDRecipe(epochs=100, lr=0.05)
-    )
+    distiller = make_tiny_distiller(ensemble=ensemble, beta=0.0, recipe=Recipe(epochs=100, lr=0.05))
     weighting = MMKD(distiller, meta_every=1, buffer_size=32, lr=3e-2)
     harm, right = [], []
     batches = training_set(96).stream(16, torch.device("cpu"), 1)

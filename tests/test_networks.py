@@ -9,7 +9,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.networks import NETWORKS, Network, build_network
+from mtkd_env.networks import NETWORKS, Network, build_network, check_network_arguments
 from mtkd_env.networks.resnet import ResNet
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.teachers import TeacherEnsemble
@@ -327,6 +327,16 @@ def test_unknown_argument_is_named_with_the_nearest() -> None:
     message = r"resnet8\.widths: unknown key; did you mean 'width'\?"
     with pytest.raises(ConfigError, match=message):
         build_network("resnet8", num_classes=3, widths=0.5)
+
+
+def test_arguments_of_a_networks_own_are_checked_without_making_it() -> None:
+    check_network_arguments("resnet8", {"channels": (4, 4, 8, 16)}, "x")
+    check_network_arguments("timm:deit_tiny_patch16_224", {"anything": 1}, "x")
+    with pytest.raises(ConfigError, match=r"x\.chanels: unknown key; did you mean 'channels'\?"):
+        check_network_arguments("resnet8", {"chanels": (4, 4, 8, 16)}, "x")
+    for given in ("width", "num_classes", "seed"):
+        with pytest.raises(ConfigError, match=rf"x\.{given}: cannot be given here"):
+            check_network_arguments("resnet8", {given: 2}, "x")
 
 
 @pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])

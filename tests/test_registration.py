@@ -11,7 +11,15 @@ from gymnasium.vector import VectorEnv
 
 import mtkd_env
 from env_contract import equal, rollout
-from mtkd_env import ConfigError, MTKDVectorEnv, PoolSpec, SGDRecipe, TeacherSpec, assemble
+from mtkd_env import (
+    ConfigError,
+    MTKDVectorEnv,
+    PoolSpec,
+    Recipe,
+    TeacherSpec,
+    assemble,
+    registration,
+)
 from mtkd_env.registration import DEFAULT_TEACHER_EPOCHS, make_env, pool_spec
 from mtkd_env.teachers import class_means
 from tiny import data
@@ -81,7 +89,8 @@ def test_the_package_need_not_be_imported_by_the_user(npz: str) -> None:
 
 def test_all_ids_are_versioned_and_vectorised_only(npz: str) -> None:
     ids = [name for name in gymnasium.registry if name.startswith("MTKD/")]
-    assert sorted(ids) == ["MTKD/Digits-v0", "MTKD/Npz-v0"]
+    assert sorted(ids) == sorted(f"MTKD/{name}-v0" for name in registration.ENV_NAMES)
+    assert set(registration.ENV_NAMES.values()) == set(mtkd_env.DATASETS)
     for name in ids:
         with pytest.raises(gymnasium.error.Error):
             gymnasium.make(name)
@@ -147,8 +156,33 @@ def test_student_recipe_and_loss_are_as_asked_for(npz: str) -> None:
     expected = mtkd_env.NETWORKS["resnet14"](num_classes=4, in_channels=1, width=0.125)
     student = env.distiller.student
     assert str(student) == str(expected)
-    assert env.distiller.recipe == SGDRecipe(epochs=7, lr=0.3)
+    assert env.distiller.recipe == Recipe(epochs=7, lr=0.3)
     assert (env.distiller.alpha, env.distiller.beta, env.distiller.temperature) == (0.5, 0.0, 2.0)
+
+
+def test_networks_are_made_with_arguments_of_their_own(npz: str) -> None:
+    teacher = {"network": "resnet8", "kind": "random", "arguments": {"channels": (3, 4, 5, 6)}}
+    arguments = {"channels": (2, 3, 4, 5)}
+    kwargs = npz_kwargs(npz, teachers=[teacher], student_width=1.0, student_arguments=arguments)
+    distiller = make_env(dataset="npz", **kwargs).distiller
+    assert distiller.student.feature_dim == 5
+    assert distiller.teachers.feature_dims == (6,)
+
+
+def test_a_student_that_cannot_be_made_is_known_before_teachers_are_trained(
+    npz: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtkd_env.registration.build_pool", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'drop'"):
+        make_env(
+            dataset="npz",
+            **npz_kwargs(
+                npz,
+                student="torchvision:resnet18",
+                student_width=1.0,
+                student_arguments={"drop": 1},
+            ),
+        )
 
 
 def test_loss_terms_are_as_asked_for(npz: str) -> None:
@@ -196,7 +230,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "env argument": ({"rewrad": "paper"}, r"env\.rewrad: unknown key; did you mean 'reward'"),
     "env value": ({"reward": "papr"}, "unknown reward 'papr'"),
     "recipe": ({"recipe": {"lrr": 1.0}}, r"recipe\.lrr: unknown key; did you mean 'lr'"),
-    "recipe value": ({"recipe": {"epochs": 0}}, "epochs: expected at least 1, got 0"),
+    "recipe value": ({"recipe": {"epochs": 0}}, r"recipe\.epochs: expected at least 1, got 0"),
+    "student argument": (
+        {"student_arguments": {"chanels": 3}},
+        r"student\.arguments\.chanels: unknown key; did you mean 'channels'",
+    ),
+    "student's width twice": (
+        {"student_arguments": {"width": 2}},
+        r"student\.arguments\.width: cannot be given here",
+    ),
+    "teacher argument": (
+        {"teachers": [{"network": "resnet8", "arguments": {"chanels": 3}}]},
+        r"teachers\.resnet8\.arguments\.chanels: unknown key; did you mean 'channels'",
+    ),
+    "precision": ({"precision": "half"}, r"unknown precision 'half'"),
     "logit": ({"logit": "dits"}, "unknown logit 'dits'; did you mean 'dist'"),
     "feature": ({"feature": {"msee": 1.0}}, "unknown feature 'msee'; did you mean 'mse'"),
     "coefficient": ({"logit": {"kd": -1.0}}, r"logit\.kd: expected a finite number >= 0, got -1.0"),

@@ -24,7 +24,7 @@ from mtkd_env.evaluation import evaluate
 from mtkd_env.files import load_checkpoint
 from mtkd_env.networks import build_network
 from mtkd_env.networks.base import Network
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers import TrainingSet
 
@@ -260,7 +260,7 @@ def by_cross_entropy_alone(epochs: int) -> dict[str, Tensor]:
     stream = images.stream(16, torch.device("cpu"), derive_seed(0, "data"))
     student = small_student(derive_seed(0, "student")).train()
     # The run's reset(seed=0) draws the same seeds anew.
-    optimizer, schedule = SGDRecipe(epochs=epochs).build(student.parameters(), STEPS)
+    optimizer, schedule = Recipe(epochs=epochs).build(student, STEPS)
     for _ in range(epochs * STEPS):
         batch = next(stream)
         loss = torch.nn.functional.cross_entropy(student(batch.inputs).logits, batch.targets)
@@ -419,7 +419,10 @@ def test_numbers_that_explode_are_told_in_one_line(
 ) -> None:
     assert start("--algo", "aver", "--optimizer.lr", "1e9") == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: loss/total became NaN or infinite in epoch 1 (up to step 4)")
+    assert re.match(
+        r"error: loss/.*total.* became NaN or infinite in step \d \(of steps 1 to 4,", shown
+    )
+    assert re.search(r"the first\) for sample \d+, .* of 16 samples; ", shown)
     assert "optimizer.lr" in shown
     assert shown.count("\n") == 1
     (folder,) = folders(tmp_path)
@@ -430,7 +433,7 @@ def test_numbers_that_explode_are_told_in_one_line(
 def test_an_interrupted_run_says_so(
     monkeypatch: pytest.MonkeyPatch, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*_: Any) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run, "run_experiment", interrupted)

@@ -20,7 +20,7 @@ from known_optimum import known_env, scores, started_env
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
 M = len(TEACHERS)
@@ -263,7 +263,7 @@ def test_an_agent_whose_last_update_diverges_is_named_at_the_end_of_the_epoch() 
 
 
 def test_a_student_that_diverges_is_not_blamed_on_the_agent() -> None:
-    env = started_env(recipe=SGDRecipe(epochs=4, lr=1e20))
+    env = started_env(recipe=Recipe(epochs=4, lr=1e20))
     agent = quick(env, "ppo", n_steps=1)
     with pytest.raises(FloatingPointError, match=r"observations of ppo .* student, which has div"):
         agent.learn(4, ignore)
@@ -290,7 +290,7 @@ def test_other_errors_of_an_algorithm_stay_what_they_are() -> None:
 def test_the_student_of_an_episode_of_a_training_is_evaluated_before_the_next_one_follows(
     name: str,
 ) -> None:
-    env = make_tiny_env(episode="training", recipe=SGDRecipe(epochs=2, lr=0.1))
+    env = make_tiny_env(episode="training", recipe=Recipe(epochs=2, lr=0.1))
     env.reset(seed=0)
     on_policy = {"n_steps": 2, "n_minibatches": 1}
     agent = build(name, env, **(on_policy if name == "ppo" else {"batch_size": 4}))

@@ -23,11 +23,11 @@ from torch import nn
 
 from env_contract import bad_actions, equal, random_action
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
-ONE_EPOCH = SGDRecipe(epochs=1, lr=0.1)
+ONE_EPOCH = Recipe(epochs=1, lr=0.1)
 M = len(TEACHERS)
 
 

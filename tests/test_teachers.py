@@ -1,3 +1,5 @@
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.files import save_checkpoint
 from mtkd_env.networks import NETWORKS, Network, build_network
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import (
     PoolSpec,
     TeacherEnsemble,
@@ -27,7 +29,7 @@ from mtkd_env.types import Batch
 from tiny import CLASSES, IMAGE_SHAPE, TEACHERS, batch, perturb, teacher_networks, training_set
 
 NAMES = tuple(TEACHERS)
-RECIPE = SGDRecipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False, milestones=(0.8,))
+RECIPE = Recipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False, milestones=(0.8,))
 LEARNABLE = 96
 
 
@@ -316,6 +318,12 @@ CHANGES: dict[str, tuple[PoolSpec, int]] = {
     "seed": (pool_spec(TeacherSpec("resnet8", width=0.25, seed=1)), LEARNABLE),
     "width": (pool_spec(TeacherSpec("resnet8", width=0.125)), LEARNABLE),
     "kind": (pool_spec(TeacherSpec("resnet8", width=0.25, kind="permuted")), LEARNABLE),
+    "arguments": (
+        pool_spec(TeacherSpec("resnet8", width=0.25, arguments={"channels": (8, 8, 8, 8)})),
+        LEARNABLE,
+    ),
+    "schedule": (pool_spec(recipe=replace(RECIPE, schedule="cosine")), LEARNABLE),
+    "label smoothing": (pool_spec(recipe=replace(RECIPE, label_smoothing=0.1)), LEARNABLE),
     "images": (pool_spec(), LEARNABLE - 4),
 }
 
@@ -335,6 +343,45 @@ def test_a_teacher_that_depends_on_something_else_is_another_file(
     (new,) = cached(warm_cache) - before
     assert new.name.startswith(spec.teachers[0].label)
     assert pool.digests[spec.teachers[0].label].startswith(new.stem.rsplit("-", 1)[1])
+
+
+def test_keys_that_came_later_leave_digests_as_they_are(warm_cache: Path) -> None:
+    """A known value: that of the keys which there were when teachers were first cached."""
+    pool = build_pool(pool_spec(), training_set(LEARNABLE), cache=warm_cache)
+    index = torch.arange(LEARNABLE).numpy().tobytes()
+    made_from = {
+        "version": 1,
+        "teacher": {"network": "resnet8", "kind": "trained", "width": 0.25, "seed": 0},
+        "recipe": {
+            "epochs": 3,
+            "lr": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "nesterov": False,
+            "milestones": [0.8],
+            "decay": 0.1,
+        },
+        "batch_size": 16,
+        "data": training_set(LEARNABLE).data.digest,
+        "train_images": hashlib.sha256(index).hexdigest(),
+    }
+    text = json.dumps(made_from, sort_keys=True)
+    assert pool.digests == {"resnet8": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def test_teachers_are_measured_and_asked_in_a_precision(warm_cache: Path) -> None:
+    full, low = (
+        build_pool(pool_spec(), training_set(LEARNABLE), cache=warm_cache, precision=precision)
+        for precision in ("fp32", "bf16")
+    )
+    assert low.digests == full.digests
+    assert low.ensemble.precision == "bf16"
+    assert low.evaluations != full.evaluations
+    known = low.ensemble(batch().inputs)
+    assert known.feature_maps[0].dtype == torch.bfloat16
+    torch.testing.assert_close(
+        known.logits, full.ensemble(batch().inputs).logits, rtol=0.05, atol=0.05
+    )
 
 
 def test_a_smaller_training_split_of_the_same_images_is_another_file(warm_cache: Path) -> None:
@@ -527,7 +574,7 @@ def test_a_pool_is_read_from_yaml(tmp_path: Path) -> None:
             TeacherSpec("wrn_16_1", kind="permuted", seed=3, name="wrong"),
             TeacherSpec("resnet14", checkpoint="file.pt"),
         ),
-        recipe=SGDRecipe(12, 0.1, weight_decay=5e-4, nesterov=False, milestones=(0.5, 0.75)),
+        recipe=Recipe(12, 0.1, weight_decay=5e-4, nesterov=False, milestones=(0.5, 0.75)),
         batch_size=32,
     )
     assert load_pool_spec(written(tmp_path, text)) == expected
@@ -540,8 +587,6 @@ def test_a_pool_written_as_yaml_comes_back(tmp_path: Path) -> None:
 
 
 def str_of(spec: PoolSpec) -> str:
-    import json
-
     return json.dumps(asdict(spec))
 
 
@@ -560,7 +605,8 @@ def test_a_pool_without_recipe_has_the_papers(tmp_path: Path) -> None:
         ("teachers: [{network: resnet8}]\nrecipe: {lrr: 0.1}", "lrr"),
         ("teachers: [{network: resnet8, width: wide}]", "wide"),
         ("teachers: [{network: resnet8, kind: brokn}]", "brokn"),
-        ("teachers: [{network: resnet8}]\nrecipe: {epochs: 0}", "epochs"),
+        ("teachers: [{network: resnet8}]\nrecipe: {epochs: 0}", r"recipe\.epochs: expected at"),
+        ("teachers: [{network: resnet8, arguments: {x: 1}}]", r"resnet8\.arguments\.x: unknown"),
         ("batch_size: 32", "teachers"),
         ("", "pool"),
         ("just text", "pool"),

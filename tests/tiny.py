@@ -12,7 +12,7 @@ from mtkd_env.data import BatchStream, ImageData, evaluation_batches
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.networks.base import Network, pool_and_classify
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.types import Batch, DistillState, NetworkOutput, TeacherOutputs
@@ -160,7 +160,7 @@ def make_tiny_distiller(
     *,
     count: int = len(TEACHERS),
     ensemble: TeacherEnsemble | None = None,
-    recipe: SGDRecipe | None = None,
+    recipe: Recipe | None = None,
     **kwargs: Any,
 ) -> Distiller:
     """A distiller with `count` untrained teachers, or with the given ones.
@@ -172,7 +172,7 @@ def make_tiny_distiller(
         teachers(count) if ensemble is None else ensemble,
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
-        recipe=recipe or SGDRecipe(epochs=4, lr=0.1),
+        recipe=recipe or Recipe(epochs=4, lr=0.1),
         **kwargs,
     )
 
@@ -190,7 +190,7 @@ def make_tiny_env(
     """
     if distiller is None:
         names = ("count", "ensemble", "recipe", "alpha", "beta", "temperature", "seed")
-        names += ("logit", "feature", "directions")
+        names += ("logit", "feature", "directions", "precision")
         distiller = make_tiny_distiller(**{n: kwargs.pop(n) for n in names if n in kwargs})
     splits = {
         "train": partial(_evaluated, "train"),

@@ -1,9 +1,12 @@
-"""What an epoch costs under every agent that learns, relative to equal weights."""
+"""What an epoch costs under agents and their rivals, relative to equal weights.
+
+The paper's Table 6(c); configs/benchmark/table6c.yaml says what is measured.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 
-from agents import AGENTS, build_agent
+from agents import build_agent
 from agents.sb3 import CONTRIB
 from agents.warmup import warm_up
 from experiments.benchmarks.base import Outcome, Request
@@ -17,24 +20,38 @@ from experiments.benchmarks.timing import (
     take_turns,
 )
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
-from experiments.benchmarks.weighting import classical_methods, with_reference
-from experiments.config import CONFIGS, ExperimentConfig
+from experiments.benchmarks.weighting import with_reference
+from experiments.config import CONFIGS, ExperimentConfig, read_yaml
 from mtkd_env import Assembly
+
+NOTHING = "–"
 
 NOTES = (
     "epoch: all steps of the student, and all that the agent learns from them; no evaluation",
     "history: most tensors and arrays that an agent keeps to learn from; learners: its networks "
-    "and optimisers",
+    "and optimisers; peak: of a CUDA device, with the student and the teachers",
+    "paper: ShuffleNetV2 on CIFAR-100, one RTX 4090 (arXiv 2502.18510, Table 6c)",
 )
 
 
-def learning_methods() -> list[str]:
-    """Every agent of our own, and every shipped method whose library is installed."""
-    shipped = {path.stem for path in CONFIGS.glob("algo/*.yaml")}
-    classical = {*classical_methods(), *(name for name in shipped if name.endswith("_official"))}
+TABLE = CONFIGS / "benchmark" / "table6c.yaml"
+
+
+def default_methods() -> list[str]:
+    """Those of configs/benchmark/table6c.yaml whose library is installed."""
     missing = () if find_spec("sb3_contrib") else CONTRIB
-    others = {*AGENTS, *shipped} - classical - set(missing)
-    return [REFERENCE, *sorted(others)]
+    return [name for name in read_yaml(TABLE, "--what")["methods"] if name not in missing]
+
+
+def paper_ratios(quantity: str) -> dict[str, float]:
+    """The published figures of some methods as ratios to those of the reference.
+
+    Args:
+        quantity: epoch (its time) or memory.
+    """
+    figures = read_yaml(TABLE, "--what")["paper"]
+    reference = figures[REFERENCE][quantity]
+    return {method: figure[quantity] / reference for method, figure in figures.items()}
 
 
 class Contestant:
@@ -99,12 +116,12 @@ class Contestant:
 
 
 def measure(request: Request) -> Outcome:
-    """Times an epoch of every agent, all with one ensemble of teachers.
+    """Times an epoch of every method, all with one ensemble of teachers.
 
     Raises:
         ConfigError: A method that does not exist, or has other teachers than the others.
     """
-    configs = request.configs(with_reference(request.methods or learning_methods()))
+    configs = request.configs(with_reference(request.methods or default_methods()))
     check_shareable(configs)
     assembly = request.build(configs[REFERENCE])
     peak = DevicePeak(assembly.env.device)
@@ -120,6 +137,7 @@ def measure(request: Request) -> Outcome:
     readings = take_turns(contestants, stopwatch_for(assembly.env.device), rounds)
     for name, contestant in contestants.items():
         memory[name] |= _peak_of(contestant, contestants[REFERENCE])
+    paper = {quantity: paper_ratios(quantity) for quantity in ("epoch", "memory")}
     return TimingReport(
         title=f"Cost of an epoch, as a ratio to {REFERENCE}",
         readings=readings,
@@ -128,8 +146,8 @@ def measure(request: Request) -> Outcome:
         assembly=assembly,
         config=configs[REFERENCE],
         notes=NOTES,
-        extra=_columns(memory),
-        values={"memory": memory},
+        extra=_columns(memory) | _paper_columns(paper, list(contestants)),
+        values={"memory": memory, "paper_ratios": paper},
     ).outcome()
 
 
@@ -156,3 +174,15 @@ def _columns(memory: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, s
             method: f"{sizes['peak_ratio']:.3f}" for method, sizes in memory.items()
         }
     return columns
+
+
+def _paper_columns(
+    paper: Mapping[str, Mapping[str, float]], methods: list[str]
+) -> dict[str, dict[str, str]]:
+    """Columns of the published ratios."""
+    return {
+        f"paper\n{quantity}": {
+            method: f"{ratios[method]:.2f}" if method in ratios else NOTHING for method in methods
+        }
+        for quantity, ratios in paper.items()
+    }

@@ -37,6 +37,7 @@ def make_student(assembly: Assembly, config: ExperimentConfig) -> Network:
         num_classes=data.num_classes,
         in_channels=data.image_shape[0],
         width=config.student.width,
+        **config.student.arguments,
     )
 
 
@@ -56,6 +57,7 @@ def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
         steps_per_epoch=env.steps_per_epoch,
         recipe=config.optimizer,
         directions=class_means(teachers, env.splits["train"]()) if needs_means else (),
+        precision=config.precision,
         device=env.device,
         seed=derive_seed(config.seed, "student"),
         **asdict(config.distillation),

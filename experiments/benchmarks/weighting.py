@@ -132,7 +132,7 @@ def floor(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callable[
     env = assembly.env
     teachers, batch = env.distiller.teachers, next(env.stream)
     student = make_student(assembly, config).to(env.device).train()
-    optimizer, _ = config.optimizer.build(student.parameters(), env.steps_per_epoch)
+    optimizer, _ = config.optimizer.build(student, env.steps_per_epoch)
 
     def work() -> None:
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Datasets in memory and the batches made of them; to add one is a file and a line in the table.
+"""Datasets and the batches made of them; to add one is a file and a line in the table.
 
 Data know neither what is trained on them nor how.
 """
@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from mtkd_env.data import digits, npz
-from mtkd_env.data.dataset import ImageData, Split, Splits
+from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz
+from mtkd_env.data.dataset import ImageData, ImageSet
+from mtkd_env.data.image_files import ImageFiles
+from mtkd_env.data.mixing import Mixing
+from mtkd_env.data.split import Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.errors import ConfigError, check_arguments, lookup
 
@@ -16,6 +19,9 @@ __all__ = [
     "DATASETS",
     "BatchStream",
     "ImageData",
+    "ImageFiles",
+    "ImageSet",
+    "Mixing",
     "Split",
     "Splits",
     "StreamState",
@@ -23,13 +29,18 @@ __all__ = [
     "load_dataset",
 ]
 
-DATASETS: dict[str, Callable[..., ImageData]] = {
+DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
     "digits": digits.load,
     "npz": npz.load,
+    "cifar10": cifar.load_cifar10,
+    "cifar100": cifar.load_cifar100,
+    "fashion_mnist": fashion_mnist.load,
+    "imagenet": folder.load_imagenet,
+    "folder": folder.load_folder,
 }
 
 
-def load_dataset(name: str, **kwargs: Any) -> ImageData:
+def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
     """A dataset of the table.
 
     Args:

@@ -1,62 +1,97 @@
-"""Images in memory, checked on construction, and their division into train, val and test.
+"""What a dataset is to those who train on it, and images in memory, checked on construction.
 
-Where the images come from is a loader's business, how they become batches the stream's.
+Where the images come from is a loader's business; those too many for the memory are
+`image_files.ImageFiles`.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Generic
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
+from mtkd_env.data.split import WHOLE, S, Shard, Split, Splits, divide
+from mtkd_env.data.stream import BatchStream, evaluation_batches
 from mtkd_env.errors import ConfigError
-from mtkd_env.seeding import derive_seed
+from mtkd_env.types import Batch
 
 MIN_SIDE = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Split:
-    """Images that belong together, and their classes.
+class ImageSet(ABC, Generic[S]):
+    """Images to learn from and images to report on, wherever they are.
 
     Attributes:
-        images: Unnormalised images.
-        targets: Class of each image.
-        index: Position of each image in the array it was taken from.
+        name: Name in reports.
+        num_classes: C; labels are 0 to C - 1.
+        class_names: Name of each class; empty if they have none.
     """
 
-    images: UInt8[Tensor, "N K H W"]
-    targets: Int64[Tensor, " N"]
-    index: Int64[Tensor, " N"]
+    name: str
+    num_classes: int
+    class_names: tuple[str, ...]
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
 
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; no copy of what is there already."""
-        return Split(self.images.to(device), self.targets.to(device), self.index.to(device))
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """Names what training and evaluation depend on; where the images are does not count."""
 
+    @abstractmethod
+    def split(
+        self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
+    ) -> Splits[S]:
+        """Divides the training images at random; test images stay what they are.
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Splits:
-    """The three parts of a dataset: to learn from, to choose by, to report on.
+        Args:
+            val_fraction: Share of the training images to hold out.
+            seed: Seed of the division.
+            train_size: Number of the remaining images to keep; all of them by default.
 
-    Attributes:
-        train: What students and teachers learn from.
-        val: Held out of the training images for every choice; None if nothing was held out.
-        test: The dataset's own test images.
-    """
+        Raises:
+            ConfigError: A share or a size that does not fit the number of images.
+        """
 
-    train: Split
-    val: Split | None
-    test: Split
+    @abstractmethod
+    def stream(
+        self,
+        split: S,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int,
+        shard: Shard = WHOLE,
+        mixing: Mixing = UNMIXED,
+    ) -> BatchStream:
+        """Endless augmented batches of a split; see `BatchStream` for the arguments."""
+
+    @abstractmethod
+    def evaluation_batches(
+        self, split: S, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE
+    ) -> Iterator[Batch]:
+        """One unaugmented pass over a split in its order; each of several processes has a part."""
+
+    @abstractmethod
+    def pixels(self, split: S, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
+        """A few images of a split, unaugmented and unnormalised, to look at."""
+
+    def mixer(self, mixing: Mixing) -> Mixer | None:
+        """What mixes batches of these images; None if nothing does."""
+        return Mixer(mixing, self.num_classes) if mixing else None
 
 
 @dataclass(frozen=True, eq=False)
-class ImageData:
+class ImageData(ImageSet[Split]):
     """A dataset in memory, on the CPU.
 
     It is what users' files end up in, so it checks the arrays itself, and says what is wrong.
@@ -70,6 +105,7 @@ class ImageData:
         num_classes: C; labels are 0 to C - 1.
         flip: Whether a mirrored image is still one of its class.
         crop_padding: Zeros [pixels] that a random crop may reach into on each side.
+        class_names: Name of each class; empty if they have none.
 
     Raises:
         ConfigError: Arrays that do not fit this description or each other; names the array.
@@ -83,6 +119,7 @@ class ImageData:
     num_classes: int
     flip: bool
     crop_padding: int
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
@@ -100,6 +137,9 @@ class ImageData:
             raise _wrong("x_test", f"images of shape {self.image_shape} as in x_train", found)
         if self.num_classes < 2:
             raise _wrong("num_classes", "at least 2", self.num_classes)
+        if len(self.class_names) not in {0, self.num_classes}:
+            expected = f"a name for each of {self.num_classes} classes, or none"
+            raise _wrong("class_names", expected, len(self.class_names))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -132,7 +172,7 @@ class ImageData:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all that training and evaluation depend on; the name does not count."""
+        """SHA-256 of all that training and evaluation depend on; names do not count."""
         settings = (self.num_classes, self.flip, self.crop_padding)
         sha = hashlib.sha256(repr(settings).encode())
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
@@ -142,39 +182,52 @@ class ImageData:
 
     def split(
         self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
-    ) -> Splits:
-        """Divides the training images at random; test images stay what they are.
-
-        The validation images depend on `val_fraction` and `seed` alone, and a smaller training
-        set is part of every larger one.
-
-        Args:
-            val_fraction: Share of the training images to hold out.
-            seed: Seed of the division.
-            train_size: Number of the remaining images to keep, as even over the classes as
-                they allow; all of them by default.
-
-        Raises:
-            ConfigError: A fraction outside [0, 1) or too small to hold out an image, or a training
-                size that is not between 1 and the number of images that remain.
-        """
-        held_out = _validation_size(len(self.y_train), val_fraction)
-        order = _permutation(len(self.y_train), seed)
-        val, train = order[:held_out], order[held_out:]
-        if train_size is not None:
-            if not 1 <= train_size <= len(train):
-                expected = f"1 to {len(train)} ({len(order)} images, {held_out} held out)"
-                raise _wrong("train_size", expected, train_size)
-            by_rank = torch.argsort(_rank_within_class(self.y_train[train]), stable=True)
-            train = train[by_rank[:train_size]]
+    ) -> Splits[Split]:
+        """Divides the training images; see `split.divide`."""
+        train, val = divide(self.y_train, val_fraction, seed, train_size)
         return Splits(
             train=self._take(train),
-            val=self._take(val) if held_out else None,
+            val=self._take(val) if len(val) else None,
             test=Split(self.x_test, self.y_test, torch.arange(len(self.y_test))),
         )
 
-    def _take(self, positions: Int64[Tensor, " N"]) -> Split:
-        index = positions.sort().values
+    def stream(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int,
+        shard: Shard = WHOLE,
+        mixing: Mixing = UNMIXED,
+    ) -> BatchStream:
+        """Endless batches of cropped and mirrored images that live on the device."""
+        return BatchStream(
+            split,
+            batch_size=batch_size,
+            mean=self.mean,
+            std=self.std,
+            device=device,
+            seed=seed,
+            crop_padding=self.crop_padding,
+            flip=self.flip,
+            shard=shard,
+            mixer=self.mixer(mixing),
+        )
+
+    def evaluation_batches(
+        self, split: Split, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE
+    ) -> Iterator[Batch]:
+        """One unaugmented pass over a split."""
+        return evaluation_batches(
+            split, batch_size, mean=self.mean, std=self.std, device=device, shard=shard
+        )
+
+    def pixels(self, split: Split, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
+        """The images at some positions of a split."""
+        return split.images[positions]
+
+    def _take(self, index: Int64[Tensor, " N"]) -> Split:
         return Split(self.x_train[index], self.y_train[index], index)
 
 
@@ -207,28 +260,3 @@ def _check_targets(what: str, targets: Tensor, num_classes: int) -> None:
     if low < 0 or high >= num_classes:
         found = low if low < 0 else high
         raise _wrong(what, f"labels from 0 to {num_classes - 1}", found)
-
-
-def _validation_size(available: int, fraction: float) -> int:
-    if not 0 <= fraction < 1:
-        raise _wrong("val_fraction", "a share in [0, 1)", fraction)
-    size = round(available * fraction)
-    if size == available or (fraction > 0 and size == 0):
-        expected = f"a share that leaves images on both sides of {available}"
-        raise _wrong("val_fraction", expected, fraction)
-    return size
-
-
-def _permutation(length: int, seed: int) -> Int64[Tensor, " N"]:
-    generator = torch.Generator().manual_seed(derive_seed(seed, "split"))
-    return torch.randperm(length, generator=generator)
-
-
-def _rank_within_class(targets: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
-    """How many images of the same class come before each image."""
-    by_class = torch.argsort(targets, stable=True)
-    counts = torch.bincount(targets)
-    first = (counts.cumsum(dim=0) - counts)[targets[by_class]]
-    ranks = torch.empty_like(targets)
-    ranks[by_class] = torch.arange(len(targets)) - first
-    return ranks

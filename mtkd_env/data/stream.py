@@ -1,20 +1,21 @@
 """Batches on one device: an endless, seeded, resumable stream to train on, and a plain pass.
 
-The images stay on the device as bytes. A stream draws the random numbers of a whole epoch on the
-CPU, so that they are the same on every device, and moves them there once.
+A stream decides which images come when; how a view of an image is made is the business of its
+`Views`. All random numbers of an epoch are drawn on the CPU, so that they are the same on every
+device.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32, Int64
 from torch import Tensor
-from torch.nn import functional
 
-from mtkd_env.data.augment import crop_and_flip, normalize
-from mtkd_env.data.dataset import Split
+from mtkd_env.data.augment import normalize
+from mtkd_env.data.mixing import Mixer
+from mtkd_env.data.split import WHOLE, Shard, Split, check_shard, shard_rows
+from mtkd_env.data.views import LARGEST_SEED, MemoryViews, Views
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
@@ -30,24 +31,16 @@ class StreamState(TypedDict):
     batch_size: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Epoch:
-    """What is drawn for one epoch: the order of the images, and each one's crop and flip."""
-
-    index: Int64[Tensor, " N"]
-    offsets: Int64[Tensor, "N 2"]
-    flips: Bool[Tensor, " N"]
-
-
 class BatchStream(Iterator[Batch]):
     """Endless batches of shuffled, augmented, normalised images on one device.
 
     Every epoch visits the images in a new order and leaves out the last ones if they do not fill
-    a batch. The order depends on the seed alone, not on the augmentation.
+    a batch. The order depends on the seed alone, not on the augmentation. Of several processes,
+    each gets its rows of the batches that a single one would get.
 
     Args:
-        split: The images to draw from.
-        batch_size: Number of images in every batch.
+        split: The images to draw from, in memory; `over` makes streams of others.
+        batch_size: Number of images in every batch, over all processes.
         mean: Mean of each channel in units of [0, 1].
         std: Standard deviation of each channel.
         device: Where the images live and the batches are made.
@@ -55,16 +48,20 @@ class BatchStream(Iterator[Batch]):
         crop_padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
         augment: False switches crops and flips off.
+        shard: Which process this is, and of how many.
+        mixer: Mixes the images of a batch; of several processes, each mixes its own rows.
 
     Attributes:
-        batch_size: Number of images in every batch.
+        batch_size: Number of images in every batch, over all processes.
+        local_batch_size: Number of them that this process gets.
         samples: Number of images in the split.
         steps_per_epoch: Number of batches in an epoch.
         epoch: Number of completed epochs.
         step: Number of batches given out since the epoch began.
 
     Raises:
-        ConfigError: A batch size that is not between 1 and the number of images.
+        ConfigError: A batch size that is not between 1 and the number of images, or that the
+            processes cannot share evenly.
     """
 
     def __init__(
@@ -79,37 +76,84 @@ class BatchStream(Iterator[Batch]):
         crop_padding: int = 0,
         flip: bool = False,
         augment: bool = True,
+        shard: Shard = WHOLE,
+        mixer: Mixer | None = None,
     ) -> None:
-        if not 1 <= batch_size <= len(split):
+        padding, flip = (crop_padding, flip) if augment else (0, False)
+        views = MemoryViews(split, mean=mean, std=std, device=device, padding=padding, flip=flip)
+        self._set_up(views, batch_size, seed, shard, mixer)
+
+    @classmethod
+    def over(
+        cls,
+        views: Views,
+        *,
+        batch_size: int,
+        seed: int,
+        shard: Shard = WHOLE,
+        mixer: Mixer | None = None,
+        repeats: int = 1,
+    ) -> "BatchStream":
+        """A stream of any views.
+
+        Args:
+            views: What the batches are made of.
+            batch_size: Number of images in every batch, over all processes.
+            seed: Seed of order and augmentation.
+            shard: Which process this is, and of how many.
+            mixer: Mixes the images of a batch.
+            repeats: How often an image occurs in an epoch, each time in another view; the epoch
+                keeps its length, so that others do not occur.
+
+        Raises:
+            ConfigError: As for streams of images in memory.
+        """
+        stream = cls.__new__(cls)
+        stream._set_up(views, batch_size, seed, shard, mixer, repeats)
+        return stream
+
+    def _set_up(
+        self,
+        views: Views,
+        batch_size: int,
+        seed: int,
+        shard: Shard,
+        mixer: Mixer | None,
+        repeats: int = 1,
+    ) -> None:
+        if not 1 <= batch_size <= len(views):
             raise ConfigError(
-                f"batch_size: expected 1 to {len(split)}, the number of images, found {batch_size}"
+                f"batch_size: expected 1 to {len(views)}, the number of images, found {batch_size}"
+            )
+        _, processes = self._shard = check_shard(shard)
+        if batch_size % processes:
+            raise ConfigError(
+                f"batch_size: expected a multiple of {processes}, the number of processes, "
+                f"found {batch_size}"
             )
         self.batch_size = batch_size
-        self.samples = len(split)
-        self.steps_per_epoch = len(split) // batch_size
+        self.local_batch_size = batch_size // processes
+        self.samples = len(views)
+        self.steps_per_epoch = len(views) // batch_size
         self.epoch = 0
         self.step = 0
-        self._padding = crop_padding if augment else 0
-        self._flip = flip and augment
-        self._size = (split.images.shape[2], split.images.shape[3])
-        self._device = torch.device(device)
-        self._images = functional.pad(split.images.to(device), (self._padding,) * 4).contiguous()
-        self._targets = split.targets.to(device)
-        self._mean, self._std = mean.to(device), std.to(device)
-        self._drawn: _Epoch | None = None
+        self._views = views
+        self._mixer = mixer
+        self._repeats = repeats
+        self._batches: Iterator[Batch] | None = None
         self._generator = torch.Generator()
         self.reseed(seed)
 
     def __next__(self) -> Batch:
         """The next batch; `index` is the position in the split."""
-        if self._drawn is None:
-            self._drawn = self._draw()
-        rows = slice(self.step * self.batch_size, (self.step + 1) * self.batch_size)
-        index = self._drawn.index[rows]
-        offsets, flips = self._drawn.offsets[rows], self._drawn.flips[rows]
-        images = crop_and_flip(self._images, index, offsets, flips, self._size)
+        # Forgotten until it has given a batch: one that failed cannot go on.
+        batches, self._batches = self._batches or self._epoch_batches(), None
+        batch = next(batches)
+        self._batches = batches
+        if self._mixer is not None:
+            batch = self._mixer(batch, self._mixing_seed())
         self._advance()
-        return Batch(normalize(images, self._mean, self._std), self._targets[index], index)
+        return batch
 
     def reseed(self, seed: int) -> None:
         """Starts all over, from the first epoch of another seed."""
@@ -117,7 +161,7 @@ class BatchStream(Iterator[Batch]):
         self._begin(epoch=0, step=0)
 
     def state_dict(self) -> StreamState:
-        """All that the next batches depend on, in tensors and integers."""
+        """All that the next batches depend on, the same in each of several processes."""
         return {
             "generator": self._start.clone(),
             "epoch": self.epoch,
@@ -146,25 +190,38 @@ class BatchStream(Iterator[Batch]):
         """Stands at a step of an epoch whose numbers the generator is about to draw."""
         self.epoch, self.step = epoch, step
         self._start = self._generator.get_state()
-        self._drawn = None
+        self._batches = None
 
     def _advance(self) -> None:
         self.step += 1
         if self.step == self.steps_per_epoch:
             self._begin(self.epoch + 1, step=0)
 
-    def _draw(self) -> _Epoch:
-        """The numbers of an epoch; equally many are drawn for every kind of augmentation."""
-        generator = self._generator
-        index = torch.randperm(self.samples, generator=generator)
-        shifts = 2 * self._padding + 1
-        offsets = torch.randint(shifts, (self.samples, 2), generator=generator)
-        flips = (torch.rand(self.samples, generator=generator) < 0.5) & self._flip
-        # Not blocking spares the host a wait for the device; pageable memory is safe to free.
-        index, offsets, flips = (
-            drawn.to(self._device, non_blocking=True) for drawn in (index, offsets, flips)
-        )
-        return _Epoch(index, offsets, flips)
+    def _epoch_batches(self) -> Iterator[Batch]:
+        """This process's rows of the batches that the epoch still holds."""
+        self._generator.set_state(self._start)
+        own = shard_rows(self.batch_size, self._shard)
+        begins = range(self.step * self.batch_size, self.samples, self.batch_size)
+        rows = [slice(begin + own.start, begin + own.stop) for begin in begins]
+        rows = rows[: self.steps_per_epoch - self.step]
+        return self._views.batches(self._order(), self._generator, rows)
+
+    def _order(self) -> Int64[Tensor, " N"]:
+        order = torch.randperm(self.samples, generator=self._generator)
+        if self._repeats == 1:
+            return order
+        places = torch.arange(self.samples)
+        repeated = order[places // self._repeats]
+        # Within a batch the views of an image lie apart, where mixing does not pair them.
+        batch, copy = places // self.batch_size, places % self._repeats
+        return repeated[torch.argsort(batch * self._repeats + copy, stable=True)]
+
+    def _mixing_seed(self) -> int:
+        """Depends on seed, epoch and step; drawn from a copy, so that the order is as without."""
+        generator = torch.Generator()
+        generator.set_state(self._start)
+        drawn = int(torch.randint(LARGEST_SEED, (), generator=generator))
+        return derive_seed(drawn, f"mixing {self.step}")
 
 
 def evaluation_batches(
@@ -174,20 +231,32 @@ def evaluation_batches(
     mean: Float32[Tensor, " K"],
     std: Float32[Tensor, " K"],
     device: torch.device | str,
+    shard: Shard = WHOLE,
 ) -> Iterator[Batch]:
     """One pass over a split in its order, normalised only; the last batch may be smaller.
 
-    To pass often without copying the images each time, give a split that is on the device.
+    Of several processes, each passes over a part of its own. To pass often without copying the
+    images each time, give a split that is on the device.
 
     Raises:
         ConfigError: A batch size below 1.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: expected 1 or more, found {batch_size}")
+    check_batch_size(batch_size)
     split, mean, std = split.to(device), mean.to(device), std.to(device)
     positions = torch.arange(len(split), device=device)
-    parts = (part.split(batch_size) for part in (split.images, split.targets, positions))
+    rows = shard_rows(len(split), shard)
+    parts = (part[rows].split(batch_size) for part in (split.images, split.targets, positions))
     return (
         Batch(normalize(images, mean, std), targets, index)
         for images, targets, index in zip(*parts, strict=True)
     )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Checks the batch size of an evaluation.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size: expected 1 or more, found {batch_size}")

@@ -4,7 +4,7 @@ Networks know neither their role nor the data; each gives a `NetworkOutput`. Tho
 of timm and of the user are found by their names.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -21,7 +21,14 @@ from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.seeding import seeded
 
-__all__ = ["NETWORKS", "Network", "build_network", "check_network", "find_network"]
+__all__ = [
+    "NETWORKS",
+    "Network",
+    "build_network",
+    "check_network",
+    "check_network_arguments",
+    "find_network",
+]
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet8": partial(ResNet, 8),
@@ -51,6 +58,10 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 
 
+# What every network is told by whoever builds it.
+GIVEN = ("num_classes", "in_channels", "image_size", "width", "seed")
+
+
 def find_network(name: str, kind: str = "network") -> Callable[..., Network]:
     """What makes the network of a name.
 
@@ -78,6 +89,22 @@ def check_network(name: str, kind: str = "network") -> None:
         ConfigError: There is none.
     """
     find_network(name, kind)
+
+
+def check_network_arguments(name: str, arguments: Mapping[str, Any], path: str) -> None:
+    """Checks arguments of a network's own against its signature, without making it.
+
+    Those of torchvision's and timm's networks, and of classes of the user, are known when they are
+    made.
+
+    Raises:
+        ConfigError: No such network, or an argument that it does not take or is given in another
+            way; named as `path.argument`.
+    """
+    for argument in arguments:
+        if argument in GIVEN:
+            raise ConfigError(f"{path}.{argument}: cannot be given here")
+    check_arguments(find_network(name), arguments, path)
 
 
 def build_network(

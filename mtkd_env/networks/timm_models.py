@@ -90,9 +90,10 @@ def build(
     """
     name = PREFIX + model
     check_fixed_width(width, name)
-    arguments |= {"num_classes": num_classes, "in_chans": in_channels}
     try:
-        classifier = _timm().create_model(model, pretrained=False, **arguments)
+        classifier = _timm().create_model(
+            model, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments
+        )
     except TypeError as error:
         raise ConfigError(f"'{name}': {error}") from error
     size = image_size or classifier.pretrained_cfg["input_size"][1:]

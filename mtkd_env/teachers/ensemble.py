@@ -8,8 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
+from mtkd_env.precision import FULL, autocast, widen, widened
 from mtkd_env.types import Batch, TeacherOutputs
 
 
@@ -21,13 +23,16 @@ class TeacherEnsemble(nn.Module):
     Args:
         networks: The teachers, in the order of the weights' columns.
         names: A name for each; unique.
+        precision: What they compute in; see `mtkd_env.precision`.
 
     Raises:
         ConfigError: No teacher, a number of names that is not M, a name used twice, or teachers
             that disagree about the number of classes.
     """
 
-    def __init__(self, networks: Sequence[Network], names: Sequence[str]) -> None:
+    def __init__(
+        self, networks: Sequence[Network], names: Sequence[str], precision: str = FULL
+    ) -> None:
         super().__init__()
         if not networks:
             raise ConfigError("teachers: expected at least one, got none")
@@ -44,6 +49,7 @@ class TeacherEnsemble(nn.Module):
                     f"'{names[0]}' has {self.num_classes}"
                 )
         self.names = tuple(names)
+        self.precision = precision
         self.feature_dims = tuple(network.feature_dim for network in networks)
         self.map_channels = tuple(network.map_channels for network in networks)
         self.signed_maps = tuple(network.signed_map for network in networks)
@@ -64,7 +70,8 @@ class TeacherEnsemble(nn.Module):
     @torch.no_grad()
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
         """Logits, features and last feature maps of all M teachers."""
-        outputs = [network(inputs) for network in self.networks]
+        with autocast(self.precision, inputs.device):
+            outputs = [widened(network(inputs)) for network in self.networks]
         return TeacherOutputs(
             logits=torch.stack([output.logits for output in outputs]),
             features=tuple(output.feature for output in outputs),
@@ -78,7 +85,10 @@ class TeacherEnsemble(nn.Module):
         Args:
             maps: One (B, K_m, H_m, W_m) tensor per teacher.
         """
-        return torch.stack([head(one) for head, one in zip(self.heads, maps, strict=True)])
+        with autocast(self.precision, maps[0].device):
+            pairs = zip(self.heads, maps, strict=True)
+            logits = [widen(head(widen(one))) for head, one in pairs]
+        return torch.stack(logits)
 
 
 @torch.no_grad()
@@ -89,7 +99,8 @@ def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Te
 
     Args:
         ensemble: The teachers.
-        batches: One pass over the training images, without augmentation.
+        batches: One pass over the training images, without augmentation; of several processes,
+            each gives its share.
     """
     count = torch.zeros(ensemble.num_classes)
     sums = [torch.zeros(ensemble.num_classes, width) for width in ensemble.feature_dims]
@@ -98,6 +109,8 @@ def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Te
         count += targets.bincount(minlength=ensemble.num_classes)
         for total, feature in zip(sums, ensemble(batch.inputs).features, strict=True):
             total.index_add_(0, targets, feature.cpu().float())
+    device = next(ensemble.parameters()).device
+    count, *sums = [distributed.total(part.to(device)) for part in (count, *sums)]
     return tuple(total / count.clamp(min=1).unsqueeze(1) for total in sums)
 
 

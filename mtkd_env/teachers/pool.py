@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +11,28 @@ import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
-from mtkd_env.networks import build_network, check_network
+from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_weights
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe, make_recipe
+from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 
 # Part of every digest: raise it when the same description would train to something else.
 RECIPE_VERSION = 1
+
+# Every digest holds these; of keys that came later, only values other than the default, so that a
+# new key leaves the teachers in the cache as they are.
+ALWAYS_IN_DIGEST = {
+    *("network", "kind", "width", "seed"),
+    *("epochs", "lr", "momentum", "weight_decay", "nesterov", "milestones", "decay"),
+}
 
 KINDS = ("trained", "random", "permuted")
 
@@ -34,9 +43,9 @@ STATE_KEYS = ("network", "state_dict", "model")
 PoolProgress = Callable[[str, int, int, float], None]
 
 
-def teacher_recipe(epochs: int = SGDRecipe.epochs) -> SGDRecipe:
+def teacher_recipe(epochs: int = Recipe.epochs) -> Recipe:
     """The paper's teachers: weight decay 5e-4 and no Nesterov, otherwise the student's recipe."""
-    return SGDRecipe(epochs=epochs, weight_decay=5e-4, nesterov=False)
+    return Recipe(epochs=epochs, weight_decay=5e-4, nesterov=False)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,8 @@ class TeacherSpec:
         checkpoint: File with a `state_dict` of the network, to use instead of training; or, for a
             network of torchvision or timm, the name of weights that it publishes, such as
             `IMAGENET1K_V1`.
+        arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
+            of timm.
     """
 
     network: str
@@ -62,9 +73,11 @@ class TeacherSpec:
     width: float = 1.0
     seed: int = 0
     checkpoint: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_network(self.network)
+        check_network_arguments(self.network, self.arguments, f"teachers.{self.label}.arguments")
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
         check_name(KINDS, self.kind, "kind of teacher")
@@ -91,7 +104,7 @@ class PoolSpec:
     """
 
     teachers: tuple[TeacherSpec, ...]
-    recipe: SGDRecipe = field(default_factory=teacher_recipe)
+    recipe: Recipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
 
 
@@ -122,6 +135,7 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
     parser.add_class_arguments(PoolSpec, "pool")
     try:
         content = parser.parse_string("pool: " + json.dumps(_read_yaml(path)))
+        make_recipe(content.pool.recipe.as_dict(), "recipe")
         spec: PoolSpec = parser.instantiate(content).pool
     except (ArgumentError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -134,6 +148,7 @@ def build_pool(
     *,
     device: torch.device | str = "cpu",
     cache: Path | None = None,
+    precision: str = FULL,
     progress: PoolProgress | None = None,
 ) -> TeacherPool:
     """Finds, loads or trains the teachers of a pool.
@@ -143,15 +158,23 @@ def build_pool(
         images: What they are trained and measured on.
         device: Where they are trained and will stay.
         cache: Folder of trained teachers; `cache_folder()` by default.
+        precision: What they are asked in; they are always trained in float32.
         progress: Called while a teacher is being trained.
 
     Raises:
         ConfigError: An unknown network, or a checkpoint that does not fit it.
     """
-    builder = _Builder(spec, images, torch.device(device), cache or cache_folder(), progress)
+    builder = _Builder(
+        spec,
+        images,
+        device=torch.device(device),
+        cache=cache or cache_folder(),
+        precision=precision,
+        progress=progress,
+    )
     built = [builder.build(teacher) for teacher in spec.teachers]
     names = [teacher.label for teacher in spec.teachers]
-    ensemble = TeacherEnsemble([network for network, _, _ in built], names).to(device)
+    ensemble = TeacherEnsemble([network for network, _, _ in built], names, precision).to(device)
     return TeacherPool(
         ensemble,
         {name: evaluation for name, (_, evaluation, _) in zip(names, built, strict=True)},
@@ -164,14 +187,17 @@ class _Builder:
         self,
         spec: PoolSpec,
         images: TrainingSet,
+        *,
         device: torch.device,
         cache: Path,
+        precision: str,
         progress: PoolProgress | None,
     ) -> None:
         self._spec = spec
         self._images = images
         self._device = device
         self._cache = cache
+        self._precision = precision
         self._progress = progress
 
     def build(self, teacher: TeacherSpec) -> tuple[Network, Evaluation, str]:
@@ -184,6 +210,7 @@ class _Builder:
             image_size=data.image_shape[1:],
             width=teacher.width,
             seed=derive_seed(teacher.seed, "teacher"),
+            **teacher.arguments,
         ).to(self._device)
         if teacher.checkpoint is not None:
             digest = _load_checkpoint(network, teacher.checkpoint, teacher)
@@ -192,13 +219,13 @@ class _Builder:
             if teacher.kind != "random":
                 self._train_or_find(teacher, network, digest)
         test = self._images.evaluation_batches(self._images.splits.test, self._device)
-        evaluation = evaluate(network, test)
+        evaluation = evaluate(network, test, self._precision)
         return network, evaluation, digest
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
         folder = self._cache / "teachers" / self._images.data.name
         path = folder / f"{teacher.label.replace(':', '.')}-{digest[:16]}.pt"
-        if path.exists():
+        if distributed.agree(path.exists()):
             load_network(network, path, teacher.label)
             return
         _make_folder(folder)
@@ -213,8 +240,9 @@ class _Builder:
             partial=path.with_suffix(".partial"),
             progress=self._report(teacher.label),
         )
-        made_from = json.dumps(self._made_from(teacher), sort_keys=True)
-        save_checkpoint(path, {"network": network.state_dict(), "made_from": made_from})
+        if distributed.rank() == 0:
+            made_from = json.dumps(self._made_from(teacher), sort_keys=True)
+            save_checkpoint(path, {"network": network.state_dict(), "made_from": made_from})
 
     def _report(self, name: str) -> Callable[[int, int, float], None] | None:
         progress = self._progress
@@ -224,13 +252,11 @@ class _Builder:
 
     def _made_from(self, teacher: TeacherSpec) -> dict[str, Any]:
         """Everything that a trained teacher depends on."""
-        made_from = asdict(teacher)
-        del made_from["name"], made_from["checkpoint"]
         index = self._images.splits.train.index.numpy().tobytes()
         return {
             "version": RECIPE_VERSION,
-            "teacher": made_from,
-            "recipe": asdict(self._spec.recipe),
+            "teacher": _in_digest(replace(teacher, name="")),
+            "recipe": _in_digest(self._spec.recipe),
             "batch_size": self._spec.batch_size,
             "data": self._images.data.digest,
             "train_images": hashlib.sha256(index).hexdigest(),
@@ -239,6 +265,19 @@ class _Builder:
     def _digest(self, teacher: TeacherSpec) -> str:
         text = json.dumps(self._made_from(teacher), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
+    """The values that a digest is made of."""
+    defaults = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(part)
+    }
+    return {
+        name: value
+        for name, value in asdict(part).items()
+        if name in ALWAYS_IN_DIGEST or value != defaults[name]
+    }
 
 
 def _make_folder(folder: Path) -> None:

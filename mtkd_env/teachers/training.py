@@ -1,19 +1,22 @@
 """Trains one teacher by cross-entropy; interrupted training goes on where it stopped."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtkd_env import losses
-from mtkd_env.data.dataset import ImageData, Split, Splits
-from mtkd_env.data.stream import BatchStream, evaluation_batches
+from mtkd_env import distributed, losses
+from mtkd_env.data.dataset import ImageSet
+from mtkd_env.data.mixing import UNMIXED, Mixing
+from mtkd_env.data.split import Splits
+from mtkd_env.data.stream import BatchStream
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
-from mtkd_env.optimization import SGDRecipe
+from mtkd_env.optimization import Recipe
 from mtkd_env.types import Batch
 
 # Only speed and memory depend on it: nothing is trained.
@@ -31,26 +34,35 @@ class TrainingSet:
         splits: Its parts; teachers are trained on `train` and measured on `test`.
     """
 
-    data: ImageData
-    splits: Splits
+    data: ImageSet[Any]
+    splits: Splits[Any]
 
-    def stream(self, batch_size: int, device: torch.device, seed: int) -> BatchStream:
-        """Endless augmented batches of the training images."""
-        return BatchStream(
+    def stream(
+        self,
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        *,
+        mixing: Mixing = UNMIXED,
+    ) -> BatchStream:
+        """Endless augmented batches of the training images; see `BatchStream`.
+
+        Of several processes, each gets its part of every batch.
+        """
+        return self.data.stream(
             self.splits.train,
             batch_size=batch_size,
-            mean=self.data.mean,
-            std=self.data.std,
             device=device,
             seed=seed,
-            crop_padding=self.data.crop_padding,
-            flip=self.data.flip,
+            shard=distributed.shard(),
+            mixing=mixing,
         )
 
-    def evaluation_batches(self, split: Split, device: torch.device | str) -> Iterator[Batch]:
-        """One unaugmented pass over a part."""
-        mean, std = self.data.mean, self.data.std
-        return evaluation_batches(split, EVALUATION_BATCH, mean=mean, std=std, device=device)
+    def evaluation_batches(self, split: Any, device: torch.device | str) -> Iterator[Batch]:
+        """One unaugmented pass over a part; each of several processes has its share of it."""
+        return self.data.evaluation_batches(
+            split, EVALUATION_BATCH, device=device, shard=distributed.shard()
+        )
 
 
 def class_cycle(num_classes: int, seed: int) -> Tensor:
@@ -64,13 +76,15 @@ def class_cycle(num_classes: int, seed: int) -> Tensor:
 def train_teacher(
     network: Network,
     stream: BatchStream,
-    recipe: SGDRecipe,
+    recipe: Recipe,
     *,
     relabel: Tensor | None = None,
     partial: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Trains `network` in place by cross-entropy.
+
+    Several processes train it together, each on its part of every batch.
 
     Args:
         network: The teacher, on the device of the stream.
@@ -82,42 +96,50 @@ def train_teacher(
         progress: Called after every epoch with epochs done, epochs in all and the mean
             training cross-entropy [nats].
     """
-    optimizer, schedule = recipe.build(network.parameters(), stream.steps_per_epoch)
+    # A copy where norms are synchronised, which the teacher is to be without.
+    learner = distributed.synchronize_norms(deepcopy(network)) if distributed.active() else network
+    optimizer, schedule = recipe.build(learner, stream.steps_per_epoch)
     parts: dict[str, Any] = {
-        "network": network,
+        "network": learner,
         "optimizer": optimizer,
         "schedule": schedule,
         "stream": stream,
     }
-    if partial is not None and partial.exists():
+    if partial is not None and distributed.agree(partial.exists()):
         saved = load_checkpoint(partial)
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     if relabel is not None:
         relabel = relabel.to(next(network.parameters()).device)
-    network.train()
+    parallel = distributed.data_parallel(learner.train())
     while stream.epoch < recipe.epochs:
-        mean = _train_epoch(network, stream, optimizer, schedule, relabel)
-        if partial is not None:
+        mean = _train_epoch(parallel, stream, optimizer, schedule, relabel, recipe.label_smoothing)
+        if partial is not None and distributed.rank() == 0:
             save_checkpoint(partial, {name: part.state_dict() for name, part in parts.items()})
         if progress is not None:
             progress(stream.epoch, recipe.epochs, mean)
+    network.load_state_dict(learner.state_dict())
     network.eval()
-    if partial is not None:
+    if partial is not None and distributed.rank() == 0:
         partial.unlink(missing_ok=True)
 
 
 def _train_epoch(
-    network: Network, stream: BatchStream, optimizer: Any, schedule: Any, relabel: Tensor | None
+    network: nn.Module,
+    stream: BatchStream,
+    optimizer: Any,
+    schedule: Any,
+    relabel: Tensor | None,
+    smoothing: float,
 ) -> float:
     terms = []
     for _ in range(stream.steps_per_epoch):
         batch = next(stream)
         targets = batch.targets if relabel is None else relabel[batch.targets]
-        loss = losses.cross_entropy(network(batch.inputs).logits, targets).mean()
+        loss = losses.cross_entropy(network(batch.inputs).logits, targets, smoothing).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         schedule.step()
         terms.append(loss.detach())
-    return float(torch.stack(terms).mean())
+    return float(distributed.mean(torch.stack(terms).mean()))

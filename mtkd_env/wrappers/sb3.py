@@ -1,7 +1,7 @@
 """The adapter to Stable-Baselines3: numpy on its side, tensors on the environment's."""
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -16,7 +16,7 @@ from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepOutcome, info_tensors
 
 # What process 0 tells the others to do next.
-STEP, RESET, CLOSE = range(3)
+STEP, RESET, REST, CLOSE = range(4)
 
 
 class SB3VecEnv(VecEnv):
@@ -98,14 +98,25 @@ class SB3VecEnv(VecEnv):
         observations = np.array(packed[:, :-1], dtype=dtype)
         return observations, packed[:, -1].copy(), dones, infos
 
-    def follow(self) -> None:
-        """In a process other than 0: resets and steps with process 0, until it closes."""
+    def rest(self, pause: Callable[[], None]) -> None:
+        """Lets every process do something between two steps; see `follow`."""
+        self._tell(REST)
+        pause()
+
+    def follow(self, pause: Callable[[], None]) -> None:
+        """In a process other than 0: does what process 0 does, until it closes.
+
+        Args:
+            pause: What to do when process 0 rests.
+        """
         shape = self.num_envs, *self.action_space.shape  # type: ignore[misc] # a Box has one
         while (command := self._hear()) != CLOSE:
             if command == STEP:
                 self._step_together(torch.zeros(shape))
-            else:
+            elif command == RESET:
                 self._reset_together(None, None)
+            else:
+                pause()
 
     def close(self) -> None:
         """Closes the environment; other processes then stop to follow."""

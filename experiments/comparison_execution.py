@@ -1,0 +1,114 @@
+"""Has the runs of a comparison done that are not finished, and their teachers before them."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from experiments.checkpoint import RunLock
+from experiments.comparison import Comparison, PlannedRun
+from experiments.comparison_progress import Board
+from experiments.comparison_tasks import pool_tasks, run_task
+from experiments.executors import Executor, Failure, Task, work_off
+from experiments.experiment import read_result
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import write_text
+
+# In the folder of a run that failed.
+ERROR = "error.txt"
+
+
+class Execution:
+    """Does the runs of a comparison that are not finished.
+
+    Args:
+        comparison: The comparison.
+        output: Its folder.
+        make_executor: Makes what does the work; called once there is something to do.
+        out: Where progress is shown.
+        threads: CPU threads of a run whose configuration does not say; none for torch's choice.
+        retries: How often a run is begun again whose process has died.
+
+    Attributes:
+        failures: The runs that failed, and why.
+    """
+
+    def __init__(
+        self,
+        comparison: Comparison,
+        output: Path,
+        make_executor: Callable[[], Executor],
+        out: Console,
+        *,
+        threads: int | None = None,
+        retries: int = 0,
+    ) -> None:
+        left = [run for run in comparison.runs if read_result(run.folder) is None]
+        self._output = output
+        self._make_executor = make_executor
+        self._retries = retries
+        self._runs = {run_task(run, threads): run for run in left}
+        finished = len(comparison.runs) - len(left)
+        self._board = Board(out, runs=list(self._runs), finished=finished)
+        self.failures: list[tuple[PlannedRun, Failure]] = []
+
+    def work(self) -> None:
+        """Trains the teachers, one pool after the other, then the students.
+
+        Raises:
+            ConfigError: A folder that cannot be made or is worked in already, or an executor that
+                cannot be used.
+        """
+        if not self._runs:
+            return
+        with ExitStack() as stack:
+            _make_folder(self._output)
+            stack.enter_context(RunLock(self._output))
+            executor = self._make_executor()
+            stack.callback(executor.close)
+            stack.enter_context(self._board)
+            failed = self._train_teachers(executor)
+            for task, failure in failed.items():
+                self.started(task)
+                self.ended(task, failure)
+            tasks = [task for task in self._runs if task not in failed]
+            work_off(tasks, executor, self, retries=self._retries)
+
+    def _train_teachers(self, executor: Executor) -> dict[Task, Failure]:
+        """One pool after the other, since they share teachers; gives the runs that lack theirs."""
+        lacking: dict[Path, Failure] = {}
+        for pool, users in pool_tasks(self._runs.values(), self._output / "teachers.jsonl"):
+            failures = work_off([pool], executor, self._board, retries=self._retries)
+            for failure in failures.values():
+                told = Failure(f"{pool.name}: {failure.message}", failure.details)
+                lacking |= {run.folder: told for run in users}
+        return {t: lacking[run.folder] for t, run in self._runs.items() if run.folder in lacking}
+
+    def started(self, task: Task) -> None:
+        """A run is about to begin, or to go on; why it failed before is no longer true."""
+        (self._runs[task].folder / ERROR).unlink(missing_ok=True)
+        self._board.started(task)
+
+    def retried(self, task: Task, failure: Failure) -> None:
+        """A run has lost its process and waits for another one."""
+        self._board.retried(task, failure)
+
+    def ended(self, task: Task, failure: Failure | None) -> None:
+        """A run has ended; its folder says why, if it failed."""
+        if failure is not None:
+            run = self._runs[task]
+            self.failures.append((run, failure))
+            write_text(run.folder / ERROR, f"{failure.message}\n\n{failure.details}")
+        self._board.ended(task, failure)
+
+    def look(self, tasks: Sequence[Task]) -> None:
+        """The tasks that are being done."""
+        self._board.look(tasks)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: cannot make {folder}: {error.strerror}") from error

@@ -1,0 +1,95 @@
+"""How far a comparison is, read from its folders; whoever works on it is not asked."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from experiments.checkpoint import is_running
+from experiments.comparison import Comparison, PlannedRun
+from experiments.comparison_execution import ERROR
+from experiments.comparison_progress import describe, duration, rows_of
+from experiments.comparison_tasks import run_task
+from experiments.experiment import read_result
+
+
+class State(StrEnum):
+    """What has become of a run."""
+
+    DONE = "done"
+    RUNNING = "running"
+    FAILED = "failed"
+    WAITING = "waiting"
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """How far a run is.
+
+    Attributes:
+        run: The run.
+        state: What has become of it.
+        progress: Its last epoch, of how many, and the accuracy; empty before the first.
+        silence: Seconds since the last epoch; none before the first.
+        error: Why it failed, in one line.
+    """
+
+    run: PlannedRun
+    state: State
+    progress: str = ""
+    silence: float | None = None
+    error: str = ""
+
+    @property
+    def worth_a_line(self) -> bool:
+        """Whether there is more to say of it than its state."""
+        return self.state in (State.RUNNING, State.FAILED) or bool(self.progress)
+
+
+def run_status(run: PlannedRun, now: float) -> RunStatus:
+    """How far a run is.
+
+    Args:
+        run: The run.
+        now: The time, on the clock of files [s].
+    """
+    if read_result(run.folder) is not None:
+        return RunStatus(run, State.DONE)
+    task, error = run_task(run, None), run.folder / ERROR
+    rows = rows_of(task)
+    progress = describe(task, rows) if rows else ""
+    silence = now - task.log.stat().st_mtime if rows else None
+    if is_running(run.folder):
+        return RunStatus(run, State.RUNNING, progress, silence)
+    if error.is_file():
+        message = error.read_text(encoding="utf-8").partition("\n")[0]
+        return RunStatus(run, State.FAILED, progress, silence, message)
+    return RunStatus(run, State.WAITING, progress, silence)
+
+
+def print_status(console: Console, comparison: Comparison) -> None:
+    """Counts of all runs, and a line for every one that has been begun and is not finished."""
+    now = time.time()
+    statuses = [run_status(run, now) for run in comparison.runs]
+    counts = Counter(status.state for status in statuses)
+    told = [status for status in statuses if status.worth_a_line]
+    if told:
+        console.print(_table(told))
+    summary = ", ".join(f"{counts[state]} {state}" for state in State)
+    console.print(f"{comparison.title}: {len(statuses)} runs: {summary}", highlight=False)
+
+
+def _table(statuses: Sequence[RunStatus]) -> Table:
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("run", "state", "last epoch", "ago", "why"):
+        table.add_column(heading, overflow="fold")
+    for status in statuses:
+        ago = "" if status.silence is None else duration(max(0.0, status.silence))
+        name, why = (text.replace("[", r"\[") for text in (status.run.name, status.error))
+        table.add_row(name, status.state, status.progress, ago, why)
+    return table

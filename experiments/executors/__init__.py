@@ -1,0 +1,21 @@
+"""Where tasks are done: in processes of this machine, or on a cluster (`executors.cluster`)."""
+
+from experiments.executors.base import (
+    Executor,
+    Failure,
+    Task,
+    Watcher,
+    attempt,
+    work_off,
+)
+from experiments.executors.local import LocalExecutor
+
+__all__ = [
+    "Executor",
+    "Failure",
+    "LocalExecutor",
+    "Task",
+    "Watcher",
+    "attempt",
+    "work_off",
+]

@@ -1,0 +1,200 @@
+"""Views of image files, decoded ahead by worker processes that hold a limited number of them.
+
+What a view is depends on the file and on one seed, so that neither the number of workers nor the
+batches that came before change it.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import pil_loader
+from torchvision.transforms import InterpolationMode, v2
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.seeding import seeded
+
+# Of the images of ImageNet, per channel; published networks were trained on images normalised so.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# Images that a worker makes at a time; the workers share the work of a batch.
+CHUNK = 32
+
+# Chunks that one worker makes ahead at most.
+MOST_AHEAD = 8
+
+# DeiT's RandAugment (Touvron et al., 2021): magnitudes from a normal distribution around 9 of 10.
+LEVELS = 10
+STEPS_PER_LEVEL = 4
+MAGNITUDE = 9.0
+MAGNITUDE_STD = 0.5
+
+# Makes what a batch holds of an image: bytes, or floats that are normalised already.
+View = Callable[[Image.Image], Tensor]
+
+# Paths of the images of a chunk, and the seed of each one's view.
+Request = tuple[list[str], list[int]]
+
+
+def central_view(image_size: int, resize: int) -> View:
+    """The unaugmented view: the shorter side resized, the central square taken."""
+    view: View = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
+    return view
+
+
+def standard_view(image_size: int) -> View:
+    """A part of random size and shape, resized, mirrored at random."""
+    crop = v2.RandomResizedCrop(image_size)
+    view: View = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    return view
+
+
+def deit_view(image_size: int) -> View:
+    """`standard_view`, RandAugment (9, 0.5) and random erasing with probability 0.25; normalised.
+
+    The augmentation of DeiT (Touvron et al., 2021), appendix, table 9. Its RandAugment is timm's,
+    whose scale of ten levels is kept; torchvision's always applies both of the operations that it
+    draws, where timm's skips each with probability 1/2, and never adds to dark pixels alone.
+    """
+    view: View = v2.Compose(
+        [
+            v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            _rand_augment(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+            v2.RandomErasing(p=0.25, value="random"),
+        ]
+    )
+    return view
+
+
+def _rand_augment() -> Any:
+    """RandAugment with two operations, whose magnitude is drawn anew for every image."""
+    spread = round(2 * MAGNITUDE_STD * STEPS_PER_LEVEL)
+    middle = round(MAGNITUDE * STEPS_PER_LEVEL)
+    last = LEVELS * STEPS_PER_LEVEL
+    magnitudes = range(middle - spread, min(middle + spread, last) + 1)
+    return v2.RandomChoice(
+        [
+            v2.RandAugment(
+                num_ops=2,
+                magnitude=magnitude,
+                num_magnitude_bins=last + 1,
+                interpolation=InterpolationMode.BILINEAR,
+                fill=[round(255 * mean) for mean in MEAN],
+            )
+            for magnitude in magnitudes
+        ],
+        p=[_density(magnitude / STEPS_PER_LEVEL) for magnitude in magnitudes],
+    )
+
+
+def _density(magnitude: float) -> float:
+    return math.exp(-(((magnitude - MAGNITUDE) / MAGNITUDE_STD) ** 2) / 2)
+
+
+def view_bytes(view: View) -> int:
+    """Bytes that one view takes."""
+    with seeded(0):
+        return view(Image.new("RGB", (64, 64))).nbytes
+
+
+def default_workers() -> int:
+    """One worker for each core that this process may use, up to eight."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(8, usable or 1)
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How much is decoded ahead.
+
+    Attributes:
+        workers: Processes that decode; 0 decodes each chunk when it is asked for.
+        chunks: Chunks that each of them makes ahead, the one in the making included.
+    """
+
+    workers: int
+    chunks: int
+
+    @classmethod
+    def within(cls, prefetch_bytes: int, chunk_bytes: int, workers: int) -> "Ahead":
+        """As much as fits into some memory, but at least one chunk.
+
+        Args:
+            prefetch_bytes: Bytes that all chunks made ahead may take together.
+            chunk_bytes: Bytes of one chunk.
+            workers: Processes that may decode.
+        """
+        chunks = max(1, prefetch_bytes // chunk_bytes)
+        workers = min(workers, chunks)
+        return cls(workers, min(MOST_AHEAD, chunks // workers) if workers else 0)
+
+
+class _Decoder(Dataset[Tensor | ConfigError]):
+    """Makes chunks of views; runs in the workers."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __getitem__(self, request: Request) -> Tensor | ConfigError:
+        """The views, or an error, which in this way arrives as it is and not as a traceback."""
+        try:
+            return torch.stack([self._see(*one) for one in zip(*request, strict=True)])
+        except ConfigError as error:
+            return error
+
+    def _see(self, path: str, seed: int) -> Tensor:
+        try:
+            image = pil_loader(path)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+        with seeded(seed):
+            return self._view(image)
+
+
+def decode(requests: Iterable[Request], view: View, ahead: Ahead, *, pin: bool) -> Iterator[Tensor]:
+    """A tensor of views for every request, in order; the workers end with the iteration.
+
+    Args:
+        requests: What the tensors hold.
+        view: What is made of each image.
+        ahead: How much is decoded ahead.
+        pin: Whether tensors lie where a GPU can fetch them without the host's waiting.
+
+    Raises:
+        ConfigError: An image that cannot be read, named; or a worker that was killed.
+    """
+    loader = DataLoader(
+        _Decoder(view),
+        # A request is a whole chunk.
+        sampler=requests,
+        batch_size=None,
+        num_workers=ahead.workers,
+        prefetch_factor=ahead.chunks or None,
+        pin_memory=pin,
+        # Only so that the loader leaves the global one alone.
+        generator=torch.Generator(),
+    )
+    try:
+        for views in loader:
+            if isinstance(views, ConfigError):
+                raise views
+            yield views
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"data.arguments.workers: a process that decodes images died ({reason}); fewer of "
+            "them, or a smaller data.arguments.prefetch_bytes, need less memory"
+        ) from error

@@ -1,0 +1,170 @@
+"""Images in folders, a folder for each class: a user's own, or ImageNet."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from mtkd_env.data.download import found_root
+from mtkd_env.data.image_files import PREFETCH_BYTES, FileSplit, ImageFiles
+from mtkd_env.errors import ConfigError
+
+WHERE = " (--data.arguments.root says where to look)"
+
+LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
+
+IMAGENET_LAYOUT = (
+    "expected train/n01440764/*.JPEG, ..., and val/n01440764/*.JPEG, ...; its owners give the "
+    "archives to registered users only, and torchvision.datasets.ImageNet(root, split) unpacks them"
+)
+WORDNET_ID = re.compile(r"n\d{8}")
+IMAGENET_CLASSES = 1000
+
+
+def load_folder(
+    root: str | Path,
+    *,
+    name: str | None = None,
+    image_size: int = 224,
+    resize: int = 256,
+    augmentation: str = "standard",
+    repeats: int = 1,
+    workers: int | None = None,
+    prefetch_bytes: int = PREFETCH_BYTES,
+) -> ImageFiles:
+    """A user's own images: `root/train/CLASS/*`, and `root/val/CLASS/*` or `root/test/CLASS/*`.
+
+    Classes are numbered in the order of their folders' names. Where there are both, `test` is what
+    is reported on and `val` what is chosen by; either alone is what is reported on.
+
+    Args:
+        root: The folder.
+        name: Name in reports; the folder's by default.
+        image_size: Height and width [pixels] of what networks see.
+        resize: Shorter side [pixels] of unaugmented images before their central square is taken.
+        augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
+        repeats: How often an image occurs in an epoch; see `ImageFiles`.
+        workers: Processes that decode; one per core up to eight by default.
+        prefetch_bytes: Bytes that all images decoded ahead may take together.
+
+    Raises:
+        ConfigError: Missing folders, classes without images, or a value that cannot be used.
+    """
+    folder = Path(root).expanduser()
+    return _image_files(
+        folder,
+        ("test", "val"),
+        LAYOUT,
+        name=name or folder.resolve().name,
+        image_size=image_size,
+        resize=resize,
+        augmentation=augmentation,
+        repeats=repeats,
+        workers=workers,
+        prefetch_bytes=prefetch_bytes,
+    )
+
+
+def load_imagenet(
+    root: str | Path | None = None,
+    *,
+    image_size: int = 224,
+    resize: int = 256,
+    augmentation: str = "standard",
+    repeats: int = 1,
+    workers: int | None = None,
+    prefetch_bytes: int = PREFETCH_BYTES,
+) -> ImageFiles:
+    """ImageNet (ILSVRC 2012) or a part of its classes, as `torchvision.datasets.ImageNet` lays out.
+
+    Classes are numbered in the order of their WordNet ids, as torchvision does: with all 1000,
+    labels are those of published weights (`IMAGENET1K_V1` and others).
+
+    Args:
+        root: Folder with `train` and `val`; `imagenet` in `data_folder()` by default.
+        image_size: Height and width [pixels] of what networks see.
+        resize: Shorter side [pixels] of unaugmented images before their central square is taken.
+        augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
+        repeats: How often an image occurs in an epoch; see `ImageFiles`.
+        workers: Processes that decode; one per core up to eight by default.
+        prefetch_bytes: Bytes that all images decoded ahead may take together.
+
+    Raises:
+        ConfigError: Missing folders, classes without images, or a value that cannot be used.
+    """
+    folder = found_root(None) / "imagenet" if root is None else Path(root).expanduser()
+    return _image_files(
+        folder,
+        ("val",),
+        IMAGENET_LAYOUT,
+        name="imagenet",
+        image_size=image_size,
+        resize=resize,
+        augmentation=augmentation,
+        repeats=repeats,
+        workers=workers,
+        prefetch_bytes=prefetch_bytes,
+    )
+
+
+def _image_files(root: Path, held_out: tuple[str, ...], layout: str, **settings: Any) -> ImageFiles:
+    """Lists the files of a folder; reads none of them.
+
+    Of the folders `held_out`, the first that is there holds the test images, a second one the
+    validation images.
+    """
+    if not (root / "train").is_dir():
+        raise ConfigError(f"{root / 'train'}: no such folder{WHERE}; {layout}")
+    folders = [root / part for part in held_out if (root / part).is_dir()]
+    if not folders:
+        raise ConfigError(f"{root / held_out[-1]}: no such folder{WHERE}; {layout}")
+    classes = _classes(root / "train", layout)
+    train = _list_files(root / "train", classes, layout)
+    _check_none_empty(train, classes)
+    test, *val = (_list_files(folder, classes, layout) for folder in folders)
+    return ImageFiles(
+        class_names=_names(classes),
+        train=train,
+        test=test,
+        val=val[0] if val else None,
+        **settings,
+    )
+
+
+def _classes(folder: Path, layout: str) -> list[str]:
+    try:
+        names: list[str] = find_classes(folder)[0]
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder}: holds no folders; {layout}") from error
+    return names
+
+
+def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
+    unknown = sorted(set(_classes(folder, layout)) - set(classes))
+    if unknown:
+        raise ConfigError(f"{folder / unknown[0]}: no such class among the training images")
+    labels = {name: label for label, name in enumerate(classes)}
+    found = make_dataset(folder, labels, IMG_EXTENSIONS, allow_empty=True)
+    if not found:
+        raise ConfigError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)}); {layout}")
+    names = [Path(path).relative_to(folder).as_posix() for path, _ in found]
+    targets = torch.tensor([label for _, label in found])
+    return FileSplit(folder, names, targets, torch.arange(len(found)))
+
+
+def _check_none_empty(train: FileSplit, classes: list[str]) -> None:
+    counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
+        if count == 0:
+            raise ConfigError(f"{train.root / name}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+
+
+def _names(folders: list[str]) -> tuple[str, ...]:
+    """Names of classes: the folders', or for the thousand of ImageNet what they stand for."""
+    if len(folders) != IMAGENET_CLASSES or not all(map(WORDNET_ID.fullmatch, folders)):
+        return tuple(folders)
+    from torchvision.models import ResNet18_Weights
+
+    return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])

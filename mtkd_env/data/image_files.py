@@ -1,0 +1,290 @@
+"""Datasets that are too large for the memory: files, decoded while the training goes on."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+
+from mtkd_env.data.augment import normalize
+from mtkd_env.data.dataset import MIN_SIDE, ImageSet
+from mtkd_env.data.decoding import (
+    CHUNK,
+    MEAN,
+    STD,
+    Ahead,
+    View,
+    central_view,
+    decode,
+    default_workers,
+    deit_view,
+    standard_view,
+    view_bytes,
+)
+from mtkd_env.data.mixing import UNMIXED, Mixing
+from mtkd_env.data.split import WHOLE, ImageSplit, Shard, Splits, divide, shard_rows
+from mtkd_env.data.stream import BatchStream, check_batch_size
+from mtkd_env.data.views import LARGEST_SEED, Views
+from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.types import Batch
+
+# Makers of the views to train on, from height and width; `none` trains on the central view.
+AUGMENTATIONS: dict[str, Callable[[int], View]] = {
+    "standard": standard_view,
+    "deit": deit_view,
+}
+NO_AUGMENTATION = "none"
+
+PREFETCH_BYTES = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class FileSplit(ImageSplit):
+    """Images in files.
+
+    Attributes:
+        root: Folder that the names are relative to.
+        names: Name of each file.
+        targets: Class of each image.
+        index: Position of each image among those of its folder.
+    """
+
+    root: Path
+    names: Sequence[str]
+    targets: Int64[Tensor, " N"]
+    index: Int64[Tensor, " N"]
+
+    def to(self, device: torch.device | str) -> "FileSplit":
+        """The same split with classes and index on a device."""
+        return FileSplit(self.root, self.names, self.targets.to(device), self.index.to(device))
+
+    def take(self, index: Int64[Tensor, " N"]) -> "FileSplit":
+        """A part of a whole folder's split."""
+        names = [self.names[position] for position in index.tolist()]
+        return FileSplit(self.root, names, self.targets[index], index)
+
+    def paths(self, positions: Sequence[int]) -> list[str]:
+        """Paths of some of the files."""
+        return [f"{self.root}/{self.names[position]}" for position in positions]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFiles(ImageSet[FileSplit]):
+    """A dataset in files, of which batches are decoded when they are needed or a little earlier.
+
+    Attributes:
+        name: Name in reports.
+        class_names: Name of each class, in the order of the labels.
+        train: Training images.
+        test: Test images.
+        val: Validation images, if the dataset has its own.
+        image_size: Height and width [pixels] of what networks see.
+        resize: Shorter side [pixels] that unaugmented images are resized to before their central
+            square is taken.
+        augmentation: Name in `AUGMENTATIONS`, or `none`.
+        repeats: How often an image occurs in an epoch, each time in another view, while others
+            do not (repeated augmentation, Berman et al., 2019; DeiT: 3).
+        workers: Processes that decode, for each training process; one per core up to eight by
+            default, and 0 decodes in the training process.
+        prefetch_bytes: Bytes that all images decoded ahead may take together, besides the batch in
+            use; if they are fewer than a worker makes at a time, one worker works.
+        num_classes: C.
+
+    Raises:
+        ConfigError: A value that cannot be used; names it.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: FileSplit
+    test: FileSplit
+    val: FileSplit | None = None
+    image_size: int = 224
+    resize: int = 256
+    augmentation: str = "standard"
+    repeats: int = 1
+    workers: int | None = None
+    prefetch_bytes: int = PREFETCH_BYTES
+    num_classes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_classes", len(self.class_names))
+        if self.num_classes < 2:
+            raise ConfigError(f"class_names: expected at least 2, found {self.num_classes}")
+        if self.image_size < MIN_SIDE:
+            raise ConfigError(f"image_size: expected {MIN_SIDE} or more, found {self.image_size}")
+        if self.resize < self.image_size:
+            expected = f"at least image_size = {self.image_size}"
+            raise ConfigError(f"resize: expected {expected}, found {self.resize}")
+        check_name([*AUGMENTATIONS, NO_AUGMENTATION], self.augmentation, "augmentation")
+        if self.repeats < 1:
+            raise ConfigError(f"repeats: expected 1 or more, found {self.repeats}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers: expected 0 or more, found {self.workers}")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return 3, self.image_size, self.image_size
+
+    @property
+    def mean(self) -> Float32[Tensor, " K"]:
+        """ImageNet's mean of each channel."""
+        return torch.tensor(MEAN)
+
+    @property
+    def std(self) -> Float32[Tensor, " K"]:
+        """ImageNet's standard deviation of each channel."""
+        return torch.tensor(STD)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of names, sizes and classes of the files, and of what is made of them.
+
+        The pixels do not count: to read them all would take longer than an epoch.
+        """
+        settings = (self.image_size, self.resize, self.augmentation, self.repeats)
+        sha = hashlib.sha256(repr((self.num_classes, *settings)).encode())
+        for part in (self.train, self.val, self.test):
+            if part is None:
+                continue
+            for name, target in zip(part.names, part.targets.tolist(), strict=True):
+                size = (part.root / name).stat().st_size
+                sha.update(f"{name}\0{size}\0{target}\n".encode())
+            sha.update(b"\n")
+        return sha.hexdigest()
+
+    def split(
+        self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
+    ) -> Splits[FileSplit]:
+        """Divides the training images; see `split.divide`.
+
+        Raises:
+            ConfigError: As there, or images to hold out where the dataset has validation images.
+        """
+        if val_fraction and self.val is not None:
+            raise ConfigError(
+                f"val_fraction: expected 0, because {self.val.root} holds images to validate on, "
+                f"found {val_fraction}"
+            )
+        train, val = divide(self.train.targets, val_fraction, seed, train_size)
+        return Splits(
+            train=self.train.take(train),
+            val=self.train.take(val) if len(val) else self.val,
+            test=self.test,
+        )
+
+    def stream(
+        self,
+        split: FileSplit,
+        *,
+        batch_size: int,
+        device: torch.device | str,
+        seed: int,
+        shard: Shard = WHOLE,
+        mixing: Mixing = UNMIXED,
+    ) -> BatchStream:
+        """Endless batches of images that are decoded and augmented by worker processes."""
+        views = FileViews(self, split.to(device), torch.device(device))
+        return BatchStream.over(
+            views,
+            batch_size=batch_size,
+            seed=seed,
+            shard=shard,
+            mixer=self.mixer(mixing),
+            repeats=self.repeats,
+        )
+
+    def evaluation_batches(
+        self,
+        split: FileSplit,
+        batch_size: int,
+        *,
+        device: torch.device | str,
+        shard: Shard = WHOLE,
+    ) -> Iterator[Batch]:
+        """One pass over the central views of a split."""
+        check_batch_size(batch_size)
+        own = shard_rows(len(split), shard)
+        order = torch.arange(len(split))[own]
+        seeds = torch.zeros_like(order)
+        rows = pieces(slice(0, len(order)), batch_size)
+        views = FileViews(self, split.to(device), torch.device(device), augment=False)
+        return views.decoded(order, seeds, rows)
+
+    def pixels(self, split: FileSplit, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
+        """Central views of the images at some positions of a split."""
+        request = (split.paths(positions.tolist()), [0] * len(positions))
+        return next(decode([request], self.view(augment=False), Ahead(0, 0), pin=False))
+
+    def view(self, *, augment: bool) -> View:
+        """What is made of an image."""
+        if augment and self.augmentation != NO_AUGMENTATION:
+            return AUGMENTATIONS[self.augmentation](self.image_size)
+        return central_view(self.image_size, self.resize)
+
+    def ahead(self, view: View) -> Ahead:
+        """How much is decoded ahead."""
+        workers = default_workers() if self.workers is None else self.workers
+        return Ahead.within(self.prefetch_bytes, CHUNK * view_bytes(view), workers)
+
+
+class FileViews(Views):
+    """Views of image files.
+
+    Args:
+        data: How images are decoded.
+        split: Which ones, with their classes on the device.
+        device: Where the batches are needed.
+        augment: False gives central views.
+    """
+
+    def __init__(
+        self, data: ImageFiles, split: FileSplit, device: torch.device, *, augment: bool = True
+    ) -> None:
+        self._data = data
+        self._split = split
+        self._device = device
+        self._view = data.view(augment=augment)
+        self._mean, self._std = data.mean.to(device), data.std.to(device)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._split)
+
+    def batches(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, rows: Sequence[slice]
+    ) -> Iterator[Batch]:
+        """Some batches of an epoch; every place in its order has a seed of its own."""
+        seeds = torch.randint(LARGEST_SEED, order.shape, generator=generator)
+        yield from self.decoded(order, seeds, rows)
+
+    def decoded(
+        self, order: Int64[Tensor, " N"], seeds: Int64[Tensor, " N"], rows: Sequence[slice]
+    ) -> Iterator[Batch]:
+        """Batches of the images at some rows of an order, under the seeds of the rows."""
+        requests = (
+            (self._split.paths(order[chunk].tolist()), seeds[chunk].tolist())
+            for part in rows
+            for chunk in pieces(part, CHUNK)
+        )
+        pin = self._device.type == "cuda"
+        chunks = decode(requests, self._view, self._data.ahead(self._view), pin=pin)
+        index = order.to(self._device, non_blocking=True)
+        for part in rows:
+            own = islice(chunks, len(pieces(part, CHUNK)))
+            inputs = torch.cat([views.to(self._device, non_blocking=True) for views in own])
+            if inputs.dtype == torch.uint8:
+                inputs = normalize(inputs, self._mean, self._std)
+            yield Batch(inputs, self._split.targets[index[part]], index[part])
+
+
+def pieces(rows: slice, size: int) -> list[slice]:
+    """Rows in pieces of a size, the last of which may be smaller."""
+    begins = range(rows.start, rows.stop, size)
+    return [slice(begin, min(begin + size, rows.stop)) for begin in begins]

@@ -1,7 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment.
 
-Importing the package registers `MTKD/Digits-v0` and its like for `gymnasium.make_vec`, one for every
-dataset.
+Importing the package registers an environment of every dataset for `gymnasium.make_vec`, such as
+`MTKD/Digits-v0`.
 """
 
 from mtkd_env.data import DATASETS

@@ -52,6 +52,11 @@ class Agent(ABC):
 
     learns_from_warmup: bool = False
 
+    @property
+    def updates(self) -> int:
+        """Updates of the policy so far; 0 for agents that do not learn."""
+        return 0
+
     def __init__(self, env: MTKDVectorEnv) -> None:
         self.env = env
 

@@ -111,11 +111,10 @@ class DPG(LearningAgent[Tried]):
         with seeded(derive_seed(seed, "critic")):
             critic = TeacherCritic(env.observer.width, len(env.teacher_names), hidden)
         self.critic = critic.to(env.device)
-        self.optimizer = make_optimizer(optimizer, self.policy.parameters(), lr)
+        self._learns_by(make_optimizer(optimizer, self.policy.parameters(), lr))
         self.critic_optimizer = make_optimizer(optimizer, self.critic.parameters(), critic_lr)
         self.parts |= {
             "critic": self.critic,
-            "optimizer": self.optimizer,
             "critic_optimizer": self.critic_optimizer,
             "random": self._random,
         }

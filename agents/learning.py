@@ -53,6 +53,29 @@ class RandomNumbers:
         self.generator.set_state(state["generator"].cpu())
 
 
+class StepCount:
+    """Counts the steps of an optimiser from now on.
+
+    Attributes:
+        steps: How many there were.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer) -> None:
+        self.steps = 0
+        optimizer.register_step_post_hook(self._count)
+
+    def _count(self, *_: Any) -> None:
+        self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The number."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.steps = int(state["steps"])
+
+
 def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> optim.Optimizer:
     """An optimiser by its name in `OPTIMIZERS`.
 
@@ -115,6 +138,17 @@ class LearningAgent(Agent, Generic[Memory]):
         self.parts: dict[str, Stateful] = {"policy": self.policy}
         self._agent_every = agent_every
         self._memory: list[Memory] = []
+
+    def _learns_by(self, optimizer: optim.Optimizer) -> None:
+        """Says what the policy is updated by."""
+        self.optimizer = optimizer
+        self._steps = StepCount(optimizer)
+        self.parts |= {"optimizer": optimizer, "updates": self._steps}
+
+    @property
+    def updates(self) -> int:
+        """Steps of the policy's optimiser so far."""
+        return self._steps.steps
 
     @abstractmethod
     def _step(self) -> Memory:

@@ -125,8 +125,7 @@ class PolicyGradient(LearningAgent[Transition]):
         self._passes = passes
         # Learnable fusion coefficients live in the environment, which executes them.
         parameters = [*self.policy.parameters(), *env.fusion.parameters()]
-        self.optimizer = make_optimizer(optimizer, parameters, lr)
-        self.parts["optimizer"] = self.optimizer
+        self._learns_by(make_optimizer(optimizer, parameters, lr))
 
     def _step(self) -> Transition:
         observation = self.env.observation

@@ -132,11 +132,10 @@ class Reinforce(LearningAgent[Drawn]):
         self._entropy_coef = entropy_coef
         self._random = RandomNumbers(env.device, seed)
         parameters = [*self.policy.parameters(), *self.distribution.parameters()]
-        self.optimizer = make_optimizer(optimizer, parameters, lr)
+        self._learns_by(make_optimizer(optimizer, parameters, lr))
         self.parts |= {
             "distribution": self.distribution,
             "baseline": self.baseline,
-            "optimizer": self.optimizer,
             "random": self._random,
         }
 

@@ -23,10 +23,12 @@ from stable_baselines3.common.noise import (
     OrnsteinUhlenbeckActionNoise,
 )
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
 from agents.isolation import Isolation
+from agents.learning import StepCount
 from agents.sb3_state import load_model_state, model_state
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
@@ -225,11 +227,18 @@ class SB3Agent(Agent):
                 self.model = chosen(policy, self.vec_env, seed=seed, **resolved)
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"agent: {algorithm} cannot be built: {error}") from error
+        optimizer = _policy_optimizer(self.model)
+        self._steps = None if optimizer is None else StepCount(optimizer)
         # The seed is the algorithm's: the next reset must not start a new student.
         self.vec_env._reset_seeds()
         self._learning = False
         # The state of an agent that was amid its learning, until this one goes on with it.
         self._interrupted: Mapping[str, Any] | None = None
+
+    @property
+    def updates(self) -> int:
+        """Steps of the policy's optimiser so far, or the updates that the algorithm counts."""
+        return int(self.model._n_updates) if self._steps is None else self._steps.steps
 
     @torch.no_grad()
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
@@ -292,11 +301,17 @@ class SB3Agent(Agent):
 
         Of several processes, that of process 0 counts.
         """
-        return {"model": model_state(self.model), "learning": self._learning}
+        return {
+            "model": model_state(self.model),
+            "learning": self._learning,
+            "updates": self._steps and self._steps.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave; `learn` then from where it was called at rest."""
         load_model_state(self.model, state["model"])
+        if self._steps is not None:
+            self._steps.load_state_dict(state["updates"])
         self._interrupted = state["model"] if state["learning"] else None
 
     def save(self, folder: Path) -> None:
@@ -359,6 +374,14 @@ class SB3Agent(Agent):
     def _noise(self, noise_type: str, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)
         return lookup(NOISES, noise_type, "noise_type")(np.zeros(size), np.full(size, std))
+
+
+def _policy_optimizer(model: BaseAlgorithm) -> Optimizer | None:
+    """What a gradient updates the policy by; none where it is not updated by a gradient alone."""
+    owner = getattr(model, "actor", None) or model.policy
+    # TRPO's optimiser is its critic's; the policy takes steps that a line search has found.
+    searches = hasattr(model, "line_search_max_iter")
+    return None if searches else getattr(owner, "optimizer", None)
 
 
 def check_sb3_arguments(

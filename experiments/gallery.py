@@ -1,6 +1,6 @@
 """A few training images and the weights that a run gave its teachers on them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,10 @@ class Gallery:
     logit: Array
     feature: Array
     correct: Array
-    names: Array | None = None
+    names: Array = field(default_factory=lambda: np.array([], dtype=str))
 
     def __post_init__(self) -> None:
-        if self.names is None:
+        if not len(self.names):
             object.__setattr__(self, "names", self.targets.astype(str))
 
 
@@ -81,7 +81,7 @@ def collect_gallery(record: StepRecord, data: ImageSet[Any], split: Any) -> Gall
         index=split.index[position].numpy(),
         targets=targets,
         correct=first(record.correct),
-        names=np.array(data.class_names)[targets] if data.class_names else None,
+        names=np.array(data.class_names)[targets] if data.class_names else targets.astype(str),
         **weights,
     )
 

@@ -51,6 +51,7 @@ def write_run(
     rows = [_row(i + 1, accuracy, shares, result.score) for i, accuracy in enumerate(accuracies)]
     if recorded:
         rows = [row | _coefficients(row["epoch"]) for row in rows]
+        rows = [row | {"agent/updates": 10 * row["epoch"] if result.score else 0} for row in rows]
         _write_lines(folder / "breakdown.jsonl", [breakdown(list(shares))])
         write_gallery(gallery(len(shares)), folder)
     _write_lines(folder / "metrics.jsonl", rows)

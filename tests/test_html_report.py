@@ -36,6 +36,7 @@ ANCHORS = [
     "summary",
     "curves",
     "score",
+    "updates",
     "weights",
     "by-class",
     "by-correctness",
@@ -190,7 +191,7 @@ class TestPage:
 
     def test_describes_its_pictures(self, written: tuple[str, Page]) -> None:
         pictures = written[1].all_of("svg")
-        assert len(pictures) == 7
+        assert len(pictures) == 8
         assert all(picture["role"] == "img" and picture["aria-label"] for picture in pictures)
         assert all(image["alt"] for image in written[1].all_of("img"))
 
@@ -238,6 +239,9 @@ class TestOtherSections:
         assert ["pg", TEACHERS[0], "100.0 %", "0", "0.750", "–", "0.625", "–"] in table
         assert ["pg", TEACHERS[1], "75.0 %", "3", "0.750", "0.125", "0.625", "0.062"] in table
 
+    def test_scores_are_drawn_of_methods_that_learn(self, written: tuple[str, Page]) -> None:
+        assert "No updates of a policy: aver." in written[1].texts["updates"]
+
     def test_images_have_their_weights(self, written: tuple[str, Page]) -> None:
         page, made = written[1], gallery(len(TEACHERS))
         assert len(page.tables["gallery"]) == len(ACCURACIES) * IMAGES
@@ -273,6 +277,7 @@ class TestOlderRuns:
     def test_say_what_they_have_not_recorded(self, older: Page) -> None:
         for anchor in ("by-class", "by-correctness", "gallery"):
             assert "runs of older versions have not" in older.texts[anchor]
+        assert "counts updates of a policy" in older.texts["updates"]
         assert "env.fusion: learnable" in older.texts["fusion"]
 
     def test_have_everything_else(self, older: Page) -> None:

@@ -113,6 +113,21 @@ def test_all_parts_that_are_saved_but_constants_change(kind: str) -> None:
 
 
 @every_kind
+def test_updates_of_the_policy_are_counted(kind: str) -> None:
+    env = started_env()
+    agent = make(kind, env)
+    assert agent.updates == 0
+    agent.learn(2, ignore)
+    expected = {"pg": 2 * STEPS, "pg clipped": 4 * STEPS, "dpg": 8 * STEPS}
+    assert agent.updates == expected.get(kind, 2 * STEPS)
+    other = make(kind, started_env())
+    other.load_state_dict(agent.state_dict())
+    assert other.updates == agent.updates
+    other.learn(1, ignore)
+    assert other.updates == agent.updates * 3 // 2
+
+
+@every_kind
 def test_agent_steps_leave_the_student_alone(kind: str) -> None:
     env = started_env()
     agent = make(kind, env)

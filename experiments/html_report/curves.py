@@ -152,6 +152,35 @@ def settled_range(curves: Sequence[Series]) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def learns_in_updates(group: Group) -> bool:
+    """Whether it was counted how often the policy was updated, and it ever was."""
+    return any(row.get("agent/updates", 0) > 0 for run in group.runs for row in run.rows)
+
+
+def _score_that_counts(row: Mapping[str, Any]) -> float | None:
+    """The agent score of an epoch by whose end the updates are known."""
+    return row["score"] if "agent/updates" in row else None
+
+
+def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
+    """Agent score against the updates of the policy, all methods in one panel."""
+    figure = Figure(figsize=(0.75 * PAGE_WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for group in groups:
+        updates = series(group.runs, entry("agent/updates"))
+        score = series(group.runs, _score_that_counts)
+        begun = updates.mean > 0
+        x, mean, std = updates.mean[begun], score.mean[begun], score.std[begun]
+        colour = palette.methods[group.method]
+        axes.plot(x, mean, color=colour, label=title_of(group), marker="o", markersize=2)
+        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("updates of the policy", fontsize=8.5)
+    axes.set_ylabel("agent score", fontsize=8.5)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
+    return figure
+
+
 # Weights.
 
 

@@ -40,13 +40,13 @@ class Card:
     Attributes:
         source: The image as a data URI.
         index: Its position in the dataset's training images.
-        target: Its class.
+        target: Its class, by name if it has one.
         teachers: What each teacher counted for it.
     """
 
     source: str
     index: int
-    target: int
+    target: str
     teachers: Sequence[TeacherWeight]
 
 
@@ -101,7 +101,7 @@ def _card(gallery: Gallery, place: int, teachers: Sequence[str]) -> Card:
     return Card(
         source=data_uri(gallery.images[place]),
         index=int(gallery.index[place]),
-        target=int(gallery.targets[place]),
+        target=str(gallery.names[place]),
         teachers=[TeacherWeight(*column) for column in columns],
     )
 

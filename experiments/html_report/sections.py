@@ -17,12 +17,14 @@ from experiments.html_report.configurations import configurations, version_rows
 from experiments.html_report.curves import (
     PART_COLOURS,
     draw_accuracy,
+    draw_by_updates,
     draw_fusion,
     draw_methods,
     draw_weights,
     entry,
     is_uniform,
     learns_fusion,
+    learns_in_updates,
 )
 from experiments.html_report.exhibits import Exhibit, make_exhibit
 from experiments.html_report.naming import Group, Grouping
@@ -172,6 +174,29 @@ def _score(contents: Contents) -> Section:
         template="pictures.html",
         content={"pictures": pictures, "legend": []},
         missing="" if pictures else EQUAL,
+    )
+
+
+def _updates(contents: Contents) -> Section:
+    pictures = _pictures(
+        contents,
+        "updates",
+        "Agent score of every method against the updates of its policy",
+        lambda groups: draw_by_updates(groups, contents.palette),
+        keep=learns_in_updates,
+        otherwise="No updates of a policy",
+    )
+    return Section(
+        anchor="updates",
+        title="Agent score by updates",
+        intro=(
+            "Every point is an epoch: how often the policy had been updated by then, and the score "
+            "of the epoch's weights. An update is a step of the policy's optimiser, or what an "
+            "algorithm without one (TRPO, ARS) counts itself."
+        ),
+        template="pictures.html",
+        content={"pictures": pictures, "legend": []},
+        missing="" if pictures else "No method here counts updates of a policy.",
     )
 
 
@@ -377,6 +402,7 @@ SECTIONS: Sequence[Callable[[Contents], Section]] = (
     _summary,
     _curves,
     _score,
+    _updates,
     _weights,
     _by_class,
     _by_correctness,

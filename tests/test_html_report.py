@@ -242,6 +242,9 @@ class TestOtherSections:
     def test_scores_are_drawn_of_methods_that_learn(self, written: tuple[str, Page]) -> None:
         assert "No updates of a policy: aver." in written[1].texts["updates"]
 
+    def test_pictures_hold_no_formulas(self, written: tuple[str, Page]) -> None:
+        assert "mathdefault" not in written[0]
+
     def test_images_have_their_weights(self, written: tuple[str, Page]) -> None:
         page, made = written[1], gallery(len(TEACHERS))
         assert len(page.tables["gallery"]) == len(ACCURACIES) * IMAGES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from experiments.html_report.naming import Group, baseline_of
@@ -175,6 +175,8 @@ def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
         axes.plot(x, mean, color=colour, label=title_of(group), marker="o", markersize=2)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
+    # The page's texts are no formulas, as powers of ten would be.
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("updates of the policy", fontsize=8.5)
     axes.set_ylabel("agent score", fontsize=8.5)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)

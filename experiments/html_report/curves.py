@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from experiments.html_report.naming import Group, baseline_of
@@ -177,6 +177,7 @@ def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
     axes.set_xscale("log")
     # The page's texts are no formulas, as powers of ten would be.
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("updates of the policy", fontsize=8.5)
     axes.set_ylabel("agent score", fontsize=8.5)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)

@@ -17,6 +17,7 @@ from rich.console import Console
 from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.console import console
+from experiments.failures import run_program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
@@ -33,7 +34,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="benchmark.py",
         description=f"{__doc__}\nwhat can be measured:\n{about}",
-        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...",
+        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...; "
+        "--debug shows where an error came from.",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -129,21 +131,18 @@ def write(out: Console, outcome: Outcome, path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
+    return run_program(_run, argv, "nothing was written")
+
+
+def _run(argv: Sequence[str]) -> int:
     out = console()
-    try:
-        arguments, flags = parse(sys.argv[1:] if argv is None else argv)
-        benchmark = lookup(BENCHMARKS, arguments.what, "--what")
-        request = make_request(arguments, flags, benchmark, out)
-        path = None if arguments.json is None else Path(arguments.json)
-        if path is not None:
-            _prepare(path)
-        outcome = benchmark.measure(request)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: nothing was written\n")
-        return 130
+    arguments, flags = parse(argv)
+    benchmark = lookup(BENCHMARKS, arguments.what, "--what")
+    request = make_request(arguments, flags, benchmark, out)
+    path = None if arguments.json is None else Path(arguments.json)
+    if path is not None:
+        _prepare(path)
+    outcome = benchmark.measure(request)
     show(out, outcome)
     if path is not None:
         write(out, outcome, path)

@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any, Self
@@ -18,7 +19,7 @@ import torch
 from agents.isolation import RandomStates
 from experiments.config import CheckpointConfig
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest
+from mtkd_env.files import has_own_digest, load_checkpoint, named_errors, save_with_digest
 
 # Checkpoints that are kept: the last one, and the one before it in case the last is damaged.
 KEPT = 2
@@ -139,9 +140,14 @@ class RunLock:
         else:
             holder = path.read_text(encoding="utf-8") if path.exists() else ""
             raise ConfigError(f"output: {self._folder} is in use by {holder or 'another process'}")
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {platform.node()}")
-        self._file.flush()
+        try:
+            with named_errors(path):
+                self._file.truncate(0)
+                self._file.write(f"process {os.getpid()} on {platform.node()}")
+                self._file.flush()
+        except OSError:
+            self._give_back()
+            raise
         return self
 
     def __exit__(
@@ -150,9 +156,14 @@ class RunLock:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
         assert self._file is not None
         (self._folder / LOCK).unlink(missing_ok=True)
-        self._file.close()
+        # What could not be written says nothing to anybody any more.
+        with suppress(OSError):
+            self._file.close()
         self._file = None
 
 

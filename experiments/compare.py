@@ -34,6 +34,7 @@ from experiments.console import console
 from experiments.executors import Executor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.experiment import read_result
+from experiments.failures import run_program
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import cache_folder
 
@@ -52,7 +53,8 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="compare.py",
         description=__doc__,
-        epilog="Every other flag is one of run.py, for all runs: --optimizer.epochs 60 ...",
+        epilog="Every other flag is one of run.py, for all runs: --optimizer.epochs 60 ...; "
+        "--debug shows where an error came from.",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -168,24 +170,21 @@ def _report(comparison: Comparison, output: Path, out: Console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
+    return run_program(_run, argv, "the same command goes on with the runs that are left")
+
+
+def _run(argv: Sequence[str]) -> int:
     out = console()
-    try:
-        arguments, flags = parse(sys.argv[1:] if argv is None else argv)
-        path = find_file(arguments.file)
-        output = Path(arguments.output or f"runs/{path.stem}")
-        comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
-        if arguments.status:
-            print_status(out, comparison)
-            return 0
-        check_data(comparison)
-        execution = make_execution(arguments, comparison, output, out)
-        execution.work()
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on with the runs that are left\n")
-        return 130
+    arguments, flags = parse(argv)
+    path = find_file(arguments.file)
+    output = Path(arguments.output or f"runs/{path.stem}")
+    comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
+    if arguments.status:
+        print_status(out, comparison)
+        return 0
+    check_data(comparison)
+    execution = make_execution(arguments, comparison, output, out)
+    execution.work()
     _report(comparison, output, out)
     for run, failure in execution.failures:
         sys.stderr.write(f"failed: {run.name}: {failure.message}; see {run.folder / ERROR}\n")

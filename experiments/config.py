@@ -20,10 +20,19 @@ from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
 from mtkd_env.data import Mixing
-from mtkd_env.errors import ConfigError, check_name, did_you_mean
+from mtkd_env.env import CHOICES
+from mtkd_env.errors import (
+    ConfigError,
+    check_name,
+    check_not_negative,
+    did_you_mean,
+    plain_message,
+)
+from mtkd_env.files import parse_yaml
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
 from mtkd_env.teachers import PoolSpec
+from mtkd_env.terms import check_scales
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -33,7 +42,11 @@ RECIPES = CONFIGS / "recipe"
 READING = ("download", "workers", "prefetch_bytes")
 
 # Where and how a run is computed, and what its values are called; likewise.
-PLACE = ("device", "threads", "output", "cache", "recipe", "checkpoint")
+# A run that skips batches, where it would otherwise have stopped, says so in its result.
+PLACE = ("device", "threads", "output", "cache", "recipe", "checkpoint", "on_nan")
+
+# More are a mistake, and more than a process can start.
+MOST_THREADS = 4096
 
 # Where a configuration holds recipes of training.
 TRAININGS = ("optimizer", "teachers.recipe")
@@ -97,6 +110,9 @@ class DistillationConfig:
         temperature: Softening of the logit terms.
         logit: Losses of the logit terms: kd, dist, none, or names with coefficients.
         feature: Losses of the feature terms: mse, nd, none, or names with coefficients.
+
+    Raises:
+        ConfigError: A negative weight, or a temperature that is not positive.
     """
 
     alpha: float = 1.0
@@ -104,6 +120,10 @@ class DistillationConfig:
     temperature: float = 4.0
     logit: str | dict[str, float] = "kd"
     feature: str | dict[str, float] = "mse"
+
+    def __post_init__(self) -> None:
+        scales = {name: getattr(self, name) for name in ("alpha", "beta", "temperature")}
+        check_scales(**scales, path="distillation.")
 
 
 @dataclass(frozen=True)
@@ -177,9 +197,7 @@ class CheckpointConfig:
     share: float = 0.05
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "minutes"):
-            if (value := getattr(self, name)) < 0:
-                raise ConfigError(f"checkpoint.{name}: expected a number >= 0, got {value}")
+        check_not_negative(**{"checkpoint.epochs": self.epochs, "checkpoint.minutes": self.minutes})
         if not 0 <= self.share <= 1:
             raise ConfigError(f"checkpoint.share: expected a number in [0, 1], got {self.share}")
 
@@ -213,6 +231,9 @@ class ExperimentConfig:
         output: Folder that run folders are made in.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
         checkpoint: When the run keeps what it can go on from.
+        on_nan: What becomes of a batch whose loss or gradient is NaN or infinite: stop ends the
+            run, skip takes the next batch instead and counts it; the host then waits for the GPU
+            in every step.
     """
 
     teachers: PoolSpec
@@ -232,13 +253,15 @@ class ExperimentConfig:
     output: str = "runs"
     cache: str | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    on_nan: str = "stop"
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
-        if self.threads is not None and self.threads < 1:
-            raise ConfigError(f"threads: expected a number >= 1, got {self.threads}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
         check_name(PRECISIONS, self.precision, "precision")
+        check_name(CHOICES["on_nan"], self.on_nan, "on_nan")
         check_name(WARMUP_WEIGHTS, self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
             raise ConfigError(
@@ -295,7 +318,7 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         text = " ".join(message.split()).removeprefix('Parser key "config": ')
-        raise ConfigError(text + self._hint(text)) from ex
+        raise ConfigError(plain_message(text) + self._hint(text)) from ex
 
     def _hint(self, message: str) -> str:
         unknown = UNKNOWN_KEY.search(message)
@@ -315,6 +338,7 @@ def _parser(defaults: tuple[str, ...], program: str) -> _Parser:
             "--config files, flags. --algo takes several methods with commas between them. "
             "--epochs N is short for --optimizer.epochs N; the learning rate falls at the same "
             "fractions of the training. --resume RUN_DIR goes on with an unfinished run. "
+            "--debug shows where an error came from. "
             f"Recipes: {', '.join(sorted(shipped_recipes()))}."
         ),
         default_config_files=list(defaults),
@@ -409,6 +433,7 @@ class Flags:
         algos: The methods in the last `--algo`; empty without one.
         recipe: The recipe in the last `--recipe`, or else in the last `--config` file with one.
         agent_arguments: What each `--agent.arguments` says.
+        pools: What each `--teachers` says.
         others: All other flags.
     """
 
@@ -416,6 +441,7 @@ class Flags:
     algos: list[str]
     recipe: str | None
     agent_arguments: list[dict[str, Any]]
+    pools: list[str]
     others: list[str]
 
 
@@ -429,6 +455,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     named, flags = take(flags, "--algo")
     recipes, flags = take(flags, "--recipe")
     epochs, flags = take(flags, "--epochs")
+    on_nan, flags = take(flags, "--on-nan")
     given, flags = take(flags, "--agent.arguments")
     layers = [file_layer(Path(path)) for path in paths]
     in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
@@ -437,7 +464,12 @@ def read_flags(argv: Sequence[str]) -> Flags:
         algos=_names(named[-1]) if named else [],
         recipe=[None, *in_files, *recipes][-1],
         agent_arguments=[_load_arguments(text) for text in given],
-        others=[*flags, *(f"--optimizer.epochs={count}" for count in epochs)],
+        pools=take(flags, "--teachers")[0],
+        others=[
+            *flags,
+            *(f"--optimizer.epochs={count}" for count in epochs),
+            *(f"--on_nan={choice}" for choice in on_nan),
+        ],
     )
 
 
@@ -493,6 +525,8 @@ def build_config(
         SystemExit: After `--help` or `--print_config`.
     """
     layers = [*layers, *flags.layers]
+    for named in (*(layer.values.get("teachers") for layer in layers), *flags.pools):
+        _check_pool_file(named)
     arguments = [*(layer.agent_arguments for layer in layers), *flags.agent_arguments]
     others = [*flags.others, *(["--recipe", recipe] if recipe else [])]
     try:
@@ -515,7 +549,8 @@ def _parse(
     sources = [layer.source for layer in layers[len(shipped) :] if layer.values]
     configs = [part for source in sources for part in ("--config", source)]
     together = {key: value for layer in arguments for key, value in layer.items()}
-    merged = ["--agent.arguments", json.dumps(together)] if together else []
+    # As YAML, because JSON has no word for NaN or infinity.
+    merged = ["--agent.arguments", yaml.safe_dump(together)] if together else []
     parser = _parser(tuple(layer.source for layer in shipped), program)
     parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
     for path in TRAININGS:
@@ -537,9 +572,19 @@ def _culprit(algo: str, layers: Sequence[Layer], message: str, program: str) -> 
     return None
 
 
+def _check_pool_file(named: Any) -> None:
+    """Checks the file of a pool, which the parser reads less strictly, if it is one.
+
+    Raises:
+        ConfigError: It cannot be read or holds something else.
+    """
+    if isinstance(named, str) and named.endswith((".yaml", ".yml")) and Path(named).exists():
+        read_yaml(Path(named), "teachers")
+
+
 def _load_arguments(text: str) -> dict[str, Any]:
     try:
-        arguments = yaml.safe_load(text)
+        arguments = parse_yaml(text)
     except yaml.YAMLError:
         arguments = None
     if not isinstance(arguments, dict):
@@ -558,7 +603,7 @@ def read_yaml(path: Path, flag: str) -> dict[str, Any]:
         ConfigError: A file that cannot be read or holds something else.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{flag}: {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

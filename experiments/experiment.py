@@ -1,11 +1,13 @@
 """One run from its configuration to its result."""
 
+import gc
 import json
 import platform
+import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +56,7 @@ class Result:
         folder: The run's folder.
         digests: What every teacher was made from.
         versions: Versions of what the numbers depend on.
+        skipped: Batches that were left out because they were NaN or infinite.
     """
 
     algo: str
@@ -74,6 +77,7 @@ class Result:
     folder: str
     digests: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    skipped: int = 0
 
 
 def read_result(folder: Path) -> Result | None:
@@ -132,7 +136,9 @@ def make_folder(config: ExperimentConfig) -> Path:
         ConfigError: The folder cannot be made.
     """
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{config.data.dataset}_{config.algo.replace(':', '.')}_seed{config.seed}_{stamp}"
+    # An agent of another name leaves the method's free, which must not lead out of the folder.
+    algo = re.sub(r"[^\w+-]", ".", config.algo)
+    name = f"{config.data.dataset}_{algo}_seed{config.seed}_{stamp}"
     parent = Path(config.output)
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / (name + suffix)
@@ -149,6 +155,8 @@ def _make_new(folder: Path) -> bool:
         if not folder.parent.is_dir():
             raise ConfigError(f"output: {folder.parent} is a file, expected a folder") from None
         return False
+    except NotADirectoryError:
+        raise ConfigError(f"output: {folder.parent} is no folder, or in none") from None
     except OSError as error:
         raise ConfigError(f"output: cannot make {folder}: {error.strerror}") from error
     return True
@@ -175,6 +183,7 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
         seed=config.seed,
         progress=progress.teacher,
         output="torch",
+        on_nan=config.on_nan,
         **asdict(config.distillation),
         **asdict(config.env),
     )
@@ -208,7 +217,19 @@ def run_experiment(
             a folder that holds a run of another configuration, or that another process uses.
         FloatingPointError: Something became NaN or infinite.
         Stopped: A signal came; there is a checkpoint to go on from.
+        OSError: Something cannot be written; as after a crash, the run can be gone on with.
     """
+    try:
+        return _run_experiment(config, progress, folder, resume=resume)
+    finally:
+        # Environment, agent and their subscribers hold each other; a process that does many runs
+        # would keep several of them, each with its replay buffer, until Python comes to look.
+        gc.collect()
+
+
+def _run_experiment(
+    config: ExperimentConfig, progress: Progress, folder: Path | None, *, resume: bool
+) -> Result:
     check_agent(config.agent_name, config.agent.arguments)
     writes = distributed.rank() == 0
     with ExitStack() as held:
@@ -221,7 +242,21 @@ def run_experiment(
         if state is not None:
             run.check_same(state)
         ready = _make_ready(config, folder, held, clear=state is None) if writes else None
-        return run.complete(distributed.agree(ready) or Path(), state)
+        folder = distributed.agree(ready) or Path()
+        with _way_back(folder):
+            return run.complete(folder, state)
+
+
+@contextmanager
+def _way_back(folder: Path) -> Iterator[None]:
+    """Adds to what breaks a run, other than its own numbers, how to go on with it."""
+    try:
+        yield
+    except (ConfigError, FloatingPointError):
+        raise
+    except Exception as error:
+        error.add_note(f"to go on: run.py --resume {folder}")
+        raise
 
 
 def _find(
@@ -410,6 +445,7 @@ class _Run:
             folder=str(folder),
             digests=pool.digests,
             versions=_versions(),
+            skipped=self._assembly.env.distiller.skipped,
         )
 
 

@@ -4,6 +4,8 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +19,7 @@ from mtkd_env import distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import sync
+from mtkd_env.files import named_errors, sync
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
 
@@ -356,17 +358,24 @@ class MetricsLog:
 
     Raises:
         ConfigError: A file is shorter than it was.
+        OSError: Something cannot be written; here and in all methods. Names the folder.
     """
 
     def __init__(self, folder: Path, state: Mapping[str, int] | None = None) -> None:
         self.folder = folder
-        for name, size in (state or {}).items():
-            _cut(folder / name, size)
-        self._file, self._breakdown = (
-            (folder / name).open("a", encoding="utf-8") for name in LINES
-        )
-        self.rows: list[dict[str, Any]] = read_rows(folder)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=len(self.rows) + 1)
+        if state is not None:
+            for name in LINES:
+                _cut(folder / name, state[name])
+        self._about_folder = partial(named_errors, folder)
+        with self._about_folder(), ExitStack() as opened:
+            self._file, self._breakdown = (
+                opened.enter_context((folder / name).open("a", encoding="utf-8")) for name in LINES
+            )
+            self.rows: list[dict[str, Any]] = read_rows(folder)
+            purged = len(self.rows) + 1
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
+            opened.callback(self._writer.close)
+            self._opened = opened.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -377,30 +386,32 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._breakdown.close()
-        self._writer.close()
+        with self._about_folder():
+            self._opened.close()
 
     def state_dict(self) -> dict[str, int]:
         """The sizes [bytes] of the files, all of which is then on disk."""
-        self._writer.flush()
-        for name in LINES:
-            sync(self.folder / name)
+        with self._about_folder():
+            self._writer.flush()
+            for name in LINES:
+                sync(self.folder / name)
         return {name: (self.folder / name).stat().st_size for name in LINES}
 
     def write(self, row: dict[str, Any]) -> None:
         """One epoch; `row["epoch"]` counts from 1."""
         self.rows.append(row)
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["epoch"])
+        with self._about_folder():
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            for name, value in row.items():
+                if isinstance(value, int | float):
+                    self._writer.add_scalar(name, value, row["epoch"])
 
     def write_breakdown(self, breakdown: dict[str, Any]) -> None:
         """What the mean weights of one epoch are made of."""
-        self._breakdown.write(json.dumps(breakdown) + "\n")
-        self._breakdown.flush()
+        with self._about_folder():
+            self._breakdown.write(json.dumps(breakdown) + "\n")
+            self._breakdown.flush()
 
 
 class RowsAlone(MetricsLog):

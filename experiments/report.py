@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from experiments.failures import run_program
 from experiments.html_report.page import counted, render
 from experiments.html_report.runs import find_runs
 from mtkd_env.errors import ConfigError
@@ -29,6 +30,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="report.py",
         description=__doc__,
+        epilog="--debug shows where an error came from.",
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -63,13 +65,13 @@ def write_report(root: Path, path: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    try:
-        arguments = _parser().parse_args(argv)
-        path = arguments.output or arguments.runs / FILE
-        count = write_report(arguments.runs, path)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+    return run_program(_run, argv, "nothing was written")
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    path = arguments.output or arguments.runs / FILE
+    count = write_report(arguments.runs, path)
     sys.stdout.write(f"{path}: {counted(count, 'run')}\n")
     return 0
 

@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from agents import check_agent
-from experiments.checkpoint import Stopped
 from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
 from experiments.experiment import (
@@ -22,28 +21,22 @@ from experiments.experiment import (
     run_config,
     run_experiment,
 )
+from experiments.failures import run_program
 from experiments.metrics import read_rows
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    try:
-        runs = planned(sys.argv[1:] if argv is None else argv)
-        for config, _ in runs:
-            check_agent(config.agent_name, config.agent.arguments)
-        with together(runs[0][0]):
-            complete(runs)
-    except (ConfigError, FloatingPointError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except Stopped as stopped:
-        sys.stderr.write(f"{stopped}\n")
-        return stopped.code
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: a run folder without result.json is unfinished\n")
-        return 130
+    return run_program(_run, argv, "a run folder without result.json is unfinished")
+
+
+def _run(argv: Sequence[str]) -> int:
+    runs = planned(argv)
+    for config, _ in runs:
+        check_agent(config.agent_name, config.agent.arguments)
+    with together(runs[0][0]):
+        complete(runs)
     return 0
 
 
@@ -68,7 +61,8 @@ def complete(runs: Sequence[tuple[ExperimentConfig, Path | None]]) -> None:
         with closing(ConsoleProgress(out)) as progress:
             result = run_experiment(config, progress, folder, resume=folder is not None)
         if shows:
-            draw(result)
+            # Not what the result of a folder that was moved, or is somebody else's, says of itself.
+            draw(result, folder or Path(result.folder))
         results.append(result)
     print_results(out, results)
 
@@ -95,9 +89,8 @@ def _own_folder(config: ExperimentConfig) -> Path | None:
     return folder if (folder / "config.yaml").is_file() else None
 
 
-def draw(result: Result) -> None:
+def draw(result: Result, folder: Path) -> None:
     """Draws the curves of a finished run into its folder."""
-    folder = Path(result.folder)
     title = f"{result.algo} on {result.dataset}: {result.student}, seed {result.seed}"
     draw_curves(read_rows(folder), folder / "curves.png", title)
 

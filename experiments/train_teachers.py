@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, console
 from experiments.experiment import prepare_device
-from mtkd_env.errors import ConfigError
+from experiments.failures import run_program
 from mtkd_env.files import cache_folder
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import TeacherPool, build_pool
@@ -61,17 +61,13 @@ def pool_table(pool: TeacherPool) -> Table:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
+    return run_program(_run, argv, "call again to go on at the last finished epoch")
+
+
+def _run(argv: Sequence[str]) -> int:
     out = console()
-    try:
-        flags = sys.argv[1:] if argv is None else argv
-        config = parse_arguments(flags, "train_teachers.py")[0]
-        pool = train(config, out)
-    except ConfigError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: call again to go on at the last finished epoch\n")
-        return 130
+    config = parse_arguments(argv, "train_teachers.py")[0]
+    pool = train(config, out)
     out.print(pool_table(pool))
     folder = Path(config.cache) if config.cache else cache_folder()
     out.print(f"kept in {folder / 'teachers' / config.data.dataset}", soft_wrap=True)

@@ -29,7 +29,7 @@ from experiments.metrics import (
     fusion_coefficients,
 )
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import StepRecord
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
@@ -58,7 +58,7 @@ class Recorder:
     """Evaluates the student and writes a row at the end of every epoch.
 
     Args:
-        env: The environment.
+        agent: The agent, in its environment.
         log: What the rows are written to.
         progress: What is told of them.
 
@@ -66,7 +66,9 @@ class Recorder:
         watch: Finds the first step in which anything went wrong.
     """
 
-    def __init__(self, env: MTKDVectorEnv, log: MetricsLog, progress: Progress) -> None:
+    def __init__(self, agent: Agent, log: MetricsLog, progress: Progress) -> None:
+        env = agent.env
+        self._agent = agent
         self._env = env
         self._log = log
         self._progress = progress
@@ -80,6 +82,7 @@ class Recorder:
 
     def _begin(self) -> None:
         self._lr = self._env.distiller.optimizer.param_groups[0]["lr"]
+        self._skipped = self._env.distiller.skipped
         self._started = time.perf_counter()
 
     def end_epoch(self) -> None:
@@ -92,6 +95,9 @@ class Recorder:
         self.check_finite()
         row = {"epoch": len(self._log.rows) + 1, "lr": self._lr, "seconds": self._seconds()}
         row |= self._meter.read() | fusion_coefficients(env.fusion)
+        row["agent/updates"] = self._agent.updates
+        if env.skips:
+            row["skipped"] = env.distiller.skipped - self._skipped
         for split in sorted(EVALUATED.intersection(env.splits)):
             evaluation = env.evaluate(split)
             row[f"{split}/accuracy"] = evaluation.accuracy
@@ -119,6 +125,7 @@ class Recorder:
         return {
             "lr": self._lr,
             "seconds": self._seconds(),
+            "skipped": self._skipped,
             "meter": self._meter.state_dict(),
             "breakdown": self._breakdown.state_dict(),
         }
@@ -126,6 +133,7 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
         self._lr = state["lr"]
+        self._skipped = state.get("skipped", 0)  # Earlier versions skipped nothing.
         self._started = time.perf_counter() - state["seconds"]
         self._meter.load_state_dict(state["meter"], self._env.device)
         self._breakdown.load_state_dict(state["breakdown"], self._env.device)
@@ -153,7 +161,7 @@ class Training:
         self._env = agent.env
         self._log = log
         self._stop = StopRequest()
-        self._recorder = Recorder(agent.env, log, progress)
+        self._recorder = Recorder(agent, log, progress)
         agent.env.subscribe(progress.step)
         self._checkpoints = Checkpoints(log.folder)
         self._timetable = Timetable(config.checkpoint, epochs=len(log.rows))

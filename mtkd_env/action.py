@@ -4,6 +4,7 @@ An action is 2·M logits. Their softmaxes over the teachers are the generated we
 fused with two parts that need no learning: how sure each teacher is, and how far the student is.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -26,6 +27,33 @@ FUSIONS: Mapping[str, tuple[float, float, float]] = {
     "generator+divergence": (0.5, 0.0, 0.5),
     "confidence+divergence": (0.0, 0.5, 0.5),
 }
+
+
+def fusion_coefficients(fusion: str | Sequence[float]) -> tuple[float, ...]:
+    """The coefficients γ of a fusion by its name in `FUSIONS`, or those that are given.
+
+    Raises:
+        ConfigError: Unknown name, or coefficients that are not three, negative, or do not sum to 1.
+    """
+    values = lookup(FUSIONS, fusion, "fusion") if isinstance(fusion, str) else tuple(fusion)
+    # Written so that NaN fails both.
+    on_simplex = all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6
+    if len(values) != len(PARTS) or not on_simplex:
+        raise ConfigError(
+            f"fusion: expected {len(PARTS)} coefficients >= 0 with sum 1 "
+            f"for {', '.join(PARTS)}, got {list(values)}"
+        )
+    return values
+
+
+def check_logit_bound(logit_bound: float) -> None:
+    """Checks the bound of the action box.
+
+    Raises:
+        ConfigError: It is not a positive, finite number.
+    """
+    if not 0 < logit_bound < math.inf:
+        raise ConfigError(f"logit_bound: expected a finite number > 0, got {logit_bound}")
 
 
 def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:
@@ -89,14 +117,7 @@ class WeightFusion(nn.Module):
 
     def __init__(self, fusion: str | Sequence[float]) -> None:
         super().__init__()
-        values = lookup(FUSIONS, fusion, "fusion") if isinstance(fusion, str) else tuple(fusion)
-        # Written so that NaN fails both.
-        on_simplex = all(value >= 0 for value in values) and abs(sum(values) - 1) <= 1e-6
-        if len(values) != len(PARTS) or not on_simplex:
-            raise ConfigError(
-                f"fusion: expected {len(PARTS)} coefficients >= 0 with sum 1 "
-                f"for {', '.join(PARTS)}, got {list(values)}"
-            )
+        values = fusion_coefficients(fusion)
         self.learnable = fusion == "learnable"
         rows = torch.tensor([values, values], dtype=torch.float32)
         if self.learnable:

@@ -26,6 +26,7 @@ from mtkd_env.terms import (
     LOGIT_TERMS,
     Comparison,
     Terms,
+    check_scales,
     combine,
     needs_directions,
     parse_terms,
@@ -99,9 +100,12 @@ class Distiller:
             gradients are scaled. The teachers have a precision of their own.
         seed: Seed of the first student's initialisation.
 
+    Attributes:
+        skipped: Batches that were left out because something of them was NaN or infinite.
+
     Raises:
-        ConfigError: The temperature is not positive, an unknown loss, missing directions, or a
-            precision that the device does not have.
+        ConfigError: A negative weight of the terms, a temperature that is not positive, an unknown
+            loss, missing directions, or a precision that the device does not have.
     """
 
     def __init__(
@@ -122,8 +126,7 @@ class Distiller:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        if not temperature > 0:
-            raise ConfigError(f"temperature: expected a number > 0, got {temperature}")
+        check_scales(alpha=alpha, beta=beta, temperature=temperature)
         self.logit_terms = parse_terms(logit, LOGIT_TERMS, "logit")
         self.feature_terms = parse_terms(feature, FEATURE_TERMS, "feature")
         self._embeds = needs_directions(self.feature_terms)
@@ -143,6 +146,7 @@ class Distiller:
         self.directions = tuple(means.to(self.device) for means in directions)
         self.steps_per_epoch = steps_per_epoch
         self._make_student = student
+        self.skipped = 0
         probe = torch.zeros(1, *image_shape, device=self.device)
         self._map_sizes = [tuple(m.shape[2:]) for m in self.teachers(probe).feature_maps]
         self.reinitialize(seed)
@@ -189,6 +193,21 @@ class Distiller:
         view = self._view(self._parallel, batch.inputs, copies)
         return self._state(batch, view, self.teachers(batch.inputs))
 
+    def forward_if_finite(self, batch: Batch) -> DistillState | None:
+        """`forward`; nothing if NaN or infinity came out, after which the student is as before.
+
+        The host waits for the device. Of several processes, all or none get a state.
+        """
+        before = _copied_buffers(self.module)
+        state = self.forward(batch)
+        losses = (state.cross_entropy, state.kd, state.feature, state.teacher_cross_entropy)
+        if _finite([*losses, state.divergence, state.distance, state.similarity]):
+            return state
+        self.skipped += 1
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(before[name])
+        return None
+
     @torch.no_grad()
     def revisit(self, state: DistillState) -> DistillState:
         """The batch of `state` as the student sees it now; the teachers are not asked again.
@@ -217,7 +236,9 @@ class Distiller:
         return self.alpha * logit + self.beta * (weights.feature * state.feature).sum(1)
 
     @torch.enable_grad()
-    def update(self, state: DistillState, weights: TeacherWeights) -> LossTerms:
+    def update(
+        self, state: DistillState, weights: TeacherWeights, *, if_finite: bool = False
+    ) -> LossTerms:
         """One SGD step of the student on the batch of `state`.
 
         Minimises the mean over the batch of CE + α Σ_m w_l kd + β Σ_m w_f feature (Equ. 2).
@@ -226,6 +247,9 @@ class Distiller:
             state: What `forward` gave for the batch; its graph is used up.
             weights: Weights of the teachers; gradients flow into them if they carry a graph, under
                 fp16 times the scale of `scaler`.
+            if_finite: Whether the step is left out, and counted, if its gradient is NaN or
+                infinite; the host then waits for the device. Under fp16 that is the scaler's
+                business in any case.
 
         Returns:
             The terms of the loss before the step.
@@ -234,8 +258,11 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         # Under any precision but fp16 the scaler does nothing.
         self.scaler.scale(total.mean()).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if if_finite and not self.scaler.is_enabled() and not self._gradient_is_finite():
+            self.skipped += 1
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         self.schedule.step()
         return LossTerms(
             cross_entropy=state.cross_entropy.detach(),
@@ -243,6 +270,9 @@ class Distiller:
             feature=state.feature.detach(),
             total=total.detach(),
         )
+
+    def _gradient_is_finite(self) -> bool:
+        return _finite([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def evaluate(self, batches: Iterable[Batch]) -> Evaluation:
         """The student's result on a finite iterable of batches."""
@@ -255,6 +285,7 @@ class Distiller:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped": self.skipped,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -263,6 +294,7 @@ class Distiller:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped = state.get("skipped", 0)  # Earlier versions skipped nothing.
 
     def _view(
         self, module: nn.Module, inputs: Tensor, replaced: Mapping[str, Tensor]
@@ -308,3 +340,10 @@ class Distiller:
 def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Copies that a forward may write running statistics into."""
     return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+@torch.no_grad()
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing is NaN or infinite, here and in all other processes."""
+    bad = torch.stack([(~tensor.isfinite()).sum() for tensor in tensors]).sum()
+    return int(distributed.total(bad)) == 0

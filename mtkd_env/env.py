@@ -1,5 +1,6 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +39,11 @@ CHOICES: Mapping[str, Collection[str]] = {
     "fusion": FUSIONS,
     "episode": ("batch", "epoch", "training"),
     "output": ("numpy", "torch"),
+    "on_nan": ("stop", "skip"),
 }
+# Batches that may be skipped one after the other; after more, it is the student that is broken.
+MOST_SKIPPED = 10
+
 RESET_OPTIONS = ("reinit",)
 
 
@@ -197,6 +202,10 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         logit_bound: Bound of the action box.
         episode: `batch`, `epoch` or `training`.
         output: Whether `reset` and `step` give NumPy arrays or tensors on the device.
+        on_nan: What becomes of batches with NaN or infinity in a loss or a gradient: `stop` lets
+            them pass, so that whoever watches the steps can stop; `skip` draws another batch
+            instead, before anyone has seen it, or leaves out the student's step where only the
+            gradient is bad. The host then waits for the device in every step.
 
     Raises:
         ConfigError: An argument that is not among the valid choices.
@@ -224,6 +233,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         logit_bound: float = 3.0,
         episode: str = "batch",
         output: str = "numpy",
+        on_nan: str = "stop",
     ) -> None:
         self.distiller = distiller
         self.stream = stream
@@ -237,9 +247,11 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             observation_dtype=observation_dtype,
             episode=episode,
             output=output,
+            on_nan=on_nan,
         )
         self.episode = episode
         self.output = output
+        self.skips = on_nan == "skip"
         scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
         self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization, reward_timing)
         self.fusion = WeightFusion(fusion).to(self.device)
@@ -296,14 +308,29 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
         Raises:
             ResetNeeded: The environment was never reset.
+            FloatingPointError: Batches are to be skipped, but too many came one after the other.
         """
         if not self._ready:
             raise ResetNeeded("call env.reset() before env.step() or env.distill()")
         if self._state is None:
+            self._state = self._next_state()
+        return self._state
+
+    def _next_state(self) -> DistillState:
+        for _ in range(MOST_SKIPPED):
             self._origin = self.stream.state_dict()
             self._drawn_from = _random_state(self.device)
-            self._state = self.distiller.forward(next(self.stream))
-        return self._state
+            batch = next(self.stream)
+            if not self.skips:
+                return self.distiller.forward(batch)
+            if (state := self.distiller.forward_if_finite(batch)) is not None:
+                return state
+            warnings.warn(_why_skipped(batch, self.steps), stacklevel=3)
+        raise FloatingPointError(
+            f"{MOST_SKIPPED} batches one after the other became NaN or infinite after step "
+            f"{self.steps}, so that it is the student that is broken; a lower optimizer.lr, "
+            "distillation.alpha or distillation.beta may help"
+        )
 
     @property
     def raw_observation(self) -> Float[Tensor, "B F"]:
@@ -335,7 +362,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         The next batch is drawn when its state is first asked for.
         """
         state = self.state
-        losses = self.distiller.update(state, weights)
+        losses = self.distiller.update(state, weights, if_finite=self.skips)
         updated = self.distiller.revisit(state) if self.reward.needs_update else None
         record = StepRecord(
             step=self.steps,
@@ -535,6 +562,13 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 def teachers_are_right(state: DistillState) -> Bool[Tensor, "B M"]:
     """Whether the class that each teacher finds most likely is that of the sample."""
     return (state.teachers.logits.argmax(-1) == state.batch.targets).T
+
+
+def _why_skipped(batch: Batch, steps: int) -> str:
+    """What is known of a batch that is skipped after so many steps."""
+    bad = batch.index[~batch.inputs.flatten(1).isfinite().all(1)].tolist()
+    images = f"its images {bad} are so themselves" if bad else "its images are finite"
+    return f"skipped a batch after step {steps}: its losses are NaN or infinite; {images}"
 
 
 def info_tensors(record: StepRecord) -> dict[str, Tensor]:

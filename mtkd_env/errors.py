@@ -1,11 +1,37 @@
 """Errors that name what is wrong, what was expected, and the nearest valid choice."""
 
 import inspect
+import math
+import re
+import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 T = TypeVar("T")
+
+# Types that a value from a file can be told to be or not to be.
+PLAIN = (bool, int, float, str, Path, types.NoneType)
+
+# The wording of jsonargparse, and that of all other messages.
+READABLE = (
+    (r'Parser key "([\w.]+)":\s*', r"\1: "),
+    (
+        r"Unable to load config ['\"]([^'\"]*)['\"] - .*",
+        r"expected a YAML file or keys and values, got '\1'",
+    ),
+    (
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
+        r"Given value type: \S+ \S+ Given value: ",
+        r"expected one of \1, got ",
+    ),
+    (r"Problem with given class_path '[\w.]+':\s*", ""),
+    (r"Expected an? (<class '\w+'>)\. Got value: ", r"expected \1, got "),
+    (r"<class 'NoneType'>", "null"),
+    (r"<class '(\w+)'>", r"\1"),
+)
 
 
 class ConfigError(ValueError):
@@ -50,6 +76,56 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
         return
     for name in arguments:
         if name not in parameters:
-            known = ", ".join(sorted(parameters))
+            known = ", ".join(sorted(parameters)) or "none"
             hint = did_you_mean(name, parameters)
             raise ConfigError(f"{path}.{name}: unknown key{hint} (known: {known})")
+
+
+def check_types(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:
+    """Checks the types of keyword arguments that a signature says to be plain values.
+
+    Whole numbers are numbers, texts are paths; all other types are the target's own business.
+
+    Raises:
+        ConfigError: A value of another type; named as `path.argument`.
+    """
+    parameters = inspect.signature(target).parameters
+    for name in arguments.keys() & parameters.keys():
+        kinds = _plain_types(parameters[name].annotation)
+        if kinds and not any(_is_a(arguments[name], kind) for kind in kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
+            raise ConfigError(f"{path}.{name}: expected {expected}, got {arguments[name]!r}")
+
+
+def _plain_types(annotation: Any) -> tuple[type, ...]:
+    """The types that an annotation allows; none unless all of them are plain."""
+    union = get_origin(annotation) in {Union, types.UnionType}
+    kinds = get_args(annotation) if union else (annotation,)
+    return kinds if all(kind in PLAIN for kind in kinds) else ()
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    wider: dict[type, tuple[type, ...]] = {float: (Real,), int: (Integral,), Path: (str, Path)}
+    return isinstance(value, wider.get(kind, kind))
+
+
+def plain_message(message: str) -> str:
+    """A message of jsonargparse in one line and in the form of others: `key: expected X, got Y`."""
+    message = " ".join(message.split())
+    for pattern, replacement in READABLE:
+        message = re.sub(pattern, replacement, message)
+    return message
+
+
+def check_not_negative(**numbers: int | float) -> None:
+    """Checks numbers by their names.
+
+    Raises:
+        ConfigError: One is negative, infinite or NaN.
+    """
+    for name, number in numbers.items():
+        # Written so that NaN fails.
+        if not 0 <= number < math.inf:
+            raise ConfigError(f"{name}: expected a finite number >= 0, got {number}")

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import pickle
+import re
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from mtkd_env.errors import ConfigError
+
+# What torch says of a class or function in a checkpoint, which it does not run.
+REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 
 
 def cache_folder() -> Path:
@@ -30,6 +36,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary file beside `path`, then flushes it to disk and renames it.
 
     A file of that name is replaced as a whole; if `write` fails, nothing is left behind.
+
+    Raises:
+        OSError: The file cannot be written; names it, whatever a library makes of that.
     """
     with _temporary(path) as temporary:
         write(temporary)
@@ -39,14 +48,41 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A new hidden file beside `path`, which is gone afterwards unless it was renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with named_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = _new_file(path)
+        try:
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _new_file(path: Path) -> Path:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
-    temporary = Path(name)
+    return Path(name)
+
+
+@contextmanager
+def named_errors(path: Path) -> Iterator[None]:
+    """Makes an error of the system in a block one that names a file or folder.
+
+    A library may have made another error of it: torch's writer one of its own position.
+    """
     try:
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = _system_error(error)
+        if cause is None:
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The error of the system that an error was raised by or amid; none if there is none."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _publish(temporary: Path, path: Path) -> None:
@@ -83,7 +119,13 @@ def _write_text(path: Path, text: str) -> None:
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors, numbers and containers of them atomically."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+    write_atomically(path, lambda temporary: _save(content, temporary))
+
+
+def _save(content: dict[str, Any], path: Path) -> None:
+    # Into a file of Python's, because torch does not say why it could not write into its own.
+    with path.open("wb") as file:
+        torch.save(content, file)
 
 
 def save_with_digest(path: Path, content: dict[str, Any]) -> Path:
@@ -97,7 +139,7 @@ def save_with_digest(path: Path, content: dict[str, Any]) -> Path:
         The file that was written.
     """
     with _temporary(path) as temporary:
-        torch.save(content, temporary)
+        _save(content, temporary)
         named = path.with_stem(f"{path.stem}-{file_digest(temporary)}")
         _publish(temporary, named)
     return named
@@ -115,14 +157,46 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ConfigError: No such file, a damaged one, or one that holds more than tensors.
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            # Of files that are not torch's own, which are refused below.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        named = REFUSED.search(str(error))
+        reason = f"it names {named[1]}" if named else "no pickle of tensors"
         raise ConfigError(f"{path}: not a checkpoint of tensors only ({reason})") from error
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: damaged checkpoint ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a YAML text holds; plain values only.
+
+    Raises:
+        yaml.YAMLError: It is not valid, too deep, or gives a key twice.
+    """
+    try:
+        return yaml.load(text, _UniqueKeys)
+    except (RecursionError, ValueError) as error:
+        # The latter for what looks like a date or a number and is none.
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error

@@ -70,7 +70,7 @@ class Recipe:
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
         """Whether each value is in its range, and the range in words."""
-        clip = math.inf if self.clip_norm is None else self.clip_norm
+        clip = 1.0 if self.clip_norm is None else self.clip_norm
         return {
             "optimizer": (self.optimizer in OPTIMIZERS, " or ".join(sorted(OPTIMIZERS))),
             "schedule": (self.schedule in SCHEDULES, ", ".join(sorted(SCHEDULES))),
@@ -91,7 +91,7 @@ class Recipe:
             ),
             "warmup_lr": (0 <= self.warmup_lr <= self.lr, f"0 to lr = {self.lr}"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "a share in [0, 1)"),
-            "clip_norm": (clip > 0, "a number > 0"),
+            "clip_norm": (0 < clip < math.inf, "a finite number > 0"),
         }
 
     def share(self, epoch: float) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium
 import torch
 
+from mtkd_env.action import check_logit_bound, fusion_coefficients
 from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.mixing import Mixing
@@ -29,7 +30,14 @@ from mtkd_env.teachers import (
     load_pool_spec,
 )
 from mtkd_env.teachers.pool import PoolProgress, teacher_recipe
-from mtkd_env.terms import FEATURE_TERMS, LOGIT_TERMS, Terms, needs_directions, parse_terms
+from mtkd_env.terms import (
+    FEATURE_TERMS,
+    LOGIT_TERMS,
+    Terms,
+    check_scales,
+    needs_directions,
+    parse_terms,
+)
 
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
@@ -163,6 +171,8 @@ def assemble(
         feature=feature,
         **env_kwargs,
     )
+    check_scales(alpha=alpha, beta=beta, temperature=temperature)
+    _check_device(device)
     check_precision(precision, device)
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe or {}, "recipe")
@@ -220,17 +230,30 @@ def check_names(
     feature: Terms,
     **env_kwargs: Any,
 ) -> None:
-    """Checks those arguments of `assemble` that are names, before anything is loaded or trained.
+    """Checks what `assemble` can know to be wrong before anything is loaded or trained.
 
     Raises:
-        ConfigError: A network, a loss or a choice that does not exist, or an unknown argument.
+        ConfigError: A network, a loss or a choice that does not exist, an unknown argument, or
+            numbers of the action that cannot be used.
     """
     check_arguments(MTKDVectorEnv.__init__, env_kwargs, "env")
     check_choices(**env_kwargs)
+    if "fusion" in env_kwargs:
+        fusion_coefficients(env_kwargs["fusion"])
+    if "logit_bound" in env_kwargs:
+        check_logit_bound(env_kwargs["logit_bound"])
     check_network(student, "student")
     check_network_arguments(student, student_arguments or {}, "student.arguments")
     parse_terms(logit, LOGIT_TERMS, "logit")
     parse_terms(feature, FEATURE_TERMS, "feature")
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: cannot use '{device}': {reason}") from error
 
 
 def load_images(

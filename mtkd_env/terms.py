@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env import losses
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.types import TeacherOutputs
 
 Terms = str | Mapping[str, float]
@@ -78,9 +78,26 @@ def parse_terms(terms: Terms, known: Collection[str], path: str) -> dict[str, fl
         return {} if terms == NONE else {terms: 1.0}
     for name, coefficient in terms.items():
         check_name(known, name, path)
-        if not 0 <= coefficient < math.inf:
-            raise ConfigError(f"{path}.{name}: expected a finite number >= 0, got {coefficient}")
+        check_not_negative(**{f"{path}.{name}": coefficient})
     return dict(terms)
+
+
+def check_scales(*, alpha: float, beta: float, temperature: float, path: str = "") -> None:
+    """Checks the constants of Equ. 2.
+
+    Args:
+        alpha: α, weight of the logit terms.
+        beta: β, weight of the feature terms.
+        temperature: T of the logit terms.
+        path: What messages put before their names.
+
+    Raises:
+        ConfigError: A weight that is negative, a temperature that is not positive, or one of them
+            infinite or NaN.
+    """
+    check_not_negative(**{f"{path}alpha": alpha, f"{path}beta": beta})
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"{path}temperature: expected a finite number > 0, got {temperature}")
 
 
 def needs_directions(terms: Terms) -> bool:

@@ -182,8 +182,8 @@ def test_checkpoints_are_put_off_where_they_would_take_too_much_of_the_time() ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": -1}, "checkpoint.epochs: expected a number >= 0, got -1"),
-        ({"minutes": -0.5}, "checkpoint.minutes: expected a number >= 0, got -0.5"),
+        ({"epochs": -1}, "checkpoint.epochs: expected a finite number >= 0, got -1"),
+        ({"minutes": -0.5}, "checkpoint.minutes: expected a finite number >= 0, got -0.5"),
         ({"share": 1.5}, r"checkpoint.share: expected a number in \[0, 1\], got 1.5"),
     ],
 )

@@ -292,7 +292,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "warmup_lr": ({"warmup_lr": 0.1}, "0 to lr = 0.05, got 0.1"),
     "warmup_epochs": ({"epochs": 2, "warmup_epochs": 5.0}, "0 to epochs = 2, got 5.0"),
     "label_smoothing": ({"label_smoothing": 1.0}, "a share in [0, 1), got 1.0"),
-    "clip_norm": ({"clip_norm": 0.0}, "a number > 0, got 0.0"),
+    "clip_norm": ({"clip_norm": 0.0}, "a finite number > 0, got 0.0"),
 }
 
 

@@ -90,6 +90,7 @@ def comparable(folder: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
 
 
+@pytest.mark.slow
 def test_two_processes_do_the_runs_of_one(
     small: str, tmp_path: Path, finish: list[subprocess.Popen[str]]
 ) -> None:

@@ -13,7 +13,7 @@ from mtkd_env.data.image_files import ImageFiles
 from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
-from mtkd_env.errors import ConfigError, check_arguments, lookup
+from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
 
 __all__ = [
     "DATASETS",
@@ -48,8 +48,8 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         **kwargs: Arguments of the dataset itself, such as `path`.
 
     Raises:
-        ConfigError: An unknown name, or an argument that the dataset does not take or that is
-            missing.
+        ConfigError: An unknown name, or an argument that the dataset does not take, that is of
+            another type, or that is missing.
     """
     load = lookup(DATASETS, name, "dataset")
     check_arguments(load, kwargs, name)
@@ -57,4 +57,5 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         inspect.signature(load).bind(**kwargs)
     except TypeError as error:
         raise ConfigError(f"dataset '{name}': {error}") from error
+    check_types(load, kwargs, name)
     return load(**kwargs)

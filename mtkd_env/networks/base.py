@@ -1,5 +1,6 @@
 """What every network of this package gives: logits, pooled feature and last feature map."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -66,9 +67,9 @@ def check_width(width: float) -> None:
     """Checks a factor on channel counts.
 
     Raises:
-        ConfigError: It is not positive.
+        ConfigError: It is not positive or not finite.
     """
-    if not width > 0:
+    if not 0 < width < math.inf:
         raise ConfigError(f"width: expected a positive factor, found {width}")
 
 

@@ -50,7 +50,11 @@ def _build(
     image_size: tuple[int, int] | None = None,
     **arguments: Any,
 ) -> Network:
-    parameters = inspect.signature(target).parameters
+    try:
+        signature = inspect.signature(target)
+    except ValueError as error:
+        raise ConfigError(f"'{name}' is not a network's class: {error}") from error
+    parameters = signature.parameters
     check_arguments(target, arguments, name)
     common: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
     common = {key: value for key, value in common.items() if key in parameters}
@@ -58,6 +62,10 @@ def _build(
         check_fixed_width(width, name)
     elif width != 1:
         common["width"] = width
+    try:
+        signature.bind(**common, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"'{name}' cannot be made: {error}") from error
     network = _as_network(name, target(**common, **arguments), layer, in_channels, image_size)
     if network.num_classes != num_classes:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,9 +13,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.data.stream import BatchStream
+from mtkd_env.errors import ConfigError, check_name, plain_message
 from mtkd_env.evaluation import Evaluation, evaluate
-from mtkd_env.files import cache_folder, load_checkpoint, save_checkpoint
+from mtkd_env.files import cache_folder, load_checkpoint, parse_yaml, save_checkpoint
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_weights
@@ -76,11 +78,16 @@ class TeacherSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_network(self.network)
+        try:
+            check_network(self.network)
+            check_name(KINDS, self.kind, "kind of teacher")
+        except ConfigError as error:
+            raise ConfigError(f"teachers.{self.label}: {error}") from error
         check_network_arguments(self.network, self.arguments, f"teachers.{self.label}.arguments")
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
-        check_name(KINDS, self.kind, "kind of teacher")
+        if self.seed < 0:
+            raise ConfigError(f"teachers.{self.label}.seed: expected 0 or more, got {self.seed}")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(
                 f"teachers.{self.label}: a {self.kind} teacher cannot have a checkpoint"
@@ -101,11 +108,24 @@ class PoolSpec:
         teachers: The teachers in the order of the weights' columns; names must be unique.
         recipe: Optimiser, schedule and epochs.
         batch_size: Images in a training batch.
+
+    Raises:
+        ConfigError: No teacher, a name used twice, or a batch size below 1.
     """
 
     teachers: tuple[TeacherSpec, ...]
     recipe: Recipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise ConfigError("teachers: expected at least one, got none")
+        if self.batch_size < 1:
+            raise ConfigError(f"teachers.batch_size: expected at least 1, got {self.batch_size}")
+        names = [teacher.label for teacher in self.teachers]
+        for name in names:
+            if names.count(name) > 1:
+                raise ConfigError(f"teachers: the name '{name}' is used more than once")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +157,10 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
         content = parser.parse_string("pool: " + json.dumps(_read_yaml(path)))
         make_recipe(content.pool.recipe.as_dict(), "recipe")
         spec: PoolSpec = parser.instantiate(content).pool
-    except (ArgumentError, ConfigError) as error:
+    except ArgumentError as error:
+        reason = plain_message(str(error)).removeprefix("pool.")
+        raise ConfigError(f"{path}: {reason}") from error
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
     return spec
 
@@ -172,14 +195,13 @@ def build_pool(
         precision=precision,
         progress=progress,
     )
-    built = [builder.build(teacher) for teacher in spec.teachers]
-    names = [teacher.label for teacher in spec.teachers]
-    ensemble = TeacherEnsemble([network for network, _, _ in built], names, precision).to(device)
-    return TeacherPool(
-        ensemble,
-        {name: evaluation for name, (_, evaluation, _) in zip(names, built, strict=True)},
-        {name: digest for name, (_, _, digest) in zip(names, built, strict=True)},
-    )
+    networks = {teacher.label: builder.make(teacher) for teacher in spec.teachers}
+    # Teachers may take days to train, so a checkpoint that does not fit is to be known before.
+    given_first = sorted(spec.teachers, key=lambda teacher: teacher.checkpoint is None)
+    digests = {one.label: builder.fill(networks[one.label], one) for one in given_first}
+    evaluations = {name: builder.evaluate(network) for name, network in networks.items()}
+    ensemble = TeacherEnsemble([*networks.values()], [*networks], precision).to(device)
+    return TeacherPool(ensemble, evaluations, {name: digests[name] for name in networks})
 
 
 class _Builder:
@@ -200,38 +222,49 @@ class _Builder:
         self._precision = precision
         self._progress = progress
 
-    def build(self, teacher: TeacherSpec) -> tuple[Network, Evaluation, str]:
-        """Network, result on the test images, digest."""
+    def make(self, teacher: TeacherSpec) -> Network:
+        """The network of a teacher, as it is initialised."""
         data = self._images.data
-        network = build_network(
-            teacher.network,
-            num_classes=data.num_classes,
-            in_channels=data.image_shape[0],
-            image_size=data.image_shape[1:],
-            width=teacher.width,
-            seed=derive_seed(teacher.seed, "teacher"),
-            **teacher.arguments,
-        ).to(self._device)
+        try:
+            network = build_network(
+                teacher.network,
+                num_classes=data.num_classes,
+                in_channels=data.image_shape[0],
+                image_size=data.image_shape[1:],
+                width=teacher.width,
+                seed=derive_seed(teacher.seed, "teacher"),
+                **teacher.arguments,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"teachers.{teacher.label}: {error}") from error
+        return network.to(self._device)
+
+    def fill(self, network: Network, teacher: TeacherSpec) -> str:
+        """Loads, finds or trains what a teacher has learned; gives its digest."""
         if teacher.checkpoint is not None:
-            digest = _load_checkpoint(network, teacher.checkpoint, teacher)
-        else:
-            digest = self._digest(teacher)
-            if teacher.kind != "random":
-                self._train_or_find(teacher, network, digest)
+            return _load_checkpoint(network, teacher.checkpoint, teacher)
+        digest = self._digest(teacher)
+        if teacher.kind != "random":
+            self._train_or_find(teacher, network, digest)
+        return digest
+
+    def evaluate(self, network: Network) -> Evaluation:
+        """Result on the test images."""
         test = self._images.evaluation_batches(self._images.splits.test, self._device)
-        evaluation = evaluate(network, test, self._precision)
-        return network, evaluation, digest
+        return evaluate(network, test, self._precision)
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
         folder = self._cache / "teachers" / self._images.data.name
-        path = folder / f"{teacher.label.replace(':', '.')}-{digest[:16]}.pt"
+        # A name must not lead out of the folder.
+        label = re.sub(r"[^\w+-]", ".", teacher.label)
+        path = folder / f"{label}-{digest[:16]}.pt"
         if distributed.agree(path.exists()):
             load_network(network, path, teacher.label)
             return
+        stream = self._stream(teacher)
         _make_folder(folder)
         classes = self._images.data.num_classes
         permuted = teacher.kind == "permuted"
-        stream = self._images.stream(self._spec.batch_size, self._device, teacher.seed)
         train_teacher(
             network,
             stream,
@@ -243,6 +276,12 @@ class _Builder:
         if distributed.rank() == 0:
             made_from = json.dumps(self._made_from(teacher), sort_keys=True)
             save_checkpoint(path, {"network": network.state_dict(), "made_from": made_from})
+
+    def _stream(self, teacher: TeacherSpec) -> BatchStream:
+        try:
+            return self._images.stream(self._spec.batch_size, self._device, teacher.seed)
+        except ConfigError as error:
+            raise ConfigError(f"teachers.{error}") from error
 
     def _report(self, name: str) -> Callable[[int, int, float], None] | None:
         progress = self._progress
@@ -308,7 +347,10 @@ def load_network(network: Network, path: Path, label: str) -> str:
         ConfigError: An unreadable file, or tensors that do not fit; names the teacher, the file
             and the first tensor.
     """
-    content = load_checkpoint(path)
+    try:
+        content = load_checkpoint(path)
+    except ConfigError as error:
+        raise ConfigError(f"teachers.{label}: {error}") from error
     key = next((key for key in STATE_KEYS if key in content), None)
     state = content if key is None else content[key]
     if not isinstance(state, dict):
@@ -342,6 +384,7 @@ def _load_state(network: Network, state: Mapping[str, Any], source: str, label: 
 
 def _read_yaml(path: Path | str) -> Any:
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML ({error})") from error
+        return parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML ({reason})") from error

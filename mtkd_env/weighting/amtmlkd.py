@@ -11,6 +11,7 @@ from torch.optim import Adam
 
 from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
+from mtkd_env.errors import check_not_negative
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -78,12 +79,16 @@ class AMTMLKD(Weighting):
         lr: Learning rate of Adam.
         penalty: Coefficient of the squared length of the factors. Published: 0.1, under which they
             vanish here and the weights become 1/M.
+
+    Raises:
+        ConfigError: A negative number.
     """
 
     def __init__(
         self, distiller: Distiller, *, seed: int = 0, lr: float = 1e-3, penalty: float = 1e-3
     ) -> None:
         super().__init__(distiller, seed=seed)
+        check_not_negative(lr=lr, penalty=penalty)
         with seeded(derive_seed(seed, "weighting")):
             factors = LatentFactors(len(distiller.teachers), distiller.student.map_channels)
         self.factors = factors.to(distiller.device)

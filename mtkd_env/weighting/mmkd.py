@@ -11,7 +11,7 @@ from torch.optim import Adam
 
 from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_not_negative
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -157,8 +157,8 @@ class MMKD(Weighting):
         weight_decay: L2 coefficient of Adam.
 
     Raises:
-        ConfigError: Several processes, a count below 1 or, at the first batch, a buffer that could
-            not hold it.
+        ConfigError: Several processes, a count below 1, a negative number or, at the first batch,
+            a buffer that could not hold it.
     """
 
     def __init__(
@@ -182,6 +182,7 @@ class MMKD(Weighting):
         for name, count in {**counts, "buffer_size": buffer_size}.items():
             if count < 1:
                 raise ConfigError(f"{name}: expected at least 1, got {count}")
+        check_not_negative(lr=lr, weight_decay=weight_decay)
         self._meta_every = meta_every
         self._virtual_steps = virtual_steps
         self._lr = lr

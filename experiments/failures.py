@@ -1,0 +1,125 @@
+"""How the main programs end when something goes wrong: one line and an exit code, no traceback."""
+
+import errno
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from experiments.checkpoint import Stopped
+from experiments.executors.base import one_line
+from mtkd_env.errors import ConfigError
+
+# Shows where an error came from; every main program takes it.
+DEBUG = "--debug"
+
+# Exit codes: what was asked for cannot be done, something broke, Ctrl-C.
+ASKED, BROKE, INTERRUPTED = 2, 1, 130
+
+# The optional part of this package that brings a package along.
+EXTRAS = {"ray": "ray", "sb3_contrib": "contrib", "timm": "timm", "torchrl": "torchrl"}
+
+# What helps against some errors of the system.
+HINTS: Mapping[int | None, str] = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "files may not be that large here; see ulimit -f",
+    errno.EMFILE: "too many files are open; see ulimit -n",
+}
+
+Program = Callable[[Sequence[str]], int]
+
+
+def run_program(program: Program, argv: Sequence[str] | None, interrupted: str) -> int:
+    """Runs a main program; whatever goes wrong ends it with a line on stderr.
+
+    Args:
+        program: Takes the command line without `--debug` and gives the exit code.
+        argv: The command line; by default the one of this process.
+        interrupted: What Ctrl-C leaves behind.
+
+    Returns:
+        The exit code: 0, 1 or 2, or 128 and the number of the signal that ended the program.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    debug = DEBUG in argv
+    try:
+        with _threads_silent(unless=debug):
+            return program([flag for flag in argv if flag != DEBUG])
+    except Stopped as stopped:
+        sys.stderr.write(f"{stopped}\n")
+        return stopped.code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"interrupted: {interrupted}\n")
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {described(error)}\n")
+        return ASKED if isinstance(error, ConfigError | FloatingPointError) else BROKE
+
+
+@contextmanager
+def _threads_silent(*, unless: bool) -> Iterator[None]:
+    """Hides the traceback of a thread that could not write.
+
+    It is TensorBoard's, whose next call raises the same in the main thread.
+    """
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if unless or not isinstance(arguments.exc_value, OSError):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def described(error: Exception) -> str:
+    """What went wrong, in one line: where, what, and what may help."""
+    text = next(
+        (describe(error) for kind, describe in DESCRIBED.items() if isinstance(error, kind)),
+        f"{type(error).__name__}: {one_line(error)} ({DEBUG} shows where)",
+    )
+    return "; ".join([text, *getattr(error, "__notes__", [])])
+
+
+def _system(error: OSError) -> str:
+    reason = error.strerror or one_line(error)
+    known = [str(error.filename)] if error.filename is not None else []
+    hints = [HINTS[error.errno]] if error.errno in HINTS else []
+    return "; ".join([": ".join([*known, reason]), *hints])
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    if extra is None:
+        return one_line(error)
+    return f"needs {package}; install it with pip install 'mtkd-env[{extra}]'"
+
+
+def _memory(error: Exception) -> str:
+    where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "machine"
+    reason = str(error).partition(". ")[0]
+    return (
+        f"the memory of the {where} is not enough ({reason or 'no more to be had'}); a smaller "
+        "data.batch_size, or --precision bf16, may help"
+    )
+
+
+# The first that fits counts.
+DESCRIBED: Mapping[type[Exception], Callable[..., str]] = {
+    ConfigError: one_line,
+    FloatingPointError: one_line,
+    torch.OutOfMemoryError: _memory,
+    MemoryError: _memory,
+    ModuleNotFoundError: _missing,
+    OSError: _system,
+}

@@ -376,7 +376,7 @@ MISTAKES = {
     "reward": (["--env.reward", "papper"], "did you mean 'paper'?"),
     "fusion": (["--env.fusion", "[1, 1, 1]"], "fusion: expected 3 coefficients"),
     "warm-up": (["--warmup.weights", "one"], "unknown warmup.weights 'one'; did you mean 'ones'?"),
-    "temperature": (["--distillation.temperature", "0"], "temperature: expected a finite number > 0"),
+    "temperature": (["--distillation.temperature", "0"], "temperature: expected a finite number"),
     "momentum": (["--optimizer.momentum", "-1"], "momentum: expected a number >= 0, got -1"),
     "batch": (["--data.batch_size", "1000"], "batch_size: expected 1 to 64"),
     "device": (["--device", "cuda:99"], "device: cannot use 'cuda:99'"),

@@ -9,11 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
-
-def _precise(values: Tensor) -> Tensor:
-    """The values in float32, or in float64 if they are."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
+from mtkd_env.precision import widen
 
 # Classes, or the share of every class in each image.
 Labels = Int64[Tensor, " B"] | Float[Tensor, "B C"]
@@ -35,13 +31,13 @@ def cross_entropy(
     if labels.is_floating_point():
         labels = labels.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(
-        _precise(logits), labels, reduction="none", label_smoothing=smoothing
+        widen(logits), labels, reduction="none", label_smoothing=smoothing
     )
 
 
 def teacher_cross_entropy(teachers: Float[Tensor, "M B C"], labels: Labels) -> Float[Tensor, "B M"]:
     """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5."""
-    log_probabilities = functional.log_softmax(_precise(teachers), dim=-1)
+    log_probabilities = functional.log_softmax(widen(teachers), dim=-1)
     if labels.is_floating_point():
         return -(log_probabilities * labels.to(log_probabilities.dtype)).sum(-1).transpose(0, 1)
     index = labels.expand(len(teachers), -1).unsqueeze(-1)
@@ -70,8 +66,8 @@ def kd_divergence(
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
     """
-    log_q = functional.log_softmax(_precise(student) / temperature, dim=-1)
-    log_p = functional.log_softmax(_precise(teachers) / temperature, dim=-1)
+    log_q = functional.log_softmax(widen(student) / temperature, dim=-1)
+    log_p = functional.log_softmax(widen(teachers) / temperature, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return temperature**2 * divergence.transpose(0, 1)
 
@@ -89,7 +85,7 @@ def feature_mse(
     """
     pairs = zip(projected, teachers, strict=True)
     distances = [
-        (_precise(ours) - _precise(theirs)).square().flatten(1).mean(1) for ours, theirs in pairs
+        (widen(ours) - widen(theirs)).square().flatten(1).mean(1) for ours, theirs in pairs
     ]
     return torch.stack(distances, dim=1)
 
@@ -107,9 +103,7 @@ def feature_cosine(
         teachers: Last feature maps of the teachers, of the same shapes.
     """
     pairs = zip(projected, teachers, strict=True)
-    pooled = [
-        (_precise(ours).mean((2, 3)), _precise(theirs).mean((2, 3))) for ours, theirs in pairs
-    ]
+    pooled = [(widen(ours).mean((2, 3)), widen(theirs).mean((2, 3))) for ours, theirs in pairs]
     return torch.stack([functional.cosine_similarity(a, b, dim=1) for a, b in pooled], dim=1)
 
 
@@ -136,8 +130,8 @@ def dist_divergence(
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
     """
-    q = functional.softmax(_precise(student) / temperature, dim=-1).expand(len(teachers), -1, -1)
-    p = functional.softmax(_precise(teachers) / temperature, dim=-1)
+    q = functional.softmax(widen(student) / temperature, dim=-1).expand(len(teachers), -1, -1)
+    p = functional.softmax(widen(teachers) / temperature, dim=-1)
     between_classes = _pearson_distance(q, p, dim=2)
     between_samples = _pearson_distance(q, p, dim=1).mean(1, keepdim=True)
     return temperature**2 * (between_classes + between_samples).transpose(0, 1)
@@ -165,8 +159,8 @@ def norm_direction(
     """
     columns = []
     for ours, theirs, means in zip(embedded, teachers, directions, strict=True):
-        ours, theirs = _precise(ours), _precise(theirs)
-        along = (ours * functional.normalize(_precise(means)[targets], dim=1)).sum(1)
+        ours, theirs = widen(ours), widen(theirs)
+        along = (ours * functional.normalize(widen(means)[targets], dim=1)).sum(1)
         # Never zero, so that a sample on which both features vanish has a gradient.
         length = torch.maximum(ours.norm(dim=1), theirs.norm(dim=1)).clamp(min=1e-8)
         columns.append(1 - along / length)

@@ -2,8 +2,9 @@
 
 from stable_baselines3.common.callbacks import BaseCallback
 
+from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
-from mtkd_env.errors import check_name
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
@@ -24,7 +25,7 @@ class StudentEvaluation(BaseCallback):
         evaluations: The results of all epochs so far, in their order.
 
     Raises:
-        ConfigError: Unknown split, when learning begins.
+        ConfigError: Unknown split, or several processes, when learning begins.
         TypeError: The algorithm does not act in an `SB3VecEnv`, when learning begins.
     """
 
@@ -37,6 +38,11 @@ class StudentEvaluation(BaseCallback):
         self._unwritten = False
 
     def _init_callback(self) -> None:
+        if distributed.active():
+            raise ConfigError(
+                "StudentEvaluation: runs in a single process only; several processes evaluate "
+                "together, and only one of them has the algorithm"
+            )
         adapter = self.training_env.unwrapped
         if not isinstance(adapter, SB3VecEnv):
             raise TypeError(f"StudentEvaluation: expected an SB3VecEnv, got {adapter!r}")

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import Agent, build_agent
+from agents import Agent, SB3Agent, build_agent
+from agents.callbacks import StudentEvaluation
 from agents.learning import LearningAgent
 from agents.warmup import warm_up
 from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed
@@ -172,6 +173,21 @@ def test_a_method_that_needs_the_whole_batch_is_refused(
 def _refuse_mmkd() -> str:
     AGENTS["mmkd"] = {}
     return _refused("mmkd")
+
+
+def _evaluate_in_a_callback() -> str:
+    agent = make_agent("ppo", make_env())
+    assert isinstance(agent, SB3Agent)
+    try:
+        StudentEvaluation().init_callback(agent.model)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_callback_that_would_evaluate_alone_is_refused(pair: Pair) -> None:
+    messages = pair(_evaluate_in_a_callback)
+    assert all("runs in a single process only" in message for message in messages)
 
 
 def _uneven() -> str:

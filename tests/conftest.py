@@ -1,6 +1,7 @@
 """The conditions that every test runs under: one thread, no display, a teacher cache of its own."""
 
 import dataclasses
+import signal
 import tempfile
 
 import jaxtyping
@@ -10,6 +11,11 @@ from hypothesis import settings
 from torch import nn
 
 pytest.register_assert_rewrite("env_contract")
+
+# A shell without job control starts programs in the background with SIGINT ignored, and so would be
+# whatever they start; tests are about what Ctrl-C does.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The tests' tensors are tiny; with several threads on shared cores they are many times slower.
 torch.set_num_threads(1)

@@ -300,8 +300,12 @@ class Distiller:
         self, module: nn.Module, inputs: Tensor, replaced: Mapping[str, Tensor]
     ) -> StudentView:
         """What a module makes of images with some of its tensors replaced by others."""
+        view: StudentView
         with autocast(self.precision, self.device):
-            view: StudentView = functional_call(module, dict(replaced), (inputs,))
+            if replaced:
+                view = functional_call(module, dict(replaced), (inputs,))
+            else:  # To replace nothing would still go through all tensors, in every step.
+                view = module(inputs)
         return view
 
     def _state(self, batch: Batch, view: StudentView, teachers: TeacherOutputs) -> DistillState:

@@ -13,6 +13,7 @@ from mtkd_env.weighting.base import Weighting
 from mtkd_env.weighting.camkd import CAMKD
 from mtkd_env.weighting.ebkd import EBKD
 from mtkd_env.weighting.evidence import Evidence
+from mtkd_env.weighting.fixed import Fixed
 from mtkd_env.weighting.mmkd import MMKD
 
 __all__ = ["WEIGHTINGS", "Weighting"]
@@ -27,5 +28,6 @@ WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
     "divergence": partial(Evidence, fusion="divergence"),
     "ebkd": EBKD,
     "evidence": partial(Evidence, fusion="confidence+divergence"),
+    "fixed": Fixed,
     "mmkd": MMKD,
 }

@@ -7,6 +7,7 @@ every other name one of Stable-Baselines3, sb3-contrib, or `module:Class`.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from agents.arguments import check_values
 from agents.base import Agent, Transition
 from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
@@ -15,7 +16,7 @@ from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import ConfigError, check_arguments, check_types
 from mtkd_env.weighting import WEIGHTINGS
 
 __all__ = [
@@ -55,7 +56,8 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         arguments: Keyword arguments of the agent, without environment and seed.
 
     Raises:
-        ConfigError: Unknown name or argument.
+        ConfigError: Unknown name or argument, or a value that the agent's signature or its `checks`
+            refuse.
     """
     own = {**AGENTS, **WEIGHTINGS}
     for argument in SET_BY_THE_RUN:
@@ -63,6 +65,8 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
             raise ConfigError(f"agent.arguments.{argument}: cannot be given; the run sets it")
     if name in own:
         check_arguments(own[name], arguments, "agent.arguments")
+        check_types(own[name], arguments, "agent.arguments")
+        check_values(getattr(own[name], "checks", {}), arguments, "agent.arguments.")
     else:
         check_sb3_arguments(name, arguments, others=own)
 

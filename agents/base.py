@@ -9,6 +9,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from agents.history import HISTORY_BYTES
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.types import TeacherWeights
 
@@ -48,9 +49,11 @@ class Agent(ABC):
     Attributes:
         env: The environment.
         learns_from_warmup: Whether `pretrain` wants the warm-up's transitions.
+        history_bytes: Bytes that these may take.
     """
 
     learns_from_warmup: bool = False
+    history_bytes: int = HISTORY_BYTES
 
     @property
     def updates(self) -> int:
@@ -81,6 +84,10 @@ class Agent(ABC):
         """Learns from the warm-up epoch, in which all teachers counted the same (Algorithm 1).
 
         Does nothing for agents that can only learn from actions of their own.
+
+        Args:
+            history: The transitions, each made when it is asked for; they are there during this
+                call only.
         """
         del history
 

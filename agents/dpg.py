@@ -1,24 +1,20 @@
 """DPG (Silver et al., 2014): learns what weights are worth, and moves the policy uphill."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.learning import (
-    LearningAgent,
-    RandomNumbers,
-    check_counts,
-    descend,
-    make_optimizer,
-)
+from agents.arguments import Check, at_least_0, at_least_1
+from agents.history import HISTORY_BYTES, History
+from agents.learning import LearningAgent, RandomNumbers, descend, make_optimizer
 from agents.policies import TeacherCritic
 from agents.policy_gradient import mean_entropy
 from mtkd_env import distributed
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import TeacherWeights
 
@@ -79,12 +75,22 @@ class DPG(LearningAgent[Tried]):
         passes: Passes over the remembered batches at each update, one step of critic and policy
             each a batch.
         hidden: Width of the hidden layers.
+        history_bytes: Bytes that the batches of an update may take. If they are more, observations
+            are kept in half precision, and if need be every k-th batch alone; `history.plan` says
+            so. See `agents.history.History`.
 
     Raises:
-        ConfigError: Unknown optimiser, a count below 1, or negative noise.
+        ConfigError: Unknown optimiser, a count below 1, or a negative rate, noise or coefficient.
     """
 
     remembers = Tried
+    checks: Mapping[str, Check] = {
+        **LearningAgent.checks,
+        "critic_lr": at_least_0,
+        "entropy_coef": at_least_0,
+        "noise_std": at_least_0,
+        "passes": at_least_1,
+    }
 
     def __init__(
         self,
@@ -99,11 +105,21 @@ class DPG(LearningAgent[Tried]):
         agent_every: int | None = None,
         passes: int = 4,
         hidden: int = 128,
+        history_bytes: int = HISTORY_BYTES,
     ) -> None:
-        super().__init__(env, seed=seed, agent_every=agent_every, hidden=hidden)
-        check_counts(passes=passes)
-        if noise_std < 0:
-            raise ConfigError(f"noise_std: expected a number >= 0, got {noise_std}")
+        super().__init__(
+            env,
+            seed=seed,
+            agent_every=agent_every,
+            hidden=hidden,
+            history_bytes=history_bytes,
+            optimizer=optimizer,
+            lr=lr,
+            critic_lr=critic_lr,
+            noise_std=noise_std,
+            entropy_coef=entropy_coef,
+            passes=passes,
+        )
         self._noise_std = noise_std
         self._entropy_coef = entropy_coef
         self._passes = passes
@@ -132,9 +148,9 @@ class DPG(LearningAgent[Tried]):
         noise = torch.randn(shape, device=logits.device, generator=generator)
         return logits + self._noise_std * distributed.local_part(noise)
 
-    def _learn_from(self, memory: list[Tried]) -> None:
+    def _learn_from(self, history: History[Tried]) -> None:
         for _ in range(self._passes):
-            for tried in memory:
+            for tried in history.batches:
                 self._update(tried)
 
     def _update(self, tried: Tried) -> None:

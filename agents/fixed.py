@@ -1,14 +1,15 @@
 """Agents that do not learn: references for those that do."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agents.arguments import Check, above_0, check_values
 from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 from mtkd_env.reward import minmax_center
 
@@ -59,11 +60,12 @@ class Oracle(_FixedAgent):
         ConfigError: τ is not positive.
     """
 
+    checks: Mapping[str, Check] = {"temperature": above_0}
+
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, temperature: float = 0.2) -> None:
         super().__init__(env)
         del seed
-        if temperature <= 0:
-            raise ConfigError(f"temperature: expected a number > 0, got {temperature}")
+        check_values(self.checks, {"temperature": temperature})
         self._temperature = temperature
 
     @torch.no_grad()

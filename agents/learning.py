@@ -1,4 +1,4 @@
-"""What the learning agents of this package share: a policy, a memory, and parts to be saved."""
+"""What the learning agents of this package share: a policy, a history, and parts to be saved."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
+from agents.arguments import Check, among, at_least_0, at_least_1, check_values
 from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
-from agents.memory import packed, unpacked
+from agents.history import History
 from agents.policies import TeacherPolicy
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, lookup
+from mtkd_env.errors import lookup
 from mtkd_env.files import save_checkpoint
 from mtkd_env.seeding import derive_seed, seeded
 
@@ -85,17 +86,6 @@ def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> optim.
     return lookup(OPTIMIZERS, name, "optimizer")(parameters, lr=lr)
 
 
-def check_counts(**counts: int | None) -> None:
-    """Checks arguments that count something.
-
-    Raises:
-        ConfigError: One is below 1; None stands for no limit.
-    """
-    for name, count in counts.items():
-        if count is not None and count < 1:
-            raise ConfigError(f"{name}: expected at least 1, got {count}")
-
-
 def descend(optimizer: optim.Optimizer, loss: Float[Tensor, ""]) -> None:
     """One step of an optimiser; of several processes, by the mean of their gradients."""
     optimizer.zero_grad(set_to_none=True)
@@ -105,7 +95,7 @@ def descend(optimizer: optim.Optimizer, loss: Float[Tensor, ""]) -> None:
 
 
 class LearningAgent(Agent, Generic[Memory]):
-    """Acts on batches, remembers them, and learns from its memory when that is full.
+    """Acts on batches, remembers them, and learns from its history when that is full.
 
     A subclass says what it does with a batch and keeps of it, and how it learns from that.
 
@@ -115,29 +105,49 @@ class LearningAgent(Agent, Generic[Memory]):
         agent_every: Batches between two updates; None for once an epoch. An update at the end of
             every epoch takes what is left.
         hidden: Width of the policy's hidden layer.
+        history_bytes: Bytes that the history of one update may take; see `History`.
+        others: Further arguments of the subclass, which are checked with these.
 
     Attributes:
         remembers: The dataclass of what is kept of a batch.
+        checks: Which values arguments may have.
         policy: The network.
-        parts: Everything that learning changes but the memory, by the name that it is saved under.
+        parts: Everything that learning changes but the history, by the name that it is saved under.
+        history: The batches since the last update.
 
     Raises:
-        ConfigError: A count below 1.
+        ConfigError: A value that `checks` refuses.
     """
 
     remembers: type[Memory]
+    checks: Mapping[str, Check] = {
+        "agent_every": at_least_1,
+        "hidden": at_least_1,
+        "history_bytes": at_least_1,
+        "lr": at_least_0,
+        "optimizer": among(OPTIMIZERS, "optimizer"),
+    }
 
     def __init__(
-        self, env: MTKDVectorEnv, *, seed: int, agent_every: int | None, hidden: int
+        self,
+        env: MTKDVectorEnv,
+        *,
+        seed: int,
+        agent_every: int | None,
+        hidden: int,
+        history_bytes: int,
+        **others: Any,
     ) -> None:
         super().__init__(env)
-        check_counts(agent_every=agent_every, hidden=hidden)
+        own = {"agent_every": agent_every, "hidden": hidden, "history_bytes": history_bytes}
+        check_values(self.checks, own | others)
         with seeded(derive_seed(seed, "agent")):
             policy = TeacherPolicy(env.observer.width, len(env.teacher_names), hidden)
         self.policy: nn.Module = policy.to(env.device)
         self.parts: dict[str, Stateful] = {"policy": self.policy}
-        self._agent_every = agent_every
-        self._memory: list[Memory] = []
+        self.history_bytes = history_bytes
+        self._agent_every = min(agent_every or env.steps_per_epoch, env.steps_per_epoch)
+        self.history = History(self.remembers, steps=self._agent_every, max_bytes=history_bytes)
 
     def _learns_by(self, optimizer: optim.Optimizer) -> None:
         """Says what the policy is updated by."""
@@ -155,7 +165,7 @@ class LearningAgent(Agent, Generic[Memory]):
         """Trains the student on the batch that waits; gives what is worth keeping of it."""
 
     @abstractmethod
-    def _learn_from(self, memory: list[Memory]) -> None:
+    def _learn_from(self, history: History[Memory]) -> None:
         """Updates the agent."""
 
     @torch.no_grad()
@@ -169,28 +179,27 @@ class LearningAgent(Agent, Generic[Memory]):
         for _ in range(epochs):
             for _ in range(steps_left(self.env)):
                 at_rest()
-                self._memory.append(self._step())
-                if len(self._memory) == self._agent_every:
+                self.history.append(self._step())
+                if self.history.seen == self._agent_every:
                     self._flush()
             self._flush()
             on_epoch_end()
 
     def _flush(self) -> None:
-        memory, self._memory = self._memory, []
-        if memory:
-            self._learn_from(memory)
+        if self.history.seen:
+            self._learn_from(self.history)
+            self.history.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """All parts, and the memory, which is empty where an epoch has ended."""
+        """All parts, and the history, which is empty where an epoch has ended."""
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return {**parts, "memory": [packed(kept) for kept in self._memory]}
+        return {**parts, "history": self.history.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave, or from what `save` wrote."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
-        kept = [unpacked(entry, self.env.device) for entry in state["memory"]]
-        self._memory = [self.remembers(**entry) for entry in kept]
+        self.history.load_state_dict(state["history"], self.env.device)
 
     def save(self, folder: Path) -> None:
         """Writes `agent.pt`: all parts, and what the policy needs of the environment elsewhere.

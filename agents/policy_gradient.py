@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agents.arguments import Check, above_0, among, at_least_0, at_least_1
 from agents.base import Transition
-from agents.learning import LearningAgent, check_counts, descend, make_optimizer
+from agents.history import HISTORY_BYTES, Derived, History
+from agents.learning import LearningAgent, descend, make_optimizer
 from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError
 from mtkd_env.types import TeacherWeights
 
 
@@ -93,14 +95,24 @@ class PolicyGradient(LearningAgent[Transition]):
         agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2.
         passes: Passes over the remembered batches at each update, one optimiser step a batch.
         hidden: Width of the policy's hidden layer.
+        history_bytes: Bytes that the batches of an update, and those of the warm-up, may take. If
+            they are more, observations are kept in half precision, and if need be every k-th batch
+            alone; `history.plan` says so. See `agents.history.History`.
 
     Raises:
-        ConfigError: Unknown optimiser or loss, a count below 1, a clip range that is not positive,
-            or `clipped` with learnable fusion.
+        ConfigError: Unknown optimiser or loss, a count below 1, a negative rate or coefficient, a
+            clip range that is not positive, or `clipped` with learnable fusion.
     """
 
     learns_from_warmup = True
     remembers = Transition
+    checks: Mapping[str, Check] = {
+        **LearningAgent.checks,
+        "clip_range": above_0,
+        "entropy_coef": at_least_0,
+        "loss": among([*LOSSES, "clipped"], "agent loss"),
+        "passes": at_least_1,
+    }
 
     def __init__(
         self,
@@ -115,10 +127,22 @@ class PolicyGradient(LearningAgent[Transition]):
         agent_every: int | None = None,
         passes: int = 1,
         hidden: int = 128,
+        history_bytes: int = HISTORY_BYTES,
     ) -> None:
-        super().__init__(env, seed=seed, agent_every=agent_every, hidden=hidden)
-        check_counts(passes=passes)
-        _check_loss(loss, clip_range, env)
+        super().__init__(
+            env,
+            seed=seed,
+            agent_every=agent_every,
+            hidden=hidden,
+            history_bytes=history_bytes,
+            optimizer=optimizer,
+            lr=lr,
+            loss=loss,
+            clip_range=clip_range,
+            entropy_coef=entropy_coef,
+            passes=passes,
+        )
+        _check_fusion(loss, env)
         self._loss = loss
         self._clip_range = clip_range
         self._entropy_coef = entropy_coef
@@ -134,15 +158,20 @@ class PolicyGradient(LearningAgent[Transition]):
 
     def pretrain(self, history: Sequence[Transition]) -> None:
         """One update on the warm-up epoch (Algorithm 1), as if the policy had acted in it."""
-        self._learn_from([self._as_if_acted(transition) for transition in history])
+        generated = [generated_weights(self.act(known.observation)) for known in history]
 
-    def _as_if_acted(self, transition: Transition) -> Transition:
-        generated = generated_weights(self.act(transition.observation))
-        return replace(transition, evidence={**transition.evidence, "generator": generated})
+        def as_if_acted(position: int) -> Transition:
+            known = history[position]
+            return replace(known, evidence={**known.evidence, "generator": generated[position]})
 
-    def _learn_from(self, memory: list[Transition]) -> None:
+        self._pass_over(Derived(len(history), as_if_acted))
+
+    def _learn_from(self, history: History[Transition]) -> None:
+        self._pass_over(history.batches)
+
+    def _pass_over(self, batches: Sequence[Transition]) -> None:
         for _ in range(self._passes):
-            for transition in memory:
+            for transition in batches:
                 self._update(transition)
 
     def _update(self, transition: Transition) -> None:
@@ -159,10 +188,7 @@ class PolicyGradient(LearningAgent[Transition]):
         return LOSSES[self._loss](weights, known.advantages)
 
 
-def _check_loss(loss: str, clip_range: float, env: MTKDVectorEnv) -> None:
-    check_name([*LOSSES, "clipped"], loss, "agent loss")
-    if clip_range <= 0:
-        raise ConfigError(f"clip_range: expected a number > 0, got {clip_range}")
+def _check_fusion(loss: str, env: MTKDVectorEnv) -> None:
     if loss == "clipped" and env.fusion.learnable:
         raise ConfigError(
             "loss: 'clipped' compares the generated weights alone, so it cannot train a learnable "

@@ -1,17 +1,18 @@
 """REINFORCE (Williams, 1992): learns from choices that it drew, and from what they earned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from agents.arguments import Check, among, at_least_0, below_1
 from agents.distributions import DISTRIBUTIONS
+from agents.history import HISTORY_BYTES, History
 from agents.learning import LearningAgent, RandomNumbers, descend, make_optimizer
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_name, lookup
 
 BASELINES = ("none", "running_mean")
 
@@ -48,8 +49,7 @@ class RunningMean(nn.Module):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ConfigError(f"baseline_decay: expected a number in [0, 1), got {decay}")
+        below_1("baseline_decay", decay)
         self._decay = decay
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
@@ -99,13 +99,23 @@ class Reinforce(LearningAgent[Drawn]):
         entropy_coef: Factor of a bonus on the entropy of the distribution.
         agent_every: Batches between two updates; None for once an epoch.
         hidden: Width of the policy's hidden layer.
+        history_bytes: Bytes that the batches of an update may take. If they are more, observations
+            are kept in half precision, and if need be every k-th batch alone; `history.plan` says
+            so. See `agents.history.History`.
 
     Raises:
-        ConfigError: Unknown distribution, optimiser or baseline, a count below 1, or a decay
-            outside [0, 1).
+        ConfigError: Unknown distribution, optimiser or baseline, a count below 1, a negative rate
+            or coefficient, or a decay outside [0, 1).
     """
 
     remembers = Drawn
+    checks: Mapping[str, Check] = {
+        **LearningAgent.checks,
+        "baseline": among(BASELINES, "baseline"),
+        "baseline_decay": below_1,
+        "distribution": among(DISTRIBUTIONS, "distribution"),
+        "entropy_coef": at_least_0,
+    }
 
     def __init__(
         self,
@@ -121,11 +131,22 @@ class Reinforce(LearningAgent[Drawn]):
         entropy_coef: float = 0.0,
         agent_every: int | None = 1,
         hidden: int = 128,
+        history_bytes: int = HISTORY_BYTES,
     ) -> None:
-        super().__init__(env, seed=seed, agent_every=agent_every, hidden=hidden)
-        check_name(BASELINES, baseline, "baseline")
-        make = lookup(DISTRIBUTIONS, distribution, "distribution")
-        self.distribution = make(len(env.teacher_names)).to(env.device)
+        super().__init__(
+            env,
+            seed=seed,
+            agent_every=agent_every,
+            hidden=hidden,
+            history_bytes=history_bytes,
+            optimizer=optimizer,
+            lr=lr,
+            distribution=distribution,
+            baseline=baseline,
+            baseline_decay=baseline_decay,
+            entropy_coef=entropy_coef,
+        )
+        self.distribution = DISTRIBUTIONS[distribution](len(env.teacher_names)).to(env.device)
         self.baseline = RunningMean(baseline_decay).to(env.device)
         self._uses_baseline = baseline == "running_mean"
         self._normalize = normalize_advantage
@@ -155,8 +176,8 @@ class Reinforce(LearningAgent[Drawn]):
         record = self.env.distill(self.env.to_weights(action))
         return Drawn(observation, choice, self.distribution.earned(record.rewards, choice))
 
-    def _learn_from(self, memory: list[Drawn]) -> None:
-        drawn = _joined(memory)
+    def _learn_from(self, history: History[Drawn]) -> None:
+        drawn = history.joined()
         outputs = self.policy(drawn.observation)
         log_probability = self.distribution.log_probability(outputs, drawn.choice)
         bonus = self.distribution.entropy(outputs).mean()
@@ -171,11 +192,3 @@ class Reinforce(LearningAgent[Drawn]):
             squares = distributed.mean(advantages.square().mean())
             advantages = advantages / (squares.sqrt() + 1e-8)
         return advantages
-
-
-def _joined(memory: Sequence[Drawn]) -> Drawn:
-    return Drawn(
-        observation=torch.cat([drawn.observation for drawn in memory]),
-        choice=torch.cat([drawn.choice for drawn in memory]),
-        earned=torch.cat([drawn.earned for drawn in memory]),
-    )

@@ -30,9 +30,10 @@ from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
 from agents.isolation import Isolation
 from agents.learning import StepCount
 from agents.sb3_state import load_model_state, model_state
+from agents.tensor_rollouts import on_tensors, why_not
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
-from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, lookup
+from mtkd_env.errors import ConfigError, check_arguments, check_types, did_you_mean, lookup
 from mtkd_env.files import write_atomically
 from mtkd_env.seeding import derive_seed
 from mtkd_env.wrappers.sb3 import SB3VecEnv
@@ -188,11 +189,14 @@ class SB3Agent(Agent):
         policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
         n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`; the
             last one is smaller where they cannot be equal.
+        tensor_rollouts: Whether an on-policy algorithm collects tensors, which is the same to it
+            but quicker and needs less memory (see `agents.tensor_rollouts`): wherever it can by
+            default; True refuses an algorithm that cannot, False collects as the library does.
         arguments: Any other argument of the algorithm's class. Those in `COUNTED_IN_STEPS` and
             `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
 
     Raises:
-        ConfigError: Unknown algorithm or argument.
+        ConfigError: Unknown algorithm or argument, or one that cannot be used.
     """
 
     def __init__(
@@ -206,11 +210,12 @@ class SB3Agent(Agent):
         noise_std: float | None = None,
         policy_kwargs: Mapping[str, Any] | None = None,
         n_minibatches: int | None = None,
+        tensor_rollouts: bool | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(env)
         self.vec_env = SB3VecEnv(env)
-        chosen = algorithm_class(algorithm)
+        chosen = _collecting(algorithm_class(algorithm), arguments, tensor_rollouts)
         resolved = {key: self._count(key, value) for key, value in arguments.items()}
         if n_minibatches is not None:
             resolved["batch_size"] = self._minibatch(resolved, n_minibatches)
@@ -395,11 +400,27 @@ def check_sb3_arguments(
         others: Further names that an error may suggest.
 
     Raises:
-        ConfigError: Unknown algorithm or argument.
+        ConfigError: Unknown algorithm or argument, or a value that `SB3Agent` cannot take.
     """
     own = inspect.signature(SB3Agent.__init__).parameters
     theirs = {name: value for name, value in arguments.items() if name not in own}
-    check_arguments(algorithm_class(algorithm, others), theirs, "agent.arguments")
+    found = algorithm_class(algorithm, others)
+    check_arguments(found, theirs, "agent.arguments")
+    check_types(SB3Agent, arguments, "agent.arguments")
+    _collecting(found, theirs, arguments.get("tensor_rollouts"))
+
+
+def _collecting(
+    algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any], tensors: bool | None
+) -> type[BaseAlgorithm]:
+    """The class that collects tensors, or not, as is wanted; None wants what it can."""
+    reason = why_not(algorithm, arguments)
+    if tensors and reason:
+        raise ConfigError(
+            f"agent.arguments.tensor_rollouts: expected false or null, got true; "
+            f"{algorithm.__name__} {reason}"
+        )
+    return algorithm if reason or tensors is False else on_tensors(algorithm)
 
 
 def _policy_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:

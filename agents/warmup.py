@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from agents.base import Agent, AtRest, Transition, nothing
+from agents.history import Derived, History
 from mtkd_env.errors import check_name
 from mtkd_env.types import TeacherWeights
 
@@ -18,19 +19,21 @@ def warm_up(
     steps: int,
     weights: str = "uniform",
     *,
-    history: list[Transition] | None = None,
+    history: History[Transition] | None = None,
     at_rest: AtRest = nothing,
 ) -> None:
     """Trains the student under equal weights, then lets the agent learn from what happened.
 
     The statistics that normalise observations settle during a student's first epoch, so the
-    agent gets the observations of the warm-up normalised by those of its end.
+    agent gets the observations of the warm-up normalised by those of its end: each batch when it is
+    read, so that there is no second copy of all of them.
 
     Args:
         agent: The agent, whose own actions are not asked for.
         steps: SGD steps of the warm-up.
         weights: `uniform` (1/M) or `ones`.
         history: What has happened before these steps, with raw observations; they are added.
+            By default a new one of the agent's `history_bytes`.
         at_rest: Called before every step; all but the global random generators is then in the
             environment and in `history`.
 
@@ -40,7 +43,8 @@ def warm_up(
     env = agent.env
     check_name(WARMUP_WEIGHTS, weights, "warm-up weights")
     weight = 1.0 if weights == "ones" else 1 / len(env.teacher_names)
-    history = [] if history is None else history
+    if history is None:
+        history = History(Transition, steps=steps, max_bytes=agent.history_bytes)
     for _ in range(steps):
         at_rest()
         raw, state = env.raw_observation, env.state
@@ -49,8 +53,10 @@ def warm_up(
         record = env.distill(TeacherWeights(logit=equal, feature=equal))
         if agent.learns_from_warmup:
             history.append(Transition(raw, record.rewards.advantages, evidence))
-    with torch.no_grad():
-        normalized = [
-            replace(known, observation=env.normalize(known.observation)) for known in history
-        ]
-    agent.pretrain(normalized)
+    raw_batches = history.batches
+
+    def normalized(position: int) -> Transition:
+        known = raw_batches[position]
+        return replace(known, observation=env.normalize(known.observation))
+
+    agent.pretrain(Derived(len(raw_batches), normalized))

@@ -1,7 +1,8 @@
 """Measures what methods cost, and what rewards are worth.
 
-python experiments/benchmark.py --what weighting
-python experiments/benchmark.py --what agents --methods pg,ppo --rounds 5 --json runs/agents.json
+python experiments/benchmark.py --what step --variant "half=--precision bf16" --json runs/step.json
+python experiments/benchmark.py --what agents --methods pg,ppo --rounds 5
+python experiments/benchmark.py --what scaling --axes teachers,batch
 python experiments/benchmark.py --what reward-signal --teachers my_pool.yaml --epochs 0,5
 """
 
@@ -16,12 +17,14 @@ from rich.console import Console
 
 from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
+from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
 from experiments.failures import run_program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
-EPOCHS = (0, 1, 5, 15)
+# Flags that only some of the benchmarks know.
+OPTIONAL = ("methods", "steps", "epochs", "variant", "axes")
 
 
 class _Parser(ArgumentParser):
@@ -43,7 +46,17 @@ def _parser() -> _Parser:
     parser.add_argument("--methods", help="only these: aver,camkd,mmkd")
     parser.add_argument("--steps", type=int, help="SGD steps of a method in a round")
     parser.add_argument("--rounds", type=int, help="rounds; batches for reward-signal")
-    parser.add_argument("--epochs", help="when reward-signal looks: 0,1,5,15 epochs")
+    parser.add_argument(
+        "--epochs", help="when reward-signal looks: 0,1,5,15; how long memory trains: 3"
+    )
+    parser.add_argument(
+        "--variant",
+        action="append",
+        metavar="NAME=FLAGS",
+        help="step: measure every method with these flags of run.py too, in the same run; may be "
+        'given several times: --variant "wide=--student.width 0.5"',
+    )
+    parser.add_argument("--axes", help="scaling: only these of teachers,batch,width,size")
     parser.add_argument("--json", help="file for all numbers; the picture is put beside it")
     return parser
 
@@ -71,24 +84,27 @@ def make_request(
     Raises:
         ConfigError: A number below 1, or a flag that means nothing to this benchmark.
     """
-    if arguments.steps is not None and benchmark.steps is None:
-        raise unusable("steps", arguments.what)
-    if arguments.epochs is not None and not benchmark.traces:
-        raise unusable("epochs", arguments.what)
+    for flag in OPTIONAL:
+        if getattr(arguments, flag) is not None and flag not in benchmark.flags:
+            raise unusable(flag, arguments.what)
     return Request(
         flags=flags,
-        methods=None if arguments.methods is None else _names(arguments.methods),
-        steps=_count(arguments.steps, benchmark.steps or 1, "steps"),
+        methods=_names(arguments.methods, "methods"),
+        steps=_count(arguments.steps, benchmark.steps, "steps"),
         rounds=_count(arguments.rounds, benchmark.rounds, "rounds"),
-        epochs=EPOCHS if arguments.epochs is None else _epochs(arguments.epochs),
+        epochs=benchmark.epochs if arguments.epochs is None else _epochs(arguments.epochs),
         out=out,
+        variants=parse_variants(arguments.variant or ()),
+        axes=_names(arguments.axes, "axes"),
     )
 
 
-def _names(text: str) -> list[str]:
+def _names(text: str | None, flag: str) -> list[str] | None:
+    if text is None:
+        return None
     names = [name.strip() for name in text.split(",")]
     if "" in names:
-        raise ConfigError(f"--methods: expected names with commas between them, got '{text}'")
+        raise ConfigError(f"--{flag}: expected names with commas between them, got '{text}'")
     return names
 
 

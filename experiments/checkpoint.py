@@ -196,16 +196,18 @@ class Stopped(KeyboardInterrupt):
         number: The signal.
         folder: The run's folder.
         step: SGD steps of the student so far.
+        program: The program that goes on with it.
     """
 
-    def __init__(self, number: int, folder: str, step: int) -> None:
-        super().__init__(number, folder, step)
+    def __init__(self, number: int, folder: str, step: int, program: str = "run.py") -> None:
+        super().__init__(number, folder, step, program)
         self.number = number
         self.folder = folder
         self.step = step
+        self.program = program
 
     def __str__(self) -> str:
-        return f"stopped after step {self.step}; to go on: run.py --resume {self.folder}"
+        return f"stopped after step {self.step}; to go on: {self.program} --resume {self.folder}"
 
     @property
     def code(self) -> int:

@@ -25,6 +25,9 @@ class Silence:
     def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         """A teacher has been trained for another epoch."""
 
+    def note(self, text: str) -> None:
+        """Something about the teachers is worth a line."""
+
     def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
         """The student's training begins."""
         del config, steps

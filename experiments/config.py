@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
 from mtkd_env.data import Mixing
+from mtkd_env.data.views import ViewSet
 from mtkd_env.env import CHOICES
 from mtkd_env.errors import (
     ConfigError,
@@ -31,7 +32,7 @@ from mtkd_env.errors import (
 from mtkd_env.files import parse_yaml
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
-from mtkd_env.teachers import PoolSpec
+from mtkd_env.teachers import COMPILE, TEACHER_PRECISIONS, PoolSpec, check_ahead
 from mtkd_env.terms import check_scales
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -43,7 +44,17 @@ READING = ("download", "workers", "prefetch_bytes")
 
 # Where and how a run is computed, and what its values are called; likewise.
 # A run that skips batches, where it would otherwise have stopped, says so in its result.
-PLACE = ("device", "threads", "output", "cache", "recipe", "checkpoint", "on_nan")
+PLACE = (
+    "device",
+    "threads",
+    "output",
+    "cache",
+    "recipe",
+    "checkpoint",
+    "on_nan",
+    "ahead",
+    "compile",
+)
 
 # More are a mistake, and more than a process can start.
 MOST_THREADS = 4096
@@ -70,6 +81,10 @@ class DataConfig:
         train_size: Training images to keep; all by default.
         mixup: Alpha of the mixup of the student's batches; 0 is none.
         cutmix: Alpha of their cutmix; with both, every batch takes either.
+        views: Views that each image is seen in, one after the other in the epochs; by default a new
+            one at random every time. Teacher outputs on a few views can be kept.
+        view_seed: Seed of the choice of so many views; not the run's, so that runs of all seeds can
+            share the teachers' outputs.
     """
 
     dataset: str = "digits"
@@ -79,9 +94,12 @@ class DataConfig:
     train_size: int | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
+    views: int | None = None
+    view_seed: int = 0
 
     def __post_init__(self) -> None:
         Mixing(self.mixup, self.cutmix)
+        ViewSet(self.views, self.view_seed)
 
 
 @dataclass(frozen=True)
@@ -224,6 +242,10 @@ class ExperimentConfig:
         agent: The agent.
         warmup: The epochs in which all teachers count the same.
         precision: What student and teachers compute in: fp32, bf16 or fp16.
+        teacher_precision: What the teachers compute in, if it is something else; on a CPU also
+            int8, which is nearly the same several times as fast.
+        compile: auto measures which exact form of each teacher is fastest, once for a machine, and
+            takes it; none does not.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; by default one for the digits, whose images are too small to share,
@@ -231,6 +253,8 @@ class ExperimentConfig:
         output: Folder that run folders are made in.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
         checkpoint: When the run keeps what it can go on from.
+        ahead: Batches that the teachers look at together, ahead of the student; by default 1 on a
+            CPU and 512 images on a GPU.
         on_nan: What becomes of a batch whose loss or gradient is NaN or infinite: stop ends the
             run, skip takes the next batch instead and counts it; the host then waits for the GPU
             in every step.
@@ -247,12 +271,15 @@ class ExperimentConfig:
     agent: AgentConfig = field(default_factory=AgentConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     precision: str = FULL
+    teacher_precision: str | None = None
+    compile: str = "none"
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     output: str = "runs"
     cache: str | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    ahead: int | None = None
     on_nan: str = "stop"
 
     def __post_init__(self) -> None:
@@ -260,7 +287,11 @@ class ExperimentConfig:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        check_ahead(self.ahead)
         check_name(PRECISIONS, self.precision, "precision")
+        if self.teacher_precision is not None:
+            check_name(TEACHER_PRECISIONS, self.teacher_precision, "teacher_precision")
+        check_name(COMPILE, self.compile, "compile")
         check_name(CHOICES["on_nan"], self.on_nan, "on_nan")
         check_name(WARMUP_WEIGHTS, self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
@@ -288,6 +319,9 @@ class ExperimentConfig:
         values = {k: v for k, v in _plain(_set_values(self)).items() if k not in PLACE}
         if arguments := values.get("data", {}).get("arguments"):
             values["data"]["arguments"] = {k: v for k, v in arguments.items() if k not in READING}
+        values["teachers"].pop("store", None)
+        if self.teachers.store:  # It counts how outputs are rounded, not where they are kept.
+            values["teachers"]["store"] = self.teachers.store.dtype
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

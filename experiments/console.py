@@ -64,13 +64,17 @@ class ConsoleProgress:
                 self._console.print(f"trained teacher {name}: {epochs} epochs, loss {loss:.3f}")
             return
         if self._teacher is None or self._teacher[2] != name:
-            bar = _bar(self._console)
+            bar = live_bar(self._console)
             bar.start()
             self._teacher = bar, bar.add_task(f"teacher {name}", total=epochs, text=""), name
         bar, task, _ = self._teacher
         bar.update(task, completed=epoch, text=f"loss {loss:.3f}")
         if epoch == epochs:
             self.close()
+
+    def note(self, text: str) -> None:
+        """Something about the teachers is worth a line."""
+        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
         """Gives the terminal back, if a teacher's training was interrupted."""
@@ -85,7 +89,7 @@ class ConsoleProgress:
             self._console.print(f"{config.algo}: {steps} steps, seed {config.seed}")
             yield
             return
-        with _bar(self._console) as bar:
+        with live_bar(self._console) as bar:
             self._bar = bar
             self._task = bar.add_task(config.algo, total=steps, text="")
             try:
@@ -104,7 +108,8 @@ class ConsoleProgress:
         self._console.print(describe_epoch(row, epochs), soft_wrap=True, highlight=False)
 
 
-def _bar(console: Console) -> Progress:
+def live_bar(console: Console) -> Progress:
+    """A bar of steps done, with times and a text behind it."""
     return Progress(
         TextColumn("[bold]{task.description}"),
         BarColumn(bar_width=24),

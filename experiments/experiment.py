@@ -57,6 +57,7 @@ class Result:
         digests: What every teacher was made from.
         versions: Versions of what the numbers depend on.
         skipped: Batches that were left out because they were NaN or infinite.
+        fidelities: How near each int8 teacher is to what it was in float32.
     """
 
     algo: str
@@ -78,6 +79,7 @@ class Result:
     digests: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     skipped: int = 0
+    fidelities: dict[str, Any] = field(default_factory=dict)
 
 
 def read_result(folder: Path) -> Result | None:
@@ -172,16 +174,22 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
         train_size=config.data.train_size,
         mixup=config.data.mixup,
         cutmix=config.data.cutmix,
+        views=config.data.views,
+        view_seed=config.data.view_seed,
         teachers=config.teachers,
+        ahead=config.ahead,
         student=config.student.network,
         student_width=config.student.width,
         student_arguments=config.student.arguments,
         recipe=config.optimizer,
         precision=config.precision,
+        teacher_precision=config.teacher_precision,
+        compile=config.compile,
         device=str(prepare_device(config)),
         cache=config.cache,
         seed=config.seed,
         progress=progress.teacher,
+        note=progress.note,
         output="torch",
         on_nan=config.on_nan,
         **asdict(config.distillation),
@@ -446,6 +454,7 @@ class _Run:
             digests=pool.digests,
             versions=_versions(),
             skipped=self._assembly.env.distiller.skipped,
+            fidelities={name: asdict(one) for name, one in self._assembly.fidelities.items()},
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -311,12 +311,13 @@ def _some(samples: Sequence[int]) -> str:
 
 
 @torch.no_grad()
-def check_module(module: nn.Module, steps: int) -> None:
+def check_module(module: nn.Module, steps: int, hint: str = HINT) -> None:
     """Checks parameters and running statistics.
 
     Args:
         module: The student and what it is trained with.
         steps: SGD steps so far, for the message.
+        hint: What may help, for the message.
 
     Raises:
         FloatingPointError: One holds NaN or infinity; names the first.
@@ -325,7 +326,7 @@ def check_module(module: nn.Module, steps: int) -> None:
     fine = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
     for name, good in zip(tensors, fine, strict=True):
         if not good:
-            raise FloatingPointError(f"{name} became NaN or infinite by step {steps}; {HINT}")
+            raise FloatingPointError(f"{name} became NaN or infinite by step {steps}; {hint}")
 
 
 def check_row(row: Mapping[str, Any], steps: int) -> None:
@@ -352,6 +353,8 @@ class MetricsLog:
     Args:
         folder: The run's folder.
         state: What `state_dict` gave, to go on from there: what was written since then is cut off.
+        lines: The files with one line each; the first is that of the rows.
+        clock: What in a row says when it was: a whole number that grows from row to row.
 
     Attributes:
         rows: All rows so far.
@@ -361,18 +364,27 @@ class MetricsLog:
         OSError: Something cannot be written; here and in all methods. Names the folder.
     """
 
-    def __init__(self, folder: Path, state: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        state: Mapping[str, int] | None = None,
+        *,
+        lines: Sequence[str] = LINES,
+        clock: str = "epoch",
+    ) -> None:
         self.folder = folder
+        self._lines = lines
+        self._clock = clock
         if state is not None:
-            for name in LINES:
+            for name in lines:
                 _cut(folder / name, state[name])
         self._about_folder = partial(named_errors, folder)
         with self._about_folder(), ExitStack() as opened:
-            self._file, self._breakdown = (
-                opened.enter_context((folder / name).open("a", encoding="utf-8")) for name in LINES
-            )
-            self.rows: list[dict[str, Any]] = read_rows(folder)
-            purged = len(self.rows) + 1
+            self._files = [
+                opened.enter_context((folder / name).open("a", encoding="utf-8")) for name in lines
+            ]
+            self.rows: list[dict[str, Any]] = read_rows(folder, lines[0])
+            purged = self.rows[-1][clock] + 1 if self.rows else 1
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
             opened.callback(self._writer.close)
             self._opened = opened.pop_all()
@@ -393,25 +405,32 @@ class MetricsLog:
         """The sizes [bytes] of the files, all of which is then on disk."""
         with self._about_folder():
             self._writer.flush()
-            for name in LINES:
+            for name in self._lines:
                 sync(self.folder / name)
-        return {name: (self.folder / name).stat().st_size for name in LINES}
+        return {name: (self.folder / name).stat().st_size for name in self._lines}
 
     def write(self, row: dict[str, Any]) -> None:
-        """One epoch; `row["epoch"]` counts from 1."""
+        """One row; epochs count from 1."""
         self.rows.append(row)
         with self._about_folder():
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            self._write_line(self._files[0], row)
             for name, value in row.items():
                 if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, row["epoch"])
+                    self._writer.add_scalar(name, value, row[self._clock])
+
+    def _write_line(self, file: IO[str], values: dict[str, Any]) -> None:
+        file.write(json.dumps(values) + "\n")
+        file.flush()
 
     def write_breakdown(self, breakdown: dict[str, Any]) -> None:
         """What the mean weights of one epoch are made of."""
         with self._about_folder():
-            self._breakdown.write(json.dumps(breakdown) + "\n")
-            self._breakdown.flush()
+            self._write_line(self._files[1], breakdown)
+
+    def write_pictures(self, name: str, pictures: Tensor, when: int) -> None:
+        """Pictures (N, 3, H, W), uint8, for TensorBoard alone."""
+        with self._about_folder():
+            self._writer.add_images(name, pictures, when)
 
 
 class RowsAlone(MetricsLog):
@@ -443,6 +462,9 @@ class RowsAlone(MetricsLog):
         self.rows.append(row)
 
     def write_breakdown(self, breakdown: dict[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_pictures(self, name: str, pictures: Tensor, when: int) -> None:
         """Does nothing."""
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from agents import Agent
 from agents.base import Transition, steps_left
 from agents.isolation import random_states, set_random_states
-from agents.memory import packed, unpacked
+from agents.history import History
 from agents.warmup import warm_up
 from experiments.checkpoint import (
     Checkpoints,
@@ -43,6 +43,9 @@ class Progress(Protocol):
 
     def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         """A teacher has been trained for another epoch."""
+
+    def note(self, text: str) -> None:
+        """Something about the teachers is worth a line."""
 
     def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
         """The student's training of so many steps begins, or goes on; ends with the context."""
@@ -81,7 +84,7 @@ class Recorder:
         self._begin()
 
     def _begin(self) -> None:
-        self._lr = self._env.distiller.optimizer.param_groups[0]["lr"]
+        self._lr = float(self._env.distiller.optimizer.param_groups[0]["lr"])
         self._skipped = self._env.distiller.skipped
         self._started = time.perf_counter()
 
@@ -167,7 +170,9 @@ class Training:
         self._timetable = Timetable(config.checkpoint, epochs=len(log.rows))
         self._saved: int | None = None
         self._agreed = 0
-        self._history: list[Transition] = []
+        self._history = History(
+            Transition, steps=agent.env.steps_per_epoch, max_bytes=agent.history_bytes
+        )
         self._random: dict[str, Any] | None = None
         self._about: Mapping[str, Any] = {}
         self._began = time.perf_counter()
@@ -229,7 +234,7 @@ class Training:
                 history=self._history,
                 at_rest=self._at_rest,
             )
-            self._history.clear()
+            self._history.release()
             self._recorder.end_epoch()
         if left := config.optimizer.epochs - len(self._log.rows):
             self._agent.learn(left, self._recorder.end_epoch, self._at_rest)
@@ -272,7 +277,7 @@ class Training:
         return {
             "env": self._env.state_dict(),
             "agent": self._agent.state_dict(),
-            "history": [packed(transition) for transition in self._history],
+            "history": self._history.state_dict(),
             "epoch": self._recorder.state_dict(),
             "log": self._log.state_dict(),
             "random": packed_random(random_states()),
@@ -281,10 +286,9 @@ class Training:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave; the log must have been cut to it before."""
-        device = self._env.device
         self._env.load_state_dict(state["env"])
         self._agent.load_state_dict(state["agent"])
-        self._history = [Transition(**unpacked(entry, device)) for entry in state["history"]]
+        self._history.load_state_dict(state["history"], self._env.device)
         self._recorder.load_state_dict(state["epoch"])
         # Set where the state was taken, since the way there draws as well.
         self._random = state["random"]

@@ -150,8 +150,15 @@ def has_own_digest(path: Path) -> bool:
     return path.stem.rpartition("-")[2] == file_digest(path)
 
 
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, device: torch.device | str = "cpu", *, mapped: bool = False
+) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote; never runs code from the file.
+
+    Args:
+        path: The file.
+        device: Where its tensors are to be.
+        mapped: Whether the tensors are to stay in the file, from which they are read when used.
 
     Raises:
         ConfigError: No such file, a damaged one, or one that holds more than tensors.
@@ -160,7 +167,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         with warnings.catch_warnings():
             # Of files that are not torch's own, which are refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:

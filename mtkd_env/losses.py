@@ -84,10 +84,10 @@ def feature_mse(
         teachers: Last feature maps of the teachers, of the same shapes.
     """
     pairs = zip(projected, teachers, strict=True)
-    distances = [
-        (widen(ours) - widen(theirs)).square().flatten(1).mean(1) for ours, theirs in pairs
-    ]
-    return torch.stack(distances, dim=1)
+    squares = [(widen(ours) - widen(theirs)).square() for ours, theirs in pairs]
+    # The gradient of a sum has no layout of its own, unlike that of a mean, and leaves the maps
+    # theirs; where layouts meet, all that follows is several times slower.
+    return torch.stack([one.sum((1, 2, 3)) / one.shape[1:].numel() for one in squares], dim=1)
 
 
 def feature_cosine(
@@ -102,9 +102,17 @@ def feature_cosine(
         projected: r_m(F), one (B, K_m, H_m, W_m) tensor per teacher.
         teachers: Last feature maps of the teachers, of the same shapes.
     """
-    pairs = zip(projected, teachers, strict=True)
-    pooled = [(widen(ours).mean((2, 3)), widen(theirs).mean((2, 3))) for ours, theirs in pairs]
-    return torch.stack([functional.cosine_similarity(a, b, dim=1) for a, b in pooled], dim=1)
+    widths = [one.shape[1] for one in teachers]
+    # The teachers' channels side by side, whatever the sizes of their maps.
+    ours, theirs = (
+        torch.cat([widen(one).mean((2, 3)) for one in maps], dim=1)
+        for maps in (projected, teachers)
+    )
+    products = torch.stack([ours * theirs, ours.square(), theirs.square()])
+    inner, *squares = torch.stack([part.sum(-1) for part in products.split(widths, -1)], dim=-1)
+    # Lengths of at least 1e-8, so that a map without any value is like nothing.
+    first, second = (square.clamp(min=1e-16).rsqrt() for square in squares)
+    return inner * first * second
 
 
 def _pearson_distance(first: Tensor, second: Tensor, dim: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
@@ -13,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from mtkd_env.errors import ConfigError, check_arguments
 
 Groups = list[dict[str, Any]]
+
+# Devices whose optimisers read the learning rate from memory, as a captured step has to.
+RATE_IN_MEMORY = frozenset({"cuda"})
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Recipe:
         decay: Factor of each fall.
         optimizer: sgd or adamw.
         betas: Decay rates of adamw's two averages.
-        schedule: step, cosine or constant.
-        min_lr: Learning rate that cosine ends at.
+        schedule: step, cosine, poly or constant.
+        min_lr: Learning rate that cosine and poly end at.
+        power: Exponent of poly's share of the training that is left.
         warmup_epochs: Epochs in which the learning rate rises linearly to where it begins.
         warmup_lr: Learning rate that it rises from.
         decay_norm_and_bias: Whether weight decay acts on parameters with a single axis, such as
@@ -56,6 +61,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.999)
     schedule: str = "step"
     min_lr: float = 0.0
+    power: float = 0.9
     warmup_epochs: float = 0.0
     warmup_lr: float = 0.0
     decay_norm_and_bias: bool = True
@@ -77,7 +83,7 @@ class Recipe:
             "epochs": (self.epochs >= 1, "at least 1"),
             **{
                 name: (0 <= getattr(self, name) < math.inf, "a number >= 0")
-                for name in ("lr", "momentum", "weight_decay", "decay")
+                for name in ("lr", "momentum", "weight_decay", "decay", "power")
             },
             "milestones": (
                 all(0 < fraction <= 1 for fraction in self.milestones),
@@ -114,12 +120,14 @@ class Recipe:
 
         The schedule is to be stepped after every batch. Its learning rates are functions of the
         number of batches alone, so it does not matter whether the optimiser left one out, as under
-        fp16.
+        fp16. Neither makes the host wait; on a GPU the learning rate of a group is a tensor.
         """
         optimizer = OPTIMIZERS[self.optimizer](self, self._groups(module))
         if (limit := self.clip_norm) is not None:
             optimizer.register_step_pre_hook(lambda one, *_: _clip(one, limit))
         schedule = LambdaLR(optimizer, lambda step: self.share(step / steps_per_epoch))
+        _settle(optimizer)
+        optimizer.register_load_state_dict_post_hook(_settle)
         # Without gradients it changes nothing; but torch takes the schedule to be ahead of its
         # optimiser if that leaves out the very first batch.
         optimizer.step()
@@ -151,18 +159,48 @@ def _clip(optimizer: Optimizer, limit: float) -> None:
     clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], limit)
 
 
+def _settle(optimizer: Optimizer) -> None:
+    """Puts what a fused step reads where the parameters are, in the order of their numbers."""
+    for group in optimizer.param_groups:
+        rate = float(group["lr"])
+        devices = [one.device for one in group["params"] if one.device.type in RATE_IN_MEMORY]
+        group["lr"] = torch.tensor(rate, device=devices[0]) if devices else rate
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            # The kernels do not look at strides, which a parameter may have had others of.
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(value)
+
+
+def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
+    """Zeros as the momentum of parameters that have a gradient for the first time.
+
+    Torch's fused SGD expects all of a group to begin in the same step, and leaves the momentum
+    undefined if fp16's scaler rejects that one.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None and not optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
 def _sgd(recipe: Recipe, groups: Groups) -> Optimizer:
-    return SGD(
+    optimizer = SGD(
         groups,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
         nesterov=recipe.nesterov and recipe.momentum > 0,
+        fused=True,
     )
+    if recipe.momentum > 0:
+        optimizer.register_step_pre_hook(_begin_momentum)
+    return optimizer
 
 
 def _adamw(recipe: Recipe, groups: Groups) -> Optimizer:
-    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=recipe.weight_decay)
+    weight_decay = recipe.weight_decay
+    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=weight_decay, fused=True)
 
 
 OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
@@ -175,17 +213,30 @@ def _step(recipe: Recipe, epoch: float) -> float:
 
 
 def _cosine(recipe: Recipe, epoch: float) -> float:
-    """From 1 at the end of the warm-up to `min_lr` at the end of the training."""
+    return _to_min_lr(recipe, (1 + math.cos(math.pi * _done(recipe, epoch))) / 2)
+
+
+def _poly(recipe: Recipe, epoch: float) -> float:
+    return _to_min_lr(recipe, (1 - _done(recipe, epoch)) ** recipe.power)
+
+
+def _done(recipe: Recipe, epoch: float) -> float:
+    """The share of the training after the warm-up that is over, from 0 to 1."""
     length = recipe.epochs - recipe.warmup_epochs
-    done = (epoch - recipe.warmup_epochs) / length if length else 1.0
+    return (epoch - recipe.warmup_epochs) / length if length else 1.0
+
+
+def _to_min_lr(recipe: Recipe, share: float) -> float:
+    """A share that falls from 1 to 0, so that the learning rate ends at `min_lr`."""
     floor = recipe.relative(recipe.min_lr)
-    return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
+    return floor + (1 - floor) * share
 
 
 # The share of `lr` after the warm-up, at a time [epochs] since the beginning of the training.
 SCHEDULES: Mapping[str, Callable[[Recipe, float], float]] = {
     "step": _step,
     "cosine": _cosine,
+    "poly": _poly,
     "constant": lambda *_: 1.0,
 }
 

@@ -1,4 +1,4 @@
-"""The number format that networks compute in; parameters, losses and weights stay in float32."""
+"""The number format that networks compute in; what learns, losses and weights are in float32."""
 
 import warnings
 from collections.abc import Mapping

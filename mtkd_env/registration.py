@@ -1,7 +1,8 @@
 """Assembles an environment from plain keyword arguments; what `gymnasium.make_vec` calls."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,37 @@ from mtkd_env.action import check_logit_bound, fusion_coefficients
 from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.mixing import Mixing
+from mtkd_env.data.stream import BatchStream
+from mtkd_env.data.views import ViewSet
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, check_choices
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
+from mtkd_env.files import cache_folder
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, check_precision
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
+    COMPILE,
+    INT8,
+    Fidelity,
+    Note,
     PoolSpec,
+    StoreSpec,
     TeacherPool,
     TeacherSpec,
     TrainingSet,
     build_pool,
+    check_ahead,
+    check_teacher_precision,
     class_means,
     load_pool_spec,
+    make_companion,
+    quantize_teachers,
 )
+from mtkd_env.teachers.ahead import batches_ahead
 from mtkd_env.teachers.pool import PoolProgress, teacher_recipe
+from mtkd_env.teachers.store import check_store
 from mtkd_env.terms import (
     FEATURE_TERMS,
     LOGIT_TERMS,
@@ -42,6 +57,11 @@ from mtkd_env.terms import (
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
 DEFAULT_TEACHER_EPOCHS = 12
+
+# Enough training images for steady scales of int8 teachers, and how many are looked at together.
+CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
+
+logger = logging.getLogger(__name__)
 
 # Datasets by the names of their environments.
 ENV_NAMES = {
@@ -86,6 +106,12 @@ def _teacher_spec(arguments: dict[str, Any], position: int) -> TeacherSpec:
     return TeacherSpec(**arguments)
 
 
+def _store_spec(arguments: dict[str, Any]) -> StoreSpec:
+    check_arguments(StoreSpec, arguments, "store")
+    check_types(StoreSpec, arguments, "store")
+    return StoreSpec(**arguments)
+
+
 @dataclass(frozen=True, slots=True)
 class Assembly:
     """An environment and what it was made from.
@@ -94,11 +120,13 @@ class Assembly:
         env: The environment.
         data: The dataset.
         pool: The teachers, with their results and digests.
+        fidelities: How near each int8 teacher is to what it was in float32.
     """
 
     env: MTKDVectorEnv
     data: ImageSet[Any]
     pool: TeacherPool
+    fidelities: dict[str, Fidelity] = field(default_factory=dict)
 
 
 def assemble(
@@ -110,8 +138,12 @@ def assemble(
     train_size: int | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    views: int | None = None,
+    view_seed: int = 0,
     teachers: Teachers = DEFAULT_TEACHERS,
     teacher_epochs: int | None = None,
+    store: dict[str, Any] | None = None,
+    ahead: int | None = None,
     student: str = "resnet8",
     student_width: float = 0.25,
     student_arguments: dict[str, Any] | None = None,
@@ -122,10 +154,13 @@ def assemble(
     logit: Terms = "kd",
     feature: Terms = "mse",
     precision: str = FULL,
+    teacher_precision: str | None = None,
+    compile: str = "none",
     device: str = "cpu",
     cache: str | Path | None = None,
     seed: int = 0,
     progress: PoolProgress | None = None,
+    note: Note = logger.info,
     **env_kwargs: Any,
 ) -> Assembly:
     """Builds data, teachers, student and environment.
@@ -141,9 +176,17 @@ def assemble(
         mixup: α of the mixup of the student's batches; 0 is none. Teachers in training see whole
             images.
         cutmix: α of their cutmix; with both, every batch takes either.
+        views: Views that each image is seen in, one after the other in the epochs; by default a new
+            one at random every time.
+        view_seed: Seed of the choice of so many views; not the run's, so that runs of all seeds can
+            share the teachers' outputs.
         teachers: Networks' names, keyword arguments of `TeacherSpec`, a `PoolSpec`, or a YAML
             file that describes one.
         teacher_epochs: Epochs to train each teacher for, where `teachers` are names.
+        store: Keyword arguments of `StoreSpec`, which keeps the teachers' outputs, instead of the
+            pool's own.
+        ahead: Batches that the teachers look at together, ahead of the student; None for what suits
+            the device. The numbers do not depend on it but for rounding.
         student: Name of a network; see `mtkd_env.networks.find_network`.
         student_width: Factor on all channel counts of the student.
         student_arguments: Further keyword arguments of the student's network.
@@ -155,10 +198,15 @@ def assemble(
             coefficients.
         feature: Losses of the feature terms, likewise in `FEATURE_TERMS`.
         precision: What student and teachers compute in: `fp32`, `bf16` or `fp16`.
+        teacher_precision: What the teachers compute in, if it is something else; on a CPU also
+            `int8`, which is nearly the same several times as fast.
+        compile: `auto` measures which exact form of each teacher is fastest, once, and takes it;
+            `none` does not.
         device: Device of student, teachers and images.
         cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
         seed: Seed of the first student and of its data order, until a seeded reset.
         progress: Called while a teacher is being trained.
+        note: Called with a line about each teacher that is compiled or in int8; logged by default.
         env_kwargs: Keyword arguments of `MTKDVectorEnv`.
 
     Raises:
@@ -172,11 +220,13 @@ def assemble(
         **env_kwargs,
     )
     check_scales(alpha=alpha, beta=beta, temperature=temperature)
-    _check_device(device)
-    check_precision(precision, device)
+    check_ahead(ahead)
+    _check_computing(device, precision, teacher_precision or precision, compile)
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe or {}, "recipe")
     mixing = Mixing(mixup, cutmix)
+    spec = pool_spec(teachers, teacher_epochs)
+    kept = spec.store if store is None else _store_spec(store)
     images = load_images(dataset, dataset_kwargs, val_fraction=val_fraction, train_size=train_size)
     data = images.data
     make_student = partial(
@@ -191,15 +241,24 @@ def assemble(
     # Teachers may take days to train, so a student that cannot be made is to be known before.
     make_student(seed=0)
     data_seed = derive_seed(seed, "data")
-    stream = images.stream(num_envs, torch.device(device), data_seed, mixing=mixing)
+    stream = images.stream(
+        num_envs, torch.device(device), data_seed, mixing=mixing, view_set=ViewSet(views, view_seed)
+    )
+    check_store(kept, stream)
+    folder = Path(cache) if cache else cache_folder()
     pool = build_pool(
-        pool_spec(teachers, teacher_epochs),
+        spec,
         images,
         device=device,
-        cache=Path(cache) if cache else None,
-        precision=precision,
+        cache=folder,
+        precision=FULL if teacher_precision == INT8 else teacher_precision or precision,
         progress=progress,
     )
+    fidelities = _quantize(pool, images, val_fraction, note) if teacher_precision == INT8 else {}
+    pool = _evaluated_as(pool, fidelities)
+    if compile == "auto":
+        _fit(pool, stream, data.image_shape, ahead=ahead, cache=folder, note=note)
+    stream.companion = make_companion(pool, stream, images, kept, ahead=ahead, cache=folder)
     evaluated = _evaluated(images, device)
     needs_means = needs_directions(feature)
     distiller = Distiller(
@@ -219,7 +278,43 @@ def assemble(
         seed=derive_seed(seed, "student"),
     )
     env = MTKDVectorEnv(distiller, stream, evaluated, **env_kwargs)
-    return Assembly(env, data, pool)
+    return Assembly(env, data, pool, fidelities)
+
+
+def _quantize(
+    pool: TeacherPool, images: TrainingSet, val_fraction: float, note: Note
+) -> dict[str, Fidelity]:
+    """Lets the teachers compute in int8, at scales of a few images of every class."""
+    data, count = images.data, min(CALIBRATION_IMAGES, len(images.splits.train))
+    few = data.split(val_fraction, train_size=count).train
+    return quantize_teachers(
+        pool.ensemble,
+        data.evaluation_batches(few, CALIBRATION_BATCH, device="cpu"),
+        images.evaluation_batches(images.splits.test, "cpu"),
+        note=note,
+    )
+
+
+def _evaluated_as(pool: TeacherPool, fidelities: dict[str, Fidelity]) -> TeacherPool:
+    """The pool with the results of its int8 teachers instead of what they were made from."""
+    found = {name: fidelity.evaluation for name, fidelity in fidelities.items()}
+    return replace(pool, evaluations=pool.evaluations | found)
+
+
+def _fit(
+    pool: TeacherPool,
+    stream: BatchStream,
+    image_shape: tuple[int, int, int],
+    *,
+    ahead: int | None,
+    cache: Path,
+    note: Note,
+) -> None:
+    """Takes the teachers' fastest exact forms for the batches that they will be asked about."""
+    device = next(pool.ensemble.parameters()).device
+    count = stream.local_batch_size * batches_ahead(ahead, stream.local_batch_size, device)
+    images = torch.randn(count, *image_shape, generator=torch.Generator().manual_seed(0))
+    pool.ensemble.fit(images.to(device), cache=cache, note=note)
 
 
 def check_names(
@@ -248,12 +343,15 @@ def check_names(
     parse_terms(feature, FEATURE_TERMS, "feature")
 
 
-def _check_device(device: str) -> None:
+def _check_computing(device: str, precision: str, teacher_precision: str, compile: str) -> None:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: cannot use '{device}': {reason}") from error
+    check_precision(precision, device)
+    check_teacher_precision(teacher_precision, device)
+    check_name(COMPILE, compile, "compile")
 
 
 def load_images(

@@ -21,12 +21,14 @@ class Batch:
         targets: Class of each image; of a mixed one, that of its largest part.
         index: Position of each image in its split, the same in every epoch.
         mixture: Share of every class in each image where images are mixed (mixup, cutmix).
+        teachers: What the teachers know of the images, if they were asked already.
     """
 
     inputs: Float[Tensor, "B K H W"]
     targets: Int64[Tensor, " B"]
     index: Int64[Tensor, " B"]
     mixture: Float[Tensor, "B C"] | None = None
+    teachers: "TeacherOutputs | None" = None
 
     @property
     def labels(self) -> Int64[Tensor, " B"] | Float[Tensor, "B C"]:

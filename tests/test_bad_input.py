@@ -140,7 +140,7 @@ NAMES: dict[str, tuple[str, Words]] = {
         ("kind", "did you mean 'random'?"),
     ),
     "optimizer": ("--optimizer.optimizer=sgdd", ("optimizer.optimizer", "adamw or sgd", "sgdd")),
-    "schedule": ("--optimizer.schedule=stpe", ("optimizer.schedule", "cosine, step", "stpe")),
+    "schedule": ("--optimizer.schedule=stpe", ("optimizer.schedule", "cosine, poly, step", "stpe")),
     "optimizer of the teachers": (
         "--teachers.recipe.optimizer=sgdd",
         ("teachers.recipe.optimizer", "adamw or sgd", "sgdd"),
@@ -176,13 +176,13 @@ def test_unknown_names_are_refused_with_the_nearest(
     refuse([flag], words)
 
 
-# Arguments of agents, which are built when the teachers are there.
+# Arguments of agents.
 
 
 ARGUMENTS: dict[str, tuple[str, str, Words]] = {
     "optimizer": ("pg", "{optimizer: adm}", ("optimizer", "did you mean 'adam'?")),
     "loss": ("pg", "{loss: clippd}", ("agent loss", "did you mean 'clipped'?")),
-    "negative rate": ("pg", "{lr: -1}", ("pg", "learning rate", "-1")),
+    "negative rate": ("pg", "{lr: -1}", ("agent.arguments.lr", ">= 0", "-1")),
     "no width": ("pg", "{hidden: 0}", ("hidden", "at least 1", "0")),
     "no passes": ("pg", "{passes: 0}", ("passes", "at least 1", "0")),
     "clip range": ("pg", "{loss: clipped, clip_range: 0}", ("clip_range", "> 0", "0")),

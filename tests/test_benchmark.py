@@ -17,7 +17,8 @@ from agents import AGENTS
 from experiments import benchmark
 from experiments.benchmarks import Request, memory, reward_signal, weighting
 from experiments.benchmarks import agents as agents_benchmark
-from experiments.benchmarks.agents import Contestant, default_methods, paper_ratios
+from experiments.benchmarks.agents import default_methods, paper_ratios
+from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
 from experiments.benchmarks.reward_signal import look
 from experiments.benchmarks.shared import check_shareable, make_env
@@ -234,22 +235,6 @@ def test_a_weighting_makes_so_many_steps(
     monkeypatch.setattr(weighting, "make_env", lambda *_: env)
     steps_of(assembly, config_of("mmkd"), steps=5)()
     assert env.steps == 5
-
-
-def test_the_floor_asks_all_teachers_and_trains_a_student_without_weights(
-    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[Tensor] = []
-    ensemble = assembly.env.distiller.teachers
-    monkeypatch.setattr(ensemble, "forward", lambda inputs: asked.append(inputs))
-    student = weighting.make_student(assembly, config_of("aver"))
-    before = [parameter.clone() for parameter in student.parameters()]
-    monkeypatch.setattr(weighting, "make_student", lambda *_: student)
-    weighting.floor(assembly, config_of("aver"), steps=2)()
-    assert len(asked) == 2
-    assert assembly.env.steps == 0
-    changed = [not torch.equal(*pair) for pair in zip(before, student.parameters(), strict=True)]
-    assert all(changed)
 
 
 class Counts(Stopwatch):
@@ -553,6 +538,9 @@ def test_a_log_gets_ten_lines_of_progress_or_fewer(capsys: pytest.CaptureFixture
         ("weighting", ["--epochs", "1"], "--epochs: means nothing to --what weighting"),
         ("weighting", ["--student.netwrk", "x"], "student.network"),
         ("agents", ["--steps", "3"], "--steps: means nothing to --what agents"),
+        ("agents", ["--axes", "batch"], "--axes: means nothing to --what agents"),
+        ("weighting", ["--variant", "a=--seed 1"], "--variant: means nothing to --what weighting"),
+        ("data", ["--methods", "aver"], "--methods: means nothing to --what data"),
         ("reward-signal", ["--methods", "papr"], "unknown reward 'papr'; did you mean 'paper'?"),
         ("reward-signal", ["--epochs", "0,a"], "--epochs: expected 0,1,5,..., got '0,a'"),
         ("reward-signal", ["--epochs", "3"], "--epochs: expected less than optimizer.epochs = 3"),

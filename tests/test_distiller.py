@@ -11,10 +11,12 @@ from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import TeacherEnsemble
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.types import DistillState, NetworkOutput, TeacherWeights
 from tiny import (
     CLASSES,
+    IMAGE_SHAPE,
     STEPS_PER_EPOCH,
+    TinyNetwork,
     assert_same,
     batch,
     generator,
@@ -22,6 +24,7 @@ from tiny import (
     perturb,
     snapshot,
     teacher_networks,
+    teachers,
     training_set,
 )
 
@@ -48,7 +51,7 @@ def with_gradient(distiller: Distiller, term: Tensor) -> set[str]:
     return {
         name
         for name, gradient in zip(named, gradients, strict=True)
-        if gradient is not None and gradient.abs().sum() > 1e-6
+        if gradient is not None and gradient.abs().sum() > 1e-5
     }
 
 
@@ -351,6 +354,64 @@ def test_without_any_loss_of_the_teachers_the_student_learns_from_the_classes_al
     for distiller in (without, silent):
         train(distiller, 2)
     assert_same(without.student, snapshot(silent.student))
+
+
+# Layout.
+
+
+class Flattening(TinyNetwork):
+    """Takes its map apart as only one layout allows, and has a part that is not to be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body.eval()
+
+    def head(self, feature_map: Tensor) -> NetworkOutput:
+        flat = feature_map.view(len(feature_map), self.feature_dim, -1).mean(2)
+        flat = flat + 0 * feature_map.view(-1, 2)[: len(flat), :1]
+        return replace(super().head(feature_map), feature=flat)
+
+
+def is_channels_last(distiller: Distiller) -> bool:
+    weights = [p for p in distiller.student.parameters() if p.ndim == 4 and min(p.shape) > 1]
+    assert weights
+    return all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
+
+
+def test_students_compute_channels_last_where_they_can() -> None:
+    distiller = make_tiny_distiller()
+    assert is_channels_last(distiller)
+    state = distiller.forward(batch())
+    for one in (state.student.feature_map, *state.projected):
+        assert one.stride(1) == 1
+    train(distiller, 2)
+    assert is_channels_last(distiller)
+
+
+def test_a_student_that_cannot_compute_channels_last_keeps_its_layout_and_mode() -> None:
+    distiller = Distiller(Flattening, teachers(), image_shape=IMAGE_SHAPE, steps_per_epoch=2)
+    assert not is_channels_last(distiller)
+    assert distiller.student.training
+    assert not any(part.training for part in distiller.student.body.modules())
+    train(distiller, 2)
+
+
+def test_steps_do_not_depend_on_the_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        ensemble = TeacherEnsemble(teacher_networks(), ("a", "b", "c"))
+        last = make_tiny_distiller(ensemble=ensemble)
+        monkeypatch.setattr("mtkd_env.distiller._prefer_channels_last", lambda *_: None)
+        first = make_tiny_distiller(ensemble=ensemble)
+        for distiller in (last, first):
+            train(distiller, 4)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert is_channels_last(last)
+    assert not is_channels_last(first)
+    for name, tensor in first.module.state_dict().items():
+        found = last.module.state_dict()[name]
+        torch.testing.assert_close(found, tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
 # Schedule.

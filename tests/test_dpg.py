@@ -105,7 +105,8 @@ def test_the_policy_climbs_what_the_critic_believes() -> None:
         return agent.critic(tried.observation, weights).mean()
 
     before = believed()
-    agent._learn_from([tried])
+    agent.history.append(tried)
+    agent._learn_from(agent.history)
     assert believed() > before
 
 
@@ -175,7 +176,7 @@ def test_finds_the_best_teacher_of_every_sample() -> None:
     ("arguments", "message"),
     [
         ({"noise_std": -1.0}, "noise_std: expected a number >= 0, got -1.0"),
-        ({"passes": 0}, "^passes: expected at least 1, got 0"),
+        ({"passes": 0}, "^agent.arguments.passes: expected at least 1, got 0"),
         ({"optimizer": "adan"}, "unknown optimizer 'adan'; did you mean 'adam'"),
         ({"gamma": 0.9}, "agent.arguments.gamma: unknown key"),
     ],

@@ -1,5 +1,6 @@
 """What holds for every learning agent of our own."""
 
+import inspect
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -9,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import AGENTS, build_agent
-from agents.learning import LearningAgent, RandomNumbers, check_counts
+from agents import AGENTS, build_agent, check_agent
+from agents.learning import LearningAgent, RandomNumbers
 from known_optimum import STEPS, started_env
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
@@ -105,7 +106,7 @@ def test_all_parts_that_are_saved_but_constants_change(kind: str) -> None:
     agent.learn(1, ignore)
     after = agent.state_dict()
     assert set(after) == set(before)
-    for name in after:
+    for name in set(after) - {"history"}:
         if tensors(after[name]):
             same = len(tensors(after[name])) == len(tensors(before[name]))
             plain = "optimizer" in name and KINDS[kind][1].get("optimizer") == "sgd"
@@ -131,11 +132,11 @@ def test_updates_of_the_policy_are_counted(kind: str) -> None:
 def test_agent_steps_leave_the_student_alone(kind: str) -> None:
     env = started_env()
     agent = make(kind, env)
-    memory = [agent._step()]
+    agent.history.append(agent._step())
     module = env.distiller.module
     module.zero_grad(set_to_none=True)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    agent._learn_from(memory)
+    agent._learn_from(agent.history)
     assert all(parameter.grad is None for parameter in module.parameters())
     assert equal(module.state_dict(), before)
 
@@ -155,7 +156,7 @@ def test_half_precision_observations_are_enough(kind: str) -> None:
 
 
 @every_kind
-def test_memories_hold_no_graph(kind: str) -> None:
+def test_histories_hold_no_graph(kind: str) -> None:
     def leaves(value: Any) -> list[Tensor]:
         if isinstance(value, Tensor):
             return [value]
@@ -243,7 +244,7 @@ def test_agents_that_see_the_scalar_reward_leave_the_fusion_as_it_is(kind: str) 
     assert env.fusion.logits.grad is None
 
 
-# Memory.
+# History.
 
 
 @pytest.mark.parametrize(
@@ -252,12 +253,12 @@ def test_agents_that_see_the_scalar_reward_leave_the_fusion_as_it_is(kind: str) 
     ids=str,
 )
 @pytest.mark.parametrize("name", ["pg", "reinforce", "dpg"])
-def test_the_memory_is_emptied_when_it_is_full_and_when_the_epoch_ends(
+def test_the_history_is_emptied_when_it_is_full_and_when_the_epoch_ends(
     name: str, agent_every: int | None, lengths: list[int]
 ) -> None:
     agent = build_agent(name, started_env(), seed=0, arguments={"agent_every": agent_every})
     found: list[int] = []
-    agent._learn_from = lambda memory: found.append(len(memory))
+    agent._learn_from = lambda history: found.append(len(history.batches))
     agent.learn(2, ignore)
     assert sum(lengths) == STEPS
     assert found == 2 * lengths
@@ -278,11 +279,82 @@ def test_random_numbers_go_on_from_their_state() -> None:
 
 
 @pytest.mark.parametrize("name", ["pg", "reinforce", "dpg"])
-@pytest.mark.parametrize("count", ["hidden", "agent_every"])
+@pytest.mark.parametrize("count", ["hidden", "agent_every", "history_bytes"])
 def test_counts_below_1_are_refused(name: str, count: str) -> None:
     with pytest.raises(ConfigError, match=f"^{count}: expected at least 1, got 0$"):
-        build_agent(name, started_env(), seed=0, arguments={count: 0})
+        AGENTS[name](started_env(), **{count: 0})
 
 
-def test_no_limit_is_no_mistake() -> None:
-    check_counts(agent_every=None, passes=1)
+# Arguments, checked before anything is built.
+
+NAN, INFINITY = float("nan"), float("inf")
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("pg", {"lr": "x"}, "lr: expected float, got 'x'"),
+    ("pg", {"lr": True}, "lr: expected float, got True"),
+    ("pg", {"lr": -1}, "lr: expected a number >= 0, got -1"),
+    ("pg", {"lr": NAN}, "lr: expected a number >= 0, got nan"),
+    ("pg", {"entropy_coef": -0.1}, "entropy_coef: expected a number >= 0, got -0.1"),
+    ("pg", {"entropy_coef": INFINITY}, "entropy_coef: expected a number >= 0, got inf"),
+    ("pg", {"clip_range": 0}, "clip_range: expected a number > 0, got 0"),
+    ("pg", {"passes": 1.5}, "passes: expected int, got 1.5"),
+    ("pg", {"passes": None}, "passes: expected int, got None"),
+    ("pg", {"agent_every": 0}, "agent_every: expected at least 1, got 0"),
+    ("pg", {"agent_every": "all"}, "agent_every: expected int or None, got 'all'"),
+    ("pg", {"history_bytes": 0}, "history_bytes: expected at least 1, got 0"),
+    ("pg", {"history_bytes": "64 MiB"}, "history_bytes: expected int, got '64 MiB'"),
+    ("pg", {"optimizer": 3}, "optimizer: expected str, got 3"),
+    ("pg", {"optimizer": "adm"}, "unknown optimizer 'adm'; did you mean 'adam'"),
+    ("pg", {"loss": "clippd"}, "unknown agent loss 'clippd'; did you mean 'clipped'"),
+    ("reinforce", {"entropy_coef": -1.0}, "entropy_coef: expected a number >= 0, got -1.0"),
+    ("reinforce", {"baseline_decay": 1.0}, "baseline_decay: expected a number in [0, 1), got 1.0"),
+    ("reinforce", {"baseline": "mean"}, "unknown baseline 'mean'; did you mean 'running_mean'"),
+    ("reinforce", {"distribution": "gauss"}, "unknown distribution 'gauss'; did you mean"),
+    ("reinforce", {"normalize_advantage": 1}, "normalize_advantage: expected bool, got 1"),
+    ("dpg", {"critic_lr": -1e-3}, "critic_lr: expected a number >= 0, got -0.001"),
+    ("dpg", {"noise_std": -1.0}, "noise_std: expected a number >= 0, got -1.0"),
+    ("dpg", {"entropy_coef": -0.02}, "entropy_coef: expected a number >= 0, got -0.02"),
+    ("oracle", {"temperature": 0}, "temperature: expected a number > 0, got 0"),
+    ("oracle", {"temperature": "warm"}, "temperature: expected float, got 'warm'"),
+    ("camkd", {"weight_norm": 2}, "weight_norm: expected str, got 2"),
+    ("mmkd", {"buffer_size": 1.5}, "buffer_size: expected int, got 1.5"),
+    ("ppo", {"noise_std": "much"}, "noise_std: expected float or None, got 'much'"),
+    ("ppo", {"n_minibatches": 2.5}, "n_minibatches: expected int or None, got 2.5"),
+    ("ppo", {"tensor_rollouts": "yes"}, "tensor_rollouts: expected bool or None, got 'yes'"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), REFUSED, ids=str)
+def test_values_that_cannot_be_used_are_refused_before_anything_is_built(
+    name: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        check_agent(name, arguments)
+    path = "" if message.startswith("unknown") else "agent.arguments."
+    assert str(error.value).startswith(f"{path}{message}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("pg", {"lr": 1, "entropy_coef": 0, "agent_every": None, "history_bytes": 1}),
+        ("reinforce", {"baseline_decay": 0, "agent_every": 10**6}),
+        ("dpg", {"noise_std": 0, "critic_lr": 0.0}),
+        ("uniform", {}),
+    ],
+    ids=str,
+)
+def test_values_at_the_edge_can_be_used(name: str, arguments: dict[str, Any]) -> None:
+    check_agent(name, arguments)
+    build_agent(name, started_env(), seed=0, arguments=arguments)
+
+
+@pytest.mark.parametrize("name", ["pg", "reinforce", "dpg"])
+def test_every_check_is_of_an_argument_and_its_default_passes(name: str) -> None:
+    kind = AGENTS[name]
+    assert isinstance(kind, type)
+    assert issubclass(kind, LearningAgent)
+    parameters = inspect.signature(kind).parameters
+    assert kind.checks.keys() <= parameters.keys()
+    check_agent(name, {key: parameters[key].default for key in kind.checks})

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.nn import functional
 
 from mtkd_env.losses import (
     class_shares,
@@ -160,6 +161,49 @@ def test_feature_cosine_ignores_the_length_of_features(scale: float) -> None:
     maps = (randn(B, 2, 2, 2).abs(), randn(B, 3, 1, 1, seed=4))
     cosines = feature_cosine(maps, tuple(scale * m for m in maps))
     torch.testing.assert_close(cosines, torch.ones(B, 2, dtype=torch.float64))
+
+
+def maps_like(teachers: tuple[Tensor, ...], seed: int) -> tuple[Tensor, ...]:
+    return tuple(randn(*one.shape, seed=seed + m) for m, one in enumerate(teachers))
+
+
+SHAPES = ((2, 3, 3), (4, 3, 3), (3, 1, 2))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_feature_losses_are_those_of_each_teacher_alone(
+    merged: bool, layout: torch.memory_format
+) -> None:
+    """Whatever the layout, and for maps that are parts of one tensor."""
+    theirs = tuple(randn(B, *shape, seed=m) for m, shape in enumerate(SHAPES))
+    ours = maps_like(theirs, seed=10)
+    found = ours
+    if merged:
+        found = (*torch.cat(ours[:2], dim=1).split([2, 4], dim=1), ours[2])
+    found, known = (
+        tuple(one.contiguous(memory_format=layout) for one in maps) for maps in (found, theirs)
+    )
+    distances = [(a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]
+    torch.testing.assert_close(feature_mse(found, known), torch.stack(distances, dim=1))
+    cosines = [
+        functional.cosine_similarity(a.mean((2, 3)), b.mean((2, 3)))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    torch.testing.assert_close(feature_cosine(found, known), torch.stack(cosines, dim=1))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_gradient_of_feature_mse_has_the_layout_of_the_maps(
+    layout: torch.memory_format,
+) -> None:
+    theirs = tuple(
+        randn(B, *shape, seed=m).contiguous(memory_format=layout) for m, shape in enumerate(SHAPES)
+    )
+    whole = randn(B, 6, 3, 3, seed=9).contiguous(memory_format=layout).requires_grad_()
+    loss = feature_mse(whole.split([2, 4], dim=1), theirs[:2]).sum()
+    (gradient,) = torch.autograd.grad(loss, whole)
+    assert gradient.is_contiguous(memory_format=layout)
 
 
 # DIST.

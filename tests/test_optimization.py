@@ -1,15 +1,18 @@
 import math
 import warnings
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from mtkd_env import optimization
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe, make_recipe
@@ -31,10 +34,10 @@ def learn(net: nn.Module, optimizer: Optimizer, schedule: LRScheduler, steps: in
     """The learning rate of each of so many steps on inputs that depend on the step alone."""
     rates = []
     for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
+        rates.append(float(optimizer.param_groups[0]["lr"]))
         inputs = torch.randn(6, 3, generator=generator(schedule.last_epoch))
         optimizer.zero_grad()
-        net(inputs).square().mean().backward()
+        net(inputs.to(next(net.parameters()))).square().mean().backward()
         optimizer.step()
         schedule.step()
     return rates
@@ -99,7 +102,7 @@ def test_a_constant_rate_stays_after_its_warm_up() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_after_the_end_the_rate_stays_as_it_is_there(schedule: str) -> None:
     found = rates(Recipe(epochs=4, lr=0.1, schedule=schedule, min_lr=0.03), extra=3 * STEPS)
-    last = {"step": 1e-4, "cosine": 0.03, "constant": 0.1}[schedule]
+    last = {"step": 1e-4, "cosine": 0.03, "poly": 0.03, "constant": 0.1}[schedule]
     assert found[4 * STEPS :] == pytest.approx([last] * (3 * STEPS))
 
 
@@ -129,27 +132,124 @@ def test_a_rate_of_zero_stays_zero(schedule: str) -> None:
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_sgd_is_that_of_torch(momentum: float) -> None:
     recipe = Recipe(epochs=2, lr=0.05, momentum=momentum, weight_decay=0.01, schedule="constant")
-    found, expected = module(), module()
+    found, expected = module().double(), module().double()
     nesterov = momentum > 0
     optimizer = SGD(
         expected.parameters(), lr=0.05, momentum=momentum, weight_decay=0.01, nesterov=nesterov
     )
     learn(found, *recipe.build(found, STEPS), 7)
     learn(expected, optimizer, MultiStepLR(optimizer, []), 7)
-    for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
-        assert ours.equal(theirs)
+    assert_close(found, expected)
 
 
 def test_adamw_is_that_of_torch() -> None:
     recipe = Recipe(
         epochs=2, optimizer="adamw", lr=0.05, betas=(0.8, 0.9), weight_decay=0.1, milestones=()
     )
-    found, expected = module(), module()
+    found, expected = module().double(), module().double()
     optimizer = AdamW(expected.parameters(), lr=0.05, betas=(0.8, 0.9), weight_decay=0.1)
     learn(found, *recipe.build(found, STEPS), 7)
     learn(expected, optimizer, MultiStepLR(optimizer, []), 7)
+    assert_close(found, expected)
+
+
+def assert_close(found: nn.Module, expected: nn.Module) -> None:
+    for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_parameter_may_get_its_first_gradient_later(optimizer: str) -> None:
+    """It then moves as one that is alone."""
+    both = nn.ParameterList([torch.ones(3), torch.ones(3)])
+    alone = nn.ParameterList([torch.ones(3)])
+    recipe = Recipe(optimizer=optimizer, schedule="constant")
+    first, second = recipe.build(both, STEPS)[0], recipe.build(alone, STEPS)[0]
+    both[0].grad = torch.ones(3)
+    first.step()
+    assert both[1].eq(1).all()
+    for _ in range(2):
+        for parameter in (*both, *alone):
+            parameter.grad = torch.arange(3.0)
+        first.step()
+        second.step()
+    assert both[1].equal(alone[0])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_first_step_that_is_rejected_leaves_no_trace(optimizer: str) -> None:
+    """As fp16's scaler does it, which begins with a scale that is too large."""
+    found, expected = module(), module()
+    recipe = Recipe(optimizer=optimizer, schedule="constant", clip_norm=1.0)
+    first, second = recipe.build(found, STEPS)[0], recipe.build(expected, STEPS)[0]
+    scaler = GradScaler("cpu", init_scale=2.0**127, growth_interval=1)
+    scaler.scale(4 * found(torch.ones(6, 3)).square().sum()).backward()
+    scaler.unscale_(first)
+    scaler.step(first)
+    scaler.update()
+    assert scaler.get_scale() == 2.0**126
+    for net, one in ((found, first), (expected, second)):
+        one.zero_grad()
+        net(torch.ones(6, 3)).square().mean().backward()
+        one.step()
     for ours, theirs in zip(found.parameters(), expected.parameters(), strict=True):
         assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_saved_state_fits_parameters_of_another_layout(optimizer: str) -> None:
+    recipe = Recipe(optimizer=optimizer, schedule="constant")
+    nets = [nn.Conv2d(2, 3, (2, 4)).double() for _ in range(2)]
+    parts = [recipe.build(net, STEPS)[0] for net in nets]
+
+    def step(net: nn.Module, one: Optimizer) -> None:
+        one.zero_grad()
+        images = torch.randn(2, 2, 5, 5, generator=generator(1), dtype=torch.float64)
+        net(images).square().mean().backward()
+        one.step()
+
+    step(nets[0], parts[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[1].to(memory_format=torch.channels_last)
+    parts[1].load_state_dict(deepcopy(parts[0].state_dict()))
+    for net, one in zip(nets, parts, strict=True):
+        step(net, one)
+    assert_close(nets[1], nets[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_rates_held_in_memory_are_the_same_rates(
+    optimizer: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: across milestones, and after a checkpoint that was written without them."""
+    recipe = Recipe(
+        epochs=4, optimizer=optimizer, milestones=(0.25, 0.5), decay_norm_and_bias=False
+    )
+    plain, held = module(), module().to(device)
+    parts = plain, *recipe.build(plain, STEPS)
+    expected = learn(*parts, 3)
+    save_checkpoint(tmp_path / "x.pt", {str(i): part.state_dict() for i, part in enumerate(parts)})
+    expected += learn(*parts, 9)
+
+    monkeypatch.setattr(optimization, "RATE_IN_MEMORY", {device})
+    others = held, *recipe.build(held, STEPS)
+    found = learn(*others, 3)
+    for _ in range(2):  # Then one that was written with them.
+        content = load_checkpoint(tmp_path / "x.pt", device)
+        for i, other in enumerate(others):
+            other.load_state_dict(content[str(i)])
+        content = {str(i): other.state_dict() for i, other in enumerate(others)}
+        save_checkpoint(tmp_path / "x.pt", content)
+    rates = [group["lr"] for group in others[1].param_groups]
+    found += learn(*others, 9)
+    assert found == pytest.approx(expected, rel=1e-6)
+    for group, rate in zip(others[1].param_groups, rates, strict=True):
+        assert isinstance(rate, Tensor)
+        assert rate.device.type == device
+        assert rate is group["lr"]  # filled in place, where a captured step reads it
+    for ours, theirs in zip(held.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)
 
 
 class Transformer(nn.Module):
@@ -286,7 +386,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "decay": ({"decay": -1.0}, "a number >= 0, got -1.0"),
     "milestones": ({"milestones": (150.0,)}, "fractions of the training in (0, 1], got (150.0,)"),
     "optimizer": ({"optimizer": "adam"}, "adamw or sgd, got adam"),
-    "schedule": ({"schedule": "poly"}, "constant, cosine, step, got poly"),
+    "schedule": ({"schedule": "linear"}, "constant, cosine, poly, step, got linear"),
     "betas": ({"betas": (0.9, 1.0)}, "two numbers in [0, 1), got (0.9, 1.0)"),
     "min_lr": ({"min_lr": 0.1}, "0 to lr = 0.05, got 0.1"),
     "warmup_lr": ({"warmup_lr": 0.1}, "0 to lr = 0.05, got 0.1"),

@@ -318,7 +318,10 @@ def test_an_update_of_several_batches_follows_their_mean_gradient() -> None:
     def moved(batches: list[Any]) -> Tensor:
         for parameter, value in zip(agent.policy.parameters(), start, strict=True):
             parameter.data.copy_(value)
-        agent._learn_from(batches)
+        agent.history.clear()
+        for batch in batches:
+            agent.history.append(batch)
+        agent._learn_from(agent.history)
         after = zip(agent.policy.parameters(), start, strict=True)
         return torch.cat([(p.detach() - value).flatten() for p, value in after])
 

@@ -77,6 +77,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "two epochs of warm-up": ("pg", {}, ["--warmup.epochs", "2"]),
     "raw observations": ("reinforce", {}, ["--env.normalize_observation", "false"]),
     "episodes of a training": ("dpg", {}, ["--env.episode", "training"]),
+    "teachers ahead": ("pg", {}, ["--ahead", "2"]),
+    "stored teachers": ("pg", {}, ["--data.views", "2", "--teachers.store.place", "host"]),
     "dropout": ("pg", {}, ["--student.network", "torchvision:mobilenet_v3_small"]),
 }
 
@@ -96,6 +98,9 @@ class Interrupting:
         self._act = act
 
     def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """Tells nothing."""
+
+    def note(self, text: str) -> None:
         """Tells nothing."""
 
     def training(self, config: ExperimentConfig, steps: int) -> Any:
@@ -507,7 +512,7 @@ KILLS = int(os.environ.get("KILLS", "4"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algo", ["pg", "ppo", "sac", "mmkd"])
+@pytest.mark.parametrize("algo", ["none", "aver", "pg", "ppo", "ddpg", "sac", "mmkd"])
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
     algo: str, small: str, tmp_path: Path
 ) -> None:

@@ -368,7 +368,7 @@ MISTAKES = {
     "second method": (["--algo", "aver,ppoo"], "did you mean 'ppo'?"),
     "flag": (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
     "argument": (["--algo", "pg", "--agent.arguments.lrr", "1"], "agent.arguments.lrr"),
-    "value": (["--algo", "pg", "--agent.arguments.lr", "x"], "agent: pg cannot be built"),
+    "value": (["--algo", "pg", "--agent.arguments.lr", "x"], "expected float, got 'x'"),
     "method for other actions": (["--algo", "dqn"], "dqn cannot be built"),
     "dataset": (["--data.dataset", "digit"], "did you mean 'digits'?"),
     "student": (["--student.network", "resnet9"], "did you mean 'resnet8'?"),

@@ -75,6 +75,26 @@ def test_spaces_are_those_of_one_sample() -> None:
     assert adapter.render_mode is None
 
 
+@pytest.mark.parametrize("episode", ["batch", "epoch"])
+def test_a_step_fetches_one_tensor(episode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    env = started(episode=episode)
+    fetched: list[int] = []
+    fetch = torch.Tensor.cpu
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        fetched.append(tensor.numel())
+        return fetch(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", count)
+    width = env.observation_space.shape[0]
+    observations, rewards, _, _ = step(env)
+    assert fetched == [NUM_ENVS * (width + 1)]
+    # Nothing is copied once more on the host: the observations are a part of what was fetched.
+    assert observations.base is not None
+    assert rewards.base is None
+    assert observations.flags.c_contiguous
+
+
 def test_returned_arrays_are_not_aliased() -> None:
     env = started()
     returned = [(env.reset(),), *(step(env, seed)[:3] for seed in range(3))]

@@ -3,26 +3,18 @@
 The paper's Table 6(c); configs/benchmark/table6c.yaml says what is measured.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 
-from agents import build_agent
 from agents.sb3 import CONTRIB
-from agents.warmup import warm_up
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
-from experiments.benchmarks.shared import check_shareable, make_env
-from experiments.benchmarks.timing import (
-    Reading,
-    Spread,
-    Stopwatch,
-    stopwatch_for,
-    take_turns,
-)
+from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.memory import DevicePeak
+from experiments.benchmarks.shared import check_shareable
+from experiments.benchmarks.timing import Spread, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.benchmarks.weighting import with_reference
-from experiments.config import CONFIGS, ExperimentConfig, read_yaml
-from mtkd_env import Assembly
+from experiments.config import CONFIGS, read_yaml
 
 NOTHING = "–"
 
@@ -52,67 +44,6 @@ def paper_ratios(quantity: str) -> dict[str, float]:
     figures = read_yaml(TABLE, "--what")["paper"]
     reference = figures[REFERENCE][quantity]
     return {method: figure[quantity] / reference for method, figure in figures.items()}
-
-
-class Contestant:
-    """An agent in an environment of its own, measured over whole epochs.
-
-    An epoch holds the student's steps and all that the agent learns from them. The agent learns two
-    epochs at a time, and only the second one counts: a library may learn from an epoch's last steps
-    after it was told that the epoch has ended, and what it has not learned from by then is lost
-    between two calls. The second epoch holds as much learning as any epoch of a run.
-
-    Args:
-        assembly: Images and teachers.
-        config: Its configuration.
-        peak: Reads the device's memory.
-
-    Attributes:
-        agent: The agent.
-        peaks: Bytes at the peak of every measured epoch; none on a CPU.
-    """
-
-    def __init__(self, assembly: Assembly, config: ExperimentConfig, peak: DevicePeak) -> None:
-        env = make_env(assembly, config)
-        arguments = config.agent.arguments
-        self.agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
-        self.peaks: list[int] = []
-        self._history = HistoryMeter(self.agent)
-        self._name = config.algo
-        self._peak = peak
-        for _ in range(config.warmup.epochs):
-            warm_up(self.agent, env.steps_per_epoch, config.warmup.weights)
-        peak.built(self._name)
-
-    def __call__(self, watch: Stopwatch) -> Reading:
-        """Measures the time and the peak of an epoch."""
-        readings: list[Reading] = []
-
-        def begin() -> None:
-            self._peak.begin()
-            watch.start()
-
-        def end() -> None:
-            readings.append(watch.stop())
-            self.peaks.extend(self._peak.end(self._name))
-
-        self._second_epoch(begin, end)
-        return readings[0]
-
-    def history(self) -> int:
-        """The most bytes that it keeps to learn from; takes two epochs."""
-        kept: list[int] = []
-        self._second_epoch(self._history.start, lambda: kept.append(self._history.stop()))
-        return kept[0]
-
-    def learners(self) -> int:
-        """Bytes of its networks and their optimisers."""
-        kept = held_bytes(self.agent, learners=False)
-        return held_bytes(self.agent, learners=True) - kept
-
-    def _second_epoch(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
-        calls = iter([begin, end])
-        self.agent.learn(2, lambda: next(calls)())
 
 
 def measure(request: Request) -> Outcome:

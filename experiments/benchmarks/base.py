@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from experiments.benchmarks.variants import Variant
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress
 from experiments.experiment import build, check_names
@@ -36,6 +38,8 @@ class Request:
         rounds: Number of rounds.
         epochs: Points of the student's training [epochs].
         out: Where progress is shown.
+        variants: Flags that every method is measured with as well.
+        axes: What a cost is measured against; by default all that the benchmark knows.
     """
 
     flags: Sequence[str]
@@ -44,6 +48,8 @@ class Request:
     rounds: int
     epochs: Sequence[int]
     out: Console
+    variants: Sequence[Variant] = ()
+    axes: Sequence[str] | None = None
 
     def configs(self, methods: Sequence[str], *flags: str) -> dict[str, ExperimentConfig]:
         """The configuration of every method, checked before anything is built.
@@ -75,7 +81,7 @@ class Request:
         times = [TimeElapsedColumn(), TimeRemainingColumn()]
         # Drawn between two measurements, not by a thread that would be part of them.
         with Progress(*columns, *times, console=self.out, auto_refresh=False) as bar:
-            yield from bar.track(things, total=len(things), description=title)
+            yield from bar.track(things, total=len(things), description=escape(title))
 
     def _count_in_lines(self, things: Collection[T], title: str) -> Iterator[T]:
         """Prints ten lines or fewer, as a log wants them."""
@@ -83,7 +89,7 @@ class Request:
         for done, thing in enumerate(things, start=1):
             yield thing
             if done * 10 // total > (done - 1) * 10 // total:
-                self.out.print(f"{title}: {done}/{total}", highlight=False)
+                self.out.print(f"{title}: {done}/{total}", highlight=False, markup=False)
 
 
 @dataclass(frozen=True)
@@ -111,15 +117,17 @@ class Benchmark:
         measure: Measures; raises `ConfigError` for what it cannot use before it builds anything.
         about: What it measures, for the help.
         rounds: Number of rounds by default.
-        steps: Steps of a method in a round by default; none where `--steps` means nothing.
-        traces: Whether it looks at several points of a student's training.
+        flags: Names of the flags that mean something to it, besides `--rounds` and `--json`.
+        steps: SGD steps in a round by default.
+        epochs: Points of the student's training by default.
     """
 
     measure: Callable[[Request], Outcome]
     about: str
     rounds: int
-    steps: int | None = None
-    traces: bool = False
+    flags: Collection[str] = ("methods",)
+    steps: int = 1
+    epochs: Sequence[int] = ()
 
 
 def unusable(flag: str, what: str) -> ConfigError:

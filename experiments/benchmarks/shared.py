@@ -36,6 +36,7 @@ def make_student(assembly: Assembly, config: ExperimentConfig) -> Network:
         config.student.network,
         num_classes=data.num_classes,
         in_channels=data.image_shape[0],
+        image_size=data.image_shape[1:],
         width=config.student.width,
         **config.student.arguments,
     )

@@ -121,6 +121,15 @@ def timed(work: Callable[[], object]) -> Subject:
     return measure
 
 
+def per_unit(subject: Subject, units: int) -> Subject:
+    """A subject whose readings are those of one of so many equal units of its work."""
+
+    def measure(watch: Stopwatch) -> Reading:
+        return {clock: value / units for clock, value in subject(watch).items()}
+
+    return measure
+
+
 Readings = dict[str, list[Reading]]
 
 
@@ -175,6 +184,17 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
+
+
+def this_machine(device: torch.device) -> str:
+    """The machine in a line, for notes."""
+    machine = describe_machine(device)
+    load = machine["load"]
+    busy = "load unknown" if load is None else f"load {load:.1f} in the last minute"
+    return (
+        f"this machine ({machine['accelerator'] or machine['processor']}, {machine['cores']} "
+        f"cores, threads used: {machine['threads']}, {busy})"
+    )
 
 
 def _processor() -> str:

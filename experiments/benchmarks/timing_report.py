@@ -5,10 +5,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
+from experiments.benchmarks.bars import draw_bars
 from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
@@ -18,10 +19,10 @@ from experiments.benchmarks.timing import (
     describe_machine,
     ratios,
     seconds,
+    this_machine,
 )
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly
-from mtkd_env.files import write_atomically
 
 # Equal weights: what every other way to weight teachers is compared with.
 REFERENCE = "aver"
@@ -39,6 +40,7 @@ class TimingReport:
         assembly: What all methods shared.
         config: Configuration of the reference.
         notes: What the reader must know.
+        amount: What a round holds, where that is not `units` of each.
         extra: Further columns of the table: heading, then text by method.
         values: Further values for the JSON file.
     """
@@ -50,6 +52,7 @@ class TimingReport:
     assembly: Assembly
     config: ExperimentConfig
     notes: Sequence[str]
+    amount: str = ""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
 
@@ -84,25 +87,22 @@ class TimingReport:
         for heading in self.extra:
             table.add_column(heading, justify="right")
         for name in self.readings:
-            cells = [cell for clock in self.clocks for cell in _cells(by_clock[clock][name])]
+            own = [cell for clock in self.clocks for cell in ratio_cells(by_clock[clock][name])]
             others = [texts[name] for texts in self.extra.values()]
-            table.add_row(name, *cells, f"{first[name].median:.2f}", *others)
+            table.add_row(escape(name), *own, f"{first[name].median:.2f}", *others)
         return table
 
     def _notes(self) -> list[str]:
-        machine = describe_machine(self.assembly.env.device)
         reference = self.readings[REFERENCE]
         absolute = ", ".join(
             f"{self._milliseconds(clock)[REFERENCE].median:.2f} ms {clock}" for clock in self.clocks
         )
-        units = f"{self.units} {self.unit}{'s' if self.units > 1 else ''}"
-        where = machine["accelerator"] or machine["processor"]
+        amount = self.amount or f"{self.units} {self.unit}{'s' if self.units > 1 else ''}"
         return [
             *self.notes,
-            f"{len(reference)} rounds of {units}, methods in turns; every round gives one ratio: "
+            f"{len(reference)} rounds of {amount}, methods in turns; every round gives one ratio: "
             f"median, {LOW}th to {HIGH}th percentile",
-            f"{REFERENCE}: {absolute} per {self.unit} on this machine ({where}, "
-            f"{machine['cores']} cores, threads used: {machine['threads']}, {_load(machine)})",
+            f"{REFERENCE}: {absolute} per {self.unit} on {this_machine(self.assembly.env.device)}",
         ]
 
     def _values(self) -> dict[str, Any]:
@@ -131,35 +131,11 @@ class TimingReport:
 
     def _draw(self, path: Path) -> None:
         clock = self.clocks[0]
-        found = self._ratios(clock)
-        names = sorted(found, key=lambda name: found[name].median)
-        figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
-        axes = figure.subplots()
-        medians = [found[name].median for name in names]
-        spreads = [
-            [found[name].median - found[name].low for name in names],
-            [found[name].high - found[name].median for name in names],
-        ]
-        axes.barh(names, medians, xerr=spreads, capsize=3, color="tab:blue", alpha=0.8)
-        axes.axvline(1, color="grey", linestyle=":")
-        for place, name in enumerate(names):
-            axes.annotate(
-                f"{medians[place]:.2f}",
-                (found[name].high, place),
-                xytext=(6, 0),
-                textcoords="offset points",
-                verticalalignment="center",
-            )
-        axes.margins(x=0.12)
-        axes.set(title=self.title, xlabel=f"{clock} time of one {self.unit} / {REFERENCE}'s")
-        axes.grid(axis="x", alpha=0.3)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+        label = f"{clock} time of one {self.unit} / {REFERENCE}'s"
+        draw_bars(path, self._ratios(clock), title=self.title, label=label)
 
 
-def _cells(spread: Spread) -> tuple[str, str]:
-    return f"{spread.median:.3f}", f"{spread.low:.2f}-{spread.high:.2f}"
-
-
-def _load(machine: Mapping[str, Any]) -> str:
-    load = machine["load"]
-    return "load unknown" if load is None else f"load {load:.1f} in the last minute"
+def ratio_cells(spread: Spread) -> tuple[str, str]:
+    """A spread of ratios as two columns of a table."""
+    digits = 2 if spread.median >= 0.1 else 4
+    return f"{spread.median:.3f}", f"{spread.low:.{digits}f}-{spread.high:.{digits}f}"

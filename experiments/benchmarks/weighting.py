@@ -4,20 +4,15 @@ import inspect
 from collections.abc import Callable, Sequence
 from math import lcm
 
-import torch
-from torch import nn
-
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.shared import check_shareable, make_env, make_student
+from experiments.benchmarks.floor import ABOUT_FLOOR, FLOOR, floor
+from experiments.benchmarks.shared import check_shareable, make_env
 from experiments.benchmarks.timing import Readings, stopwatch_for, take_turns, timed
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import CONFIGS, ExperimentConfig, algo_layers
 from mtkd_env import Assembly
 from mtkd_env.errors import ConfigError
 from mtkd_env.weighting import WEIGHTINGS
-
-# What no method can do without: the reader's measure of what is left to save.
-FLOOR = "floor"
 
 # Rounds that are not counted: buffers fill, kernels are chosen, memory is taken.
 WARMUP_ROUNDS = 2
@@ -65,7 +60,7 @@ def measure(request: Request) -> Outcome:
         config=configs[REFERENCE],
         notes=(
             "step: state, weights, update, reward and after_update; nothing is evaluated",
-            "floor: forward of all teachers; forward, backward and optimiser of the student alone",
+            ABOUT_FLOOR,
         ),
     ).outcome()
 
@@ -119,27 +114,5 @@ def steps_of(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callab
             state = env.state
             env.distill(weighting(state))
             weighting.after_update(state)
-
-    return work
-
-
-def floor(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callable[[], None]:
-    """What no step can do without, on one batch again and again.
-
-    A forward of all teachers; a forward of the student, its backward from the cross-entropy, and
-    its optimiser. No batch is made, no map is compared, nothing is weighted or rewarded.
-    """
-    env = assembly.env
-    teachers, batch = env.distiller.teachers, next(env.stream)
-    student = make_student(assembly, config).to(env.device).train()
-    optimizer, _ = config.optimizer.build(student, env.steps_per_epoch)
-
-    def work() -> None:
-        for _ in range(steps):
-            teachers(batch.inputs)
-            loss = nn.functional.cross_entropy(student(batch.inputs).logits, batch.targets)
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
 
     return work

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
 from mtkd_env.data.split import WHOLE, S, Shard, Split, Splits, divide
 from mtkd_env.data.stream import BatchStream, evaluation_batches
+from mtkd_env.data.views import FRESH, ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
 
@@ -72,6 +73,7 @@ class ImageSet(ABC, Generic[S]):
         seed: int,
         shard: Shard = WHOLE,
         mixing: Mixing = UNMIXED,
+        view_set: ViewSet = FRESH,
     ) -> BatchStream:
         """Endless augmented batches of a split; see `BatchStream` for the arguments."""
 
@@ -200,6 +202,7 @@ class ImageData(ImageSet[Split]):
         seed: int,
         shard: Shard = WHOLE,
         mixing: Mixing = UNMIXED,
+        view_set: ViewSet = FRESH,
     ) -> BatchStream:
         """Endless batches of cropped and mirrored images that live on the device."""
         return BatchStream(
@@ -213,6 +216,7 @@ class ImageData(ImageSet[Split]):
             flip=self.flip,
             shard=shard,
             mixer=self.mixer(mixing),
+            view_set=view_set,
         )
 
     def evaluation_batches(

@@ -29,7 +29,7 @@ from mtkd_env.data.decoding import (
 from mtkd_env.data.mixing import UNMIXED, Mixing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, Splits, divide, shard_rows
 from mtkd_env.data.stream import BatchStream, check_batch_size
-from mtkd_env.data.views import LARGEST_SEED, Views
+from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.types import Batch
 
@@ -188,8 +188,15 @@ class ImageFiles(ImageSet[FileSplit]):
         seed: int,
         shard: Shard = WHOLE,
         mixing: Mixing = UNMIXED,
+        view_set: ViewSet = FRESH,
     ) -> BatchStream:
-        """Endless batches of images that are decoded and augmented by worker processes."""
+        """Endless batches of images that are decoded and augmented by worker processes.
+
+        Raises:
+            ConfigError: Some views only, which images in files do not have.
+        """
+        if view_set.count is not None:
+            raise ConfigError(f"views: images in files have no numbered views: {self.name}")
         views = FileViews(self, split.to(device), torch.device(device))
         return BatchStream.over(
             views,
@@ -215,7 +222,7 @@ class ImageFiles(ImageSet[FileSplit]):
         seeds = torch.zeros_like(order)
         rows = pieces(slice(0, len(order)), batch_size)
         views = FileViews(self, split.to(device), torch.device(device), augment=False)
-        return views.decoded(order, seeds, rows)
+        return views.batches(order, seeds, rows)
 
     def pixels(self, split: FileSplit, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
         """Central views of the images at some positions of a split."""
@@ -257,19 +264,19 @@ class FileViews(Views):
         """Number of images."""
         return len(self._split)
 
-    def batches(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, rows: Sequence[slice]
-    ) -> Iterator[Batch]:
-        """Some batches of an epoch; every place in its order has a seed of its own."""
-        seeds = torch.randint(LARGEST_SEED, order.shape, generator=generator)
-        yield from self.decoded(order, seeds, rows)
+    def draw(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    ) -> Int64[Tensor, " N"]:
+        """A seed for every place in the order."""
+        del epoch
+        return torch.randint(LARGEST_SEED, order.shape, generator=generator)
 
-    def decoded(
-        self, order: Int64[Tensor, " N"], seeds: Int64[Tensor, " N"], rows: Sequence[slice]
+    def batches(
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
     ) -> Iterator[Batch]:
         """Batches of the images at some rows of an order, under the seeds of the rows."""
         requests = (
-            (self._split.paths(order[chunk].tolist()), seeds[chunk].tolist())
+            (self._split.paths(order[chunk].tolist()), drawn[chunk].tolist())
             for part in rows
             for chunk in pieces(part, CHUNK)
         )

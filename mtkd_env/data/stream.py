@@ -5,7 +5,8 @@ A stream decides which images come when; how a view of an image is made is the b
 device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.mixing import Mixer
 from mtkd_env.data.split import WHOLE, Shard, Split, check_shard, shard_rows
-from mtkd_env.data.views import LARGEST_SEED, MemoryViews, Views
+from mtkd_env.data.views import FRESH, LARGEST_SEED, MemoryViews, Views, ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
@@ -29,6 +30,25 @@ class StreamState(TypedDict):
     step: int
     samples: int
     batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """What is left of an epoch, known on the host before any of it is made.
+
+    Attributes:
+        order: Positions in the split, in the order of the whole epoch.
+        views: The view of each; see `Views.draw`.
+        rows: This process's part of that order, batch by batch, for the batches to come.
+    """
+
+    order: Int64[Tensor, " N"]
+    views: Int64[Tensor, " N"]
+    rows: Sequence[slice]
+
+
+# Adds to the batches of an epoch before they are given out, and may look some batches ahead.
+Companion = Callable[[Iterator[Batch], EpochPlan], Iterator[Batch]]
 
 
 class BatchStream(Iterator[Batch]):
@@ -50,8 +70,11 @@ class BatchStream(Iterator[Batch]):
         augment: False switches crops and flips off.
         shard: Which process this is, and of how many.
         mixer: Mixes the images of a batch; of several processes, each mixes its own rows.
+        view_set: Which of its views each image is seen in.
 
     Attributes:
+        views: What makes the batches.
+        companion: What adds to them; nothing by default. It does not change where the stream is.
         batch_size: Number of images in every batch, over all processes.
         local_batch_size: Number of them that this process gets.
         samples: Number of images in the split.
@@ -78,9 +101,18 @@ class BatchStream(Iterator[Batch]):
         augment: bool = True,
         shard: Shard = WHOLE,
         mixer: Mixer | None = None,
+        view_set: ViewSet = FRESH,
     ) -> None:
         padding, flip = (crop_padding, flip) if augment else (0, False)
-        views = MemoryViews(split, mean=mean, std=std, device=device, padding=padding, flip=flip)
+        views = MemoryViews(
+            split,
+            mean=mean,
+            std=std,
+            device=device,
+            padding=padding,
+            flip=flip,
+            view_set=view_set,
+        )
         self._set_up(views, batch_size, seed, shard, mixer)
 
     @classmethod
@@ -137,7 +169,8 @@ class BatchStream(Iterator[Batch]):
         self.steps_per_epoch = len(views) // batch_size
         self.epoch = 0
         self.step = 0
-        self._views = views
+        self.views = views
+        self.companion: Companion | None = None
         self._mixer = mixer
         self._repeats = repeats
         self._batches: Iterator[Batch] | None = None
@@ -150,10 +183,13 @@ class BatchStream(Iterator[Batch]):
         batches, self._batches = self._batches or self._epoch_batches(), None
         batch = next(batches)
         self._batches = batches
-        if self._mixer is not None:
-            batch = self._mixer(batch, self._mixing_seed())
         self._advance()
         return batch
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the images of a batch are mixed."""
+        return self._mixer is not None
 
     def reseed(self, seed: int) -> None:
         """Starts all over, from the first epoch of another seed."""
@@ -204,7 +240,23 @@ class BatchStream(Iterator[Batch]):
         begins = range(self.step * self.batch_size, self.samples, self.batch_size)
         rows = [slice(begin + own.start, begin + own.stop) for begin in begins]
         rows = rows[: self.steps_per_epoch - self.step]
-        return self._views.batches(self._order(), self._generator, rows)
+        order = self._order()
+        drawn = self.views.draw(order, self._generator, self.epoch)
+        batches = self.views.batches(order, drawn, rows)
+        if self._mixer is not None:
+            batches = self._mixed(self._mixer, batches)
+        if self.companion is not None:
+            batches = self.companion(batches, EpochPlan(order, drawn, rows))
+        return batches
+
+    def _mixed(self, mixer: Mixer, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Batches of mixed images, under seeds that depend on seed, epoch and step."""
+        # Drawn from a copy, so that the order is as without.
+        generator = torch.Generator()
+        generator.set_state(self._start)
+        drawn = int(torch.randint(LARGEST_SEED, (), generator=generator))
+        for step, batch in enumerate(batches, start=self.step):
+            yield mixer(batch, derive_seed(drawn, f"mixing {step}"))
 
     def _order(self) -> Int64[Tensor, " N"]:
         order = torch.randperm(self.samples, generator=self._generator)
@@ -215,13 +267,6 @@ class BatchStream(Iterator[Batch]):
         # Within a batch the views of an image lie apart, where mixing does not pair them.
         batch, copy = places // self.batch_size, places % self._repeats
         return repeated[torch.argsort(batch * self._repeats + copy, stable=True)]
-
-    def _mixing_seed(self) -> int:
-        """Depends on seed, epoch and step; drawn from a copy, so that the order is as without."""
-        generator = torch.Generator()
-        generator.set_state(self._start)
-        drawn = int(torch.randint(LARGEST_SEED, (), generator=generator))
-        return derive_seed(drawn, f"mixing {self.step}")
 
 
 def evaluation_batches(

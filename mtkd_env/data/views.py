@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float32, Int64
@@ -10,27 +11,67 @@ from torch.nn import functional
 
 from mtkd_env.data.augment import crop_and_flip, normalize
 from mtkd_env.data.split import Split
+from mtkd_env.errors import ConfigError
+from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
 LARGEST_SEED = 2**63 - 1
 
 
+@dataclass(frozen=True, slots=True)
+class ViewSet:
+    """Which of its views an image is seen in.
+
+    Attributes:
+        count: Views of each image, one after the other in the epochs; None for a new one at
+            random every time.
+        seed: Seed of the choice of so many.
+
+    Raises:
+        ConfigError: A count below 1, or a negative seed.
+    """
+
+    count: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.count is not None and self.count < 1:
+            raise ConfigError(f"views: expected at least 1, found {self.count}")
+        if self.seed < 0:
+            raise ConfigError(f"view_seed: expected 0 or more, found {self.seed}")
+
+
+FRESH = ViewSet()
+
+
 class Views(ABC):
-    """Makes batches of normalised, randomly augmented views of the images of a split."""
+    """Makes batches of normalised, randomly augmented views of the images of a split.
+
+    Attributes:
+        count: Number of views that an image has, 0 to count - 1; None where they have no numbers.
+    """
+
+    count: int | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
 
     @abstractmethod
+    def draw(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    ) -> Int64[Tensor, " N"]:
+        """The view of every place in an epoch's order: its number, or the seed that makes it."""
+
+    @abstractmethod
     def batches(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, rows: Sequence[slice]
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
     ) -> Iterator[Batch]:
         """Some batches of an epoch.
 
         Args:
             order: Positions in the split, in the order of the whole epoch.
-            generator: Gives the random numbers of the whole epoch before the first batch.
+            drawn: What `draw` gave for it.
             rows: The part of the order that each batch holds.
         """
 
@@ -45,6 +86,15 @@ class MemoryViews(Views):
         device: Where the images live and the batches are made.
         padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
+        view_set: Which of the views are seen.
+
+    Attributes:
+        device: Where the images live.
+        view_set: Which of the views are seen.
+        chosen: The views that each image is seen in, on the host; None for all of them.
+
+    Raises:
+        ConfigError: More views than there are.
     """
 
     def __init__(
@@ -56,31 +106,61 @@ class MemoryViews(Views):
         device: torch.device | str,
         padding: int,
         flip: bool,
+        view_set: ViewSet = FRESH,
     ) -> None:
-        self._padding = padding
+        self.view_set = view_set
         self._flip = flip
+        self._shifts = 2 * padding + 1
+        self.count: int = self._shifts**2 * (2 if flip else 1)
+        if view_set.count is not None and view_set.count > self.count:
+            raise ConfigError(
+                f"views: expected 1 to {self.count}, the number of views that an image has, "
+                f"found {view_set.count}"
+            )
         self._size = (split.images.shape[2], split.images.shape[3])
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._images = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
         self._targets = split.targets.to(device)
         self._mean, self._std = mean.to(device), std.to(device)
+        self.chosen = self._choose(view_set)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._targets)
 
-    def batches(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, rows: Sequence[slice]
-    ) -> Iterator[Batch]:
-        """Some batches of an epoch; equally many numbers are drawn for every augmentation."""
-        shifts = 2 * self._padding + 1
-        offsets = torch.randint(shifts, (len(order), 2), generator=generator)
+    def _choose(self, view_set: ViewSet) -> Int64[Tensor, "N V"] | None:
+        """So many different views of every image; more views begin with the fewer ones."""
+        if view_set.count is None:
+            return None
+        generator = torch.Generator().manual_seed(derive_seed(view_set.seed, "views"))
+        order = torch.rand(len(self), self.count, generator=generator).argsort(1)
+        return order[:, : view_set.count].clone()
+
+    def draw(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    ) -> Int64[Tensor, " N"]:
+        """Numbers of views, whose digits are top, left and, before them, whether it is mirrored."""
+        if self.chosen is not None:
+            return self.chosen[order, epoch % self.chosen.shape[1]]
+        offsets = torch.randint(self._shifts, (len(order), 2), generator=generator)
         flips = (torch.rand(len(order), generator=generator) < 0.5) & self._flip
+        return (flips * self._shifts + offsets[:, 0]) * self._shifts + offsets[:, 1]
+
+    def render(
+        self, index: Int64[Tensor, " B"], views: Int64[Tensor, " B"]
+    ) -> Float32[Tensor, "B K H W"]:
+        """Some views of some images, normalised; all on the device."""
+        rows, left = views.div(self._shifts, rounding_mode="floor"), views % self._shifts
+        offsets = torch.stack([rows % self._shifts, left], dim=1)
+        images = crop_and_flip(self._images, index, offsets, rows >= self._shifts, self._size)
+        return normalize(images, self._mean, self._std)
+
+    def batches(
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
+    ) -> Iterator[Batch]:
+        """Some batches of an epoch."""
         # Not blocking spares the host a wait for the device; pageable memory is safe to free.
-        order, offsets, flips = (
-            drawn.to(self._device, non_blocking=True) for drawn in (order, offsets, flips)
-        )
+        order, drawn = (part.to(self.device, non_blocking=True) for part in (order, drawn))
         for part in rows:
             index = order[part]
-            images = crop_and_flip(self._images, index, offsets[part], flips[part], self._size)
-            yield Batch(normalize(images, self._mean, self._std), self._targets[index], index)
+            yield Batch(self.render(index, drawn[part]), self._targets[index], index)

@@ -1,35 +1,42 @@
 """From the student's space to a teacher's: its last feature map (r_m of Equ. 2-4), its feature."""
 
+from collections.abc import Sequence
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 
 class Regressor(nn.Module):
     """Resizes a feature map, then a 1x1 convolution, batch norm and, for unsigned maps, a ReLU.
+
+    For all teachers whose maps have one size and sign: every channel is computed alone, so that one
+    convolution gives what one for each teacher would.
 
     The map is average-pooled where it is at least as large as the target and interpolated where it
     is smaller. Both are linear, act on each channel alone and keep constants, so they commute with
     the 1x1 convolution; an enlarging one comes after it, which is the same map for less work.
 
     Args:
-        in_channels: Channels of the student's map.
-        out_channels: Channels of the teacher's map.
-        size: Height and width of the teacher's map.
-        signed: Whether the teacher's map takes negative values, which a ReLU could not imitate.
+        convolutions: To the channels of each teacher's map; they are copied.
+        size: Height and width of the teachers' maps.
+        signed: Whether the teachers' maps take negative values, which a ReLU could not imitate.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, size: tuple[int, int], *, signed: bool = False
+        self, convolutions: Sequence[nn.Conv2d], size: tuple[int, int], *, signed: bool = False
     ) -> None:
         super().__init__()
+        self.channels = [convolution.out_channels for convolution in convolutions]
         self.size = size
-        self.convolution = nn.Conv2d(in_channels, out_channels, kernel_size=1)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.convolution = _merged(convolutions)
+        self.norm = nn.BatchNorm2d(sum(self.channels))
         self.activation = nn.Identity() if signed else nn.ReLU()
 
-    def forward(self, feature_map: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
-        """The map in the teacher's space."""
+    def forward(self, feature_map: Float[Tensor, "B K H W"]) -> tuple[Tensor, ...]:
+        """The map in the space of each teacher's, (B, K_m, H_m, W_m)."""
         height, width = feature_map.shape[2:]
         if height < self.size[0] or width < self.size[1]:
             resized = functional.interpolate(
@@ -39,7 +46,56 @@ class Regressor(nn.Module):
             pooled = functional.adaptive_avg_pool2d(feature_map, self.size)
             resized = self.convolution(pooled)
         mapped: Tensor = self.activation(self.norm(resized))
-        return mapped
+        return mapped.split(self.channels, dim=1)
+
+
+class Regressors(nn.ModuleList):
+    """From the student's feature map to those of all teachers, with as few layers as they allow.
+
+    One `Regressor` for every size and sign of the teachers' maps, in the order of their first
+    teachers.
+
+    Args:
+        in_channels: Channels of the student's map.
+        channels: Channels of each teacher's map.
+        sizes: Height and width of each teacher's map.
+        signed: Whether each teacher's map takes negative values.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: Sequence[int],
+        sizes: Sequence[tuple[int, int]],
+        signed: Sequence[bool],
+    ) -> None:
+        # Drawn teacher by teacher, so that numbers do not depend on which of them are merged.
+        convolutions = [nn.Conv2d(in_channels, width, kernel_size=1) for width in channels]
+        members: dict[tuple[tuple[int, int], bool], list[int]] = {}
+        for teacher, kind in enumerate(zip(sizes, signed, strict=True)):
+            members.setdefault(kind, []).append(teacher)
+        super().__init__(
+            Regressor([convolutions[teacher] for teacher in group], size, signed=sign)
+            for (size, sign), group in members.items()
+        )
+        order = [teacher for group in members.values() for teacher in group]
+        self._places = [order.index(teacher) for teacher in range(len(order))]
+
+    def forward(self, feature_map: Float[Tensor, "B K H W"]) -> tuple[Tensor, ...]:
+        """The map in the space of each teacher's, (B, K_m, H_m, W_m)."""
+        maps = [mapped for regressor in self for mapped in regressor(feature_map)]
+        return tuple(maps[place] for place in self._places)
+
+
+@torch.no_grad()
+def _merged(convolutions: Sequence[nn.Conv2d]) -> nn.Conv2d:
+    """One 1x1 convolution with the output channels of several, in their order."""
+    channels = sum(convolution.out_channels for convolution in convolutions)
+    # Without numbers of its own, which would change what is drawn after it.
+    merged = skip_init(nn.Conv2d, convolutions[0].in_channels, channels, kernel_size=1)
+    for name, parameter in merged.named_parameters():
+        parameter.copy_(torch.cat([getattr(part, name) for part in convolutions]))
+    return merged
 
 
 class FeatureProjection(nn.Module):

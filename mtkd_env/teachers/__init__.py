@@ -1,6 +1,8 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once."""
 
+from mtkd_env.teachers.companion import check_ahead, make_companion
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
+from mtkd_env.teachers.forms import COMPILE, Note
 from mtkd_env.teachers.pool import (
     PoolSpec,
     TeacherPool,
@@ -8,15 +10,33 @@ from mtkd_env.teachers.pool import (
     build_pool,
     load_pool_spec,
 )
+from mtkd_env.teachers.quantization import (
+    INT8,
+    TEACHER_PRECISIONS,
+    Fidelity,
+    check_teacher_precision,
+    quantize_teachers,
+)
+from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet
 
 __all__ = [
+    "COMPILE",
+    "INT8",
+    "TEACHER_PRECISIONS",
+    "Fidelity",
+    "Note",
     "PoolSpec",
+    "StoreSpec",
     "TeacherEnsemble",
     "TeacherPool",
     "TeacherSpec",
     "TrainingSet",
     "build_pool",
+    "check_ahead",
+    "check_teacher_precision",
     "class_means",
     "load_pool_spec",
+    "make_companion",
+    "quantize_teachers",
 ]

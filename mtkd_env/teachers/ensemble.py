@@ -1,7 +1,8 @@
 """M frozen teachers behind one call."""
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -11,7 +12,8 @@ from torch.fx.experimental.optimization import fuse
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
-from mtkd_env.precision import FULL, autocast, widen, widened
+from mtkd_env.precision import FULL, PRECISIONS, autocast, widen, widened
+from mtkd_env.teachers.forms import Fitted, Note, fastest_forms
 from mtkd_env.types import Batch, TeacherOutputs
 
 
@@ -19,11 +21,15 @@ class TeacherEnsemble(nn.Module):
     """M frozen networks in evaluation mode, batch norms folded into the convolutions.
 
     The given networks are not changed; the folded copies have the same outputs up to rounding.
+    Convolutions are fastest with the channels last in memory, and so are the maps they give.
 
     Args:
         networks: The teachers, in the order of the weights' columns.
         names: A name for each; unique.
         precision: What they compute in; see `mtkd_env.precision`.
+
+    Attributes:
+        precision: That, or what it became by `substitute`.
 
     Raises:
         ConfigError: No teacher, a number of names that is not M, a name used twice, or teachers
@@ -49,12 +55,16 @@ class TeacherEnsemble(nn.Module):
                     f"'{names[0]}' has {self.num_classes}"
                 )
         self.names = tuple(names)
-        self.precision = precision
+        self.precision = self._format = precision
+        self._substitutes: set[str] = set()
+        self._fitted: dict[str, Fitted] = {}
         self.feature_dims = tuple(network.feature_dim for network in networks)
         self.map_channels = tuple(network.map_channels for network in networks)
         self.signed_maps = tuple(network.signed_map for network in networks)
         self.networks = nn.ModuleList(_folded(network) for network in networks)
         self.heads = nn.ModuleList(_folded(_Head(network)) for network in networks)
+        self.to(memory_format=torch.channels_last)
+        _narrow(self, PRECISIONS[precision])
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -67,11 +77,38 @@ class TeacherEnsemble(nn.Module):
         del mode
         return super().train(mode=False)
 
+    def substitute(self, networks: Mapping[str, nn.Module], precision: str) -> None:
+        """Lets other networks stand in for teachers, except in `classify`.
+
+        Args:
+            networks: What stands in, by the teachers' names; nothing may be fitted to them yet.
+            precision: What they compute in; their outputs are float32.
+        """
+        for name, network in networks.items():
+            self.networks[self.names.index(name)] = network
+        self._substitutes.update(networks)
+        self.precision = precision
+
+    @torch.no_grad()
+    def fit(self, inputs: Float[Tensor, "B K H W"], *, cache: Path, note: Note) -> None:
+        """Takes the fastest exact form of each teacher for such images; see `fastest_forms`.
+
+        Images of another shape are asked about as before.
+        """
+        pairs = zip(self.names, self.networks, strict=True)
+        networks = {name: network for name, network in pairs if name not in self._substitutes}
+        with autocast(self._format, inputs.device):
+            self._fitted = fastest_forms(
+                networks, inputs, precision=self._format, cache=cache, note=note
+            )
+
     @torch.no_grad()
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
         """Logits, features and last feature maps of all M teachers."""
-        with autocast(self.precision, inputs.device):
-            outputs = [widened(network(inputs)) for network in self.networks]
+        pairs = zip(self.names, self.networks, strict=True)
+        with autocast(self._format, inputs.device):
+            asked = (self._fitted.get(name, network) for name, network in pairs)
+            outputs = [widened(ask(inputs)) for ask in asked]
         return TeacherOutputs(
             logits=torch.stack([output.logits for output in outputs]),
             features=tuple(output.feature for output in outputs),
@@ -85,7 +122,7 @@ class TeacherEnsemble(nn.Module):
         Args:
             maps: One (B, K_m, H_m, W_m) tensor per teacher.
         """
-        with autocast(self.precision, maps[0].device):
+        with autocast(self._format, maps[0].device):
             pairs = zip(self.heads, maps, strict=True)
             logits = [widen(head(widen(one))) for head, one in pairs]
         return torch.stack(logits)
@@ -140,3 +177,13 @@ def _folded(network: nn.Module) -> nn.Module:
         folded = copy.deepcopy(network)
     network.train(was_training)
     return folded
+
+
+def _narrow(module: nn.Module, dtype: torch.dtype) -> None:
+    """Keeps weights in what `autocast` would convert them to again in every forward.
+
+    The outputs are the same. Layers of other classes may do more with their weights.
+    """
+    for layer in module.modules():
+        if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.dtype == torch.float32:
+            layer.to(dtype)

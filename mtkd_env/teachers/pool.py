@@ -24,6 +24,7 @@ from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 
 # Part of every digest: raise it when the same description would train to something else.
@@ -108,6 +109,7 @@ class PoolSpec:
         teachers: The teachers in the order of the weights' columns; names must be unique.
         recipe: Optimiser, schedule and epochs.
         batch_size: Images in a training batch.
+        store: Whether their outputs are kept.
 
     Raises:
         ConfigError: No teacher, a name used twice, or a batch size below 1.
@@ -116,6 +118,7 @@ class PoolSpec:
     teachers: tuple[TeacherSpec, ...]
     recipe: Recipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
+    store: StoreSpec = field(default_factory=StoreSpec)
 
     def __post_init__(self) -> None:
         if not self.teachers:

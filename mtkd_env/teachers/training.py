@@ -14,6 +14,7 @@ from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.mixing import UNMIXED, Mixing
 from mtkd_env.data.split import Splits
 from mtkd_env.data.stream import BatchStream
+from mtkd_env.data.views import FRESH, ViewSet
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
@@ -44,6 +45,7 @@ class TrainingSet:
         seed: int,
         *,
         mixing: Mixing = UNMIXED,
+        view_set: ViewSet = FRESH,
     ) -> BatchStream:
         """Endless augmented batches of the training images; see `BatchStream`.
 
@@ -56,6 +58,7 @@ class TrainingSet:
             seed=seed,
             shard=distributed.shard(),
             mixing=mixing,
+            view_set=view_set,
         )
 
     def evaluation_batches(self, split: Any, device: torch.device | str) -> Iterator[Batch]:

@@ -1,0 +1,105 @@
+"""What the images of a step cost: cropped, mirrored, normalised, and mixed if so configured."""
+
+from collections.abc import Iterator
+
+from experiments.benchmarks.base import Outcome, Request
+from experiments.benchmarks.loader import CHANNELS, loaded_batches
+from experiments.benchmarks.timing import (
+    Readings,
+    Spread,
+    Subject,
+    per_unit,
+    ratios,
+    stopwatch_for,
+    take_turns,
+    timed,
+)
+from experiments.benchmarks.timing_report import REFERENCE, TimingReport
+from experiments.benchmarks.weighting import steps_of
+from experiments.config import ExperimentConfig
+from mtkd_env import Assembly
+from mtkd_env.data import ImageData, Mixing
+from mtkd_env.data.views import ViewSet
+
+STREAM, LOADER = "stream", "torchvision"
+
+# Rounds that are not counted.
+WARMUP_ROUNDS = 2
+
+# More of a step than this, and the images are worth an effort.
+TARGET = 0.02
+
+NOTES = (
+    f"{REFERENCE}: a whole step, its images included",
+    f"{STREAM}: the batches of a run",
+    f"{LOADER}: its transforms on one image after the other, crop, flip and normalisation, in this "
+    "process; nothing is mixed",
+)
+
+
+def measure(request: Request) -> Outcome:
+    """Times a batch of the stream against a step, and against a batch of torchvision's."""
+    config = request.configs([REFERENCE])[REFERENCE]
+    assembly = request.build(config)
+    watch = stopwatch_for(assembly.env.device)
+    subjects = _subjects(assembly, config, request.steps)
+    take_turns(subjects, watch, request.count(range(WARMUP_ROUNDS), "warm-up rounds"))
+    readings = take_turns(subjects, watch, request.count(range(request.rounds), "rounds"))
+    return TimingReport(
+        title=f"Cost of a batch of images, as a share of a step of {REFERENCE}",
+        readings=readings,
+        units=1,
+        unit="batch",
+        assembly=assembly,
+        config=config,
+        notes=[*NOTES[: len(subjects)], _verdict(readings, watch.clocks[0])],
+        amount=f"{request.steps} batches, of the stream {_stream_batches(assembly, request.steps)}",
+        values={"target": TARGET},
+    ).outcome()
+
+
+def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[str, Subject]:
+    """Everything that is measured, read by the batch."""
+    env, data, wanted = assembly.env, assembly.data, config.data
+    split = data.split(wanted.val_fraction, train_size=wanted.train_size).train
+    # Not the environment's, whose batches may bring the teachers' outputs along.
+    stream = data.stream(
+        split,
+        batch_size=wanted.batch_size,
+        device=env.device,
+        seed=config.seed,
+        mixing=Mixing(wanted.mixup, wanted.cutmix),
+        view_set=ViewSet(wanted.views, wanted.view_seed),
+    )
+    subjects = {
+        REFERENCE: per_unit(timed(steps_of(assembly, config, steps)), steps),
+        STREAM: _drawing(stream, _stream_batches(assembly, steps)),
+    }
+    if isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
+        loaded = loaded_batches(data, split, wanted.batch_size, env.device)
+        subjects[LOADER] = _drawing(loaded, steps)
+    return subjects
+
+
+def _stream_batches(assembly: Assembly, steps: int) -> int:
+    """Batches of the stream in a round: an epoch's, whose order is drawn at its beginning.
+
+    Of images that are read from files, as many as of the others.
+    """
+    return assembly.env.steps_per_epoch if isinstance(assembly.data, ImageData) else steps
+
+
+def _drawing(batches: Iterator[object], count: int) -> Subject:
+    """Draws some batches, and is read by the batch."""
+
+    def work() -> None:
+        for _ in range(count):
+            next(batches)
+
+    return per_unit(timed(work), count)
+
+
+def _verdict(readings: Readings, clock: str) -> str:
+    share = Spread.of(ratios(readings, REFERENCE, clock)[STREAM]).median
+    reached = "reached" if share < TARGET else "missed"
+    return f"{STREAM}: {share:.1%} of a step; target: under {TARGET:.0%}, {reached}"

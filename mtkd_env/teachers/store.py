@@ -1,0 +1,435 @@
+"""Teacher outputs, kept by image and view, so that no teacher is asked the same twice.
+
+A view is one of the crops and mirror images that an image in memory has; see `MemoryViews`. What a
+teacher makes of it depends on nothing else, so one store serves every student, method and seed.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from mtkd_env.data.stream import BatchStream, EpochPlan
+from mtkd_env.data.views import MemoryViews
+from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest, write_text
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.types import Batch, TeacherOutputs
+
+# Part of every digest: raise it when a row would hold something else.
+LAYOUT_VERSION = 1
+
+NOWHERE = "none"
+PLACES = (NOWHERE, "host", "device", "disk")
+DTYPES: Mapping[str, torch.dtype] = {"float16": torch.float16, "float32": torch.float32}
+
+# Batches whose missing rows are computed together: with few of them missing in each, a call of the
+# teachers for every batch would be mostly padding.
+GROUP = 8
+
+# Rows that wait in memory to be written into one file take at most so many bytes.
+MOST_PENDING = 2**28
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Whether teacher outputs are kept, and where.
+
+    An image of 32x32 pixels that is cropped with a padding of 4 and mirrored has 162 views, so a
+    store of all is large and slow to fill; one of a few views (data.views) is neither.
+
+    Attributes:
+        place: none; host (memory), device (memory), or disk: files in the cache, which all runs
+            share.
+        dtype: float16, or float32 for exactly what the teachers say.
+        max_bytes: Largest size of the store; one that could outgrow it is refused.
+
+    Raises:
+        ConfigError: An unknown name, or a size below 1.
+    """
+
+    place: str = NOWHERE
+    dtype: str = "float16"
+    max_bytes: int = 4 * 2**30
+
+    def __post_init__(self) -> None:
+        check_name(PLACES, self.place, "store place")
+        check_name(DTYPES, self.dtype, "store dtype")
+        if self.max_bytes < 1:
+            raise ConfigError(f"store.max_bytes: expected at least 1, got {self.max_bytes}")
+
+    def __bool__(self) -> bool:
+        """Whether anything is kept."""
+        return self.place != NOWHERE
+
+
+class RowLayout:
+    """How the outputs of all teachers on one image lie in one row.
+
+    First the logits of all teachers, then their features, then their maps with the channels last.
+
+    Args:
+        outputs: Any outputs of the teachers.
+
+    Attributes:
+        shapes: Shape of every part of a row.
+        width: Numbers in a row.
+    """
+
+    def __init__(self, outputs: TeacherOutputs) -> None:
+        teachers, _, classes = outputs.logits.shape
+        self._teachers = teachers
+        self.shapes: list[tuple[int, ...]] = [
+            (teachers, classes),
+            *((feature.shape[1],) for feature in outputs.features),
+            *((*one.shape[2:], one.shape[1]) for one in outputs.feature_maps),
+        ]
+        self.width = sum(map(prod, self.shapes))
+
+    def pack(self, outputs: TeacherOutputs) -> Float[Tensor, "B W"]:
+        """One row for each image."""
+        maps = [one.permute(0, 2, 3, 1) for one in outputs.feature_maps]
+        parts = [outputs.logits.transpose(0, 1), *outputs.features, *maps]
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def unpack(self, rows: Float[Tensor, "B W"]) -> TeacherOutputs:
+        """The outputs that rows were made of, as views of them."""
+        split = rows.split([prod(shape) for shape in self.shapes], dim=1)
+        parts = [part.unflatten(1, shape) for part, shape in zip(split, self.shapes, strict=True)]
+        logits, others = parts[0], parts[1:]
+        maps = others[self._teachers :]
+        return TeacherOutputs(
+            logits=logits.transpose(0, 1),
+            features=tuple(others[: self._teachers]),
+            feature_maps=tuple(one.permute(0, 3, 1, 2) for one in maps),
+        )
+
+
+class Rows(ABC):
+    """Rows by key, one by one written, many at a time read."""
+
+    @abstractmethod
+    def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Which rows are there; keys and answer on the host."""
+
+    @abstractmethod
+    def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
+        """Keeps some rows; keys on the host."""
+
+    @abstractmethod
+    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
+        """Some rows that are there; keys on the host, rows wherever they are kept."""
+
+    @abstractmethod
+    def publish(self) -> None:
+        """Lets other processes have what was put."""
+
+
+class MemoryRows(Rows):
+    """Rows in memory, each at the place of its key.
+
+    Args:
+        count: Number of keys.
+        width: Numbers in a row.
+        dtype: Their type.
+        device: Where they are kept; the host takes memory only for rows that were put.
+    """
+
+    def __init__(self, count: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._known = torch.zeros(count, dtype=torch.bool)
+        self._rows = torch.empty(count, width, dtype=dtype, device=device)
+
+    def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Which rows are there."""
+        return self._known[keys]
+
+    def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
+        """Keeps some rows."""
+        self._known[keys] = True
+        where = keys.to(self._rows.device, non_blocking=True)
+        self._rows.index_copy_(0, where, rows.to(self._rows.device))
+
+    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
+        """Copies of some rows."""
+        return self._rows.index_select(0, keys.to(self._rows.device, non_blocking=True))
+
+    def publish(self) -> None:
+        """Does nothing: nobody else sees this memory."""
+
+
+class DiskRows(Rows):
+    """Rows in the files of a folder, which any number of processes add to and read at once.
+
+    Every file is written once, as a whole, under a name that says what it holds, and mapped into
+    memory. Rows that two processes have computed are there twice, which does no harm.
+
+    Args:
+        count: Number of keys.
+        width: Numbers in a row.
+        dtype: Their type.
+        folder: Where the files are.
+    """
+
+    def __init__(self, count: int, width: int, dtype: torch.dtype, folder: Path) -> None:
+        self._width, self._dtype, self._folder = width, dtype, folder
+        self._parts: list[Tensor] = []
+        self._part_of = torch.full((count,), -1, dtype=torch.int32)
+        self._row_of = torch.zeros(count, dtype=torch.int32)
+        self._pending: list[tuple[int, Tensor]] = []
+        self._read: set[str] = set()
+
+    def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
+        """Which rows are there, now that other processes may have added some."""
+        if (self._part_of[keys] < 0).any():
+            self._read_new_files()
+        return self._part_of[keys] >= 0
+
+    def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
+        """Keeps some rows in memory until they are published."""
+        self._pending.append((len(self._parts), keys))
+        self._add(keys, rows.cpu())
+        if sum(self._parts[part].nbytes for part, _ in self._pending) >= MOST_PENDING:
+            self.publish()
+
+    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
+        """Copies of some rows."""
+        taken = torch.empty(len(keys), self._width, dtype=self._dtype)
+        part_of, row_of = self._part_of[keys], self._row_of[keys]
+        for part in part_of.unique().tolist():
+            places = (part_of == part).nonzero().squeeze(1)
+            taken.index_copy_(0, places, self._parts[part].index_select(0, row_of[places]))
+        return taken
+
+    def publish(self) -> None:
+        """Writes what waits into a file."""
+        if not self._pending:
+            return
+        keys = torch.cat([keys for _, keys in self._pending])
+        rows = torch.cat([self._parts[part] for part, _ in self._pending])
+        path = save_with_digest(self._folder / "rows.pt", {"keys": keys, "rows": rows})
+        for part, _ in self._pending:
+            self._parts[part] = rows[:0]
+        self._pending.clear()
+        self._read.add(path.name)
+        self._add(keys, load_checkpoint(path, mapped=True)["rows"])
+
+    def _read_new_files(self) -> None:
+        for path in sorted(self._folder.glob("rows-*.pt")):
+            if path.name not in self._read:
+                self._read.add(path.name)
+                self._read_file(path)
+
+    def _read_file(self, path: Path) -> None:
+        """Takes those rows of another process that are not here yet."""
+        if not has_own_digest(path):
+            warnings.warn(f"{path} is damaged, and left alone", stacklevel=2)
+            return
+        content = load_checkpoint(path, mapped=True)
+        self._add(content["keys"], content["rows"], new_only=True)
+
+    def _add(self, keys: Int64[Tensor, " N"], rows: Tensor, *, new_only: bool = False) -> None:
+        """A part more; its rows are those of their keys, or only of keys that have none."""
+        places = torch.arange(len(keys), dtype=torch.int32)
+        if new_only:
+            # Stores of more views have further keys.
+            own = keys < len(self._part_of)
+            keys, places = keys[own], places[own]
+            new = self._part_of[keys] < 0
+            keys, places = keys[new], places[new]
+        self._part_of[keys] = len(self._parts)
+        self._row_of[keys] = places
+        self._parts.append(rows)
+
+
+class TeacherStore:
+    """What the teachers say of every view of every image, computed when first asked for.
+
+    The key of an image's view is view · images + image, where of a few views only their turn
+    stands for the view; so more views have the keys of fewer, and some more. Rows are rounded to
+    the store's type before their first use too.
+
+    Of a few views only, images are always computed in the same company, so that a row is the same
+    to the last bit whichever run has computed it. Of all views that would take too many calls;
+    there a row's company, and with it the rounding, is left to chance.
+
+    Args:
+        teachers: The teachers.
+        views: The images.
+        spec: What is kept where.
+        batch_size: Images that the teachers are asked about at a time.
+        folder: Folder of a store on disk.
+
+    Attributes:
+        computed: Rows that this store has computed.
+        nbytes: Size of a full store.
+
+    Raises:
+        ConfigError: The full store is larger than it may be, or than the disk has room for.
+    """
+
+    def __init__(
+        self,
+        teachers: TeacherEnsemble,
+        views: MemoryViews,
+        spec: StoreSpec,
+        *,
+        batch_size: int,
+        folder: Path | None = None,
+    ) -> None:
+        self._teachers, self._views, self._batch_size = teachers, views, batch_size
+        self._dtype = DTYPES[spec.dtype]
+        self._layout = RowLayout(teachers(self._images(torch.zeros(1, dtype=torch.int64))))
+        self.computed = 0
+        kept = views.count if views.chosen is None else views.chosen.shape[1]
+        of_a_view = len(views) * self._layout.width * self._dtype.itemsize
+        self.nbytes = kept * of_a_view
+        _check_size(spec, self.nbytes, of_a_view)
+        count = len(views) * kept
+        if folder is not None:
+            _check_room(folder, self.nbytes)
+            self._rows: Rows = DiskRows(count, self._layout.width, self._dtype, folder)
+        else:
+            device = views.device if spec.place == "device" else torch.device("cpu")
+            self._rows = MemoryRows(count, self._layout.width, self._dtype, device)
+
+    def keys(self, index: Int64[Tensor, " N"], views: Int64[Tensor, " N"]) -> Int64[Tensor, " N"]:
+        """Keys of some views of some images; all on the host."""
+        if (chosen := self._views.chosen) is not None:
+            views = (chosen[index] == views.unsqueeze(1)).int().argmax(1)
+        return views * len(self._views) + index
+
+    def _images(self, keys: Int64[Tensor, " N"]) -> Float[Tensor, "N K H W"]:
+        """The views that keys stand for."""
+        index, views = keys % len(self._views), keys.div(len(self._views), rounding_mode="floor")
+        if (chosen := self._views.chosen) is not None:
+            views = chosen[index, views]
+        device = self._views.device
+        return self._views.render(index.to(device), views.to(device))
+
+    def fill(self, keys: Int64[Tensor, " N"]) -> None:
+        """Computes what is missing.
+
+        Args:
+            keys: On the host.
+
+        Raises:
+            ConfigError: An output is too large for the store's type.
+        """
+        missing = keys[~self._rows.known(keys)].unique()
+        for part in self._calls(missing) if len(missing) else ():
+            self._rows.put(part, self._compute(part))
+            self.computed += len(part)
+
+    def _calls(self, missing: Int64[Tensor, " N"]) -> Iterator[Int64[Tensor, " B"]]:
+        """The keys of each call of the teachers."""
+        size, images = self._batch_size, len(self._views)
+        if self._views.chosen is None:
+            yield from missing.split(size)
+            return
+        turns, index = missing.div(images, rounding_mode="floor"), missing % images
+        blocks = index.div(size, rounding_mode="floor")
+        for turn, block in torch.stack([turns, blocks], dim=1).unique(dim=0).tolist():
+            yield turn * images + torch.arange(images)[block * size : (block + 1) * size]
+
+    def take(self, keys: Int64[Tensor, " B"]) -> TeacherOutputs:
+        """Outputs that are known, in float32 on the device of the images; keys on the host."""
+        rows = self._rows.take(keys).to(self._views.device, non_blocking=True)
+        return self._layout.unpack(rows.float())
+
+    def publish(self) -> None:
+        """Lets other processes have what was computed since the last call."""
+        self._rows.publish()
+
+    def _compute(self, keys: Int64[Tensor, " N"]) -> Tensor:
+        padded = torch.cat([keys, keys[-1:].expand(self._batch_size - len(keys))])
+        outputs = self._teachers(self._images(padded))
+        exact = self._layout.pack(outputs)[: len(keys)]
+        rows = exact.to(self._dtype)
+        if bool((rows.isinf() & exact.isfinite()).any()):
+            raise ConfigError(
+                "store.dtype: a teacher's output is too large for float16; choose float32"
+            )
+        return rows
+
+
+def _check_size(spec: StoreSpec, size: int, of_a_view: int) -> None:
+    if size <= spec.max_bytes:
+        return
+    fitting = spec.max_bytes // of_a_view
+    advice = f"; data.views {fitting} would fit" if fitting else ""
+    raise ConfigError(
+        f"store.max_bytes: a full store takes {size:,} bytes, more than the {spec.max_bytes:,} "
+        f"that it may take{advice}"
+    )
+
+
+def _check_room(folder: Path, size: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    there = sum(path.stat().st_size for path in folder.glob("rows-*.pt"))
+    free = shutil.disk_usage(folder).free
+    if size - there > free:
+        raise ConfigError(
+            f"store.place: a full store takes {size - there:,} bytes more, but {folder} has room "
+            f"for {free:,}"
+        )
+
+
+class StoredTeachers:
+    """Lets the batches of a stream bring the teachers' outputs along.
+
+    Args:
+        store: Where the outputs are.
+    """
+
+    def __init__(self, store: TeacherStore) -> None:
+        self._store = store
+
+    def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
+        """The batches, each with the outputs on it; missing ones are computed for several."""
+        keys = self._store.keys(plan.order, plan.views)
+        for begin in range(0, len(plan.rows), GROUP):
+            group = plan.rows[begin : begin + GROUP]
+            self._store.fill(torch.cat([keys[rows] for rows in group]))
+            # Before the last batch is given out: after it nobody comes back.
+            if begin + GROUP >= len(plan.rows):
+                self._store.publish()
+            for rows in group:
+                yield replace(next(batches), teachers=self._store.take(keys[rows]))
+
+
+def store_folder(cache: Path, about: Mapping[str, Any]) -> Path:
+    """Folder of a store on disk, which says what the store was made from.
+
+    Args:
+        cache: Folder of everything that is kept.
+        about: All that the rows depend on, as plain values.
+    """
+    text = json.dumps({"version": LAYOUT_VERSION, **about}, sort_keys=True, indent=2)
+    folder = cache / "teacher_outputs" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not (folder / "about.json").exists():
+        write_text(folder / "about.json", text + "\n")
+    return folder
+
+
+def check_store(spec: StoreSpec, stream: BatchStream) -> None:
+    """Checks that the images of a stream have views that can be told apart.
+
+    Raises:
+        ConfigError: Outputs are to be kept, but the images are mixed, or are in files.
+    """
+    if not spec:
+        return
+    if stream.mixes:
+        raise ConfigError("store.place: mixed images never come twice; set mixup and cutmix to 0")
+    if not isinstance(stream.views, MemoryViews):
+        raise ConfigError("store.place: only images in memory have views that can come twice")

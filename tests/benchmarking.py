@@ -1,0 +1,53 @@
+"""Benchmarks of seconds: the main program with a small configuration, and images already there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments import benchmark
+from experiments.config import ExperimentConfig, parse_arguments
+from mtkd_env import Assembly
+from mtkd_env.teachers import TeacherPool
+from tiny import data, make_tiny_env, teachers
+
+TEACHERS = [
+    {"network": "resnet8", "width": 0.125, "kind": "random"},
+    {"network": "wrn_16_1", "width": 0.125, "kind": "random"},
+]
+
+STEPS_PER_EPOCH = 2
+
+SMALL = (
+    *("--teachers", json.dumps({"teachers": TEACHERS})),
+    *("--data.train_size", "32", "--data.batch_size", "16"),
+    *("--student.width", "0.125", "--device", "cpu"),
+)
+
+
+def start(what: str, *flags: str) -> int:
+    """Runs the main program; gives its exit code."""
+    return benchmark.main(["--what", what, *SMALL, *flags])
+
+
+def config_of(algo: str, *flags: str) -> ExperimentConfig:
+    return parse_arguments([*SMALL, "--algo", algo, *flags])[0]
+
+
+def tiny_assembly() -> Assembly:
+    return Assembly(make_tiny_env(), data(), TeacherPool(teachers(), {}, {}))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The JSON file of a benchmark, beside which there is a picture."""
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str]) -> str:
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    return error

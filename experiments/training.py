@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from agents import Agent
 from agents.base import Transition, steps_left
-from agents.isolation import random_states, set_random_states
 from agents.history import History
+from agents.isolation import random_states, set_random_states
 from agents.warmup import warm_up
 from experiments.checkpoint import (
     Checkpoints,

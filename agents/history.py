@@ -2,19 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor
 
 from agents.memory import packed, unpacked
+from mtkd_env.observation import ShortObservation
 
 Item = TypeVar("Item")
 Kept = TypeVar("Kept")
 
 # What a history may take unless it is told otherwise: an epoch of the paper's sizes in float16.
 HISTORY_BYTES = 256 * 2**20
+
+# Batches of an update that take no more are kept whole even where they could be short, because it
+# takes time to make short ones whole again.
+LITTLE_BYTES = 16 * 2**20
 
 # The one large field of a batch, and the bytes of one of its numbers in half precision.
 OBSERVATION = "observation"
@@ -66,7 +71,7 @@ class Plan:
     half: bool
 
     @classmethod
-    def within(cls, max_bytes: int, steps: int, batch_bytes: int, half_bytes: int) -> "Plan":
+    def within(cls, max_bytes: int, steps: int, batch_bytes: int, half_bytes: int | None) -> "Plan":
         """The plan that keeps most: all batches if they fit, then as many as fit by halves.
 
         One batch is always kept.
@@ -75,12 +80,14 @@ class Plan:
             max_bytes: Bytes that all kept batches may take together.
             steps: Batches of an update.
             batch_bytes: Bytes of a batch.
-            half_bytes: Bytes of a batch whose observations are in half precision.
+            half_bytes: Bytes of a batch whose observations are in half precision; None if there
+                are no whole observations.
         """
         if steps * batch_bytes <= max_bytes:
             return cls(every=1, rows=steps, half=False)
-        every = math.ceil(steps / max(1, max_bytes // half_bytes))
-        return cls(every=every, rows=math.ceil(steps / every), half=True)
+        smallest = batch_bytes if half_bytes is None else half_bytes
+        every = math.ceil(steps / max(1, max_bytes // smallest))
+        return cls(every=every, rows=math.ceil(steps / every), half=half_bytes is not None)
 
 
 class History(Generic[Kept]):
@@ -96,23 +103,37 @@ class History(Generic[Kept]):
     kept, with the smallest k that fits: an agent then learns from an even part of the epoch, the
     same one in every run, and makes as many fewer steps.
 
+    Where a store has what the teachers say of the images, a batch comes with a short form of its
+    observation. That is kept instead unless all batches of an update take little: 8 MB at those
+    sizes, and nothing is rounded.
+
     Args:
         kind: The dataclass of a batch: of tensors whose first axis is B, and of mappings and
             further dataclasses of them.
         steps: Batches of an update, at most.
         max_bytes: Bytes that all tensors may take together, whatever a single batch takes.
+        recall: Makes the observation again that a short form is of; without it, readers get the
+            short form.
 
     Attributes:
         seen: Batches of this update so far, kept or not.
         plan: What is kept; None before the first batch.
     """
 
-    def __init__(self, kind: type[Kept], *, steps: int, max_bytes: int = HISTORY_BYTES) -> None:
+    def __init__(
+        self,
+        kind: type[Kept],
+        *,
+        steps: int,
+        max_bytes: int = HISTORY_BYTES,
+        recall: Callable[[ShortObservation], Tensor] | None = None,
+    ) -> None:
         self.seen = 0
         self.plan: Plan | None = None
         self._kind = kind
         self._steps = steps
         self._max_bytes = max_bytes
+        self._recall = recall
         self._tensors: list[Tensor] = []
         # What the tensors hold the numbers of, and the first batch, which says how they are put
         # together.
@@ -126,24 +147,51 @@ class History(Generic[Kept]):
     @property
     def batches(self) -> Sequence[Kept]:
         """The batches that were kept, in their order."""
-        return Derived(len(self), self._read)
+        return Derived(len(self), lambda row: self._recalled(self._read(row)))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(tensor.nbytes for tensor in self._tensors)
 
-    def append(self, batch: Kept) -> None:
-        """Takes the next batch."""
-        plan = self.plan or self._prepare(batch)
+    def append(self, batch: Kept, short: ShortObservation | None = None) -> None:
+        """Takes the next batch.
+
+        Args:
+            batch: The batch.
+            short: A short form of its observation, for all batches of an update or for none.
+        """
+        if short is not None and self._is_kept_short(batch):
+            batch = _with_observation(batch, short)
+        plan = self._plan_for(batch)
         if self.seen % plan.every == 0:
             self._write(self.seen // plan.every, batch)
         self.seen += 1
 
+    def _is_kept_short(self, batch: Kept) -> bool:
+        """Whether a batch that could be short is; the same for all batches of an update."""
+        if self.seen:
+            return _is_short(self._first)
+        size = sum(tensor.nbytes for _, tensor in named_tensors(batch))
+        return self._steps * size > min(LITTLE_BYTES, self._max_bytes)
+
     def joined(self) -> Kept:
-        """All batches that were kept as one; without a copy, unless in half precision."""
+        """All batches that were kept as one; only rounded or short observations are copied."""
         rows = [tensor[: len(self)].flatten(0, 1) for tensor in self._tensors]
-        return self._assembled(rows)
+        joined = self._assembled(rows)
+        if self._recall is None or not _is_short(joined):
+            return joined
+        return _with_observation(joined, self._joined_observations())
+
+    def _joined_observations(self) -> Tensor:
+        """The observations of all batches, recalled one by one into their places."""
+        observations = (_entries(batch)[OBSERVATION] for batch in self.batches)
+        first = next(observations)
+        joined = first.new_empty(len(self), *first.shape)
+        joined[0] = first
+        for row, observation in enumerate(observations, start=1):
+            joined[row] = observation
+        return joined.flatten(0, 1)
 
     def clear(self) -> None:
         """Forgets the batches; the next ones take the place of these."""
@@ -157,7 +205,8 @@ class History(Generic[Kept]):
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the batches on the host, with the rows of all processes."""
-        return {"seen": self.seen, "batches": [_copied(packed(batch)) for batch in self.batches]}
+        batches = [_copied(packed(self._read(row))) for row in range(len(self))]
+        return {"seen": self.seen, "batches": batches}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Goes on from what `state_dict` gave of a history with the same arguments.
@@ -169,18 +218,27 @@ class History(Generic[Kept]):
         self.clear()
         for row, entry in enumerate(state["batches"]):
             batch = self._kind(**unpacked(entry, device))
-            if self.plan is None:
-                self._prepare(batch)
+            if isinstance(observation := _entries(batch)[OBSERVATION], Mapping):
+                batch = _with_observation(batch, ShortObservation(**observation))
+            self._plan_for(batch)
             self._write(row, batch)
         self.seen = int(state["seen"])
+
+    def _plan_for(self, batch: Kept) -> Plan:
+        """The plan of an update with such batches; the tensors are there after it."""
+        if self.plan is not None and _is_short(batch) == _is_short(self._first):
+            return self.plan
+        assert self.seen == 0
+        self.release()
+        return self._prepare(batch)
 
     def _prepare(self, batch: Kept) -> Plan:
         """Makes the tensors for batches like this one."""
         parts = dict(named_tensors(batch))
-        sizes = {name: tensor.nbytes for name, tensor in parts.items()}
-        halved = sizes | {OBSERVATION: parts[OBSERVATION].numel() * HALF_BYTES}
-        totals = sum(sizes.values()), sum(halved.values())
-        self.plan = Plan.within(self._max_bytes, self._steps, *totals)
+        size, half = sum(tensor.nbytes for tensor in parts.values()), None
+        if (whole := parts.get(OBSERVATION)) is not None:
+            half = size - whole.nbytes + whole.numel() * HALF_BYTES
+        self.plan = Plan.within(self._max_bytes, self._steps, size, half)
         self._dtypes = [tensor.dtype for tensor in parts.values()]
         self._tensors = [
             tensor.new_empty((self.plan.rows, *tensor.shape), dtype=self._dtype(name, tensor))
@@ -200,13 +258,31 @@ class History(Generic[Kept]):
             kept[row].copy_(tensor.clamp(HALF.min, HALF.max) if narrower else tensor)
 
     def _read(self, row: int) -> Kept:
+        """A batch as it was appended."""
         return self._assembled(tensor[row] for tensor in self._tensors)
+
+    def _recalled(self, batch: Kept) -> Kept:
+        """A batch as readers get it."""
+        if self._recall is None or not _is_short(batch):
+            return batch
+        return _with_observation(batch, self._recall(_entries(batch)[OBSERVATION]))
 
     def _assembled(self, tensors: Iterable[Tensor]) -> Kept:
         """A batch of tensors, each in the precision that was given."""
         whole = (t.to(dtype) for t, dtype in zip(tensors, self._dtypes, strict=True))
         batch: Kept = with_tensors(self._first, whole)
         return batch
+
+
+def _with_observation(batch: Kept, observation: Tensor | ShortObservation) -> Kept:
+    """A batch with another observation; its declared type is that of what readers get."""
+    known: Any = batch
+    changed: Kept = replace(known, observation=observation)
+    return changed
+
+
+def _is_short(batch: Any) -> bool:
+    return isinstance(_entries(batch)[OBSERVATION], ShortObservation)
 
 
 def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

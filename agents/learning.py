@@ -147,7 +147,12 @@ class LearningAgent(Agent, Generic[Memory]):
         self.parts: dict[str, Stateful] = {"policy": self.policy}
         self.history_bytes = history_bytes
         self._agent_every = min(agent_every or env.steps_per_epoch, env.steps_per_epoch)
-        self.history = History(self.remembers, steps=self._agent_every, max_bytes=history_bytes)
+        self.history = History(
+            self.remembers,
+            steps=self._agent_every,
+            max_bytes=history_bytes,
+            recall=lambda short: env.normalize(env.recall(short)),
+        )
 
     def _learns_by(self, optimizer: optim.Optimizer) -> None:
         """Says what the policy is updated by."""
@@ -179,7 +184,9 @@ class LearningAgent(Agent, Generic[Memory]):
         for _ in range(epochs):
             for _ in range(steps_left(self.env)):
                 at_rest()
-                self.history.append(self._step())
+                # Before the statistics settle, what was seen could not be recalled.
+                short = self.env.short_observation if self.env.settled else None
+                self.history.append(self._step(), short)
                 if self.history.seen == self._agent_every:
                     self._flush()
             self._flush()

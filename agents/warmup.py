@@ -47,16 +47,16 @@ def warm_up(
         history = History(Transition, steps=steps, max_bytes=agent.history_bytes)
     for _ in range(steps):
         at_rest()
-        raw, state = env.raw_observation, env.state
+        raw, short, state = env.raw_observation, env.short_observation, env.state
         evidence = env.fusion.evidence(state)
         equal = torch.full_like(state.divergence, weight)
         record = env.distill(TeacherWeights(logit=equal, feature=equal))
         if agent.learns_from_warmup:
-            history.append(Transition(raw, record.rewards.advantages, evidence))
+            history.append(Transition(raw, record.rewards.advantages, evidence), short)
     raw_batches = history.batches
 
     def normalized(position: int) -> Transition:
         known = raw_batches[position]
-        return replace(known, observation=env.normalize(known.observation))
+        return replace(known, observation=env.normalize(env.recall(known.observation)))
 
     agent.pretrain(Derived(len(raw_batches), normalized))

@@ -20,7 +20,15 @@ DEBUG = "--debug"
 ASKED, BROKE, INTERRUPTED = 2, 1, 130
 
 # The optional part of this package that brings a package along.
-EXTRAS = {"ray": "ray", "sb3_contrib": "contrib", "timm": "timm", "torchrl": "torchrl"}
+EXTRAS = {
+    "pycocotools": "detection",
+    "ray": "ray",
+    "sb3_contrib": "contrib",
+    "segmentation_models_pytorch": "segmentation",
+    "timm": "timm",
+    "torchmetrics": "detection",
+    "torchrl": "torchrl",
+}
 
 # What helps against some errors of the system.
 HINTS: Mapping[int | None, str] = {

@@ -20,9 +20,15 @@ from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.evaluation import Evaluation
-from mtkd_env.observation import OBSERVATIONS, Observer, RunningStandardizer
+from mtkd_env.observation import (
+    OBSERVATIONS,
+    Observer,
+    RunningStandardizer,
+    ShortObservation,
+)
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards, Scale
 from mtkd_env.seeding import derive_seed
+from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
 
 Splits = Mapping[str, Callable[[], Iterable[Batch]]]
@@ -345,6 +351,27 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     def normalize(self, raw: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Raw observations as an agent sees them, by the statistics gathered so far."""
         return (self.normalizer(raw) if self.normalizer else raw).to(self._dtype)
+
+    @property
+    def settled(self) -> bool:
+        """Whether `normalize` will make of a raw observation what it makes of it now."""
+        return self.normalizer is None or self.steps >= self.steps_per_epoch
+
+    @property
+    def short_observation(self) -> ShortObservation | None:
+        """What `recall` makes `raw_observation` of; None without a store of teacher outputs."""
+        return self.observer.shorten(self.state)
+
+    def recall(self, kept: Float[Tensor, "B F"] | ShortObservation) -> Float[Tensor, "B F"]:
+        """The raw observation that a batch had, bit for bit, whether kept whole or short.
+
+        The host waits for the device where it was kept short.
+        """
+        if isinstance(kept, Tensor):
+            return kept
+        companion = self.stream.companion
+        assert isinstance(companion, StoredTeachers)
+        return self.observer.restore(kept, companion.recall(kept.keys))
 
     @torch.no_grad()
     def to_weights(self, action: Float[Tensor, "B A"]) -> TeacherWeights:

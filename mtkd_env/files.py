@@ -174,7 +174,7 @@ def load_checkpoint(
         named = REFUSED.search(str(error))
         reason = f"it names {named[1]}" if named else "no pickle of tensors"
         raise ConfigError(f"{path}: not a checkpoint of tensors only ({reason})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except (RuntimeError, EOFError, IndexError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path}: damaged checkpoint ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a dictionary, found {type(content).__name__}")

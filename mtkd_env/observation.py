@@ -4,23 +4,26 @@ Blocks of numbers per teacher, concatenated over the teachers in the order of Eq
 standardised per column.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mtkd_env import distributed
 from mtkd_env.errors import lookup
-from mtkd_env.types import DistillState
+from mtkd_env.types import DistillState, TeacherOutputs
 
-Block = Callable[[DistillState, int], Tensor]
+# (B, width) of one teacher each: what it says, word for word.
+OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs, int], Tensor]] = {
+    "feature": lambda teachers, m: teachers.features[m],
+    "logits": lambda teachers, m: teachers.logits[m],
+}
 
-# (B, width) of one teacher each.
-BLOCKS: Mapping[str, Block] = {
-    "feature": lambda state, m: state.teachers.features[m],
-    "logits": lambda state, m: state.teachers.logits[m],
+# The same of what is made of that with the classes or the student.
+MADE_BLOCKS: Mapping[str, Callable[[DistillState, int], Tensor]] = {
     "cross_entropy": lambda state, m: state.teacher_cross_entropy[:, m : m + 1],
     "similarity": lambda state, m: state.similarity[:, m : m + 1],
     "divergence": lambda state, m: state.divergence[:, m : m + 1],
@@ -32,6 +35,19 @@ OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
     "performance": ("feature", "logits", "cross_entropy"),
     "gaps": ("similarity", "divergence"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ShortObservation:
+    """A raw observation without what a store of teacher outputs has of it.
+
+    Attributes:
+        keys: Where the store has the outputs.
+        made: All blocks that are not outputs, in the order of the observation.
+    """
+
+    keys: Int64[Tensor, " B"]
+    made: Float[Tensor, "B R"]
 
 
 class RunningStandardizer:
@@ -125,6 +141,36 @@ class Observer:
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
         """Equ. 5: the raw observation of every sample, detached."""
+        return self._join(state.teachers, self._made(state))
+
+    @torch.no_grad()
+    def shorten(self, state: DistillState) -> ShortObservation | None:
+        """What `restore` makes the raw observation of; None if no store has anything of it."""
+        keys = state.batch.keys
+        if keys is None or OUTPUT_BLOCKS.keys().isdisjoint(self._blocks):
+            return None
+        return ShortObservation(keys, torch.cat(self._made(state), dim=1))
+
+    def restore(self, short: ShortObservation, teachers: TeacherOutputs) -> Float[Tensor, "B F"]:
+        """The raw observation that was made short, bit for bit.
+
+        Args:
+            short: What `shorten` gave.
+            teachers: What the store has under its keys; the feature maps are not looked at.
+        """
+        return self._join(teachers, short.made.split(1, dim=1))
+
+    def _made(self, state: DistillState) -> list[Tensor]:
         teachers = range(len(state.teachers.logits))
-        blocks = [BLOCKS[name](state, m).float() for m in teachers for name in self._blocks]
+        made = [name for name in self._blocks if name in MADE_BLOCKS]
+        return [MADE_BLOCKS[name](state, m).float() for m in teachers for name in made]
+
+    def _join(self, teachers: TeacherOutputs, made: Iterable[Tensor]) -> Float[Tensor, "B F"]:
+        """All blocks in their order; those that are made have one column each."""
+        rest = iter(made)
+        blocks = [
+            OUTPUT_BLOCKS[name](teachers, m).float() if name in OUTPUT_BLOCKS else next(rest)
+            for m in range(len(teachers.logits))
+            for name in self._blocks
+        ]
         return torch.cat(blocks, dim=1)

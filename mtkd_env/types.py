@@ -22,6 +22,7 @@ class Batch:
         index: Position of each image in its split, the same in every epoch.
         mixture: Share of every class in each image where images are mixed (mixup, cutmix).
         teachers: What the teachers know of the images, if they were asked already.
+        keys: Where a store keeps that, if one does; see `mtkd_env.teachers.store`.
     """
 
     inputs: Float[Tensor, "B K H W"]
@@ -29,6 +30,7 @@ class Batch:
     index: Int64[Tensor, " B"]
     mixture: Float[Tensor, "B C"] | None = None
     teachers: "TeacherOutputs | None" = None
+    keys: Int64[Tensor, " B"] | None = None
 
     @property
     def labels(self) -> Int64[Tensor, " B"] | Float[Tensor, "B C"]:

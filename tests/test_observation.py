@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.observation import BLOCKS, OBSERVATIONS, Observer, RunningStandardizer
+from mtkd_env.observation import (
+    MADE_BLOCKS,
+    OBSERVATIONS,
+    OUTPUT_BLOCKS,
+    Observer,
+    RunningStandardizer,
+)
 from mtkd_env.types import DistillState
 from tiny import CLASSES, generator, random_state
 
@@ -48,7 +56,7 @@ def test_width_is_that_of_equation_5() -> None:
 def test_the_parts_of_table_6b_together_are_the_whole() -> None:
     parts = OBSERVATIONS["performance"] + OBSERVATIONS["gaps"]
     assert parts == OBSERVATIONS["all"]
-    assert set(OBSERVATIONS["all"]) == set(BLOCKS)
+    assert set(OBSERVATIONS["all"]) == OUTPUT_BLOCKS.keys() | MADE_BLOCKS.keys()
 
 
 @pytest.mark.parametrize("observation", OBSERVATIONS)
@@ -66,6 +74,29 @@ def test_values_lie_at_their_slices(observation: str) -> None:
         }
         for block in OBSERVATIONS[observation]:
             assert found[:, observe.layout[f"{name}/{block}"]].equal(expected[block])
+
+
+@pytest.mark.parametrize("observation", ["all", "performance"])
+def test_a_short_observation_is_made_whole_again_by_the_outputs_of_the_teachers(
+    observation: str,
+) -> None:
+    state = random_state()
+    keys = torch.arange(len(state.divergence))
+    observe = observer(observation, state)
+    short = observe.shorten(replace(state, batch=replace(state.batch, keys=keys)))
+    assert short is not None
+    assert short.keys is keys
+    assert short.made.shape == (len(keys), len(NAMES) * (len(OBSERVATIONS[observation]) - 2))
+    outputs = replace(state.teachers, feature_maps=())
+    assert observe.restore(short, outputs).equal(observe(state))
+
+
+def test_nothing_is_short_without_keys_or_without_outputs_in_it() -> None:
+    state = random_state()
+    keys = torch.arange(len(state.divergence))
+    assert observer("all", state).shorten(state) is None
+    stored = replace(state, batch=replace(state.batch, keys=keys))
+    assert observer("gaps", state).shorten(stored) is None
 
 
 def test_observations_are_detached_float32() -> None:

@@ -97,6 +97,36 @@ def features_and_maps(outputs: TeacherOutputs) -> list[Tensor]:
 
 @places
 @view_sets
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_logits_and_features_of_earlier_batches_are_recalled_by_their_keys(
+    dtype: str, place: str, view_set: ViewSet, tmp_path: Path
+) -> None:
+    store = make_store(tmp_path, view_set, place=place, dtype=dtype)
+    stream = stored_stream(store, view_set)
+    companion = stream.companion
+    assert isinstance(companion, StoredTeachers)
+    batches = [next(stream) for _ in range(2 * STEPS + 1)]
+    computed = store.computed
+    for batch in batches:
+        assert batch.keys is not None
+        assert (batch.keys % IMAGES).equal(batch.index)
+        found, expected = companion.recall(batch.keys), outputs_of(batch)
+        assert found.feature_maps == ()
+        assert_equal(found, replace(expected, feature_maps=()))
+    assert store.computed == computed
+
+
+def test_what_another_store_had_is_computed_when_it_is_recalled(tmp_path: Path) -> None:
+    batch = next(stored_stream(make_store(tmp_path, TWO), TWO))
+    empty = make_store(tmp_path, TWO)
+    assert batch.keys is not None
+    found = StoredTeachers(empty).recall(batch.keys)
+    assert_equal(found, replace(outputs_of(batch), feature_maps=()))
+    assert empty.computed >= NUM_ENVS
+
+
+@places
+@view_sets
 def test_batches_bring_what_the_teachers_say_of_them(
     place: str, view_set: ViewSet, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ class RowLayout:
     Attributes:
         shapes: Shape of every part of a row.
         width: Numbers in a row.
+        begin_of_maps: Numbers in a row before its maps.
     """
 
     def __init__(self, outputs: TeacherOutputs) -> None:
@@ -95,6 +96,7 @@ class RowLayout:
             *((*one.shape[2:], one.shape[1]) for one in outputs.feature_maps),
         ]
         self.width = sum(map(prod, self.shapes))
+        self.begin_of_maps = sum(map(prod, self.shapes[: 1 + teachers]))
 
     def pack(self, outputs: TeacherOutputs) -> Float[Tensor, "B W"]:
         """One row for each image."""
@@ -103,9 +105,11 @@ class RowLayout:
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def unpack(self, rows: Float[Tensor, "B W"]) -> TeacherOutputs:
-        """The outputs that rows were made of, as views of them."""
-        split = rows.split([prod(shape) for shape in self.shapes], dim=1)
-        parts = [part.unflatten(1, shape) for part, shape in zip(split, self.shapes, strict=True)]
+        """The outputs that rows were made of, as views of them; no maps of rows without them."""
+        with_maps = rows.shape[1] > self.begin_of_maps
+        shapes = self.shapes if with_maps else self.shapes[: 1 + self._teachers]
+        split = rows.split([prod(shape) for shape in shapes], dim=1)
+        parts = [part.unflatten(1, shape) for part, shape in zip(split, shapes, strict=True)]
         logits, others = parts[0], parts[1:]
         maps = others[self._teachers :]
         return TeacherOutputs(
@@ -127,8 +131,13 @@ class Rows(ABC):
         """Keeps some rows; keys on the host."""
 
     @abstractmethod
-    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
-        """Some rows that are there; keys on the host, rows wherever they are kept."""
+    def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
+        """Some rows that are there; keys on the host, rows wherever they are kept.
+
+        Args:
+            keys: Their keys.
+            width: How many of a row's numbers, from the first.
+        """
 
     @abstractmethod
     def publish(self) -> None:
@@ -159,9 +168,10 @@ class MemoryRows(Rows):
         where = keys.to(self._rows.device, non_blocking=True)
         self._rows.index_copy_(0, where, rows.to(self._rows.device))
 
-    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
+    def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
         """Copies of some rows."""
-        return self._rows.index_select(0, keys.to(self._rows.device, non_blocking=True))
+        where = keys.to(self._rows.device, non_blocking=True)
+        return self._rows[:, :width].index_select(0, where)
 
     def publish(self) -> None:
         """Does nothing: nobody else sees this memory."""
@@ -175,13 +185,12 @@ class DiskRows(Rows):
 
     Args:
         count: Number of keys.
-        width: Numbers in a row.
         dtype: Their type.
         folder: Where the files are.
     """
 
-    def __init__(self, count: int, width: int, dtype: torch.dtype, folder: Path) -> None:
-        self._width, self._dtype, self._folder = width, dtype, folder
+    def __init__(self, count: int, dtype: torch.dtype, folder: Path) -> None:
+        self._dtype, self._folder = dtype, folder
         self._parts: list[Tensor] = []
         self._part_of = torch.full((count,), -1, dtype=torch.int32)
         self._row_of = torch.zeros(count, dtype=torch.int32)
@@ -201,13 +210,14 @@ class DiskRows(Rows):
         if sum(self._parts[part].nbytes for part, _ in self._pending) >= MOST_PENDING:
             self.publish()
 
-    def take(self, keys: Int64[Tensor, " N"]) -> Tensor:
+    def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
         """Copies of some rows."""
-        taken = torch.empty(len(keys), self._width, dtype=self._dtype)
+        taken = torch.empty(len(keys), width, dtype=self._dtype)
         part_of, row_of = self._part_of[keys], self._row_of[keys]
         for part in part_of.unique().tolist():
             places = (part_of == part).nonzero().squeeze(1)
-            taken.index_copy_(0, places, self._parts[part].index_select(0, row_of[places]))
+            rows = self._parts[part][:, :width]
+            taken.index_copy_(0, places, rows.index_select(0, row_of[places]))
         return taken
 
     def publish(self) -> None:
@@ -297,7 +307,7 @@ class TeacherStore:
         count = len(views) * kept
         if folder is not None:
             _check_room(folder, self.nbytes)
-            self._rows: Rows = DiskRows(count, self._layout.width, self._dtype, folder)
+            self._rows: Rows = DiskRows(count, self._dtype, folder)
         else:
             device = views.device if spec.place == "device" else torch.device("cpu")
             self._rows = MemoryRows(count, self._layout.width, self._dtype, device)
@@ -341,9 +351,20 @@ class TeacherStore:
         for turn, block in torch.stack([turns, blocks], dim=1).unique(dim=0).tolist():
             yield turn * images + torch.arange(images)[block * size : (block + 1) * size]
 
-    def take(self, keys: Int64[Tensor, " B"]) -> TeacherOutputs:
-        """Outputs that are known, in float32 on the device of the images; keys on the host."""
-        rows = self._rows.take(keys).to(self._views.device, non_blocking=True)
+    @property
+    def device(self) -> torch.device:
+        """Where the images are, and what is taken."""
+        return self._views.device
+
+    def take(self, keys: Int64[Tensor, " B"], *, maps: bool = True) -> TeacherOutputs:
+        """Outputs that are known, in float32 on the device of the images.
+
+        Args:
+            keys: On the host.
+            maps: Whether with the feature maps, which are most of it.
+        """
+        width = self._layout.width if maps else self._layout.begin_of_maps
+        rows = self._rows.take(keys, width).to(self.device, non_blocking=True)
         return self._layout.unpack(rows.float())
 
     def publish(self) -> None:
@@ -397,6 +418,7 @@ class StoredTeachers:
     def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
         """The batches, each with the outputs on it; missing ones are computed for several."""
         keys = self._store.keys(plan.order, plan.views)
+        there = keys.to(self._store.device, non_blocking=True)
         for begin in range(0, len(plan.rows), GROUP):
             group = plan.rows[begin : begin + GROUP]
             self._store.fill(torch.cat([keys[rows] for rows in group]))
@@ -404,7 +426,17 @@ class StoredTeachers:
             if begin + GROUP >= len(plan.rows):
                 self._store.publish()
             for rows in group:
-                yield replace(next(batches), teachers=self._store.take(keys[rows]))
+                known = self._store.take(keys[rows])
+                yield replace(next(batches), teachers=known, keys=there[rows])
+
+    def recall(self, keys: Int64[Tensor, " B"]) -> TeacherOutputs:
+        """Logits and features that a batch of these keys has brought along, the same numbers again.
+
+        Computed again are only those of batches that another process had, before a checkpoint.
+        """
+        keys = keys.cpu()
+        self._store.fill(keys)
+        return self._store.take(keys, maps=False)
 
 
 def store_folder(cache: Path, about: Mapping[str, Any]) -> Path:

@@ -1,0 +1,250 @@
+r"""Trains a detector that begins with a distilled backbone, and measures its mean AP.
+
+python experiments/transfer/detection.py --recipe coco_2x --data ROOT --output DIR \
+    --model mask_rcnn --backbone resnet18 --weights EXPORT/backbone.safetensors
+python experiments/transfer/detection.py --data ROOT --train shapes_train --val shapes_val \
+    --output DIR --model retinanet --min_size 128 --max_size 128 --schedule.epochs 12
+python experiments/transfer/detection.py --resume DIR
+torchrun --nproc-per-node 8 experiments/transfer/detection.py --recipe coco_2x ...
+
+ROOT holds COCO or something in its format; see `coco`.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from experiments.console import console
+from experiments.failures import run_program
+from experiments.transfer.average_precision import AveragePrecision
+from experiments.transfer.backbones import fill, load_backbone
+from experiments.transfer.box_pictures import beside_truth
+from experiments.transfer.coco import CocoSplit, Target, read_coco
+from experiments.transfer.coco_batches import (
+    Example,
+    Reading,
+    evaluation_batches,
+    training_batches,
+)
+from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
+from experiments.transfer.program import (
+    TransferConfig,
+    choose_device,
+    keep,
+    parse,
+    summary,
+    together,
+)
+from experiments.transfer.training import Schedule, Task, run_task
+from mtkd_env import distributed
+from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.seeding import derive_seed, seeded
+
+# Images and what is to be seen on each, on the device.
+Batch = tuple[list[Tensor], list[Target]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig(TransferConfig):
+    """The training of a detector.
+
+    Attributes:
+        model: faster_rcnn, mask_rcnn, retinanet or cascade_rcnn.
+        train: Name of the split to train on: annotations/instances_<train>.json and its images in
+            the folder <train>.
+        val: Name of the split to judge by; likewise.
+        min_size: Shorter side [pixels] that images are resized to.
+        max_size: Longest side [pixels] that they may get by that.
+        trainable_layers: Parts of the backbone, from the last one, that are trained: 0 to 5.
+        norm: frozen leaves the backbone's batch norms as they are; batch trains them.
+        arguments: Further arguments of torchvision's detector, such as box_score_thresh.
+
+    Raises:
+        ConfigError: A value that cannot be used; names it.
+    """
+
+    model: str = "mask_rcnn"
+    backbone: str = "resnet18"
+    train: str = "train2017"
+    val: str = "val2017"
+    min_size: int = 800
+    max_size: int = 1333
+    trainable_layers: int = 3
+    norm: str = "frozen"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 8
+    schedule: Schedule = field(
+        default_factory=lambda: Schedule(lr=0.01, milestones=(16, 22), warmup_steps=500, epochs=24)
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(DETECTORS, self.model, "detector")
+        check_name(BODIES, self.backbone, "backbone")
+        check_name(NORMS, self.norm, "norm")
+
+
+class DetectionTask(Task):
+    """A detector, its images, and the terms of its loss.
+
+    Args:
+        config: The configuration.
+        train: Images to train on.
+        val: Images to judge by, with the same categories.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: Splits, weights or batches that do not fit together.
+    """
+
+    program = "detection.py"
+
+    def __init__(
+        self, config: DetectionConfig, train: CocoSplit, val: CocoSplit, device: torch.device
+    ) -> None:
+        _check_splits(train, val)
+        self.steps_per_epoch = config.steps_per_epoch(len(train.learnable))
+        detector = lookup(DETECTORS, config.model, "detector")
+        with seeded(derive_seed(config.seed, "detector")):
+            self.model = detector(
+                config.backbone,
+                len(train.class_names),
+                min_size=config.min_size,
+                max_size=config.max_size,
+                trainable_layers=config.trainable_layers,
+                norm=config.norm,
+                arguments=config.arguments,
+            )
+        if config.weights is not None:
+            fill(body(self.model), load_backbone(Path(config.weights)))
+        self.model.to(device)
+        pin = device.type == "cuda"
+        self._reading = Reading(masks=detector.masks, workers=config.reading, pin=pin)
+        self._config = config
+        self._train, self._val = train, val
+        self._device = device
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The images with something on them in a new order; the last ones may be left out."""
+        config = self._config
+        batches = training_batches(
+            self._train,
+            self._reading,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            epoch=epoch,
+            shard=distributed.shard(),
+        )
+        for batch in batches:
+            targets = [
+                {name: value.to(self._device, non_blocking=True) for name, value in target.items()}
+                for _, target in batch
+            ]
+            yield self._images(batch), targets
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The terms of the detector's own loss."""
+        images, targets = batch
+        terms: dict[str, Tensor] = self.model(images, targets)
+        return terms
+
+    def evaluate(self) -> dict[str, float]:
+        """COCO's mean average precision of boxes, and of masks if the detector makes them."""
+        precision = AveragePrecision(masks=self._reading.masks)
+        for batch in self._judged(distributed.shard()):
+            precision.add(self.predict(batch), [truth for _, truth in batch])
+        return precision.values()
+
+    def pictures(self, count: int) -> UInt8[Tensor, "N 3 P Q"]:
+        """Detections beside the truth, of the first images to judge by."""
+        names = self._train.class_names
+        rows: list[Tensor] = []
+        for batch in islice(self._judged((0, 1)), count):
+            for (image, truth), found in zip(batch, self.predict(batch), strict=True):
+                rows.append(beside_truth(image, found, truth, names))
+            if len(rows) >= count:
+                break
+        return torch.stack(rows[:count])
+
+    @torch.no_grad()
+    def predict(self, batch: Sequence[Example]) -> list[Target]:
+        """Boxes, labels, scores and perhaps masks that are found on images, on the CPU."""
+        found: list[Target] = self.model(self._images(batch))
+        return [{name: value.cpu() for name, value in one.items()} for one in found]
+
+    def _judged(self, shard: tuple[int, int]) -> Iterator[list[Example]]:
+        size = self._config.batch_size // distributed.processes()
+        return evaluation_batches(self._val, self._reading, batch_size=size, shard=shard)
+
+    def _images(self, batch: Sequence[Example]) -> list[Float32[Tensor, "3 _ _"]]:
+        """Images in [0, 1] on the device, which the detector itself normalises and resizes."""
+        return [image.to(self._device, non_blocking=True).float() / 255 for image, _ in batch]
+
+
+def _check_splits(train: CocoSplit, val: CocoSplit) -> None:
+    if not train.learnable:
+        raise ConfigError(f"train: no image in {train.file} has an object to learn from")
+    if not val.learnable:
+        raise ConfigError(f"val: no image in {val.file} has an object to find")
+    if train.class_names != val.class_names or train.labels != val.labels:
+        raise ConfigError(
+            f"val: expected the {len(train.labels)} categories of {train.file}, found others in "
+            f"{val.file}"
+        )
+
+
+def run(config: DetectionConfig, folder: Path, *, resume: bool = False) -> dict[str, float]:
+    """Trains and judges a detector, and writes the run into its folder; see `run_task`.
+
+    Args:
+        config: The configuration.
+        folder: The run's folder.
+        resume: Whether it may hold this run, which is then gone on with.
+
+    Returns:
+        COCO's mean average precision, `box_map` first.
+
+    Raises:
+        ConfigError: Anything that cannot be used.
+    """
+    device = choose_device(config)
+    train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
+    task = DetectionTask(config, train, val, device)
+    keep(config, folder, resume=resume)
+    return run_task(
+        task,
+        config.schedule,
+        folder,
+        resume=resume,
+        evaluate_every=config.evaluate_every,
+        device=device,
+        precision=config.precision,
+        seed=config.seed,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program; gives its exit code."""
+    return run_program(_run, argv, "a run folder without result.json is unfinished")
+
+
+def _run(argv: Sequence[str]) -> int:
+    config, resume = parse(DetectionConfig, argv, DetectionTask.program)
+    with together(config):
+        out = console(quiet=distributed.rank() != 0)
+        if config.weights is None:
+            out.print("no --weights: the backbone is random")
+        metrics = run(config, Path(config.output), resume=resume)
+        out.print(f"{config.output}: {summary(metrics)}", soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""Views of images with a class for every pixel, made by processes that read ahead.
+
+What a view is depends on the image and on one seed, so that neither the number of processes nor
+what they made before changes it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from mtkd_env.data.decoding import MEAN
+from mtkd_env.errors import ConfigError
+
+# Label of pixels that count neither in the loss nor in the result.
+IGNORED = 255
+
+# Factors on height and width of the images to train on, each as likely as any between.
+SCALES = (0.5, 2.0)
+
+# What padding is filled with: the colour that is nearly 0 once it is normalised.
+FILL = [round(255 * mean) for mean in MEAN]
+
+Request = TypeVar("Request")
+Made = TypeVar("Made")
+
+
+class Labelled(NamedTuple):
+    """Images and their labels.
+
+    Attributes:
+        images: Pixels, uint8 (3, H, W), or (B, 3, H, W) of a batch.
+        labels: Class of each pixel or `IGNORED`, uint8 (H, W) or (B, H, W).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+def random_view(
+    image: Image.Image, labels: Image.Image, size: tuple[int, int], seed: int
+) -> Labelled:
+    """A part of an image, scaled and mirrored at random, padded where the image is too small.
+
+    Args:
+        image: The image.
+        labels: Its classes.
+        size: Height and width of the view [pixels].
+        seed: Seed of scale, place and mirroring.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    share, top, left, mirror = torch.rand(4, generator=generator).tolist()
+    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * share
+    rows = _stretch(image.height, size[0], scale, top)
+    columns = _stretch(image.width, size[1], scale, left)
+    box = (rows.begin, columns.begin, rows.length, columns.length)
+    # Scales nothing but the part.
+    parts = [
+        functional.resized_crop(part, *box, [rows.scaled, columns.scaled], interpolation)
+        for part, interpolation in (
+            (image, InterpolationMode.BILINEAR),
+            (labels, InterpolationMode.NEAREST),
+        )
+    ]
+    if mirror < 0.5:
+        parts = [functional.horizontal_flip(part) for part in parts]
+    pixels, classes = as_tensors(*parts)
+    return Labelled(padded(pixels, size, FILL), padded(classes[None], size, [IGNORED])[0])
+
+
+class _Stretch(NamedTuple):
+    """Rows or columns of an image, and how many they are scaled to."""
+
+    begin: int
+    length: int
+    scaled: int
+
+
+def _stretch(side: int, wanted: int, scale: float, place: float) -> _Stretch:
+    """As many rows as give so many once they are scaled, or all that there are.
+
+    Args:
+        side: Rows of the image.
+        wanted: Rows of the view.
+        scale: Factor on them.
+        place: Where to begin, from 0 to 1.
+    """
+    length = max(1, round(wanted / scale))
+    if length < side:
+        return _Stretch(int(place * (side - length + 1)), length, wanted)
+    return _Stretch(0, side, min(wanted, max(1, round(side * scale))))
+
+
+def as_tensors(image: Image.Image, labels: Image.Image) -> Labelled:
+    """The pixels of an image and their classes."""
+    return Labelled(functional.pil_to_tensor(image), functional.pil_to_tensor(labels)[0])
+
+
+def padded(
+    pixels: UInt8[Tensor, "K H W"], size: tuple[int, int], fill: Sequence[int]
+) -> UInt8[Tensor, "K H2 W2"]:
+    """An image in the upper left corner of a larger one.
+
+    Args:
+        pixels: The image.
+        size: Height and width of the larger one [pixels].
+        fill: What else it holds, channel by channel.
+    """
+    height, width = pixels.shape[1:]
+    larger = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *size)
+    larger[:, :height, :width] = pixels
+    return larger
+
+
+def fitted(
+    pixels: UInt8[Tensor, "3 H W"], size: tuple[int, int], interpolation: InterpolationMode
+) -> UInt8[Tensor, "3 H2 W2"]:
+    """An image scaled to fit into a white frame.
+
+    Args:
+        pixels: The image.
+        size: Height and width of the frame [pixels].
+        interpolation: How it is scaled.
+    """
+    scale = min(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
+    scaled = [max(1, round(scale * side)) for side in pixels.shape[1:]]
+    return padded(functional.resize(pixels, scaled, interpolation), size, [255, 255, 255])
+
+
+class _Made(Dataset[Any]):
+    """Makes what is requested; runs in the processes that read."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
+
+    def __getitem__(self, request: Any) -> Any:
+        """What was requested, or an error, which in this way arrives as it is."""
+        try:
+            return self._make(request)
+        except ConfigError as error:
+            return error
+
+
+def made(
+    make: Callable[[Request], Made], requests: Iterable[Request], *, workers: int, pin: bool
+) -> Iterator[Made]:
+    """What is made of every request, in order; the processes that make it end with the iteration.
+
+    Args:
+        make: Makes it, in another process.
+        requests: What it is given.
+        workers: Processes that make it ahead; 0 makes it when it is asked for.
+        pin: Whether tensors lie where a GPU can fetch them without the host's waiting.
+
+    Raises:
+        ConfigError: A file that cannot be used, named; or a process that was killed.
+    """
+    loader = DataLoader(
+        _Made(make),
+        sampler=requests,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        # Only so that the loader leaves the global one alone.
+        generator=torch.Generator(),
+    )
+    try:
+        for result in loader:
+            if isinstance(result, ConfigError):
+                raise result
+            yield result
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"workers: a process that reads images died ({reason}); fewer need less memory"
+        ) from error

@@ -1,0 +1,277 @@
+"""What the programs of this package share: configuration, flags, device, processes, folder."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from experiments.config import CONFIGS, MOST_THREADS, UNKNOWN_KEY, read_yaml, take
+from experiments.transfer.training import ROWS, Schedule
+from mtkd_env import distributed
+from mtkd_env.data.decoding import default_workers
+from mtkd_env.errors import ConfigError, check_name, did_you_mean, plain_message
+from mtkd_env.files import write_text
+from mtkd_env.precision import FULL, PRECISIONS
+
+RECIPES = CONFIGS / "transfer"
+
+CONFIG = "config.yaml"
+
+# Where and how a run is computed; its numbers do not depend on it.
+PLACE = ("data", "output", "recipe", "evaluate_every", "workers", "device", "threads")
+
+# How long a training is; only one of them can be said.
+LENGTHS = {"--schedule.epochs", "--schedule.iterations"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferConfig:
+    """The training of a network for another task than distillation's, from a distilled backbone.
+
+    Attributes:
+        data: Folder of the images.
+        output: Folder of the run.
+        recipe: Name of an experiment of the paper, which selects configs/transfer/<recipe>.yaml, or
+            a YAML file.
+        backbone: resnet18, resnet34 or resnet50.
+        weights: The backbone's tensors, as export.py wrote them; at random by default.
+        batch_size: Images in a batch, those of all processes together.
+        schedule: How the network is trained.
+        evaluate_every: Epochs between two evaluations; 0 for none but the one at the end.
+        precision: fp32, bf16 or fp16.
+        seed: Seed of the network's tensors, the order of the images and what is made of them.
+        workers: Processes that read images, for each process that trains; one per core up to eight
+            by default, and 0 reads in the process that trains.
+        device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
+        threads: CPU threads; torch's choice by default.
+
+    Raises:
+        ConfigError: A value that cannot be used; names it.
+    """
+
+    data: str
+    output: str
+    recipe: str | None = None
+    backbone: str = "resnet34"
+    weights: str | None = None
+    batch_size: int = 16
+    schedule: Schedule = field(default_factory=lambda: Schedule(epochs=24))
+    evaluate_every: int = 1
+    precision: str = FULL
+    seed: int = 0
+    workers: int | None = None
+    device: str = "auto"
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size: expected at least 1, got {self.batch_size}")
+        for name in ("evaluate_every", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"workers: expected 0 or more, got {self.workers}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        check_name(PRECISIONS, self.precision, "precision")
+
+    def steps_per_epoch(self, images: int) -> int:
+        """Batches in an epoch, without the last one if it is not full.
+
+        Args:
+            images: Number of images to train on.
+
+        Raises:
+            ConfigError: A batch is larger than that, or the processes cannot share it.
+        """
+        if self.batch_size > images:
+            raise ConfigError(
+                f"batch_size: expected at most {images}, the number of images in {self.data} to "
+                f"train on, got {self.batch_size}"
+            )
+        if self.batch_size % distributed.processes():
+            raise ConfigError(
+                f"batch_size: expected a multiple of {distributed.processes()}, the number of "
+                f"processes, got {self.batch_size}"
+            )
+        return images // self.batch_size
+
+    @property
+    def reading(self) -> int:
+        """Processes that read images."""
+        return default_workers() if self.workers is None else self.workers
+
+    def to_yaml(self) -> str:
+        """The whole configuration; as a `--config` file it gives an equal one."""
+        # Tuples as lists, which YAML can hold.
+        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+
+
+Config = TypeVar("Config", bound=TransferConfig)
+
+
+class _Parser(ArgumentParser):
+    """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        text = " ".join(message.split()).removeprefix('Parser key "config": ')
+        unknown = UNKNOWN_KEY.search(message)
+        keys = [part for part in unknown.groups() if part] if unknown else []
+        known = self.get_defaults(skip_validation=True).keys()
+        raise ConfigError(plain_message(text) + did_you_mean(".".join(keys), known)) from ex
+
+
+def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config, bool]:
+    """The configuration that a command line asks for, and whether its run is to be gone on with.
+
+    Layers, later ones win: `configs/transfer/<recipe>.yaml`, `--config` files, flags. `--resume
+    FOLDER` takes the configuration of the run in the folder instead of a recipe.
+
+    Args:
+        kind: Class of the configuration.
+        argv: Flags, without the program's name.
+        program: The program's name, for its help.
+
+    Raises:
+        ConfigError: An unknown key, a value that cannot be used, a file that cannot be read, or a
+            flag that would make a run another one.
+        SystemExit: After `--help` or `--print_config`.
+    """
+    resumed, flags = take(argv, "--resume")
+    recipes, flags = take(flags, "--recipe")
+    if not resumed:
+        named = ["--recipe", recipes[-1]] if recipes else []
+        return _parsed(kind, [*_recipe(kind, recipes), *flags, *named], program), False
+    if recipes:
+        raise ConfigError("--recipe: cannot be given with --resume")
+    folder = Path(resumed[-1])
+    own = [*_file(kind, folder / CONFIG, "--resume"), *flags, "--output", str(folder)]
+    config = _parsed(kind, own, program)
+    check_same(config, folder)
+    return config, True
+
+
+def _recipe(kind: type[Config], named: Sequence[str]) -> list[str]:
+    """The flags that read the last of some recipes."""
+    if not named:
+        return []
+    path = Path(named[-1])
+    if not path.suffix and len(path.parts) == 1:
+        shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
+        check_name(shipped, named[-1], "recipe")
+        path = shipped[named[-1]]
+    return _file(kind, path, "--recipe")
+
+
+def _file(kind: type[Config], path: Path, flag: str) -> list[str]:
+    """The flags that read a YAML file, which errors say `flag` has named."""
+    known = [entry.name for entry in fields(kind)]
+    for key in read_yaml(path, flag):
+        if key not in known:
+            raise ConfigError(f"{flag}: {path}: unknown key '{key}'{did_you_mean(key, known)}")
+    return ["--config", str(path)]
+
+
+def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    parser = _Parser(
+        prog=program,
+        description=(
+            "Trains a network that begins with a distilled backbone. Layers, later ones win: "
+            "configs/transfer/RECIPE.yaml, --config files, flags. --resume FOLDER goes on with an "
+            f"unfinished run. --debug shows where an error came from. Recipes: {names}."
+        ),
+        default_env=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_class_arguments(kind)
+    values = parser.instantiate(parser.parse_args(_one_length(flags))).as_dict()
+    return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
+
+
+def _one_length(flags: Sequence[str]) -> list[str]:
+    """The flags, with one that takes back the other length if only one of the two is given."""
+    given = {flag.partition("=")[0] for flag in flags} & LENGTHS
+    others = LENGTHS - given if len(given) == 1 else set()
+    return [*flags, *(f"{other}=null" for other in others)]
+
+
+def check_same(config: TransferConfig, folder: Path) -> None:
+    """Checks that a folder holds no run of another configuration.
+
+    Raises:
+        ConfigError: It does; names the keys that differ.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    theirs = read_yaml(folder / CONFIG, "--resume")
+    own = yaml.safe_load(config.to_yaml())
+    changed = [key for key in own if key not in PLACE and own[key] != theirs.get(key)]
+    if changed:
+        values = ", ".join(f"{key} {own[key]} instead of {theirs.get(key)}" for key in changed)
+        raise ConfigError(f"output: {folder} holds a run of another configuration: {values}")
+
+
+def keep(config: TransferConfig, folder: Path, *, resume: bool) -> None:
+    """Writes a configuration into its run's folder, if this process is to and no run is there.
+
+    Raises:
+        ConfigError: A run that is to be gone on with is of another configuration.
+        OSError: It cannot be written.
+    """
+    if resume:
+        check_same(config, folder)
+    if distributed.rank() == 0 and not (folder / ROWS).exists():
+        write_text(folder / CONFIG, config.to_yaml())
+
+
+def choose_device(config: TransferConfig) -> torch.device:
+    """The device of a run, after setting the number of CPU threads.
+
+    Raises:
+        ConfigError: A device that does not exist here.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    if config.device == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", distributed.place_on_machine())
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device: cannot use '{config.device}': {reason}") from error
+    return device
+
+
+@contextmanager
+def together(config: TransferConfig) -> Iterator[None]:
+    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
+
+    A process that fails does not wait for the others, which `torchrun` then ends.
+    """
+    if distributed.launched():
+        distributed.join(choose_device(config))
+    yield
+    distributed.leave()
+
+
+def begun(config: TransferConfig) -> str:
+    """What a network begins with, in words."""
+    if config.weights is None:
+        return f"a random {config.backbone} (--weights would say which to begin with)"
+    return f"the {config.backbone} of {config.weights}"
+
+
+def summary(metrics: Mapping[str, float]) -> str:
+    """The metrics of a finished run in a line."""
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

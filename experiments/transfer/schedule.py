@@ -1,0 +1,105 @@
+"""Optimiser and learning rate of a task's training."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mtkd_env.errors import ConfigError
+from mtkd_env.optimization import Recipe
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a network is trained: SGD with a learning rate that depends on the step alone.
+
+    Attributes:
+        lr: Learning rate after the warm-up.
+        momentum: Momentum.
+        weight_decay: L2 coefficient.
+        kind: step falls at the milestones; poly is lr (1 - t)^power at the share t of the training.
+        milestones: Epochs, or iterations if these are given, after which the rate of step falls.
+        decay: Factor of each fall.
+        power: Exponent of poly.
+        min_lr: Learning rate that poly ends at.
+        warmup_steps: Steps in which the learning rate rises linearly to lr.
+        warmup_factor: Share of lr that it rises from.
+        epochs: Length of the training in passes over the images; or else
+        iterations: in steps.
+        clip: Largest norm of the gradient of all parameters together; no limit by default.
+
+    Raises:
+        ConfigError: A value out of its range, or not exactly one length.
+    """
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    kind: Literal["step", "poly"] = "step"
+    milestones: tuple[int, ...] = ()
+    decay: float = 0.1
+    power: float = 0.9
+    min_lr: float = 0.0
+    warmup_steps: int = 0
+    warmup_factor: float = 0.001
+    epochs: int | None = None
+    iterations: int | None = None
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.iterations is None):
+            raise ConfigError(
+                "schedule: expected either epochs or iterations, got "
+                f"epochs {self.epochs} and iterations {self.iterations}"
+            )
+        for name, (fits, expected) in self._ranges().items():
+            if not fits:
+                raise ConfigError(
+                    f"schedule.{name}: expected {expected}, got {getattr(self, name)}"
+                )
+        self.recipe(1 + self.warmup_steps)
+
+    def _ranges(self) -> dict[str, tuple[bool, str]]:
+        """Whether each value that `Recipe` does not check is in its range, and that in words."""
+        length = self.epochs if self.iterations is None else self.iterations
+        return {
+            "kind": (self.kind in ("step", "poly"), "step or poly"),
+            "iterations" if self.epochs is None else "epochs": ((length or 0) >= 1, "at least 1"),
+            "milestones": (all(end >= 1 for end in self.milestones), "numbers from 1"),
+            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
+            "warmup_factor": (0 <= self.warmup_factor <= 1, "a share in [0, 1]"),
+        }
+
+    def steps(self, steps_per_epoch: int) -> int:
+        """SGD steps of the training."""
+        return self.iterations or (self.epochs or 0) * steps_per_epoch
+
+    def recipe(self, steps_per_epoch: int) -> Recipe:
+        """The same with steps in place of epochs.
+
+        Raises:
+            ConfigError: The warm-up is longer than the training.
+        """
+        steps = self.steps(steps_per_epoch)
+        if self.warmup_steps > steps:
+            raise ConfigError(
+                f"schedule.warmup_steps: expected 0 to {steps}, all steps of the training, got "
+                f"{self.warmup_steps}"
+            )
+        unit = 1 if self.iterations is not None else steps_per_epoch
+        try:
+            return Recipe(
+                epochs=steps,
+                lr=self.lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                nesterov=False,
+                milestones=tuple(e * unit / steps for e in self.milestones if e * unit <= steps),
+                decay=self.decay,
+                schedule=self.kind,
+                min_lr=self.min_lr,
+                power=self.power,
+                warmup_epochs=float(self.warmup_steps),
+                warmup_lr=self.warmup_factor * self.lr,
+                clip_norm=self.clip,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"schedule.{error}".replace("clip_norm", "clip")) from None

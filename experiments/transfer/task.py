@@ -1,0 +1,47 @@
+"""What a network is trained for: a subclass of `Task` for each kind of task."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+
+class Task(ABC):
+    """A network, the images that it is trained and judged on, and its loss.
+
+    Attributes:
+        model: The network; made by the constructor.
+        steps_per_epoch: Number of batches that `batches` gives.
+        program: What goes on with an interrupted run, when given `--resume` and its folder.
+    """
+
+    model: nn.Module
+    steps_per_epoch: int
+    program: ClassVar[str] = "the same program"
+
+    @abstractmethod
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """This process's batches of an epoch, counted from 0, on the device.
+
+        They depend on the seed and the epoch alone. Before each is asked for, torch's global
+        generator is seeded with the number of the step.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Terms of the loss of a batch, scalars; always of the same names. Their sum is trained."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the network, the main one first; every process is told the same.
+
+        All processes call it together, with the network in evaluation mode and without gradients.
+        """
+
+    @abstractmethod
+    def pictures(self, count: int) -> Tensor:
+        """Predictions beside the truth, uint8 (N, 3, H, W) with N <= count.
+
+        Process 0 alone calls it, with the network in evaluation mode and without gradients.
+        """

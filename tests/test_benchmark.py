@@ -489,6 +489,7 @@ def test_agents_from_the_shell(
     assert kept["aver"] == 0 < kept["pg"] < kept["td3"]
 
 
+@pytest.mark.slow
 def test_the_reward_signal_from_the_shell(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,6 +110,7 @@ def slot(monkeypatch: pytest.MonkeyPatch) -> type[Slot]:
     return kind
 
 
+@pytest.mark.slow
 def test_memory_from_the_shell(
     slot: type[Slot], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,6 +67,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
     assert found.points[1].ratio("pg", "CPU").median == 6
 
 
+@pytest.mark.slow
 def test_axes_from_the_shell(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -137,6 +137,7 @@ def test_a_variant_has_the_same_images_and_threads(flag: str, value: str, messag
     check_comparable(variant, config_of("aver", "--student.width", "0.5"), config_of("aver"))
 
 
+@pytest.mark.slow
 def test_steps_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "step.json"
     wide = "wide=--student.width 0.5"

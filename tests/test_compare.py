@@ -474,6 +474,7 @@ def test_a_run_in_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
         run_experiment(config, Silence(), tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does(
     start: Start,
     tmp_path: Path,

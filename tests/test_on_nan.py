@@ -216,7 +216,7 @@ def assert_skips(config: ExperimentConfig, folder: Path) -> int:
 
 @BAD
 @pytest.mark.usefixtures("bad_images")
-@pytest.mark.parametrize("algo", ["pg", "ppo", pytest.param("sac", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("algo", ["pg", *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("ppo", "sac"))])
 def test_an_interrupted_run_skips_the_same_batches(algo: str, small: str, tmp_path: Path) -> None:
     config = configuration(small, algo, "--on_nan", "skip")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -55,8 +55,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 CONTRIB = ("ars", "crossq", "tqc", "trpo")
 
-QUICK = ("pg", "ppo", "sac")
-SLOW = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
+QUICK = ("ppo", "sac")
+SLOW = ("pg", "none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
 SLOW += ("a2c", "ddpg", "td3", *CONTRIB)
 EVERY = [*QUICK, *(pytest.param(algo, marks=pytest.mark.slow) for algo in SLOW)]
 

@@ -68,6 +68,7 @@ def _panel(image: Tensor, objects: Mapping[str, Tensor], captions: list[str]) ->
             width=2,
             label_colors="white",
             label_background_colors=colors,
+            fill_labels=True,
         )
     height, width = size
     panel: Tensor = functional.pad(drawn, (0, PANEL - width, 0, PANEL - height))

@@ -214,9 +214,12 @@ def assert_skips(config: ExperimentConfig, folder: Path) -> int:
     return result.skipped
 
 
+SLOW = [pytest.param(algo, marks=pytest.mark.slow) for algo in ("ppo", "sac")]
+
+
 @BAD
 @pytest.mark.usefixtures("bad_images")
-@pytest.mark.parametrize("algo", ["pg", *(pytest.param(algo, marks=pytest.mark.slow) for algo in ("ppo", "sac"))])
+@pytest.mark.parametrize("algo", ["pg", *SLOW])
 def test_an_interrupted_run_skips_the_same_batches(algo: str, small: str, tmp_path: Path) -> None:
     config = configuration(small, algo, "--on_nan", "skip")
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -153,6 +153,7 @@ def test_a_network_that_cannot_be_followed_stays_in_float32_with_a_line() -> Non
 FAMILIES = {getattr(maker, "func", maker): name for name, maker in reversed(NETWORKS.items())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES.values())
 def test_every_family_can_be_quantised(name: str) -> None:
     module = build_network(name, num_classes=3, in_channels=1, width=0.25, seed=0)

@@ -159,6 +159,7 @@ def test_a_worker_that_dies_costs_only_its_own_task_which_is_tried_again(
     assert executor.room() == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gpus", "room", "seen"), [(0.5, 4, "0"), (None, 2, "0"), (0.0, 4, "")])
 def test_a_run_sees_the_gpu_that_it_has_a_share_of_and_no_other(
     gpus: float | None, room: int, seen: str, address: str, tmp_path: Path

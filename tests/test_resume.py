@@ -56,8 +56,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 CONTRIB = ("ars", "crossq", "tqc", "trpo")
 
 QUICK = ("ppo", "sac")
-SLOW = ("pg", "none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
-SLOW += ("a2c", "ddpg", "td3", *CONTRIB)
+SLOW = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
+SLOW += ("pg", "a2c", "ddpg", "td3", *CONTRIB)
 EVERY = [*QUICK, *(pytest.param(algo, marks=pytest.mark.slow) for algo in SLOW)]
 
 # What else an algorithm may keep from step to step.

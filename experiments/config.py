@@ -54,6 +54,7 @@ PLACE = (
     "on_nan",
     "ahead",
     "compile",
+    "capture",
 )
 
 # More are a mistake, and more than a process can start.
@@ -246,6 +247,8 @@ class ExperimentConfig:
             int8, which is nearly the same several times as fast.
         compile: auto measures which exact form of each teacher is fastest, once for a machine, and
             takes it; none does not.
+        capture: Whether the student's step is recorded as CUDA graphs, which the host launches as a
+            whole; not with fp16, several processes, aekd, or batches that are skipped.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; by default one for the digits, whose images are too small to share,
@@ -273,6 +276,7 @@ class ExperimentConfig:
     precision: str = FULL
     teacher_precision: str | None = None
     compile: str = "none"
+    capture: bool = False
     seed: int = 0
     device: str = "auto"
     threads: int | None = None

@@ -116,19 +116,47 @@ def prepare_device(config: ExperimentConfig) -> torch.device:
         ConfigError: A device that does not exist here.
     """
     threads = config.threads or (1 if config.data.dataset == "digits" else None)
+    return find_device(config.device, threads)
+
+
+def find_device(name: str, threads: int | None = None) -> torch.device:
+    """A device by its name, after setting the number of CPU threads if one is given.
+
+    Args:
+        name: cpu, cuda, cuda:1, ...; auto takes this process's GPU if there is one.
+        threads: CPU threads.
+
+    Raises:
+        ConfigError: A device that does not exist here.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
-    if config.device == "auto":
+    if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device("cuda", distributed.place_on_machine())
     try:
-        device = torch.device(config.device)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: cannot use '{config.device}': {reason}") from error
+        raise ConfigError(f"device: cannot use '{name}': {reason}") from error
     return device
+
+
+@contextmanager
+def together(device: str) -> Iterator[None]:
+    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
+
+    A process that fails does not wait for the others, which `torchrun` then ends.
+
+    Args:
+        device: Name of the device that this process computes on.
+    """
+    if distributed.launched():
+        distributed.join(find_device(device))
+    yield
+    distributed.leave()
 
 
 def make_folder(config: ExperimentConfig) -> Path:
@@ -185,6 +213,7 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
         precision=config.precision,
         teacher_precision=config.teacher_precision,
         compile=config.compile,
+        capture=config.capture,
         device=str(prepare_device(config)),
         cache=config.cache,
         seed=config.seed,

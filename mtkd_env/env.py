@@ -258,6 +258,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.episode = episode
         self.output = output
         self.skips = on_nan == "skip"
+        if self.skips and distiller.captures:
+            raise ConfigError("capture: expected false with on_nan skip, which looks at every step")
         scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
         self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization, reward_timing)
         self.fusion = WeightFusion(fusion).to(self.device)

@@ -11,6 +11,7 @@ import gymnasium
 import torch
 
 from mtkd_env.action import check_logit_bound, fusion_coefficients
+from mtkd_env.capture import check_capture
 from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.mixing import Mixing
@@ -156,6 +157,7 @@ def assemble(
     precision: str = FULL,
     teacher_precision: str | None = None,
     compile: str = "none",
+    capture: bool = False,
     device: str = "cpu",
     cache: str | Path | None = None,
     seed: int = 0,
@@ -202,6 +204,7 @@ def assemble(
             `int8`, which is nearly the same several times as fast.
         compile: `auto` measures which exact form of each teacher is fastest, once, and takes it;
             `none` does not.
+        capture: Whether the student's step is recorded as CUDA graphs.
         device: Device of student, teachers and images.
         cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
         seed: Seed of the first student and of its data order, until a seeded reset.
@@ -221,7 +224,7 @@ def assemble(
     )
     check_scales(alpha=alpha, beta=beta, temperature=temperature)
     check_ahead(ahead)
-    _check_computing(device, precision, teacher_precision or precision, compile)
+    _check_computing(device, precision, teacher_precision or precision, compile, capture=capture)
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe or {}, "recipe")
     mixing = Mixing(mixup, cutmix)
@@ -274,6 +277,7 @@ def assemble(
         feature=feature,
         directions=class_means(pool.ensemble, evaluated["train"]()) if needs_means else (),
         precision=precision,
+        capture=capture,
         device=device,
         seed=derive_seed(seed, "student"),
     )
@@ -343,7 +347,9 @@ def check_names(
     parse_terms(feature, FEATURE_TERMS, "feature")
 
 
-def _check_computing(device: str, precision: str, teacher_precision: str, compile: str) -> None:
+def _check_computing(
+    device: str, precision: str, teacher_precision: str, compile: str, *, capture: bool
+) -> None:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
@@ -352,6 +358,8 @@ def _check_computing(device: str, precision: str, teacher_precision: str, compil
     check_precision(precision, device)
     check_teacher_precision(teacher_precision, device)
     check_name(COMPILE, compile, "compile")
+    if capture:
+        check_capture(precision, device)
 
 
 def load_images(

@@ -59,6 +59,7 @@ def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
         recipe=config.optimizer,
         directions=class_means(teachers, env.splits["train"]()) if needs_means else (),
         precision=config.precision,
+        capture=config.capture,
         device=env.device,
         seed=derive_seed(config.seed, "student"),
         **asdict(config.distillation),

@@ -547,9 +547,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return self._observation
 
     def _checked(self, actions: Any) -> Tensor:
-        # A copy, because torch warns of arrays that it could not write into.
-        array = actions if isinstance(actions, Tensor) else np.array(actions)
-        action = torch.as_tensor(array, dtype=torch.float32)
+        action = _as_numbers(actions)
         expected = (self.num_envs, 2 * len(self.teacher_names))
         if tuple(action.shape) != expected:
             raise ValueError(
@@ -586,6 +584,22 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         if self.output == "torch":
             return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
         return np.full(self.num_envs, flag)
+
+
+def _as_numbers(actions: Any) -> Tensor:
+    """Actions as float32, where they are."""
+    if isinstance(actions, Tensor):
+        numbers, kind = not actions.is_complex(), str(actions.dtype)
+    else:
+        try:
+            # A copy, because torch warns of arrays that it could not write into.
+            actions = np.array(actions)
+        except ValueError as error:
+            raise ValueError(f"actions: expected rows of one length: {error}") from None
+        numbers, kind = actions.dtype.kind in "biuf", str(actions.dtype)
+    if not numbers:
+        raise ValueError(f"actions: expected real numbers, got {kind}")
+    return torch.as_tensor(actions, dtype=torch.float32)
 
 
 def teachers_are_right(state: DistillState) -> Bool[Tensor, "B M"]:

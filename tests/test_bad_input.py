@@ -1042,6 +1042,11 @@ ACTIONS: dict[str, tuple[Any, Words]] = {
     "minus infinity": (action(3, -np.inf), ("actions", "row 3", "-inf")),
     "NaN in a tensor": (torch.from_numpy(action(1, np.nan)), ("actions", "row 1")),
     "NaN everywhere": (np.full((ROWS, COLUMNS), np.nan), ("actions", "row 0", f"{ROWS} of {ROWS}")),
+    "text": ("left", ("actions", "real numbers", "<U4")),
+    "nothing": (None, ("actions", "real numbers", "object")),
+    "complex numbers": (zeros(ROWS, COLUMNS, dtype=complex), ("actions", "complex128")),
+    "a complex tensor": (torch.zeros(ROWS, COLUMNS, dtype=torch.cfloat), ("actions", "complex64")),
+    "rows of two lengths": ([[0.0], [0.0, 1.0]], ("actions", "one length")),
     "too large for float32": (np.full((ROWS, COLUMNS), 1e300), ("actions", "infinity")),
 }
 

@@ -1,8 +1,8 @@
 """Assembles an environment from plain keyword arguments; what `gymnasium.make_vec` calls."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,30 @@ from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import MTKDVectorEnv, check_choices
+from mtkd_env.env import MTKDVectorEnv, Splits, check_choices
 from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
 from mtkd_env.files import cache_folder
 from mtkd_env.networks import build_network, check_network, check_network_arguments
+from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, check_precision
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
     COMPILE,
-    INT8,
     Fidelity,
     Note,
     PoolSpec,
     StoreSpec,
+    TeacherEnsemble,
     TeacherPool,
     TeacherSpec,
     TrainingSet,
-    build_pool,
     check_ahead,
     check_teacher_precision,
     class_means,
     load_pool_spec,
-    make_companion,
-    quantize_teachers,
+    prepare_teachers,
 )
-from mtkd_env.teachers.ahead import batches_ahead
 from mtkd_env.teachers.pool import PoolProgress, teacher_recipe
 from mtkd_env.teachers.store import check_store
 from mtkd_env.terms import (
@@ -58,9 +56,6 @@ from mtkd_env.terms import (
 # Small networks that the digits need seconds each to train.
 DEFAULT_TEACHERS = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
 DEFAULT_TEACHER_EPOCHS = 12
-
-# Enough training images for steady scales of int8 teachers, and how many are looked at together.
-CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
 
 logger = logging.getLogger(__name__)
 
@@ -232,15 +227,7 @@ def assemble(
     kept = spec.store if store is None else _store_spec(store)
     images = load_images(dataset, dataset_kwargs, val_fraction=val_fraction, train_size=train_size)
     data = images.data
-    make_student = partial(
-        build_network,
-        student,
-        num_classes=data.num_classes,
-        in_channels=data.image_shape[0],
-        image_size=data.image_shape[1:],
-        width=student_width,
-        **(student_arguments or {}),
-    )
+    make_student = student_maker(data, student, student_width, student_arguments)
     # Teachers may take days to train, so a student that cannot be made is to be known before.
     make_student(seed=0)
     data_seed = derive_seed(seed, "data")
@@ -248,77 +235,99 @@ def assemble(
         num_envs, torch.device(device), data_seed, mixing=mixing, view_set=ViewSet(views, view_seed)
     )
     check_store(kept, stream)
-    folder = Path(cache) if cache else cache_folder()
-    pool = build_pool(
+    pool, fidelities = prepare_teachers(
         spec,
         images,
+        stream,
+        val_fraction=val_fraction,
+        store=kept,
+        precision=teacher_precision or precision,
+        compile=compile,
+        ahead=ahead,
         device=device,
-        cache=folder,
-        precision=FULL if teacher_precision == INT8 else teacher_precision or precision,
+        cache=Path(cache) if cache else cache_folder(),
         progress=progress,
+        note=note,
     )
-    fidelities = _quantize(pool, images, val_fraction, note) if teacher_precision == INT8 else {}
-    pool = _evaluated_as(pool, fidelities)
-    if compile == "auto":
-        _fit(pool, stream, data.image_shape, ahead=ahead, cache=folder, note=note)
-    stream.companion = make_companion(pool, stream, images, kept, ahead=ahead, cache=folder)
-    evaluated = _evaluated(images, device)
-    needs_means = needs_directions(feature)
-    distiller = Distiller(
+    env = make_learner(
         make_student,
         pool.ensemble,
-        image_shape=data.image_shape,
-        steps_per_epoch=stream.steps_per_epoch,
-        recipe=recipe,
-        alpha=alpha,
-        beta=beta,
-        temperature=temperature,
-        logit=logit,
-        feature=feature,
-        directions=class_means(pool.ensemble, evaluated["train"]()) if needs_means else (),
-        precision=precision,
-        capture=capture,
-        device=device,
-        seed=derive_seed(seed, "student"),
+        data,
+        stream,
+        _evaluated(images, device),
+        seed=seed,
+        distillation={
+            "recipe": recipe,
+            "alpha": alpha,
+            "beta": beta,
+            "temperature": temperature,
+            "logit": logit,
+            "feature": feature,
+            "precision": precision,
+            "capture": capture,
+        },
+        **env_kwargs,
     )
-    env = MTKDVectorEnv(distiller, stream, evaluated, **env_kwargs)
     return Assembly(env, data, pool, fidelities)
 
 
-def _quantize(
-    pool: TeacherPool, images: TrainingSet, val_fraction: float, note: Note
-) -> dict[str, Fidelity]:
-    """Lets the teachers compute in int8, at scales of a few images of every class."""
-    data, count = images.data, min(CALIBRATION_IMAGES, len(images.splits.train))
-    few = data.split(val_fraction, train_size=count).train
-    return quantize_teachers(
-        pool.ensemble,
-        data.evaluation_batches(few, CALIBRATION_BATCH, device="cpu"),
-        images.evaluation_batches(images.splits.test, "cpu"),
-        note=note,
+def student_maker(
+    data: ImageSet[Any], network: str, width: float, arguments: dict[str, Any] | None = None
+) -> Callable[..., Network]:
+    """Makes new students for a dataset.
+
+    Args:
+        data: The dataset.
+        network: Name of a network.
+        width: Factor on all its channel counts.
+        arguments: Further keyword arguments of the network.
+    """
+    return partial(
+        build_network,
+        network,
+        num_classes=data.num_classes,
+        in_channels=data.image_shape[0],
+        image_size=data.image_shape[1:],
+        width=width,
+        **(arguments or {}),
     )
 
 
-def _evaluated_as(pool: TeacherPool, fidelities: dict[str, Fidelity]) -> TeacherPool:
-    """The pool with the results of its int8 teachers instead of what they were made from."""
-    found = {name: fidelity.evaluation for name, fidelity in fidelities.items()}
-    return replace(pool, evaluations=pool.evaluations | found)
-
-
-def _fit(
-    pool: TeacherPool,
+def make_learner(
+    make_student: Callable[..., Network],
+    teachers: TeacherEnsemble,
+    data: ImageSet[Any],
     stream: BatchStream,
-    image_shape: tuple[int, int, int],
+    splits: Splits,
     *,
-    ahead: int | None,
-    cache: Path,
-    note: Note,
-) -> None:
-    """Takes the teachers' fastest exact forms for the batches that they will be asked about."""
-    device = next(pool.ensemble.parameters()).device
-    count = stream.local_batch_size * batches_ahead(ahead, stream.local_batch_size, device)
-    images = torch.randn(count, *image_shape, generator=torch.Generator().manual_seed(0))
-    pool.ensemble.fit(images.to(device), cache=cache, note=note)
+    seed: int,
+    distillation: Mapping[str, Any],
+    **env_kwargs: Any,
+) -> MTKDVectorEnv:
+    """An environment with a new student, of images and teachers that are there already.
+
+    Args:
+        make_student: Makes a new student.
+        teachers: The teachers; they decide the device.
+        data: What the images are.
+        stream: The student's batches.
+        splits: What the student is evaluated on.
+        seed: Seed of the student, until a seeded reset.
+        distillation: Further keyword arguments of `Distiller`.
+        env_kwargs: Keyword arguments of `MTKDVectorEnv`.
+    """
+    needs_means = needs_directions(distillation["feature"])
+    distiller = Distiller(
+        make_student,
+        teachers,
+        image_shape=data.image_shape,
+        steps_per_epoch=stream.steps_per_epoch,
+        directions=class_means(teachers, splits["train"]()) if needs_means else (),
+        device=next(teachers.parameters()).device,
+        seed=derive_seed(seed, "student"),
+        **distillation,
+    )
+    return MTKDVectorEnv(distiller, stream, splits, **env_kwargs)
 
 
 def check_names(

@@ -14,7 +14,7 @@ from mtkd_env.evaluation import evaluate
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
 from mtkd_env.registration import load_images
-from mtkd_env.teachers import INT8, TeacherEnsemble, quantization, quantize_teachers
+from mtkd_env.teachers import INT8, TeacherEnsemble, quantization
 from mtkd_env.teachers.quantization import check_teacher_precision, quantize
 from mtkd_env.teachers.training import TrainingSet, train_teacher
 from mtkd_env.types import Batch, NetworkOutput
@@ -50,7 +50,9 @@ def unseen() -> Iterator[Batch]:
 def test_int8_teachers_of_the_digits_agree_with_what_they_were(name: str) -> None:
     network, notes = trained(name), []
     ensemble = TeacherEnsemble([network], [name])
-    fidelity = quantize_teachers(ensemble, calibration(), unseen(), note=notes.append)[name]
+    fidelity = quantization.quantize_teachers(ensemble, calibration(), unseen(), note=notes.append)[
+        name
+    ]
     assert fidelity.agreement > 0.95
     assert fidelity.logit_error < 0.06
     before = evaluate(network, unseen())
@@ -66,7 +68,9 @@ def test_int8_teachers_of_the_digits_agree_with_what_they_were(name: str) -> Non
 def test_a_fidelity_is_that_of_a_loop() -> None:
     ensemble = TeacherEnsemble([trained("resnet8")], ["a"])
     before = ensemble.networks[0]
-    fidelity = quantize_teachers(ensemble, calibration(), unseen(), note=lambda _: None)["a"]
+    fidelity = quantization.quantize_teachers(
+        ensemble, calibration(), unseen(), note=lambda _: None
+    )["a"]
     batches = list(unseen())
     with torch.no_grad():
         old = torch.cat([before(one.inputs).logits for one in batches])
@@ -85,7 +89,7 @@ def quantized_ensemble(networks: list[Any]) -> tuple[TeacherEnsemble, list[str]]
     names, notes = [f"t{m}" for m in range(len(networks))], []
     ensemble = TeacherEnsemble(networks, names)
     few = [batch(1, 32), batch(2, 32)]
-    quantize_teachers(ensemble, few, few, note=notes.append)
+    quantization.quantize_teachers(ensemble, few, few, note=notes.append)
     return ensemble, notes
 
 

@@ -172,7 +172,9 @@ def test_networks_are_made_with_arguments_of_their_own(npz: str) -> None:
 def test_a_student_that_cannot_be_made_is_known_before_teachers_are_trained(
     npz: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mtkd_env.registration.build_pool", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr(
+        "mtkd_env.registration.prepare_teachers", lambda *_, **__: pytest.fail("asked")
+    )
     with pytest.raises(ConfigError, match="unexpected keyword argument 'drop'"):
         make_env(
             dataset="npz",

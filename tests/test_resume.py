@@ -516,7 +516,8 @@ KILLS = int(os.environ.get("KILLS", "4"))
 def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
     algo: str, small: str, tmp_path: Path
 ) -> None:
-    flags = ["--optimizer.epochs", "40", "--cache", str(tmp_path / "cache")]
+    # Long enough, whatever is done before a kill comes.
+    flags = ["--optimizer.epochs", str(20 * KILLS), "--cache", str(tmp_path / "cache")]
     config = configuration(small, algo, *flags)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_experiment(config, Interrupting(), whole)

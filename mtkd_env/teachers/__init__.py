@@ -1,6 +1,6 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once."""
 
-from mtkd_env.teachers.companion import check_ahead, make_companion
+from mtkd_env.teachers.companion import check_ahead
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
 from mtkd_env.teachers.forms import COMPILE, Note
 from mtkd_env.teachers.pool import (
@@ -10,12 +10,12 @@ from mtkd_env.teachers.pool import (
     build_pool,
     load_pool_spec,
 )
+from mtkd_env.teachers.preparation import prepare_teachers
 from mtkd_env.teachers.quantization import (
     INT8,
     TEACHER_PRECISIONS,
     Fidelity,
     check_teacher_precision,
-    quantize_teachers,
 )
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet
@@ -37,6 +37,5 @@ __all__ = [
     "check_teacher_precision",
     "class_means",
     "load_pool_spec",
-    "make_companion",
-    "quantize_teachers",
+    "prepare_teachers",
 ]

@@ -1,8 +1,11 @@
 """The conditions that every test runs under: one thread, no display, a teacher cache of its own."""
 
 import dataclasses
+import gc
 import signal
 import tempfile
+from copy import deepcopy
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -57,10 +60,49 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     patch.setattr(ensemble, "_folded", folded)
 
 
+def pytest_collection_finish() -> None:
+    """Takes what is imported by now out of every later garbage collection.
+
+    Runs collect garbage, automatically too; the modules alone have millions of objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Gives everything back to the collector: libraries look for leaks when Python ends."""
+    gc.unfreeze()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what needs a GPU where there is none."""
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+
+
+# What configurations come to, by what the parser is asked.
+PARSED: dict[str, Any] = {}
+
+
+@pytest.fixture
+def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses a configuration that many tests share only once; what is refused is parsed again.
+
+    Not for tests that change a file between two readings of a configuration that names it.
+    """
+    from experiments import config
+
+    parse = config._parse
+
+    def parsed(algo: str, layers: Any, *others: Any) -> config.ExperimentConfig:
+        # Whatever the layers are called.
+        contents = [(layer.source, layer.values, layer.shipped) for layer in layers]
+        key = repr((algo, contents, others))
+        if key not in PARSED:
+            PARSED[key] = parse(algo, layers, *others)
+        return deepcopy(PARSED[key])
+
+    monkeypatch.setattr(config, "_parse", parsed)
 
 
 @pytest.fixture

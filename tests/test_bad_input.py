@@ -28,6 +28,8 @@ from mtkd_env.files import load_checkpoint
 from mtkd_env.networks import build_network
 from mtkd_env.teachers import load_pool_spec
 
+pytestmark = pytest.mark.usefixtures("_parsed_once")
+
 # A run that would end well in seconds if the case were none.
 SMOKE = """
 algo: aver
@@ -46,11 +48,17 @@ def names_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("smoke") / "smoke.yaml"
+    path.write_text(SMOKE, encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def inputs(tmp_path: Path) -> Path:
     """Where a case writes what is wrong."""
     (tmp_path / "inputs").mkdir()
-    (tmp_path / "inputs" / "smoke.yaml").write_text(SMOKE, encoding="utf-8")
     return tmp_path / "inputs"
 
 
@@ -67,12 +75,14 @@ def _nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 @pytest.fixture
-def refuse(inputs: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[Flags, Words], None]:
+def refuse(
+    smoke: Path, inputs: Path, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Flags, Words], None]:
     """Asserts that run.py refuses flags with one line that has all the words."""
 
     def refused(flags: Flags, words: Words) -> None:
         before = names_in(inputs)
-        assert run.main(["--config", str(inputs / "smoke.yaml"), *flags]) == 2
+        assert run.main(["--config", str(smoke), *flags]) == 2
         assert_one_line(capsys.readouterr().err, words)
         assert names_in(inputs) == before
 
@@ -470,9 +480,9 @@ def test_teachers_batches_that_the_images_do_not_fill_are_refused(
 
 
 def test_training_teachers_alone_refuses_alike(
-    inputs: Path, capsys: pytest.CaptureFixture[str]
+    smoke: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--config", str(inputs / "smoke.yaml"), "--teachers.batch_size", "0"]
+    flags = ["--config", str(smoke), "--teachers.batch_size", "0"]
     assert train_teachers.main(flags) == 2
     assert_one_line(capsys.readouterr().err, ("teachers.batch_size", "at least 1", "0"))
 

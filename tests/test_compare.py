@@ -25,6 +25,8 @@ from experiments.executors.cluster import RunResources
 from experiments.experiment import read_result, run_experiment
 from mtkd_env.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("_parsed_once")
+
 THREE = """
 methods:
   aver: {}

@@ -1,19 +1,36 @@
+"""Several processes that train one student, in the same two for all tests."""
+
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mtkd_env import distributed
+from agents import Agent, SB3Agent, build_agent
+from agents.callbacks import StudentEvaluation
+from agents.learning import LearningAgent
+from agents.warmup import warm_up
+from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed
+from mtkd_env.data import BatchStream
+from mtkd_env.seeding import seeded
+from mtkd_env.teachers.training import train_teacher
 from processes import Pair, two_processes
+from tiny import NUM_ENVS, TinyNetwork, make_tiny_distiller, make_tiny_env, training_set
 
 ROWS, WIDTH = 6, 3
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Two processes in one group; to start them takes seconds."""
     with two_processes(tmp_path_factory.mktemp("group")) as processes:
         yield processes
+
+
+# What they tell each other.
 
 
 def batch(*shape: int) -> Tensor:
@@ -126,3 +143,188 @@ def test_synchronised_norms_evaluate_as_plain_ones_do(pair: Pair) -> None:
     expected = _norm_layers((WIDTH,)).eval()(batch(WIDTH))
     for found in pair(_evaluate_norm):
         torch.testing.assert_close(found, expected)
+
+
+# Training.
+
+EPOCHS = 2
+
+# Arguments that let every algorithm learn within two epochs of four steps. Not by Adam where there
+# is a choice: it makes steps of the same size of gradients that are nothing but rounding.
+AGENTS: dict[str, dict[str, Any]] = {
+    "uniform": {},
+    "aver": {},
+    "camkd": {},
+    "aekd": {},
+    "amtmlkd": {},
+    "pg": {"optimizer": "sgd", "lr": 1.0},
+    "reinforce": {"optimizer": "sgd", "lr": 0.1},
+    "dpg": {"optimizer": "sgd", "lr": 0.1, "critic_lr": 0.1},
+    "ppo": {"n_steps": 2, "batch_size": 4, "gamma": 0.0},
+    "td3": {"learning_starts": 8, "batch_size": 8, "buffer_size": 64, "noise_std": 0.1},
+}
+
+
+def stream() -> BatchStream:
+    return training_set(4 * NUM_ENVS).stream(NUM_ENVS, torch.device("cpu"), 0)
+
+
+def make_env(**kwargs: Any) -> MTKDVectorEnv:
+    env = make_tiny_env(batches=stream(), recipe=Recipe(epochs=EPOCHS, lr=0.05), **kwargs)
+    images = training_set(4 * NUM_ENVS)
+    test = partial(images.evaluation_batches, images.splits.test, "cpu")
+    env.splits = {"test": test}
+    env.reset(seed=0)
+    return env
+
+
+def make_agent(name: str, env: MTKDVectorEnv) -> Agent:
+    return build_agent(name, env, seed=0, arguments=AGENTS[name])
+
+
+def _train(name: str, **kwargs: Any) -> dict[str, Any]:
+    env = make_env(**kwargs)
+    agent = make_agent(name, env)
+    warm_up(agent, env.steps_per_epoch)
+    agent.learn(EPOCHS - 1, lambda: None)
+    evaluation = env.evaluate()
+    own = isinstance(agent, LearningAgent)
+    return {
+        "policy": agent.policy.state_dict() if own else {},
+        "student": env.distiller.module.state_dict(),
+        "observations": env.normalizer and env.normalizer.state_dict(),
+        "accuracy": evaluation.accuracy,
+        "cross_entropy": evaluation.cross_entropy,
+        "samples": env.num_envs,
+    }
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_two_processes_train_the_student_of_one(pair: Pair, name: str) -> None:
+    alone = _train(name)
+    assert alone.pop("samples") == NUM_ENVS
+    together = pair(_train, name)
+    for result in together:
+        assert result.pop("samples") == NUM_ENVS // 2
+        torch.testing.assert_close(result, alone, rtol=1e-3, atol=1e-4)
+    assert all(
+        torch.equal(tensor, together[1]["student"][key])
+        for key, tensor in together[0]["student"].items()
+        if "running" not in key
+    )
+
+
+@pytest.mark.parametrize("kwargs", [{"feature": "none"}, {"reward": "improvement"}], ids=str)
+def test_two_processes_train_under_other_losses_and_rewards(
+    pair: Pair, kwargs: dict[str, Any]
+) -> None:
+    alone = _train("uniform", **kwargs)["student"]
+    for result in pair(partial(_train, "uniform", **kwargs)):
+        torch.testing.assert_close(result["student"], alone, rtol=1e-3, atol=1e-4)
+
+
+def _go_on(name: str, folder: str) -> dict[str, Tensor]:
+    """Trains in two parts, the second one from what process 0 kept of the first."""
+    first = make_env()
+    agent = make_agent(name, first)
+    path = Path(folder) / "state.pt"
+
+    class EnoughError(Exception):
+        pass
+
+    def keep() -> None:
+        if first.steps == 3:
+            state = {"env": first.state_dict(), "agent": agent.state_dict()}
+            if distributed.rank() == 0:
+                torch.save(state, path)
+            raise EnoughError
+
+    with pytest.raises(EnoughError):
+        agent.learn(EPOCHS, lambda: None, keep)
+    state = distributed.agree(torch.load(path) if distributed.rank() == 0 else None)
+    env = make_env()
+    env.load_state_dict(state["env"])
+    agent = make_agent(name, env)
+    agent.load_state_dict(state["agent"])
+    agent.learn(EPOCHS, lambda: None)
+    return env.distiller.module.state_dict()
+
+
+def _go_through(name: str) -> dict[str, Tensor]:
+    env = make_env()
+    make_agent(name, env).learn(EPOCHS, lambda: None)
+    return env.distiller.module.state_dict()
+
+
+@pytest.mark.parametrize("name", ["aver", "pg"])
+def test_two_processes_go_on_from_what_process_0_kept(
+    pair: Pair, tmp_path: Path, name: str
+) -> None:
+    through = pair(_go_through, name)
+    torch.testing.assert_close(pair(_go_on, name, str(tmp_path)), through, rtol=1e-4, atol=1e-5)
+
+
+def _train_teacher() -> dict[str, Tensor]:
+    with seeded(0):
+        network = TinyNetwork()
+    train_teacher(network, stream(), Recipe(epochs=2, lr=0.05))
+    return network.state_dict()
+
+
+def test_two_processes_train_the_teacher_of_one(pair: Pair) -> None:
+    alone = _train_teacher()
+    for found in pair(_train_teacher):
+        torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-4)
+
+
+def _refused(name: str) -> str:
+    try:
+        make_agent(name, make_env())
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_method_that_needs_the_whole_batch_is_refused(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(AGENTS, "mmkd", {})
+    assert _refused("mmkd") == "accepted"
+    assert all("mmkd: runs in a single process only" in text for text in pair(_refuse_mmkd))
+
+
+def _refuse_mmkd() -> str:
+    AGENTS["mmkd"] = {}
+    return _refused("mmkd")
+
+
+def _evaluate_in_a_callback() -> str:
+    agent = make_agent("ppo", make_env())
+    assert isinstance(agent, SB3Agent)
+    try:
+        StudentEvaluation().init_callback(agent.model)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_callback_that_would_evaluate_alone_is_refused(pair: Pair) -> None:
+    messages = pair(_evaluate_in_a_callback)
+    assert all("runs in a single process only" in message for message in messages)
+
+
+def _uneven() -> str:
+    try:
+        training_set(9).stream(3, torch.device("cpu"), 0)
+    except ConfigError as error:
+        return str(error)
+    return "accepted"
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(pair: Pair) -> None:
+    assert all("batch_size: expected a multiple of 2" in text for text in pair(_uneven))
+
+
+def test_the_tiny_distiller_has_batch_norms() -> None:
+    names = make_tiny_distiller().module.state_dict()
+    assert any("running_mean" in name for name in names)

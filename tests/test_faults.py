@@ -20,6 +20,7 @@ from experiments import benchmark, compare, failures, report, run, train_teacher
 from experiments.checkpoint import LOCK
 from experiments.experiment import (
     Checkpoints,
+    build,
     make_folder,
     read_result,
     run_config,
@@ -34,11 +35,16 @@ from test_resume import (
     Interrupting,
     assert_same,
     configuration,
+    crashed,
     interrupted,
+    midway,
     small,
+    whole,
 )
 
-__all__ = ["small"]
+__all__ = ["crashed", "midway", "small", "whole"]
+
+pytestmark = pytest.mark.usefixtures("_parsed_once")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -189,9 +195,7 @@ def test_a_method_of_any_name_stays_in_the_folder(small: str, tmp_path: Path) ->
     assert make_folder(config).parent == tmp_path / "runs"
 
 
-def test_a_checkpoint_cannot_cut_files_elsewhere(small: str, tmp_path: Path) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
+def test_a_checkpoint_cannot_cut_files_elsewhere(small: str, crashed: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("somebody's")
 
@@ -203,13 +207,14 @@ def test_a_checkpoint_cannot_cut_files_elsewhere(small: str, tmp_path: Path) -> 
     with pytest.MonkeyPatch.context() as during:
         original = Checkpoints.load
         during.setattr(Checkpoints, "load", load)
-        run_experiment(config, Interrupting(), folder, resume=True)
+        run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
     assert other.read_text() == "somebody's"
 
 
-def test_a_result_that_names_another_folder_is_not_followed(small: str, tmp_path: Path) -> None:
-    config, folder, other = configuration(small, "uniform"), tmp_path / "run", tmp_path / "other"
-    run_experiment(config, Interrupting(), folder)
+def test_a_result_that_names_another_folder_is_not_followed(
+    tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
+    folder, other = shutil.copytree(whole("uniform"), tmp_path / "run"), tmp_path / "other"
     other.mkdir()
     path = folder / "result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "folder": str(other)}))
@@ -255,8 +260,8 @@ class Undisturbed:
     def __init__(self, algo: str, small: str, parent: Path) -> None:
         self.algo = algo
         self.small = small
-        # The teachers are trained by now, which is not part of what is disturbed.
-        run_experiment(configuration(small, algo), Interrupting(), parent / "first")
+        # Trains the teachers, which is not part of what is disturbed.
+        build(configuration(small, algo), Interrupting())
         with failing(Faults(parent / "whole")) as faults:
             assert run.main(flags_of(small, parent / "whole", algo)) == 0
         (self.folder,) = (parent / "whole").iterdir()
@@ -354,10 +359,9 @@ def damaged(content: bytes, number: int) -> bytes:
     "cases", [range(1), pytest.param(range(1, 150), marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    cases: range, small: str, tmp_path: Path
+    cases: range, small: str, tmp_path: Path, whole: Callable[[str], Path]
 ) -> None:
-    config, whole = configuration(small, "pg"), tmp_path / "whole"
-    run_experiment(config, Interrupting(), whole)
+    config = configuration(small, "pg")
     interrupted(config, tmp_path / "run", at=2 * STEPS + 2)
     for number in cases:
         folder = tmp_path / f"run{number}"
@@ -374,7 +378,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
             str(path) for path in ([last, first] if both else [last])
         ]
         assert again.steps == (3 if both else 2) * STEPS
-        assert_same(whole, folder)
+        assert_same(whole("pg"), folder)
         shutil.rmtree(folder)
 
 

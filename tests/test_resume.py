@@ -30,6 +30,8 @@ from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 
+pytestmark = pytest.mark.usefixtures("_parsed_once")
+
 EPOCHS, STEPS = 3, 4
 
 SMALL = """
@@ -221,12 +223,39 @@ def test_whatever_a_run_draws_on_goes_on(variant: str, small: str, tmp_path: Pat
     assert_goes_on(configuration(small, algo, *flags, **arguments), tmp_path)
 
 
-# Logs.
-
-
 def interrupted(config: ExperimentConfig, folder: Path, at: int = STEPS + 2) -> None:
     with pytest.raises(RuntimeError, match="on purpose"):
         run_experiment(config, Interrupting(at, crash), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(small: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of a method that nothing interrupts, for others to compare with."""
+    parent = tmp_path_factory.mktemp("whole")
+
+    def folder_of(algo: str) -> Path:
+        if not (parent / algo).exists():
+            run_experiment(configuration(small, algo), Interrupting(), parent / algo)
+        return parent / algo
+
+    return folder_of
+
+
+@pytest.fixture(scope="module")
+def midway(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run under `uniform` that has crashed in its second epoch."""
+    folder = tmp_path_factory.mktemp("midway") / "run"
+    interrupted(configuration(small, "uniform"), folder)
+    return folder
+
+
+@pytest.fixture
+def crashed(midway: Path, tmp_path: Path) -> Path:
+    """The folder of such a run that is a test's own."""
+    return shutil.copytree(midway, tmp_path / "run")
+
+
+# Logs.
 
 
 def points(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -267,12 +296,10 @@ def test_the_seconds_are_those_of_all_parts(small: str, tmp_path: Path) -> None:
     assert result.seconds >= sum(row["seconds"] for row in rows) - 0.01
 
 
-def test_a_log_that_has_lost_lines_is_told(small: str, tmp_path: Path) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
-    (folder / "metrics.jsonl").write_text("")
+def test_a_log_that_has_lost_lines_is_told(small: str, crashed: Path) -> None:
+    (crashed / "metrics.jsonl").write_text("")
     with pytest.raises(ConfigError, match=r"metrics.jsonl: expected at least \d+ bytes, found 0"):
-        run_experiment(config, Interrupting(), folder, resume=True)
+        run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
 
 
 # Folders.
@@ -283,17 +310,17 @@ def test_without_resume_a_folder_has_to_be_new(small: str, tmp_path: Path) -> No
         run_experiment(configuration(small, "uniform"), Interrupting(), tmp_path)
 
 
-def test_a_run_that_has_no_checkpoint_starts_afresh(small: str, tmp_path: Path) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
-    shutil.rmtree(folder / "checkpoints")
-    (folder / "error.txt").write_text("somebody's")
-    run_experiment(config, again := Interrupting(), folder, resume=True)
+def test_a_run_that_has_no_checkpoint_starts_afresh(
+    small: str, crashed: Path, whole: Callable[[str], Path]
+) -> None:
+    shutil.rmtree(crashed / "checkpoints")
+    (crashed / "error.txt").write_text("somebody's")
+    config = configuration(small, "uniform")
+    run_experiment(config, again := Interrupting(), crashed, resume=True)
     assert again.steps == EPOCHS * STEPS
-    run_experiment(config, Interrupting(), tmp_path / "whole")
-    assert_same(tmp_path / "whole", folder)
-    assert (folder / "error.txt").read_text() == "somebody's"
-    assert len(points(folder / "tensorboard", "loss/total")) == EPOCHS
+    assert_same(whole("uniform"), crashed)
+    assert (crashed / "error.txt").read_text() == "somebody's"
+    assert len(points(crashed / "tensorboard", "loss/total")) == EPOCHS
 
 
 def test_a_finished_run_is_not_done_again(small: str, tmp_path: Path) -> None:
@@ -308,13 +335,9 @@ def test_a_finished_run_is_not_done_again(small: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_of_another_configuration_is_left_alone(
-    finished: bool, small: str, tmp_path: Path
+    finished: bool, small: str, midway: Path, whole: Callable[[str], Path]
 ) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    if finished:
-        run_experiment(config, Interrupting(), folder)
-    else:
-        interrupted(config, folder)
+    config, folder = configuration(small, "uniform"), whole("uniform") if finished else midway
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     other = replace(config, seed=3, student=replace(config.student, width=0.25))
     message = "another configuration: student.width 0.25 instead of 0.125, seed 3 instead of 0$"
@@ -323,20 +346,17 @@ def test_a_run_of_another_configuration_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_where_and_how_a_run_is_computed_may_change(small: str, tmp_path: Path) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
+def test_where_and_how_a_run_is_computed_may_change(small: str, crashed: Path) -> None:
+    config = configuration(small, "uniform")
     elsewhere = replace(config, threads=1, output="x", checkpoint=CheckpointConfig(epochs=0))
-    run_experiment(elsewhere, Interrupting(), folder, resume=True)
-    assert "checkpoint:\n  epochs: 1\n" in (folder / "config.yaml").read_text()
+    run_experiment(elsewhere, Interrupting(), crashed, resume=True)
+    assert "checkpoint:\n  epochs: 1\n" in (crashed / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("about", ["teachers", "device"])
 def test_other_teachers_and_devices_are_refused(
-    about: str, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    about: str, small: str, crashed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
     load = experiment.Checkpoints.load
 
     def other(self: Any) -> Any:
@@ -346,7 +366,7 @@ def test_other_teachers_and_devices_are_refused(
 
     monkeypatch.setattr(experiment.Checkpoints, "load", other)
     with pytest.raises(ConfigError, match=f"resume: the checkpoint is of another {about}: .*other"):
-        run_experiment(config, Interrupting(), folder, resume=True)
+        run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
 
 
 def test_a_second_process_is_refused(small: str, tmp_path: Path) -> None:
@@ -359,7 +379,9 @@ def test_a_second_process_is_refused(small: str, tmp_path: Path) -> None:
     run_experiment(config, Interrupting(2, second), folder)
 
 
-def test_a_damaged_checkpoint_costs_an_epoch(small: str, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_costs_an_epoch(
+    small: str, tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
     config, folder = configuration(small, "pg"), tmp_path / "run"
     interrupted(config, folder, at=2 * STEPS + 2)
     last = sorted((folder / "checkpoints").iterdir())[-1]
@@ -367,8 +389,7 @@ def test_a_damaged_checkpoint_costs_an_epoch(small: str, tmp_path: Path) -> None
     with pytest.warns(UserWarning, match="damaged"):
         run_experiment(config, again := Interrupting(), folder, resume=True)
     assert again.steps == 2 * STEPS
-    run_experiment(config, Interrupting(), tmp_path / "whole")
-    assert_same(tmp_path / "whole", folder)
+    assert_same(whole("pg"), folder)
 
 
 # What cannot be kept, and what must not.
@@ -392,7 +413,9 @@ def test_an_agent_that_no_checkpoint_can_hold_says_so_at_once(small: str, tmp_pa
     run_experiment(without, Interrupting(), tmp_path / "without")
 
 
-def test_the_last_checkpoint_is_from_before_what_went_wrong(small: str, tmp_path: Path) -> None:
+def test_the_last_checkpoint_is_from_before_what_went_wrong(
+    small: str, tmp_path: Path, whole: Callable[[str], Path]
+) -> None:
     config = configuration(small, "uniform")
     captured: list[Any] = []
 
@@ -420,8 +443,7 @@ def test_the_last_checkpoint_is_from_before_what_went_wrong(small: str, tmp_path
     assert message.endswith("; there is a checkpoint from before it, after step 4")
     result = run_experiment(config, Interrupting(), tmp_path / "run", resume=True)
     assert isinstance(result, Result)
-    run_experiment(config, Interrupting(), tmp_path / "whole")
-    assert_same(tmp_path / "whole", tmp_path / "run")
+    assert_same(whole("uniform"), tmp_path / "run")
 
 
 # The program.
@@ -434,24 +456,24 @@ def main(*flags: str) -> int:
 
 
 def test_the_program_goes_on_with_a_run(
-    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small: str,
+    tmp_path: Path,
+    whole: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     config, folder = configuration(small, "pg"), tmp_path / "run"
     interrupted(config, folder)
     assert main("--resume", str(folder), "--device", "cpu", "--checkpoint.minutes", "1") == 0
     assert str(folder) in capsys.readouterr().out
-    run_experiment(config, Interrupting(), tmp_path / "whole")
-    assert_same(tmp_path / "whole", folder)
+    assert_same(whole("pg"), folder)
     # A finished one is shown.
     assert main(f"--resume={folder}") == 0
 
 
-def test_a_run_folder_as_output_is_gone_on_with(small: str, tmp_path: Path) -> None:
-    config, folder = configuration(small, "uniform"), tmp_path / "run"
-    interrupted(config, folder)
-    assert main("--config", small, "--algo", "uniform", "--output", str(folder)) == 0
-    assert (folder / "result.json").exists()
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder]
+def test_a_run_folder_as_output_is_gone_on_with(small: str, crashed: Path, tmp_path: Path) -> None:
+    assert main("--config", small, "--algo", "uniform", "--output", str(crashed)) == 0
+    assert (crashed / "result.json").exists()
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [crashed]
 
 
 @pytest.mark.parametrize(
@@ -468,12 +490,10 @@ def test_a_run_folder_as_output_is_gone_on_with(small: str, tmp_path: Path) -> N
 def test_flags_that_would_make_another_run_are_refused(
     flags: list[str],
     message: str,
-    small: str,
-    tmp_path: Path,
+    midway: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    interrupted(configuration(small, "uniform"), tmp_path / "run")
-    assert main("--resume", str(tmp_path / "run"), *flags) == 2
+    assert main("--resume", str(midway), *flags) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown
@@ -532,9 +552,12 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
         with subprocess.Popen(program, stdout=subprocess.DEVNULL) as process:
             while newest(parts) == began and process.poll() is None:
                 time.sleep(0.005)
-            until = time.monotonic() + draw.uniform(0, 0.3)
             # Every second one is aimed at the writing of a checkpoint.
-            while time.monotonic() < until and not (kills % 2 and unfinished(parts)):
+            aimed = kills % 2
+            until = time.monotonic() + (10 if aimed else draw.uniform(0, 0.3))
+            while time.monotonic() < until and process.poll() is None:
+                if aimed and unfinished(parts):
+                    break
                 time.sleep(0.0005)
             process.kill()
         if process.returncode == 0:

@@ -28,6 +28,8 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers import TrainingSet
 
+pytestmark = pytest.mark.usefixtures("_parsed_once")
+
 SMOKE = """
 teachers:
   teachers:

@@ -137,7 +137,7 @@ def find_device(name: str, threads: int | None = None) -> torch.device:
         return torch.device("cuda", distributed.place_on_machine())
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device: cannot use '{name}': {reason}") from error

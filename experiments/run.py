@@ -7,8 +7,8 @@ torchrun --nproc-per-node 2 experiments/run.py --recipe cifar100_shufflenetv2 --
 """
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from agents import check_agent
@@ -17,9 +17,9 @@ from experiments.console import ConsoleProgress, console, draw_curves, print_res
 from experiments.experiment import (
     Result,
     check_same_run,
-    prepare_device,
     run_config,
     run_experiment,
+    together,
 )
 from experiments.failures import run_program
 from experiments.metrics import read_rows
@@ -35,21 +35,9 @@ def _run(argv: Sequence[str]) -> int:
     runs = planned(argv)
     for config, _ in runs:
         check_agent(config.agent_name, config.agent.arguments)
-    with together(runs[0][0]):
+    with together(runs[0][0].device):
         complete(runs)
     return 0
-
-
-@contextmanager
-def together(config: ExperimentConfig) -> Iterator[None]:
-    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
-
-    A process that fails does not wait for the others, which `torchrun` then ends.
-    """
-    if distributed.launched():
-        distributed.join(prepare_device(config))
-    yield
-    distributed.leave()
 
 
 def complete(runs: Sequence[tuple[ExperimentConfig, Path | None]]) -> None:

@@ -165,6 +165,7 @@ NAMES: dict[str, tuple[str, Words]] = {
     "logit loss of several": ("--distillation.logit={kd: 1, dits: 1}", ("did you mean 'dist'?",)),
     "warm-up": ("--warmup.weights=one", ("warmup.weights", "did you mean 'ones'?")),
     "device": ("--device=cudda", ("device", "'cudda'")),
+    "device without numbers": ("--device=meta", ("device", "'meta'")),
     "argument of the agent": (
         "--agent.arguments={sede: 3}",
         ("agent.arguments.sede", "did you mean 'seed'?"),

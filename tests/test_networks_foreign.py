@@ -234,7 +234,11 @@ def test_a_name_without_a_network_is_an_error(name: str) -> None:
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
-    "width": ("torchvision:resnet18", {"width": 0.5}, "has a fixed width, expected 1, found 0.5"),
+    "width": (
+        "torchvision:resnet18",
+        {"width": 0.5},
+        r"has a fixed width, expected 1, found 0\.5; .*--student\.width$",
+    ),
     "own width": ("users_networks:Own", {"width": 0.5}, "'users_networks:Own' has a fixed width"),
     "argument": (PLAIN, {"widths": 4}, r"body\.widths: unknown key; did you mean 'width'"),
     "image size": (TRANSFORMER, {"image_size": (8, 8)}, "encoder' cannot take images of 3x8x8: "),

@@ -453,6 +453,26 @@ def test_an_epoch_shows_every_image_once(shapes: Path, monkeypatch: pytest.Monke
     assert sorted(seen) == list(range(6))
 
 
+def test_an_epoch_may_begin_with_a_later_batch(
+    shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = small_task(shapes)
+    whole = list(task.batches(3))
+    made_of: list[int] = []
+    views = LabelMaps.views
+
+    def note(data: LabelMaps, requests: list[tuple[int, int]], **sizes: Any) -> Labelled:
+        made_of.append(len(requests))
+        return views(data, requests, **sizes)
+
+    monkeypatch.setattr(LabelMaps, "views", note)
+    rest = list(task.batches(3, begin=1))
+    assert made_of == [2, 2]
+    for batch, expected in zip(rest, whole[1:], strict=True):
+        assert batch.images.equal(expected.images)
+        assert batch.labels.equal(expected.labels)
+
+
 def test_processes_share_every_batch(shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = small_task(shapes)
     whole = epoch_of(task, 0)
@@ -697,7 +717,7 @@ def test_a_run_leaves_its_result_and_can_be_gone_on_with(
     flags = flags_of(shapes, folder)
     assert segmentation.main(flags) == 0
     shown = capsys.readouterr().out
-    assert "pspnet on a random resnet18 (--weights would say which" in shown
+    assert "begins with a random resnet18 (--weights would say which" in shown
     assert "miou" in shown
     result = json.loads((folder / "result.json").read_text())
     assert set(result["metrics"]) == {"miou", "mean_accuracy", "pixel_accuracy"}

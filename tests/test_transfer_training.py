@@ -45,14 +45,15 @@ class Squares(Task):
             )
         self.steps_per_epoch = STEPS
         self._random = random
-        self.asked: list[int] = []
+        self.asked: list[tuple[int, int]] = []
         self.before_step: Callable[[int], None] = lambda _: None
 
-    def batches(self, epoch: int) -> Iterator[Tensor]:
-        self.asked.append(epoch)
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[Tensor]:
+        self.asked.append((epoch, begin))
         # What is drawn when the epoch begins counts in all its steps.
-        offset = torch.rand(1) if self._random else torch.zeros(1)
-        for number in range(STEPS):
+        generator = torch.Generator().manual_seed(epoch)
+        offset = torch.rand(1, generator=generator) * self._random
+        for number in range(begin, STEPS):
             self.before_step(epoch * STEPS + number)
             batch = images(BATCH, seed=epoch * STEPS + number) + offset
             yield distributed.local_part(batch)
@@ -258,7 +259,7 @@ def test_iterations_may_end_within_an_epoch(tmp_path: Path) -> None:
     run(tmp_path, task, schedule=Schedule(iterations=STEPS + 2))
     assert [row["step"] for row in rows(tmp_path)] == [STEPS, STEPS + 2]
     assert "val/score" in rows(tmp_path)[-1]
-    assert task.asked == [0, 1]
+    assert task.asked == [(0, 0), (1, 0)]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
@@ -349,7 +350,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     # What was written after the checkpoint is not to be there twice.
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 99}\n')
-    run(tmp_path / "parts", Squares(seed=9), resume=True)
+    again = Squares(seed=9)
+    run(tmp_path / "parts", again, resume=True)
+    # Nothing that was trained on is made again; after the last step of all there is nothing.
+    assert again.asked[:1] == [divmod(step + 1, STEPS)][: 3 * STEPS - 1 - step]
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert not (tmp_path / "parts" / "checkpoints").exists()
 
@@ -380,7 +384,7 @@ def test_a_crash_costs_what_was_done_since_the_last_checkpoint(
     assert error.value.__notes__ == [f"to go on: squares.py --resume {tmp_path / 'parts'}"]
     again = Squares()
     run(tmp_path / "parts", again, resume=True)
-    assert again.asked == [2]
+    assert again.asked == [(2, 0)]
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -79,6 +79,7 @@ def training_batches(
     batch_size: int,
     seed: int,
     epoch: int,
+    begin: int = 0,
     shard: Shard = WHOLE,
 ) -> Iterator[list[Example]]:
     """One pass over the images with something on them, in a new order, mirrored at random.
@@ -92,6 +93,7 @@ def training_batches(
         batch_size: Images in a batch, over all processes; a multiple of their number.
         seed: Seed.
         epoch: The epoch.
+        begin: Number of the first batch to give, from 0; those before are not read.
         shard: Which process this is, and of how many.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, f"images of epoch {epoch}"))
@@ -102,8 +104,8 @@ def training_batches(
     ]
     number, count = shard
     own = batch_size // count
-    begins = range(number * own, len(order) // batch_size * batch_size, batch_size)
-    return _read(split, [requests[begin : begin + own] for begin in begins], reading, truth=False)
+    firsts = range(number * own, len(order) // batch_size * batch_size, batch_size)[begin:]
+    return _read(split, [requests[first : first + own] for first in firsts], reading, truth=False)
 
 
 def evaluation_batches(

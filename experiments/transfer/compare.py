@@ -26,11 +26,12 @@ from rich.table import Table
 
 from experiments.config import read_yaml
 from experiments.console import console
+from experiments.experiment import together
 from experiments.failures import run_program
 from experiments.summary_statistics import paired_difference, spread
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig
-from experiments.transfer.program import RECIPES, TransferConfig, parse, together
+from experiments.transfer.program import RECIPES, TransferConfig, parse
 from experiments.transfer.segmentation import SegmentationConfig
 from experiments.transfer.training import read_metrics
 from mtkd_env import distributed
@@ -353,7 +354,7 @@ def _run(argv: Sequence[str]) -> int:
     _, run_one = TASKS[comparison.task]
     # All of them before the first, which takes hours.
     configurations = [configuration(comparison, run, flags) for run in runs]
-    with together(configurations[0]):
+    with together(configurations[0].device):
         out = console(quiet=distributed.rank() != 0)
         for number, (run, config) in enumerate(zip(runs, configurations, strict=True), 1):
             out.print(f"{number}/{len(runs)} {run.setting}, {run.weights}, seed {run.seed}")

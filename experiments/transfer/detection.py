@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from experiments.console import console
-from experiments.failures import run_program
+from experiments.experiment import find_device
 from experiments.transfer.average_precision import AveragePrecision
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.box_pictures import beside_truth
@@ -34,15 +33,8 @@ from experiments.transfer.coco_batches import (
     training_batches,
 )
 from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
-from experiments.transfer.program import (
-    TransferConfig,
-    choose_device,
-    keep,
-    parse,
-    summary,
-    together,
-)
-from experiments.transfer.training import Schedule, Task, run_task
+from experiments.transfer.program import TransferConfig, run_main, train_task
+from experiments.transfer.training import Schedule, Task
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.seeding import derive_seed, seeded
@@ -131,7 +123,7 @@ class DetectionTask(Task):
         self._train, self._val = train, val
         self._device = device
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[Batch]:
         """The images with something on them in a new order; the last ones may be left out."""
         config = self._config
         batches = training_batches(
@@ -140,6 +132,7 @@ class DetectionTask(Task):
             batch_size=config.batch_size,
             seed=config.seed,
             epoch=epoch,
+            begin=begin,
             shard=distributed.shard(),
         )
         for batch in batches:
@@ -214,36 +207,15 @@ def run(config: DetectionConfig, folder: Path, *, resume: bool = False) -> dict[
     Raises:
         ConfigError: Anything that cannot be used.
     """
-    device = choose_device(config)
+    device = find_device(config.device, config.threads)
     train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
     task = DetectionTask(config, train, val, device)
-    keep(config, folder, resume=resume)
-    return run_task(
-        task,
-        config.schedule,
-        folder,
-        resume=resume,
-        evaluate_every=config.evaluate_every,
-        device=device,
-        precision=config.precision,
-        seed=config.seed,
-    )
+    return train_task(config, task, folder, device, resume=resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "a run folder without result.json is unfinished")
-
-
-def _run(argv: Sequence[str]) -> int:
-    config, resume = parse(DetectionConfig, argv, DetectionTask.program)
-    with together(config):
-        out = console(quiet=distributed.rank() != 0)
-        if config.weights is None:
-            out.print("no --weights: the backbone is random")
-        metrics = run(config, Path(config.output), resume=resume)
-        out.print(f"{config.output}: {summary(metrics)}", soft_wrap=True)
-    return 0
+    return run_main(argv, DetectionConfig, run, DetectionTask.program)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""What the programs of this package share: configuration, flags, device, processes, folder."""
+"""What the programs of this package share: configuration, flags, folder, beginning and end."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -12,7 +11,10 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from experiments.config import CONFIGS, MOST_THREADS, UNKNOWN_KEY, read_yaml, take
-from experiments.transfer.training import ROWS, Schedule
+from experiments.console import console
+from experiments.experiment import together
+from experiments.failures import run_program
+from experiments.transfer.training import ROWS, Schedule, Task, run_task
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.errors import ConfigError, check_name, did_you_mean, plain_message
@@ -232,46 +234,60 @@ def keep(config: TransferConfig, folder: Path, *, resume: bool) -> None:
         write_text(folder / CONFIG, config.to_yaml())
 
 
-def choose_device(config: TransferConfig) -> torch.device:
-    """The device of a run, after setting the number of CPU threads.
+def train_task(
+    config: TransferConfig, task: Task, folder: Path, device: torch.device, *, resume: bool
+) -> dict[str, float]:
+    """Trains a task's network as a configuration says, which is kept in the run's folder.
 
-    Raises:
-        ConfigError: A device that does not exist here.
+    Arguments, result and errors are those of `keep` and `run_task`.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    if config.device == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", distributed.place_on_machine())
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: cannot use '{config.device}': {reason}") from error
-    return device
+    keep(config, folder, resume=resume)
+    return run_task(
+        task,
+        config.schedule,
+        folder,
+        resume=resume,
+        evaluate_every=config.evaluate_every,
+        device=device,
+        precision=config.precision,
+        seed=config.seed,
+    )
 
 
-@contextmanager
-def together(config: TransferConfig) -> Iterator[None]:
-    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
+def run_main(
+    argv: Sequence[str] | None,
+    kind: type[Config],
+    run: Callable[..., dict[str, float]],
+    program: str,
+) -> int:
+    """Runs a main program; gives its exit code.
 
-    A process that fails does not wait for the others, which `torchrun` then ends.
+    Args:
+        argv: Flags, without the program's name; by default those of this process.
+        kind: Class of the configuration.
+        run: Does a run, given its configuration, its folder, and whether to go on with it.
+        program: The program's name.
     """
-    if distributed.launched():
-        distributed.join(choose_device(config))
-    yield
-    distributed.leave()
+
+    def main(argv: Sequence[str]) -> int:
+        config, resume = parse(kind, argv, program)
+        with together(config.device):
+            out = console(quiet=distributed.rank() != 0)
+            out.print(f"begins with {_begun(config)}", soft_wrap=True)
+            metrics = run(config, Path(config.output), resume=resume)
+            out.print(f"{_summary(metrics)}; written to {config.output}", soft_wrap=True)
+        return 0
+
+    return run_program(main, argv, "a run folder without result.json is unfinished")
 
 
-def begun(config: TransferConfig) -> str:
+def _begun(config: TransferConfig) -> str:
     """What a network begins with, in words."""
     if config.weights is None:
         return f"a random {config.backbone} (--weights would say which to begin with)"
     return f"the {config.backbone} of {config.weights}"
 
 
-def summary(metrics: Mapping[str, float]) -> str:
+def _summary(metrics: Mapping[str, float]) -> str:
     """The metrics of a finished run in a line."""
     return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

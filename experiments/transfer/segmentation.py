@@ -20,22 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
-from experiments.console import console
-from experiments.failures import run_program
+from experiments.experiment import find_device
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, Request, fitted, made, padded
-from experiments.transfer.program import (
-    TransferConfig,
-    begun,
-    choose_device,
-    keep,
-    parse,
-    summary,
-    together,
-)
+from experiments.transfer.program import TransferConfig, run_main, train_task
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
-from experiments.transfer.training import Schedule, Task, run_task
+from experiments.transfer.training import Schedule, Task
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import MEAN, STD
@@ -111,14 +102,14 @@ class SegmentationTask(Task):
         self._device = device
         self._mean, self._std = torch.tensor(MEAN).to(device), torch.tensor(STD).to(device)
 
-    def batches(self, epoch: int) -> Iterator[Labelled]:
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[Labelled]:
         """Views of the images in a new order; the last ones may be left out."""
         seed = derive_seed(self._config.seed, f"images of epoch {epoch}")
         generator = torch.Generator().manual_seed(seed)
         count = len(self._data.train)
         order = torch.randperm(count, generator=generator)
         seeds = torch.randint(LARGEST_SEED, (count,), generator=generator)
-        parts = order.split(self._config.batch_size)[: self.steps_per_epoch]
+        parts = order.split(self._config.batch_size)[begin : self.steps_per_epoch]
         requests = [
             list(zip(own.tolist(), seeds[own].tolist(), strict=True))
             for own in map(distributed.local_part, parts)
@@ -239,35 +230,15 @@ def run(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> di
         Stopped: A signal came; there is a checkpoint to go on from.
         OSError: Something cannot be written.
     """
-    device = choose_device(config)
+    device = find_device(config.device, config.threads)
     data = load_label_maps(config.dataset, Path(config.data), config.classes)
     task = SegmentationTask(config, data, device)
-    keep(config, folder, resume=resume)
-    return run_task(
-        task,
-        config.schedule,
-        folder,
-        resume=resume,
-        evaluate_every=config.evaluate_every,
-        device=device,
-        precision=config.precision,
-        seed=config.seed,
-    )
+    return train_task(config, task, folder, device, resume=resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "a run folder without result.json is unfinished")
-
-
-def _run(argv: Sequence[str]) -> int:
-    config, resume = parse(SegmentationConfig, argv, SegmentationTask.program)
-    with together(config):
-        out = console(quiet=distributed.rank() != 0)
-        out.print(f"{config.model} on {begun(config)}, trained on {config.dataset}", soft_wrap=True)
-        metrics = run(config, Path(config.output), resume=resume)
-        out.print(f"{summary(metrics)}; written to {config.output}", soft_wrap=True)
-    return 0
+    return run_main(argv, SegmentationConfig, run, SegmentationTask.program)
 
 
 if __name__ == "__main__":

@@ -21,11 +21,14 @@ class Task(ABC):
     program: ClassVar[str] = "the same program"
 
     @abstractmethod
-    def batches(self, epoch: int) -> Iterator[Any]:
-        """This process's batches of an epoch, counted from 0, on the device.
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[Any]:
+        """This process's batches of an epoch, on the device.
 
-        They depend on the seed and the epoch alone. Before each is asked for, torch's global
-        generator is seeded with the number of the step.
+        They depend on the seed and the epoch alone, and draw from generators of their own.
+
+        Args:
+            epoch: The epoch, counted from 0.
+            begin: Number of the first batch to give, from 0: where an interrupted run goes on.
         """
 
     @abstractmethod

@@ -270,20 +270,15 @@ class _Training:
             self._at_rest()
 
     def _batches(self) -> Iterator[Any]:
-        """The epoch's batches that are still to be trained on.
-
-        Those before are asked for as well, since what makes them may depend on their number.
-        """
-        begin, length = self._step, self._task.steps_per_epoch
-        first = self._epoch * length
-        batches = self._task.batches(self._epoch)
-        for step in range(first, min(first + length, self._recipe.epochs)):
+        """The epoch's batches that are still to be trained on."""
+        length = self._task.steps_per_epoch
+        end = min((self._epoch + 1) * length, self._recipe.epochs)
+        batches = self._task.batches(self._epoch, begin=self._step % length)
+        for step in range(self._step, end):
             # Every step draws numbers of its own, so that no generator's state has to be kept.
             purpose = f"step {step} of process {distributed.rank()}"
             torch.manual_seed(derive_seed(self._seed, purpose))
-            batch = next(batches)
-            if step >= begin:
-                yield batch
+            yield next(batches)
 
     def _train_step(self, batch: Any) -> None:
         with autocast(self._precision, self._device):

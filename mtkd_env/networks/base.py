@@ -80,7 +80,10 @@ def check_fixed_width(width: float, name: str) -> None:
         ConfigError: A factor other than 1.
     """
     if width != 1:
-        raise ConfigError(f"width: '{name}' has a fixed width, expected 1, found {width}")
+        raise ConfigError(
+            f"width: '{name}' has a fixed width, expected 1, found {width}; a student's is set by "
+            "--student.width"
+        )
 
 
 def replace_input_convolution(model: nn.Module, in_channels: int) -> None:

@@ -1,6 +1,7 @@
 """What the console shows of runs: live progress and tables; and the picture of one run."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ from experiments.config import ExperimentConfig
 from experiments.experiment import Result, mean_weights
 from mtkd_env.env import StepRecord
 from mtkd_env.files import write_atomically
+
+# Seconds without a line, off a terminal, after which a teacher in training is told of.
+SILENCE = 60.0
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
@@ -56,12 +60,12 @@ class ConsoleProgress:
         self._bar: Progress | None = None
         self._task = TaskID(0)
         self._teacher: tuple[Progress, TaskID, str] | None = None
+        self._told = time.monotonic()
 
     def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
         """A teacher has been trained for another epoch."""
         if not self._console.is_terminal:
-            if epoch == epochs:
-                self._console.print(f"trained teacher {name}: {epochs} epochs, loss {loss:.3f}")
+            self._tell_teacher(name, epoch, epochs, loss)
             return
         if self._teacher is None or self._teacher[2] != name:
             bar = live_bar(self._console)
@@ -71,6 +75,16 @@ class ConsoleProgress:
         bar.update(task, completed=epoch, text=f"loss {loss:.3f}")
         if epoch == epochs:
             self.close()
+
+    def _tell_teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """A line at the end of a training, and now and then before."""
+        if epoch == epochs:
+            self._console.print(f"trained teacher {name}: {epochs} epochs, loss {loss:.3f}")
+        elif time.monotonic() - self._told >= SILENCE:
+            self._console.print(f"teacher {name}: epoch {epoch}/{epochs}, loss {loss:.3f}")
+        else:
+            return
+        self._told = time.monotonic()
 
     def note(self, text: str) -> None:
         """Something about the teachers is worth a line."""

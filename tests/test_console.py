@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -193,6 +194,21 @@ def test_curves_show_every_split_that_was_evaluated(
 
 
 # Progress.
+
+
+def test_off_a_terminal_a_teacher_long_in_training_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("experiments.console.time", SimpleNamespace(monotonic=lambda: now))
+    out_console, out = off_terminal()
+    progress = ConsoleProgress(out_console)
+    for epoch, now in enumerate((59.0, 60.0, 119.0, 120.0), start=1):  # noqa: B007 - read above
+        progress.teacher("resnet8", epoch, 9, 0.5)
+    assert out.getvalue().splitlines() == [
+        "teacher resnet8: epoch 2/9, loss 0.500",
+        "teacher resnet8: epoch 4/9, loss 0.500",
+    ]
 
 
 def test_off_a_terminal_every_epoch_is_a_line() -> None:

@@ -28,19 +28,13 @@ from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
 from tiny import (
     CLASSES,
     NUM_ENVS,
+    RECIPES,
     STEPS_PER_EPOCH,
     batch,
     make_tiny_distiller,
     make_tiny_env,
     snapshot,
 )
-
-RECIPES = {
-    optimizer: Recipe(
-        epochs=8, lr=0.01, optimizer=optimizer, schedule="cosine", clip_norm=1.0, warmup_epochs=1.0
-    )
-    for optimizer in ("sgd", "adamw")
-}
 
 STEPS = USUAL_STEPS + 3
 

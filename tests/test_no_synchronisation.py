@@ -10,10 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from agents import Agent, WeightingAgent, build_agent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import TeacherEnsemble
 from tiny import (
     NUM_ENVS,
+    RECIPES,
     STEPS_PER_EPOCH,
     TEACHERS,
     make_tiny_distiller,
@@ -21,14 +21,6 @@ from tiny import (
     teacher_networks,
     training_set,
 )
-
-# With all that a step may have: momentum, clipped gradients, a rate that changes.
-RECIPES = {
-    optimizer: Recipe(
-        epochs=8, lr=0.01, optimizer=optimizer, schedule="cosine", clip_norm=1.0, warmup_epochs=1.0
-    )
-    for optimizer in ("sgd", "adamw")
-}
 
 # Operations whose result, or its shape, depends on values, so that a host has to read them.
 READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}

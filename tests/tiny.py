@@ -22,6 +22,14 @@ IMAGE_SHAPE = (1, 8, 8)
 NUM_ENVS = 4
 STEPS_PER_EPOCH = 2
 
+# With all that a step may have: momentum, clipped gradients, a rate that changes.
+RECIPES = {
+    optimizer: Recipe(
+        epochs=8, lr=0.01, optimizer=optimizer, schedule="cosine", clip_norm=1.0, warmup_epochs=1.0
+    )
+    for optimizer in ("sgd", "adamw")
+}
+
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

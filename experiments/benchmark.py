@@ -8,10 +8,9 @@ python experiments/benchmark.py --what reward-signal --teachers my_pool.yaml --e
 
 import json
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -19,7 +18,7 @@ from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
-from experiments.failures import run_program
+from experiments.failures import Parser, run_program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
@@ -27,20 +26,12 @@ from mtkd_env.files import write_text
 OPTIONAL = ("methods", "steps", "epochs", "variant", "axes")
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser() -> _Parser:
+def _parser() -> Parser:
     about = "\n".join(f"  {name:14} {entry.about}" for name, entry in BENCHMARKS.items())
-    parser = _Parser(
+    parser = Parser(
         prog="benchmark.py",
         description=f"{__doc__}\nwhat can be measured:\n{about}",
-        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...; "
-        "--debug shows where an error came from.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...; ",
     )
     parser.add_argument("--what", required=True, help="what to measure: " + ", ".join(BENCHMARKS))
     parser.add_argument("--methods", help="only these: aver,camkd,mmkd")

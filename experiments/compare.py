@@ -12,10 +12,9 @@ all nodes share, and the project must be installed on each of them.
 """
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -34,7 +33,7 @@ from experiments.console import console
 from experiments.executors import Executor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.experiment import read_result
-from experiments.failures import run_program
+from experiments.failures import Parser, run_program
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import cache_folder
 
@@ -44,19 +43,11 @@ EXECUTORS = ("local", "ray")
 RAY_FLAGS = ("address", "cpus_per_run", "gpus_per_run")
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="compare.py",
         description=__doc__,
-        epilog="Every other flag is one of run.py, for all runs: --optimizer.epochs 60 ...; "
-        "--debug shows where an error came from.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        epilog="Every other flag is one of run.py, for all runs: --optimizer.epochs 60 ...; ",
     )
     parser.add_argument("file", help="YAML file, or the name of one in configs/benchmark")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")

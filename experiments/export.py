@@ -9,11 +9,10 @@ the run. Neither data nor teachers are needed.
 
 import json
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from experiments.config import StudentConfig
 from experiments.experiment import run_config
-from experiments.failures import run_program
+from experiments.failures import Parser, run_program
 from experiments.gallery import read_gallery
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
@@ -211,18 +210,10 @@ def takers(student: StudentConfig, in_channels: int) -> list[str]:
     return [f"mtkd_env.networks.build_network('{model}', {shape}{width}{own})"]
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="export.py",
         description=__doc__,
-        epilog="--debug shows where an error came from.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--output", type=Path, help="folder of the files (default: RUN/backbone)")

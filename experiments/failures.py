@@ -4,8 +4,10 @@ import errno
 import sys
 import threading
 import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import NoReturn
 
 import torch
 
@@ -39,6 +41,29 @@ HINTS: Mapping[int | None, str] = {
 }
 
 Program = Callable[[Sequence[str]], int]
+
+
+class Parser(ArgumentParser):
+    """Reads a main program's flags; reports what is wrong as a `ConfigError`.
+
+    Args:
+        prog: The program's name.
+        description: What it does, as it is to be shown.
+        epilog: What is shown below the flags, before what all programs have.
+    """
+
+    def __init__(self, prog: str, description: str | None, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=f"{epilog}{DEBUG} shows where an error came from.",
+            formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Does not end the program itself."""
+        raise ConfigError(message)
 
 
 def run_program(program: Program, argv: Sequence[str] | None, interrupted: str) -> int:

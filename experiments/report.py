@@ -7,12 +7,10 @@ The page stands alone: it opens from disk, without a network, and prints.
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from experiments.failures import run_program
+from experiments.failures import Parser, run_program
 from experiments.html_report.page import counted, render
 from experiments.html_report.runs import find_runs
 from mtkd_env.errors import ConfigError
@@ -21,18 +19,10 @@ from mtkd_env.files import write_text
 FILE = "report.html"
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="report.py",
         description=__doc__,
-        epilog="--debug shows where an error came from.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("runs", type=Path, help="folder with runs in it, or in folders below it")
     parser.add_argument("--output", type=Path, help=f"the page (default: {FILE} in the folder)")

@@ -25,7 +25,7 @@ from experiments.transfer.label_maps import (
     distinct_colors,
     load_label_maps,
 )
-from experiments.transfer.label_views import FILL, Labelled, fitted, made, padded, random_view
+from experiments.transfer.label_views import FILL, Labelled, fitted, padded, random_view
 from experiments.transfer.program import RECIPES, TransferConfig, parse
 from experiments.transfer.segmentation import (
     SegmentationConfig,
@@ -36,7 +36,7 @@ from experiments.transfer.segmentation import (
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from experiments.transfer.training import Schedule
 from mtkd_env import distributed
-from mtkd_env.data.decoding import MEAN, STD
+from mtkd_env.data.decoding import MEAN, STD, made
 from mtkd_env.errors import ConfigError
 from processes import two_processes
 from shapes_segmentation import CLASSES, IGNORED, LAYOUTS, draw, write_shapes

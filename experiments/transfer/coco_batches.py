@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from experiments.transfer.coco import CocoSplit, Target
-from mtkd_env.data.decoding import default_workers
+from mtkd_env.data.decoding import default_workers, made
 from mtkd_env.data.split import WHOLE, Shard
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
@@ -21,7 +20,7 @@ Example = tuple[Tensor, Target]
 Request = tuple[int, bool]
 
 
-class _Examples(Dataset[list[Example] | ConfigError]):
+class _Examples:
     """Makes batches of examples; runs in the workers."""
 
     def __init__(self, split: CocoSplit, *, masks: bool, truth: bool) -> None:
@@ -29,12 +28,9 @@ class _Examples(Dataset[list[Example] | ConfigError]):
         self._masks = masks
         self._make = split.truth if truth else split.target
 
-    def __getitem__(self, requests: Sequence[Request]) -> list[Example] | ConfigError:
-        """The examples, or an error, which in this way arrives as it is and not as a traceback."""
-        try:
-            return [self._example(*request) for request in requests]
-        except ConfigError as error:
-            return error
+    def __call__(self, requests: Sequence[Request]) -> list[Example]:
+        """The examples of a batch."""
+        return [self._example(*request) for request in requests]
 
     def _example(self, position: int, mirrored: bool) -> Example:
         image = self._split.image(position)
@@ -129,25 +125,9 @@ def _read(
     split: CocoSplit, requests: Sequence[Sequence[Request]], reading: Reading, *, truth: bool
 ) -> Iterator[list[Example]]:
     workers = default_workers() if reading.workers is None else reading.workers
-    loader = DataLoader(
+    return made(
         _Examples(split, masks=reading.masks, truth=truth),
-        # A request is a whole batch.
-        sampler=requests,
-        batch_size=None,
-        num_workers=min(workers, len(requests)),
-        pin_memory=reading.pin,
-        # Only so that the loader leaves the global one alone.
-        generator=torch.Generator(),
+        requests,  # each a whole batch
+        workers=min(workers, len(requests)),
+        pin=reading.pin,
     )
-    try:
-        for batch in loader:
-            if isinstance(batch, ConfigError):
-                raise batch
-            yield batch
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"workers: a process that reads images died ({reason}); fewer of them need less memory"
-        ) from error

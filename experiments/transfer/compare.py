@@ -13,12 +13,11 @@ import io
 import json
 import re
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -27,7 +26,7 @@ from rich.table import Table
 from experiments.config import read_yaml
 from experiments.console import console
 from experiments.experiment import together
-from experiments.failures import run_program
+from experiments.failures import Parser, run_program
 from experiments.summary_statistics import paired_difference, spread
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig
@@ -311,19 +310,12 @@ def report(comparison: Comparison, output: Path, out: Console) -> None:
     write_text(output / "comparison.csv", run_rows(finished))
 
 
-class _Parser(ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="compare.py",
         description=__doc__,
         epilog="Every other flag is one of detection.py or segmentation.py, for all runs: --data "
-        "ROOT --schedule.epochs 12 ...; --debug shows where an error came from.",
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "ROOT --schedule.epochs 12 ...; ",
     )
     parser.add_argument("file", help="YAML file, or the name of one in configs/transfer/tables")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")

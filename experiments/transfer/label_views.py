@@ -4,19 +4,17 @@ What a view is depends on the image and on one seed, so that neither the number 
 what they made before changes it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from mtkd_env.data.decoding import MEAN
-from mtkd_env.errors import ConfigError
 
 # Label of pixels that count neither in the loss nor in the result.
 IGNORED = 255
@@ -26,9 +24,6 @@ SCALES = (0.5, 2.0)
 
 # What padding is filled with: the colour that is nearly 0 once it is normalised.
 FILL = [round(255 * mean) for mean in MEAN]
-
-Request = TypeVar("Request")
-Made = TypeVar("Made")
 
 
 class Labelled(NamedTuple):
@@ -131,54 +126,3 @@ def fitted(
     scale = min(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
     scaled = [max(1, round(scale * side)) for side in pixels.shape[1:]]
     return padded(functional.resize(pixels, scaled, interpolation), size, [255, 255, 255])
-
-
-class _Made(Dataset[Any]):
-    """Makes what is requested; runs in the processes that read."""
-
-    def __init__(self, make: Callable[[Any], Any]) -> None:
-        self._make = make
-
-    def __getitem__(self, request: Any) -> Any:
-        """What was requested, or an error, which in this way arrives as it is."""
-        try:
-            return self._make(request)
-        except ConfigError as error:
-            return error
-
-
-def made(
-    make: Callable[[Request], Made], requests: Iterable[Request], *, workers: int, pin: bool
-) -> Iterator[Made]:
-    """What is made of every request, in order; the processes that make it end with the iteration.
-
-    Args:
-        make: Makes it, in another process.
-        requests: What it is given.
-        workers: Processes that make it ahead; 0 makes it when it is asked for.
-        pin: Whether tensors lie where a GPU can fetch them without the host's waiting.
-
-    Raises:
-        ConfigError: A file that cannot be used, named; or a process that was killed.
-    """
-    loader = DataLoader(
-        _Made(make),
-        sampler=requests,
-        batch_size=None,
-        num_workers=workers,
-        pin_memory=pin,
-        # Only so that the loader leaves the global one alone.
-        generator=torch.Generator(),
-    )
-    try:
-        for result in loader:
-            if isinstance(result, ConfigError):
-                raise result
-            yield result
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"workers: a process that reads images died ({reason}); fewer need less memory"
-        ) from error

@@ -23,13 +23,13 @@ from torchvision.transforms import InterpolationMode
 from experiments.experiment import find_device
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
-from experiments.transfer.label_views import FILL, IGNORED, Labelled, Request, fitted, made, padded
+from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
 from experiments.transfer.program import TransferConfig, run_main, train_task
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from experiments.transfer.training import Schedule, Task
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
-from mtkd_env.data.decoding import MEAN, STD
+from mtkd_env.data.decoding import MEAN, STD, Asked, made
 from mtkd_env.data.views import LARGEST_SEED
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.precision import widen
@@ -119,7 +119,7 @@ class SegmentationTask(Task):
             yield Labelled(*(part.to(self._device, non_blocking=True) for part in batch))
 
     def _read(
-        self, make: Callable[[Request], Labelled], requests: Iterable[Request]
+        self, make: Callable[[Asked], Labelled], requests: Iterable[Asked]
     ) -> Iterator[Labelled]:
         pin = self._device.type == "cuda"
         return made(make, requests, workers=self._config.reading, pin=pin)

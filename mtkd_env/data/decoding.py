@@ -8,7 +8,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -41,6 +42,10 @@ View = Callable[[Image.Image], Tensor]
 
 # Paths of the images of a chunk, and the seed of each one's view.
 Request = tuple[list[str], list[int]]
+
+# What workers are asked for, and what they make of it.
+Asked = TypeVar("Asked")
+Product = TypeVar("Product")
 
 
 def central_view(image_size: int, resize: int) -> View:
@@ -140,26 +145,66 @@ class Ahead:
         return cls(workers, min(MOST_AHEAD, chunks // workers) if workers else 0)
 
 
-class _Decoder(Dataset[Tensor | ConfigError]):
-    """Makes chunks of views; runs in the workers."""
+class _Made(Dataset[Any]):
+    """Makes what is requested; runs in the workers."""
 
-    def __init__(self, view: View) -> None:
-        self._view = view
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        self._make = make
 
-    def __getitem__(self, request: Request) -> Tensor | ConfigError:
-        """The views, or an error, which in this way arrives as it is and not as a traceback."""
+    def __getitem__(self, request: Any) -> Any:
+        """What was requested, or an error, which so arrives as it is and not as a traceback."""
         try:
-            return torch.stack([self._see(*one) for one in zip(*request, strict=True)])
+            return self._make(request)
         except ConfigError as error:
             return error
 
-    def _see(self, path: str, seed: int) -> Tensor:
-        try:
-            image = pil_loader(path)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
-        with seeded(seed):
-            return self._view(image)
+
+def made(
+    make: Callable[[Asked], Product],
+    requests: Iterable[Asked],
+    *,
+    workers: int,
+    pin: bool,
+    prefetch: int | None = None,
+    flag: str = "workers",
+    relief: str = "fewer of them need less memory",
+) -> Iterator[Product]:
+    """What is made of every request, in order; the workers end with the iteration.
+
+    Args:
+        make: Makes it, in a worker.
+        requests: What it is given.
+        workers: Processes that make it ahead; 0 makes it when it is asked for.
+        pin: Whether tensors lie where a GPU can fetch them without the host's waiting.
+        prefetch: How many each worker makes ahead; torch's choice by default.
+        flag: What the number of workers is called, for the error.
+        relief: What helps where workers need too much memory.
+
+    Raises:
+        ConfigError: A file that cannot be used, named; or a worker that was killed.
+    """
+    loader = DataLoader(
+        _Made(make),
+        sampler=requests,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        pin_memory=pin,
+        # Only so that the loader leaves the global one alone.
+        generator=torch.Generator(),
+    )
+    try:
+        for product in loader:
+            if isinstance(product, ConfigError):
+                raise product
+            yield product
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"{flag}: a process that decodes images died ({reason}); {relief}"
+        ) from error
 
 
 def decode(requests: Iterable[Request], view: View, ahead: Ahead, *, pin: bool) -> Iterator[Tensor]:
@@ -174,27 +219,25 @@ def decode(requests: Iterable[Request], view: View, ahead: Ahead, *, pin: bool) 
     Raises:
         ConfigError: An image that cannot be read, named; or a worker that was killed.
     """
-    loader = DataLoader(
-        _Decoder(view),
-        # A request is a whole chunk.
-        sampler=requests,
-        batch_size=None,
-        num_workers=ahead.workers,
-        prefetch_factor=ahead.chunks or None,
-        pin_memory=pin,
-        # Only so that the loader leaves the global one alone.
-        generator=torch.Generator(),
+    return made(
+        partial(_views, view),
+        requests,
+        workers=ahead.workers,
+        pin=pin,
+        prefetch=ahead.chunks or None,
+        flag="data.arguments.workers",
+        relief="fewer of them, or a smaller data.arguments.prefetch_bytes, need less memory",
     )
+
+
+def _views(view: View, request: Request) -> Tensor:
+    return torch.stack([_see(view, *one) for one in zip(*request, strict=True)])
+
+
+def _see(view: View, path: str, seed: int) -> Tensor:
     try:
-        for views in loader:
-            if isinstance(views, ConfigError):
-                raise views
-            yield views
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"data.arguments.workers: a process that decodes images died ({reason}); fewer of "
-            "them, or a smaller data.arguments.prefetch_bytes, need less memory"
-        ) from error
+        image = pil_loader(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+    with seeded(seed):
+        return view(image)

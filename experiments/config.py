@@ -351,10 +351,11 @@ SECTIONS = {
 }
 
 
-class _Parser(ArgumentParser):
+class ConfigurationParser(ArgumentParser):
     """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Does not end the program itself."""
         text = " ".join(message.split()).removeprefix('Parser key "config": ')
         raise ConfigError(plain_message(text) + self._hint(text)) from ex
 
@@ -367,8 +368,8 @@ class _Parser(ArgumentParser):
 
 
 @cache
-def _parser(defaults: tuple[str, ...], program: str) -> _Parser:
-    parser = _Parser(
+def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
+    parser = ConfigurationParser(
         prog=Path(program).name,
         description=(
             "Distils a student from its teachers under a method's weights. Layers, later ones "

@@ -4,20 +4,19 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
-from experiments.config import CONFIGS, MOST_THREADS, UNKNOWN_KEY, read_yaml, take
+from experiments.config import CONFIGS, MOST_THREADS, ConfigurationParser, read_yaml, take
 from experiments.console import console
 from experiments.experiment import together
 from experiments.failures import run_program
 from experiments.transfer.training import ROWS, Schedule, Task, run_task
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
-from mtkd_env.errors import ConfigError, check_name, did_you_mean, plain_message
+from mtkd_env.errors import ConfigError, check_name, did_you_mean
 from mtkd_env.files import write_text
 from mtkd_env.precision import FULL, PRECISIONS
 
@@ -118,17 +117,6 @@ class TransferConfig:
 Config = TypeVar("Config", bound=TransferConfig)
 
 
-class _Parser(ArgumentParser):
-    """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        text = " ".join(message.split()).removeprefix('Parser key "config": ')
-        unknown = UNKNOWN_KEY.search(message)
-        keys = [part for part in unknown.groups() if part] if unknown else []
-        known = self.get_defaults(skip_validation=True).keys()
-        raise ConfigError(plain_message(text) + did_you_mean(".".join(keys), known)) from ex
-
-
 def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config, bool]:
     """The configuration that a command line asks for, and whether its run is to be gone on with.
 
@@ -182,7 +170,7 @@ def _file(kind: type[Config], path: Path, flag: str) -> list[str]:
 
 def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser = _Parser(
+    parser = ConfigurationParser(
         prog=program,
         description=(
             "Trains a network that begins with a distilled backbone. Layers, later ones win: "

@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import signal
 import tempfile
+from collections.abc import Generator
 from copy import deepcopy
 from typing import Any
 
@@ -74,10 +75,29 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+def _pretends(item: pytest.Item) -> bool | None:
+    """Whether a test finds a pretended GPU; None if it needs none or there is a real one."""
+    marker = item.get_closest_marker("gpu")
+    if marker is None or torch.cuda.is_available():
+        return None
+    return bool(marker.kwargs.get("pretended", True))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips what needs a GPU where there is none."""
-    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+    """Skips what only a real GPU can show where there is none."""
+    if _pretends(item) is False:
         pytest.skip("needs a CUDA device")
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Gives a test that needs a GPU a pretended one where there is none."""
+    if not _pretends(pyfuncitem):
+        return (yield)
+    from pretended_gpu import pretended_gpu
+
+    with pretended_gpu():
+        return (yield)
 
 
 # What configurations come to, by what the parser is asked.

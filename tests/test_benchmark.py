@@ -160,7 +160,7 @@ def test_a_spread_is_median_and_outer_tenths() -> None:
     assert Spread.of([float(value) for value in range(11)]) == Spread(5.0, 1.0, 9.0)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(pretended=False)
 def test_a_device_stopwatch_waits_for_the_device() -> None:
     device = torch.device("cuda")
     watch = DeviceStopwatch(device)

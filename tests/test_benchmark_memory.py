@@ -41,7 +41,7 @@ def test_a_forgotten_peak_is_what_is_there() -> None:
     assert peak_bytes(CPU) == pytest.approx(before + LARGE, rel=0.1)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(pretended=False)
 def test_the_peak_of_a_gpu_is_that_of_its_tensors() -> None:
     device = torch.device("cuda")
     before = forget_peak(device)

@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from agents import build_agent
 from experiments.config import parse_arguments
@@ -25,6 +23,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.registration import assemble
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
+from pretended_gpu import Recording
 from tiny import (
     CLASSES,
     NUM_ENVS,
@@ -37,59 +36,6 @@ from tiny import (
 )
 
 STEPS = USUAL_STEPS + 3
-
-
-def tensors(values: Any) -> list[Tensor]:
-    return [one for one in tree_leaves(values) if isinstance(one, Tensor)]
-
-
-class Recording(TorchDispatchMode):
-    """Keeps operations, and what all tensors held before the first of them.
-
-    An operation that reads a value is refused, as it is in a graph.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-        # By address. Not by what operations say that they write: batch norms do not.
-        self.before: dict[int, tuple[Tensor, Tensor]] = {}
-        self.made: set[int] = set()
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in func.tags:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
-        for one in tensors((args, kwargs)):
-            if one.data_ptr() not in self.made | self.before.keys():
-                self.before[one.data_ptr()] = one.detach(), one.detach().clone()
-        result = func(*args, **kwargs)
-        self.made |= {one.data_ptr() for one in tensors(result)} - self.before.keys()
-        self.operations.append((func, args, kwargs, result))
-        return result
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """What was recorded was not done, so that autograd does not know of it either."""
-        for tensor, held in self.before.values():
-            with torch.autograd._unsafe_preserve_version_counter(tensor):
-                tensor.copy_(held)
-        self.before.clear()
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            for kept, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(kept, Tensor) and kept.data_ptr() != value.data_ptr():
-                    kept.detach().copy_(value)
 
 
 class Recorder:

@@ -30,7 +30,6 @@ from faults import Faults, failing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text
 from test_resume import (
-    ARGUMENTS,
     STEPS,
     Interrupting,
     assert_same,
@@ -41,6 +40,7 @@ from test_resume import (
     small,
     whole,
 )
+from tiny import SB3_ARGUMENTS
 
 __all__ = ["crashed", "midway", "small", "whole"]
 
@@ -228,7 +228,7 @@ def test_a_result_that_names_another_folder_is_not_followed(
 
 def flags_of(small: str, output: Path, algo: str) -> list[str]:
     flags = ["--config", small, "--algo", algo, "--output", str(output)]
-    return [*flags, "--agent.arguments", json.dumps(ARGUMENTS.get(algo, {}))]
+    return [*flags, "--agent.arguments", json.dumps(SB3_ARGUMENTS.get(algo, {}))]
 
 
 def assert_nothing_half_written(output: Path) -> None:

@@ -92,7 +92,7 @@ def test_only_the_named_warnings_are_hidden() -> None:
             warnings.warn("of interest", UserWarning, stacklevel=1)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(pretended=False)
 def test_generators_of_a_gpu_are_put_back_too() -> None:
     torch.manual_seed(1)
     expected = torch.rand((), device="cuda")

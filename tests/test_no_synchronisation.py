@@ -2,62 +2,36 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor
 
-from agents import Agent, WeightingAgent, build_agent
+from agents import AGENTS, Agent, WeightingAgent, build_agent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.teachers import TeacherEnsemble
+from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
     NUM_ENVS,
     RECIPES,
     STEPS_PER_EPOCH,
-    TEACHERS,
     make_tiny_distiller,
     make_tiny_env,
-    teacher_networks,
+    teachers,
     training_set,
 )
 
-# Operations whose result, or its shape, depends on values, so that a host has to read them.
-READING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+pytestmark = pytest.mark.gpu
 
 
-class ReadingOperations(TorchDispatchMode):
-    """Collects the operations that would make a host wait for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        del types
-        reads = bool(READING.intersection(func.tags))
-        if func.overloadpacket is torch.ops.aten.index:  # only if an index is a mask
-            reads = any(index is not None and index.dtype == torch.bool for index in args[1])
-        if reads:
-            self.found.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def make_env(device: str, optimizer: str, precision: str = "fp32") -> MTKDVectorEnv:
+def make_env(optimizer: str, precision: str = "fp32") -> MTKDVectorEnv:
     """An environment whose statistics of observations no longer change after its first epoch."""
-    recipe = RECIPES[optimizer]
     # Not the teachers that tests share, which would move to the device.
-    ensemble = TeacherEnsemble(teacher_networks(), list(TEACHERS))
     distiller = make_tiny_distiller(
-        ensemble=ensemble, recipe=recipe, device=device, precision=precision
+        ensemble=deepcopy(teachers()), recipe=RECIPES[optimizer], device="cuda", precision=precision
     )
-    batches = training_set().stream(NUM_ENVS, torch.device(device), 0)
+    batches = training_set().stream(NUM_ENVS, torch.device("cuda"), 0)
     env = make_tiny_env(distiller=distiller, batches=batches, output="torch")
     env.reset(seed=0)
     return env
@@ -75,39 +49,6 @@ def one_step(agent: Agent) -> None:
         _ = env.observation
 
 
-METHODS = ("uniform", "aver", "camkd", "pg")
-
-
-@pytest.mark.parametrize("optimizer", RECIPES)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_reads_no_value(method: str, optimizer: str) -> None:
-    agent = build_agent(method, make_env("cpu", optimizer), seed=0, arguments={})
-    one_step(agent)
-    with ReadingOperations() as operations:
-        for _ in range(2 * STEPS_PER_EPOCH):
-            one_step(agent)
-    assert operations.found == []
-
-
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda values: values[0].item(),
-        lambda values: bool(values.isfinite().all()),
-        lambda values: values[values > 0],
-        lambda values: values.nonzero(),
-        lambda values: values.equal(values + 1),
-    ],
-)
-def test_what_reads_a_value_is_found(read: Callable[[torch.Tensor], Any]) -> None:
-    values = torch.ones(2)
-    with ReadingOperations() as operations:
-        torch.add(values, 1).sum()
-        assert operations.found == []
-        read(values)
-    assert operations.found
-
-
 @contextmanager
 def never_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")
@@ -117,14 +58,63 @@ def never_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("optimizer", RECIPES)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_step_never_waits_for_the_gpu(method: str, optimizer: str, precision: str) -> None:
-    agent = build_agent(method, make_env("cuda", optimizer, precision), seed=0, arguments={})
+def check_steps(method: str, env: MTKDVectorEnv) -> None:
+    agent = build_agent(method, env, seed=0, arguments={})
     for _ in range(STEPS_PER_EPOCH):
         one_step(agent)
     with never_waiting():
         for _ in range(2 * STEPS_PER_EPOCH):
             one_step(agent)
+
+
+@pytest.mark.parametrize("method", [*WEIGHTINGS, *AGENTS])
+def test_a_step_never_waits_for_the_gpu(method: str) -> None:
+    check_steps(method, make_env("sgd"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("optimizer", RECIPES)
+def test_no_optimizer_and_no_precision_waits(optimizer: str, precision: str) -> None:
+    check_steps("aver", make_env(optimizer, precision))
+
+
+@pytest.mark.parametrize("method", ["pg", "reinforce", "dpg"])
+def test_own_agents_learn_without_waiting(method: str) -> None:
+    agent = build_agent(method, make_env("sgd"), seed=0, arguments={})
+    agent.learn(1, lambda: None)
+    before = agent.updates
+    with never_waiting():
+        agent.learn(2, lambda: None)
+    assert agent.updates > before
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda values: values.sum().item(),
+        lambda values: values.tolist(),
+        lambda values: bool(values.isfinite().all()),
+        lambda values: values[values > 0],
+        lambda values: values.nonzero(),
+        lambda values: values.equal(values + 1),
+        lambda values: values.cpu(),
+        lambda values: values.copy_(torch.ones(2)),
+        lambda values: torch.ones(2).copy_(values),
+        lambda values: torch.ones(2).to(values.device),
+        lambda values: torch.tensor([1.0], device=values.device),
+        lambda values: torch.linalg.solve(torch.diag(values), values),
+    ],
+)
+def test_what_waits_is_refused(wait: Callable[[Tensor], Any]) -> None:
+    values = torch.ones(2, device="cuda")
+    wait(values)
+    with never_waiting(), pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+        wait(values)
+
+
+def test_what_does_not_wait_is_done() -> None:
+    values = torch.ones(2, device="cuda")
+    with never_waiting():
+        found = values + torch.ones(2).to("cuda", non_blocking=True) + torch.tensor(1.0)
+        found = found[torch.arange(2, device="cuda")] + torch.full((2,), 2.0, device="cuda")
+    assert found.tolist() == [5, 5]

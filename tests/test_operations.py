@@ -146,7 +146,7 @@ def test_a_watch_counts_between_its_start_and_its_stop() -> None:
         assert reading == {"operations": 2 * count, "synchronizations": count, "flops": 0}
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(pretended=False)
 def test_a_step_on_a_gpu_is_counted_as_on_a_cpu() -> None:
     device = torch.device("cuda")
     weight = torch.ones(4, 2, device=device, requires_grad=True)

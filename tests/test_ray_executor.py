@@ -133,6 +133,7 @@ def executor(address: str, tmp_path: Path) -> Iterator[RayExecutor]:
     assert not list((tmp_path / "shared").iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_only_its_own_task_which_is_tried_again(
     executor: RayExecutor, tmp_path: Path
 ) -> None:

@@ -29,6 +29,7 @@ from experiments.metrics import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
+from tiny import CONTRIB, SB3_ARGUMENTS
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
@@ -46,16 +47,6 @@ optimizer: {epochs: 3}
 device: cpu
 checkpoint: {share: 1.0}
 """
-
-# What makes an algorithm learn within so few steps.
-AT_ONCE = {"learning_starts": 16, "batch_size": 16}
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "ppo": {"n_steps": 2, "n_epochs": 2},
-    "trpo": {"n_steps": 2},
-    "ars": {"n_delta": 4},
-    **dict.fromkeys(("ddpg", "td3", "sac", "tqc", "crossq"), AT_ONCE),
-}
-CONTRIB = ("ars", "crossq", "tqc", "trpo")
 
 QUICK = ("ppo", "sac")
 SLOW = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
@@ -139,7 +130,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
 def configuration(small: str, algo: str, *flags: str, **arguments: Any) -> ExperimentConfig:
     if algo in (*CONTRIB, "recurrentppo"):
         pytest.importorskip("sb3_contrib")
-    arguments = {**ARGUMENTS.get(algo, {}), **arguments}
+    arguments = {**SB3_ARGUMENTS.get(algo, {}), **arguments}
     own = ["--agent.arguments", json.dumps(arguments)] if arguments else []
     (config,) = parse_arguments(["--config", small, "--algo", algo, *own, *flags])
     return config

@@ -3,6 +3,7 @@
 import json
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -413,10 +414,17 @@ def test_tensors_of_actions_of_another_shape_are_refused() -> None:
 
 
 @pytest.mark.gpu
-def test_rollouts_stay_on_a_gpu() -> None:
+def test_rollouts_stay_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     made = agent(batch_size=8, device="cuda")
+    get, learned = made.model.rollout_buffer.get, []
+
+    def watched(size: int) -> Iterator[Any]:
+        for samples in get(size):
+            learned.append(samples)
+            yield samples
+
+    monkeypatch.setattr(made.model.rollout_buffer, "get", watched)
     made.learn(2, lambda: None)
-    buffer = made.model.rollout_buffer
-    assert buffer.observations.is_cuda
-    assert next(buffer.get(4)).advantages.is_cuda
+    assert learned
+    assert all(part.is_cuda for samples in learned for part in samples)
     assert all(part.isfinite().all() for part in made.model.policy.parameters())

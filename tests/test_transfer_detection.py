@@ -541,6 +541,7 @@ def test_all_recipes_of_detection_are_tested() -> None:
 # --- Learning.
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", DETECTORS)

@@ -30,6 +30,16 @@ RECIPES = {
     for optimizer in ("sgd", "adamw")
 }
 
+# What makes an algorithm of Stable-Baselines3 or sb3-contrib learn within a few steps.
+AT_ONCE = {"learning_starts": 16, "batch_size": 16}
+SB3_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "ppo": {"n_steps": 2, "n_epochs": 2, "n_minibatches": 2},
+    "trpo": {"n_steps": 2, "n_minibatches": 2},
+    "ars": {"n_delta": 2},
+    **dict.fromkeys(("ddpg", "td3", "sac", "tqc", "crossq"), AT_ONCE),
+}
+CONTRIB = ("ars", "crossq", "tqc", "trpo")
+
 
 def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

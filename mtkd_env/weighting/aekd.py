@@ -1,5 +1,6 @@
 """AEKD: the convex combination of the teachers' gradients that all of them agree with most."""
 
+from functools import cache
 from itertools import product
 
 import torch
@@ -23,11 +24,12 @@ TOLERANCE = 1e-9
 ZERO, CAP, FREE = 0, 1, 2
 
 
-def _partitions(size: int, cap: float, device: torch.device) -> Tensor:
+@cache
+def _partitions(size: int, cap: float) -> Tensor:
     """Every way to have each coordinate at zero, at the cap, or free: (P, size)."""
     most = int(1 / cap + 1e-9)
     rows = [row for row in product((ZERO, CAP, FREE), repeat=size) if row.count(CAP) <= most]
-    return torch.tensor(rows, device=device)
+    return torch.tensor(rows)
 
 
 def _stationary(gram: Tensor, partitions: Tensor, cap: float) -> Tensor:
@@ -48,7 +50,10 @@ def _stationary(gram: Tensor, partitions: Tensor, cap: float) -> Tensor:
     right = gram.new_zeros(len(partitions), size + 1, 1)
     right[:, :size, 0] = cap * (partitions == CAP).to(gram)
     right[:, size, 0] = some
-    return torch.linalg.solve(system, right.expand(len(gram), -1, -1, -1))[..., :size, 0]
+    # Unlike `solve`, it does not wait for the device to tell whether a system is singular; the
+    # ridge keeps them from it.
+    solution, _ = torch.linalg.solve_ex(system, right.expand(len(gram), -1, -1, -1))
+    return solution[..., :size, 0]
 
 
 def min_norm_weights(gram: Float[Tensor, "N M M"], cap: float) -> Float[Tensor, "N M"]:
@@ -66,7 +71,8 @@ def min_norm_weights(gram: Float[Tensor, "N M M"], cap: float) -> Float[Tensor, 
     gram = gram.double()
     scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None].clamp(min=1e-300)
     gram = gram / scale + RIDGE * torch.eye(size, device=gram.device, dtype=gram.dtype)
-    points = _stationary(gram, _partitions(size, cap, gram.device), cap)
+    partitions = _partitions(size, cap).to(gram.device, non_blocking=True)
+    points = _stationary(gram, partitions, cap)
     inside = ((points >= -TOLERANCE) & (points <= cap + TOLERANCE)).all(-1)
     feasible = inside & ((points.sum(-1) - 1).abs() <= TOLERANCE)
     values = torch.einsum("npi,nij,npj->np", points, gram, points)

@@ -52,7 +52,7 @@ class Fixed(Weighting):
         self._rows = logit, feature
 
     def __call__(self, state: DistillState) -> TeacherWeights:
-        """The same row for every sample, on the device of the state."""
+        """The same row for every sample."""
         logit, feature = (
             row.to(state.divergence).expand_as(state.divergence) for row in self._rows
         )
@@ -69,7 +69,7 @@ class Fixed(Weighting):
         total = sum(row)
         if not all(0 <= share < math.inf for share in row) or not 0 < total < math.inf:
             raise ConfigError(f"{key}: expected finite shares >= 0 that are not all 0, got {row}")
-        return torch.tensor([share / total for share in row])
+        return torch.tensor([share / total for share in row], device=self.distiller.device)
 
 
 def _in_order(shares: Shares, names: Sequence[str], key: str) -> list[float]:

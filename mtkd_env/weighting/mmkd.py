@@ -90,7 +90,8 @@ class HardBuffer:
             self.batch = _map_batch(lambda tensor: tensor[: self.size].clone(), [joined])
             return
         # Every sample has a slot of its own to replace, so that nothing waits for the device.
-        slots = torch.randperm(self.size, generator=self._random)[: len(wrong)].to(wrong.device)
+        slots = torch.randperm(self.size, generator=self._random)[: len(wrong)]
+        slots = slots.to(wrong.device, non_blocking=True)
         wrong = wrong[: self.size]
 
         def replaced(old: Tensor, new: Tensor) -> Tensor:
@@ -105,7 +106,7 @@ class HardBuffer:
         """So many different samples at random."""
         assert self.batch is not None
         chosen = torch.randperm(len(self), generator=self._random)[:size]
-        chosen = chosen.to(self.batch.targets.device)
+        chosen = chosen.to(self.batch.targets.device, non_blocking=True)
         return _map_batch(lambda tensor: tensor[chosen], [self.batch])
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,10 +20,10 @@ install: $(STAMP) ## create .venv and install the project with its development t
 run: $(STAMP) ## compare PPO with equal teacher weights on the bundled digits
 	$(BIN)/python experiments/run.py --algo ppo,aver $(ARGS)
 
-test: $(STAMP) ## run the tests, without the slow and the GPU ones
+test: $(STAMP) ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
-test-all: $(STAMP) ## run all the tests; those for a GPU are skipped without one
+test-all: $(STAMP) ## run all the tests; some need a GPU
 	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
 
 lint: $(STAMP) ## check style, formatting and spelling

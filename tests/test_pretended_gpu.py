@@ -165,7 +165,13 @@ def trained(method: str, device: str) -> dict[str, Tensor]:
     return {name: one.cpu() for name, one in student.items()}
 
 
-@pytest.mark.parametrize("method", [*WEIGHTINGS, *AGENTS, *SB3_ARGUMENTS, "a2c"])
+# Of the library's algorithms one of each kind: they take the same way to the environment.
+QUICK = (*WEIGHTINGS, *AGENTS, "ppo", "sac")
+SLOW = sorted({*SB3_ARGUMENTS, "a2c"} - {*QUICK})
+EVERY = [*QUICK, *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW)]
+
+
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_trains_the_same_student_there(method: str) -> None:
     if method in CONTRIB:
         pytest.importorskip("sb3_contrib")

@@ -86,6 +86,7 @@ class Memory:
 
     def __init__(self) -> None:
         self._there: dict[int, StorageWeakRef] = {}
+        self._most = 64
         self.waiting = "default"
         # Of the calls that are under way, the innermost last: whether what they make is there.
         self.calls = [False]
@@ -96,10 +97,14 @@ class Memory:
 
     def put(self, tensor: Tensor, *, there: bool) -> None:
         reference = StorageWeakRef(storage(tensor))
-        if there:
-            self._there[reference.cdata] = reference
-        else:
+        if not there:
             self._there.pop(reference.cdata, None)
+            return
+        if len(self._there) >= self._most:
+            # What is left of storages that are gone keeps the allocator from using their place.
+            self._there = {key: one for key, one in self._there.items() if not one.expired()}
+            self._most = 64 + 2 * len(self._there)
+        self._there[reference.cdata] = reference
 
     def set_sync_debug_mode(self, mode: str) -> None:
         self.waiting = mode

@@ -40,6 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(patch.undo)
     patch.setenv("MTKD_CACHE", cache.name)
     patch.setenv("MPLBACKEND", "Agg")
+    # Otherwise every agent of Stable-Baselines3 leaves a folder behind.
+    patch.setenv("SB3_LOGDIR", cache.name)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

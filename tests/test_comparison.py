@@ -38,7 +38,17 @@ def shipped(name: str) -> Comparison:
     return load_comparison(find_file(name), read_flags([]), Selection(), Path("out"))
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SHIPPED])
+# Many runs, and made of what the others are made of.
+LARGE = ("rewards", "robustness", "table6a_fashion_mnist")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=pytest.mark.slow if path.stem in LARGE else ())
+        for path in SHIPPED
+    ],
+)
 def test_shipped_comparisons_are_valid(name: str) -> None:
     comparison = shipped(name)
     assert comparison.title

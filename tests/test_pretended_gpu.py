@@ -211,8 +211,8 @@ optimizer: {epochs: 3}
 @pytest.mark.parametrize(
     ("flags", "flags_there"),
     [
-        ("--algo ppo --agent.arguments.n_steps 2", "--ahead 2"),
-        ("--algo pg", "--capture true"),
+        ("--algo pg", "--ahead 2 --capture true"),
+        pytest.param("--algo ppo --agent.arguments.n_steps 2", "", marks=pytest.mark.slow),
         *(
             pytest.param(
                 "--algo pg --data.views 2",

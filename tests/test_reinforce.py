@@ -347,6 +347,7 @@ def test_the_entropy_bonus_keeps_weights_apart_from_a_corner() -> None:
 # Known optima.
 
 
+@pytest.mark.slow  # What is best for each sample is harder to find.
 @every_distribution
 def test_finds_the_one_best_teacher(name: str) -> None:
     agent = Reinforce(known_env(num_envs=16, steps=10), distribution=name, lr=3e-3)

@@ -329,7 +329,8 @@ class SB3Agent(Agent):
         Raises:
             FloatingPointError: It has; names the algorithm and the student's step.
         """
-        if not all(bool(part.isfinite().all()) for part in self.model.policy.parameters()):
+        fine = [part.isfinite().all() for part in self.model.policy.parameters()]
+        if not torch.stack(fine).all():  # The host waits once for all of them.
             raise self._divergence()
 
     def _divergence(self) -> FloatingPointError:

@@ -561,7 +561,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
                 f"actions: row {row} holds NaN or infinity: {action[row].tolist()} "
                 f"({int(bad.sum())} of {expected[0]} rows are bad)"
             )
-        return action.to(self.device)
+        # To the host a copy has to be waited for.
+        return action.to(self.device, non_blocking=action.device.type == "cpu")
 
     def _info(self, outcome: StepOutcome) -> dict[str, Any]:
         info = {name: self._export(tensor) for name, tensor in info_tensors(outcome.record).items()}

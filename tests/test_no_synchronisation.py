@@ -79,6 +79,15 @@ def test_no_optimizer_and_no_precision_waits(optimizer: str, precision: str) -> 
     check_steps("aver", make_env(optimizer, precision))
 
 
+def test_actions_from_the_host_are_not_waited_for() -> None:
+    env = make_env("sgd")
+    actions = env.action_space.sample()
+    for _ in range(STEPS_PER_EPOCH):
+        env.step(actions)
+    with never_waiting():
+        env.step(actions)
+
+
 @pytest.mark.parametrize("method", ["pg", "reinforce", "dpg"])
 def test_own_agents_learn_without_waiting(method: str) -> None:
     agent = build_agent(method, make_env("sgd"), seed=0, arguments={})

@@ -212,7 +212,7 @@ class SB3VecEnv(VecEnv):
 
     def _tell(self, command: int) -> None:
         """Says what comes next to the processes that follow."""
-        if distributed.rank() == 0:
+        if distributed.active() and distributed.rank() == 0:
             distributed.broadcast(torch.tensor(command, device=self.env.device))
 
     def _hear(self) -> int:

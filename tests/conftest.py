@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 from torch import nn
+from xdist import is_xdist_controller
 
 pytest.register_assert_rewrite("env_contract")
 
@@ -49,6 +50,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
     It traces a network with stand-ins for its tensors; the folded network is checked again.
     """
+    if is_xdist_controller(session):
+        return  # It runs no test, and all its workers wait for it.
     from mtkd_env.teachers import ensemble
 
     fold = ensemble._folded

@@ -199,7 +199,14 @@ def _train(name: str, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", AGENTS)
+# Take the same way between the processes as others that are quick to compare.
+ALIKE = ("uniform", "aver", "amtmlkd", "reinforce", "td3")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in AGENTS],
+)
 def test_two_processes_train_the_student_of_one(pair: Pair, name: str) -> None:
     alone = _train(name)
     assert alone.pop("samples") == NUM_ENVS

@@ -20,20 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader
 
+from experiments.benchmarks.operations import INDEXING, blocks, needs_values
 from mtkd_env.data import decoding
 
 HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
-COPIES = frozenset({"copy_", "set_"})
-
-# Their indices may be on the host.
-INDEXING = frozenset({"index", "index_put", "index_put_", "_index_put_impl_"})
-
-# Operations whose result, or its shape, depends on values, so that a host has to read them.
-READING = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
-
-# Looks whether a matrix was singular.
-CHECKS = "_linalg_check_errors"
+# Operations on tensors of both sides.
+ACROSS = ("copy_", "set_")
 
 # Calls that read all values and leave no operation behind.
 READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
@@ -45,7 +38,6 @@ MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)
 
 # What tensors say of themselves when they are on the GPU.
 ANSWERS = {Tensor.device: GPU, Tensor.is_cuda: True, Tensor.is_cpu: False}
-
 
 # How torch sorts the tensors that an optimiser changes.
 GROUP = "_group_tensors_by_device_and_dtype"
@@ -71,14 +63,6 @@ def storage(tensor: Tensor) -> torch.UntypedStorage:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor.untyped_storage()
-
-
-def reads_values(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether a host has to know values to go on after an operation."""
-    name = func.overloadpacket.__name__
-    if name in INDEXING:  # only if an index is a mask
-        return any(index is not None and index.dtype == torch.bool for index in args[1])
-    return name == CHECKS or not READING.isdisjoint(func.tags)
 
 
 class Memory:
@@ -145,7 +129,7 @@ class Operations(TorchDispatchMode):
         if there:
             self._check(func, args, kwargs, mixed=not all(sides))
         result = func(*args, **kwargs)
-        if func.overloadpacket.__name__ not in COPIES and (
+        if func.overloadpacket.__name__ not in ACROSS and (
             there or (not given and self._memory.calls[-1])
         ):
             for one in tensors(result):
@@ -154,11 +138,12 @@ class Operations(TorchDispatchMode):
 
     def _check(self, func: Any, args: tuple[Any, ...], kwargs: Any, *, mixed: bool) -> None:
         name = func.overloadpacket.__name__
-        if name in COPIES:
-            if mixed and not (kwargs.get("non_blocking") or True in args[2:3]):
+        if name in ACROSS:
+            if mixed and blocks(func, args, kwargs):
                 self._memory.wait(str(func))
             return
-        if reads_values(func, args) or (mixed and name in INDEXING):
+        # Indices may be on the host, from where they are fetched.
+        if needs_values(func, args) or (mixed and name in INDEXING):
             self._memory.wait(str(func))
         together = tensors((args[:1], args[2:], kwargs) if name in INDEXING else (args, kwargs))
         # A single number may come from the host.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -13,13 +12,9 @@ from agents import AGENTS, Agent, WeightingAgent, build_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
-    NUM_ENVS,
     RECIPES,
     STEPS_PER_EPOCH,
-    make_tiny_distiller,
-    make_tiny_env,
-    teachers,
-    training_set,
+    make_tiny_env_on,
 )
 
 pytestmark = pytest.mark.gpu
@@ -27,14 +22,8 @@ pytestmark = pytest.mark.gpu
 
 def make_env(optimizer: str, precision: str = "fp32") -> MTKDVectorEnv:
     """An environment whose statistics of observations no longer change after its first epoch."""
-    # Not the teachers that tests share, which would move to the device.
-    distiller = make_tiny_distiller(
-        ensemble=deepcopy(teachers()), recipe=RECIPES[optimizer], device="cuda", precision=precision
-    )
-    batches = training_set().stream(NUM_ENVS, torch.device("cuda"), 0)
-    env = make_tiny_env(distiller=distiller, batches=batches, output="torch")
-    env.reset(seed=0)
-    return env
+    recipe = RECIPES[optimizer]
+    return make_tiny_env_on("cuda", recipe=recipe, precision=precision, output="torch")
 
 
 def one_step(agent: Agent) -> None:
@@ -67,13 +56,20 @@ def check_steps(method: str, env: MTKDVectorEnv) -> None:
             one_step(agent)
 
 
-@pytest.mark.parametrize("method", [*WEIGHTINGS, *AGENTS])
-def test_a_step_never_waits_for_the_gpu(method: str) -> None:
-    check_steps(method, make_env("sgd"))
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        *((method, "sgd") for method in [*WEIGHTINGS, *AGENTS]),
+        *((method, "adamw") for method in ("uniform", "camkd", "pg")),
+    ],
+)
+def test_a_step_never_waits_for_the_gpu(method: str, optimizer: str) -> None:
+    check_steps(method, make_env(optimizer))
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "precision"), [("adamw", "fp32"), ("sgd", "bf16"), ("adamw", "fp16")]
+    ("optimizer", "precision"),
+    [("adamw", "fp32"), ("sgd", "bf16"), ("sgd", "fp16"), ("adamw", "fp16")],
 )
 def test_no_optimizer_and_no_precision_waits(optimizer: str, precision: str) -> None:
     check_steps("aver", make_env(optimizer, precision))

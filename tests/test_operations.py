@@ -60,6 +60,8 @@ def test_operations_are_what_starts_a_kernel(work: Callable[[], Any], operations
         (lambda: MASK.flatten().long().bincount(), 1),
         (lambda: VALUES.cpu().numpy(), 1),
         (lambda: VALUES.tolist(), 1),
+        (lambda: torch.linalg.solve(torch.eye(4), VALUES.t()), 1),
+        (lambda: torch.linalg.solve_ex(torch.eye(4), VALUES.t()), 0),
         (lambda: VALUES[torch.tensor([0, 2])], 0),
         (lambda: VALUES.index_select(0, torch.tensor([0, 2])), 0),
         (lambda: torch.where(MASK, VALUES, 0), 0),

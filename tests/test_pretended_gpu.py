@@ -20,13 +20,10 @@ from mtkd_env.weighting import WEIGHTINGS
 from pretended_gpu import pretended_gpu
 from tiny import (
     CONTRIB,
-    NUM_ENVS,
     SB3_ARGUMENTS,
-    make_tiny_distiller,
-    make_tiny_env,
+    SMALL_RUN,
+    make_tiny_env_on,
     snapshot,
-    teachers,
-    training_set,
 )
 
 GPU = torch.device("cuda", 0)
@@ -153,10 +150,7 @@ def test_a_graph_does_its_work_when_it_is_replayed() -> None:
 
 
 def trained(method: str, device: str) -> dict[str, Tensor]:
-    distiller = make_tiny_distiller(ensemble=deepcopy(teachers()), device=device)
-    batches = training_set().stream(NUM_ENVS, torch.device(device), 0)
-    env = make_tiny_env(distiller=distiller, batches=batches)
-    env.reset(seed=0)
+    env = make_tiny_env_on(device)
     agent = build_agent(method, env, seed=0, arguments=SB3_ARGUMENTS.get(method, {}))
     agent.learn(3, lambda: None)
     assert env.device.type == device
@@ -198,16 +192,6 @@ def test_a_program_that_mixes_both_sides_is_found(monkeypatch: pytest.MonkeyPatc
         trained("aver", "cuda")
 
 
-SMALL = """
-teachers:
-  teachers: [{network: resnet8, width: 0.125}, {network: wrn_16_1, width: 0.125}]
-  recipe: {epochs: 1}
-data: {train_size: 64, batch_size: 16}
-student: {network: resnet8, width: 0.125}
-optimizer: {epochs: 3}
-"""
-
-
 @pytest.mark.parametrize(
     ("flags", "flags_there"),
     [
@@ -226,7 +210,7 @@ optimizer: {epochs: 3}
 def test_a_run_comes_to_the_same_numbers_there(
     flags: str, flags_there: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "small.yaml").write_text(SMALL, encoding="utf-8")
+    (tmp_path / "small.yaml").write_text(SMALL_RUN, encoding="utf-8")
 
     def rows(device: str, flags: str) -> list[dict[str, Any]]:
         output = tmp_path / device

@@ -29,24 +29,11 @@ from experiments.metrics import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
-from tiny import CONTRIB, SB3_ARGUMENTS
+from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
 EPOCHS, STEPS = 3, 4
-
-SMALL = """
-teachers:
-  teachers:
-    - {network: resnet8, width: 0.125}
-    - {network: wrn_16_1, width: 0.125}
-  recipe: {epochs: 1}
-data: {train_size: 64, batch_size: 16}
-student: {network: resnet8, width: 0.125}
-optimizer: {epochs: 3}
-device: cpu
-checkpoint: {share: 1.0}
-"""
 
 QUICK = ("ppo", "sac")
 SLOW = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
@@ -123,7 +110,7 @@ def terminate() -> None:
 def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A configuration file for a run of a second."""
     path = tmp_path_factory.mktemp("small") / "small.yaml"
-    path.write_text(SMALL, encoding="utf-8")
+    path.write_text(SMALL_RUN, encoding="utf-8")
     return str(path)
 
 

@@ -1,6 +1,7 @@
 """A problem so small that a step takes milliseconds: images, untrained teachers, environments."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -39,6 +40,20 @@ SB3_ARGUMENTS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("ddpg", "td3", "sac", "tqc", "crossq"), AT_ONCE),
 }
 CONTRIB = ("ars", "crossq", "tqc", "trpo")
+
+# The configuration of a run of the whole program that takes a second.
+SMALL_RUN = """
+teachers:
+  teachers:
+    - {network: resnet8, width: 0.125}
+    - {network: wrn_16_1, width: 0.125}
+  recipe: {epochs: 1}
+data: {train_size: 64, batch_size: 16}
+student: {network: resnet8, width: 0.125}
+optimizer: {epochs: 3}
+device: cpu
+checkpoint: {share: 1.0}
+"""
 
 
 def generator(seed: int) -> torch.Generator:
@@ -215,6 +230,21 @@ def make_tiny_env(
         "test": partial(_evaluated, "test"),
     }
     return MTKDVectorEnv(distiller, batches or stream(), splits, **kwargs)
+
+
+def make_tiny_env_on(
+    device: str, *, recipe: Recipe | None = None, precision: str = "fp32", **kwargs: Any
+) -> MTKDVectorEnv:
+    """A tiny environment on a device, reset. `kwargs` are arguments of `MTKDVectorEnv`."""
+    # Not the teachers that tests share, which would move there.
+    ensemble = deepcopy(teachers())
+    distiller = make_tiny_distiller(
+        ensemble=ensemble, recipe=recipe, device=device, precision=precision
+    )
+    batches = training_set().stream(NUM_ENVS, torch.device(device), 0)
+    env = make_tiny_env(distiller=distiller, batches=batches, **kwargs)
+    env.reset(seed=0)
+    return env
 
 
 def _evaluated(part: str) -> Any:

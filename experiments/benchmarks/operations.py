@@ -36,6 +36,9 @@ WATCHERS = ("prim", "profiler")
 # What only the values can tell: a number for the host, or the shape of the result.
 VALUE_TAGS = frozenset({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape})
 
+# Says whether a matrix was singular; torch gives it no tag.
+CHECK = "_linalg_check_errors"
+
 # Have to know the shape of their result only where they are given a mask.
 INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 MASKS = (torch.bool, torch.uint8)
@@ -101,20 +104,23 @@ class OperationCounter(TorchDispatchMode):
             return
         name = func.overloadpacket.__name__
         self.operations += not (func.is_view or name in WITHOUT_KERNEL)
-        if not self.optimizing and (_needs_values(func, name, args) or _blocks(name, args, kwargs)):
+        if not self.optimizing and (needs_values(func, args) or blocks(func, args, kwargs)):
             self.synchronizations += name not in COPIES or len(kinds) > 1
         if (formula := flop_registry.get(func.overloadpacket)) is not None:
             self.flops += formula(*args, **kwargs, out_val=result)
 
 
-def _needs_values(func: Any, name: str, args: tuple[Any, ...]) -> bool:
+def needs_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the host has to know values to go on after an operation."""
+    name = func.overloadpacket.__name__
     if name in INDEXING:
         return any(index is not None and index.dtype in MASKS for index in args[1])
-    return not VALUE_TAGS.isdisjoint(func.tags)
+    return name == CHECK or not VALUE_TAGS.isdisjoint(func.tags)
 
 
-def _blocks(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def blocks(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     """Whether it is a copy that, if it is between host and device, is waited for."""
+    name = func.overloadpacket.__name__
     return name in COPIES and True not in (kwargs.get("non_blocking"), *args[2:3])
 
 

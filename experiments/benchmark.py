@@ -18,7 +18,7 @@ from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
-from experiments.failures import Parser, run_program
+from experiments.running.failures import Parser, run_program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 

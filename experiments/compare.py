@@ -18,22 +18,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.comparison import (
+from experiments.comparison.execution import ERROR, Execution
+from experiments.comparison.plan import (
     Comparison,
     Selection,
     check_data,
     find_file,
     load_comparison,
 )
-from experiments.comparison_execution import ERROR, Execution
-from experiments.comparison_report import print_comparison, write_comparison
-from experiments.comparison_status import print_status
+from experiments.comparison.report import print_comparison, write_comparison
+from experiments.comparison.status import print_status
 from experiments.config import read_flags
 from experiments.console import console
 from experiments.executors import Executor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.experiment import read_result
-from experiments.failures import Parser, run_program
+from experiments.running.failures import Parser, run_program
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import cache_folder
 

@@ -20,10 +20,10 @@ import torch
 import mtkd_env
 from agents import build_agent, check_agent
 from agents.isolation import Isolation
-from experiments.checkpoint import Checkpoints, RunLock
 from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
-from experiments.metrics import LINES, MetricsLog, RowsAlone
+from experiments.running.checkpoint import Checkpoints, RunLock
+from experiments.running.metrics import LINES, MetricsLog, RowsAlone
 from experiments.training import Progress, Training
 from mtkd_env import Assembly, ConfigError, assemble, distributed, registration
 from mtkd_env.files import save_checkpoint, write_text

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from experiments.config import StudentConfig
 from experiments.experiment import run_config
-from experiments.failures import Parser, run_program
 from experiments.gallery import read_gallery
+from experiments.running.failures import Parser, run_program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
     file_digest,

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.failures import Parser, run_program
 from experiments.html_report.page import counted, render
 from experiments.html_report.runs import find_runs
+from experiments.running.failures import Parser, run_program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 

@@ -21,8 +21,8 @@ from experiments.experiment import (
     run_experiment,
     together,
 )
-from experiments.failures import run_program
-from experiments.metrics import read_rows
+from experiments.running.failures import run_program
+from experiments.running.metrics import read_rows
 from mtkd_env import distributed
 
 

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, console
 from experiments.experiment import prepare_device
-from experiments.failures import run_program
+from experiments.running.failures import run_program
 from mtkd_env.files import cache_folder
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import TeacherPool, build_pool

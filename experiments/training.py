@@ -10,7 +10,8 @@ from agents.base import Transition, steps_left
 from agents.history import History
 from agents.isolation import random_states, set_random_states
 from agents.warmup import warm_up
-from experiments.checkpoint import (
+from experiments.config import ExperimentConfig
+from experiments.running.checkpoint import (
     Checkpoints,
     Stopped,
     StopRequest,
@@ -18,8 +19,7 @@ from experiments.checkpoint import (
     packed_random,
     unpacked_random,
 )
-from experiments.config import ExperimentConfig
-from experiments.metrics import (
+from experiments.running.metrics import (
     BreakdownMeter,
     EpochMeter,
     FiniteWatch,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import Comparison, Selection, load_comparison
+from experiments.comparison.plan import Comparison, Selection, load_comparison
 from experiments.config import read_flags
 from experiments.experiment import Result
 

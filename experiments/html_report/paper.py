@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.comparison.statistics import Spread
 from experiments.html_report.summary import NOTHING, Summary, text_of
-from experiments.summary_statistics import Spread
 
 # arXiv 2502.18510, Table 6(a): ShuffleNetV2 on CIFAR-100, mean and standard deviation of three
 # runs, in %.

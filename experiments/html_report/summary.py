@@ -6,10 +6,7 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from experiments.experiment import Result
-from experiments.html_report.naming import Group, baseline_of
-from experiments.html_report.style import GUIDE_COLOUR, Palette
-from experiments.summary_statistics import (
+from experiments.comparison.statistics import (
     Difference,
     Spread,
     bootstrap_interval,
@@ -17,6 +14,9 @@ from experiments.summary_statistics import (
     paired_difference,
     spread,
 )
+from experiments.experiment import Result
+from experiments.html_report.naming import Group, baseline_of
+from experiments.html_report.style import GUIDE_COLOUR, Palette
 
 NOTHING = "–"
 

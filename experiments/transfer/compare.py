@@ -23,11 +23,11 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from experiments.comparison.statistics import paired_difference, spread
 from experiments.config import read_yaml
 from experiments.console import console
 from experiments.experiment import together
-from experiments.failures import Parser, run_program
-from experiments.summary_statistics import paired_difference, spread
+from experiments.running.failures import Parser, run_program
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig
 from experiments.transfer.program import RECIPES, TransferConfig, parse

@@ -20,10 +20,10 @@ from torchvision.utils import make_grid
 
 import mtkd_env
 from agents.isolation import Isolation
-from experiments.checkpoint import Checkpoints, RunLock, Stopped, StopRequest, Timetable
 from experiments.config import CheckpointConfig
 from experiments.console import console
-from experiments.metrics import MetricsLog, RowsAlone, check_module
+from experiments.running.checkpoint import Checkpoints, RunLock, Stopped, StopRequest, Timetable
+from experiments.running.metrics import MetricsLog, RowsAlone, check_module
 from experiments.training import AGREEMENT
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
 from experiments.transfer.schedule import Schedule

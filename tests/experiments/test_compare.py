@@ -14,15 +14,17 @@ import pytest
 from rich.console import Console
 
 from comparisons import BASE, TEACHERS, make_result
-from experiments import compare, comparison_report, comparison_tasks
-from experiments.checkpoint import RunLock
-from experiments.comparison import PlannedRun
-from experiments.comparison_progress import Board, duration
-from experiments.comparison_tasks import Silence, pool_tasks, run_task
+from experiments import compare
+from experiments.comparison import report as comparison_report
+from experiments.comparison import tasks as comparison_tasks
+from experiments.comparison.plan import PlannedRun
+from experiments.comparison.progress import Board, duration
+from experiments.comparison.tasks import Silence, pool_tasks, run_task
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.executors import Failure, Task, attempt
 from experiments.executors.cluster import RunResources
 from experiments.experiment import read_result, run_experiment
+from experiments.running.checkpoint import RunLock
 from mtkd_env.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from agents import PolicyGradient, Uniform
 from agents.warmup import warm_up
-from experiments.metrics import (
+from experiments.running.metrics import (
     BreakdownMeter,
     EpochMeter,
     FiniteWatch,

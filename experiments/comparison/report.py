@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from experiments.comparison import Comparison, PlannedRun
-from experiments.experiment import Result
-from experiments.summary_statistics import (
+from experiments.comparison.plan import Comparison, PlannedRun
+from experiments.comparison.statistics import (
     Difference,
     Spread,
     bootstrap_interval,
     paired_difference,
     spread,
 )
+from experiments.experiment import Result
 from mtkd_env.files import write_atomically, write_text
 
 Finished = Sequence[tuple[PlannedRun, Result]]

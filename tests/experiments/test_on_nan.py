@@ -6,18 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from agents import build_agent
-from agents.warmup import warm_up
-from experiments import run
-from experiments.config import ExperimentConfig
-from experiments.experiment import build, run_experiment
-from experiments.metrics import read_rows
-from mtkd_env import ConfigError, MTKDVectorEnv, Recipe
-from mtkd_env.data import BatchStream
-from mtkd_env.env import MOST_SKIPPED
-from mtkd_env.types import Batch, TeacherWeights
-from processes import two_processes
 from test_resume import (
     EPOCHS,
     STEPS,
@@ -28,6 +16,18 @@ from test_resume import (
     small,
     terminate,
 )
+
+from agents import build_agent
+from agents.warmup import warm_up
+from experiments import run
+from experiments.config import ExperimentConfig
+from experiments.experiment import build, run_experiment
+from experiments.running.metrics import read_rows
+from mtkd_env import ConfigError, MTKDVectorEnv, Recipe
+from mtkd_env.data import BatchStream
+from mtkd_env.env import MOST_SKIPPED
+from mtkd_env.types import Batch, TeacherWeights
+from processes import two_processes
 from tiny import NUM_ENVS, make_tiny_env, training_set
 
 __all__ = ["small"]

@@ -11,11 +11,11 @@ import pytest
 from agents import check_agent
 from experiments import benchmark, compare, run, train_teachers
 from experiments.benchmarks import BENCHMARKS
-from experiments.comparison import find_file, load_comparison
+from experiments.comparison.plan import find_file, load_comparison
 from experiments.config import parse_arguments, read_flags
 from mtkd_env.data import DATASETS, ImageData
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison.statistics import Spread
 from experiments.config import (
     CONFIGS,
     ExperimentConfig,
@@ -19,7 +20,6 @@ from experiments.config import (
     recipe_layers,
 )
 from experiments.experiment import check_names
-from experiments.summary_statistics import Spread
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.registration import load_images
 

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.comparison import PlannedRun
+from experiments.comparison.plan import PlannedRun
 from experiments.config import ExperimentConfig
 from experiments.console import draw_curves
 from experiments.executors import Task
 from experiments.experiment import prepare_device, run_experiment
-from experiments.metrics import read_rows
+from experiments.running.metrics import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool

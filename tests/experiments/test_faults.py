@@ -15,20 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-
-from experiments import benchmark, compare, failures, report, run, train_teachers
-from experiments.checkpoint import LOCK
-from experiments.experiment import (
-    Checkpoints,
-    build,
-    make_folder,
-    read_result,
-    run_config,
-    run_experiment,
-)
-from faults import Faults, failing
-from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text
 from test_resume import (
     STEPS,
     Interrupting,
@@ -40,6 +26,21 @@ from test_resume import (
     small,
     whole,
 )
+
+from experiments import benchmark, compare, report, run, train_teachers
+from experiments.experiment import (
+    Checkpoints,
+    build,
+    make_folder,
+    read_result,
+    run_config,
+    run_experiment,
+)
+from experiments.running import failures
+from experiments.running.checkpoint import LOCK
+from faults import Faults, failing
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text
 from tiny import SB3_ARGUMENTS
 
 __all__ = ["crashed", "midway", "small", "whole"]

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from comparisons import TEACHERS, make_result
-from experiments.comparison import UNNAMED, Comparison, PlannedRun
-from experiments.comparison_report import (
+from experiments.comparison.plan import UNNAMED, Comparison, PlannedRun
+from experiments.comparison.report import (
     Finished,
     draw_comparison,
     markdown,
@@ -19,8 +19,8 @@ from experiments.comparison_report import (
     summarize,
     write_comparison,
 )
+from experiments.comparison.statistics import Difference, Spread, bootstrap_interval
 from experiments.config import parse_arguments
-from experiments.summary_statistics import Difference, Spread, bootstrap_interval
 
 (CONFIG,) = parse_arguments(["--algo", "pg"])
 

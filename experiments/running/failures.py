@@ -11,8 +11,8 @@ from typing import NoReturn
 
 import torch
 
-from experiments.checkpoint import Stopped
 from experiments.executors.base import one_line
+from experiments.running.checkpoint import Stopped
 from mtkd_env.errors import ConfigError
 
 # Shows where an error came from; every main program takes it.

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_resume import Interrupting, configuration, small
 
 from agents import build_agent
 from agents.warmup import warm_up
 from experiments.experiment import run_experiment
 from mtkd_env import MTKDVectorEnv, Recipe
-from test_resume import Interrupting, configuration, small
 from tiny import STEPS_PER_EPOCH, make_tiny_env
 
 __all__ = ["small"]

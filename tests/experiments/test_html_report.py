@@ -15,6 +15,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from comparisons import TEACHERS
+from experiments.comparison.statistics import Spread, bootstrap_interval, interquartile_mean
 from experiments.html_report.breakdown import breakdown_of, correctness_rows
 from experiments.html_report.configurations import configurations, version_rows
 from experiments.html_report.curves import Series, panels, series, settled_range
@@ -26,7 +27,6 @@ from experiments.html_report.runs import describe, find_runs, flatten
 from experiments.html_report.style import drawing, make_palette
 from experiments.html_report.summary import spread_out, summarize, text_of
 from experiments.html_report.svg import inline
-from experiments.summary_statistics import Spread, bootstrap_interval, interquartile_mean
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 
 # A method whose name is a program, and a mistake for whoever takes it for one.

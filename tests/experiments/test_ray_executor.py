@@ -16,7 +16,7 @@ from experiments import compare
 from experiments.executors import Failure, Task, work_off
 from experiments.executors.cluster import RayExecutor, RunResources, import_ray
 from experiments.executors.place import Place, attempt_there
-from experiments.metrics import read_rows
+from experiments.running.metrics import read_rows
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from tasks import Notes, die_unless, linger, make_task, wait_for, write_gpus, write_node
@@ -115,7 +115,7 @@ def address() -> Iterator[str]:
         # No token in the home folder, no reports to anyone.
         during.setenv("RAY_AUTH_MODE", "disabled")
         during.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        during.setenv("PYTHONPATH", str(Path(__file__).parent))  # For `tasks`.
+        during.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # For `tasks`.
         from ray.cluster_utils import Cluster
 
         cluster = Cluster()

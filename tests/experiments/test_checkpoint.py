@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from agents.isolation import random_states, set_random_states
-from experiments.checkpoint import (
+from experiments.config import CheckpointConfig
+from experiments.running.checkpoint import (
     LOCK,
     Checkpoints,
     RunLock,
@@ -23,7 +24,6 @@ from experiments.checkpoint import (
     packed_random,
     unpacked_random,
 )
-from experiments.config import CheckpointConfig
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 
@@ -220,7 +220,8 @@ def test_a_folder_that_is_not_there_is_not_in_use(tmp_path: Path) -> None:
 
 def test_a_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from experiments.checkpoint import RunLock\n"
+        "import sys, time; from pathlib import Path\n"
+        "from experiments.running.checkpoint import RunLock\n"
         f"with RunLock(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.checkpoint import RunLock
-from experiments.comparison import Comparison, PlannedRun
-from experiments.comparison_progress import Board
-from experiments.comparison_tasks import pool_tasks, run_task
+from experiments.comparison.plan import Comparison, PlannedRun
+from experiments.comparison.progress import Board
+from experiments.comparison.tasks import pool_tasks, run_task
 from experiments.executors import Executor, Failure, Task, work_off
 from experiments.experiment import read_result
+from experiments.running.checkpoint import RunLock
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from comparisons import load
-from experiments.comparison import (
+from experiments.comparison.plan import (
     BENCHMARKS,
     UNNAMED,
     Comparison,
@@ -14,8 +14,8 @@ from experiments.comparison import (
     find_file,
     load_comparison,
 )
+from experiments.comparison.statistics import Spread
 from experiments.config import ExperimentConfig, parse_arguments, read_flags, shipped_recipes
-from experiments.summary_statistics import Spread
 from mtkd_env.errors import ConfigError
 
 # Measured by benchmark.py.

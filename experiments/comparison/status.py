@@ -10,12 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from experiments.checkpoint import is_running
-from experiments.comparison import Comparison, PlannedRun
-from experiments.comparison_execution import ERROR
-from experiments.comparison_progress import describe, duration, rows_of
-from experiments.comparison_tasks import run_task
+from experiments.comparison.execution import ERROR
+from experiments.comparison.plan import Comparison, PlannedRun
+from experiments.comparison.progress import describe, duration, rows_of
+from experiments.comparison.tasks import run_task
 from experiments.experiment import read_result
+from experiments.running.checkpoint import is_running
 
 
 class State(StrEnum):

@@ -14,8 +14,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.checkpoint import RunLock, Stopped
-from experiments.metrics import read_rows
+from experiments.running.checkpoint import RunLock, Stopped
+from experiments.running.metrics import read_rows
 from experiments.transfer import training
 from experiments.transfer.training import Schedule, Task, read_metrics, run_task
 from mtkd_env import ConfigError, distributed

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from experiments.summary_statistics import (
+from experiments.comparison.statistics import (
     Difference,
     Spread,
     bootstrap_interval,

@@ -22,10 +22,10 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import experiment, run
-from experiments.checkpoint import LOCK, Stopped
 from experiments.config import CheckpointConfig, ExperimentConfig, parse_arguments
 from experiments.experiment import Result, run_experiment
-from experiments.metrics import read_rows
+from experiments.running.checkpoint import LOCK, Stopped
+from experiments.running.metrics import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint

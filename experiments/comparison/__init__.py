@@ -1,0 +1,1 @@
+"""One comparison: its plan, tasks, execution, status, statistics and report."""

@@ -1,0 +1,1 @@
+"""One kept run, whatever trains: its folder, checkpoints, log and signals."""

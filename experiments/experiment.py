@@ -22,8 +22,11 @@ from agents import build_agent, check_agent
 from agents.isolation import Isolation
 from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
-from experiments.running.checkpoint import Checkpoints, RunLock
-from experiments.running.metrics import LINES, MetricsLog, RowsAlone
+from experiments.running.checkpoint import Checkpoints
+from experiments.running.device import find_device
+from experiments.running.folder import make_new
+from experiments.running.lock import RunLock
+from experiments.running.log import LINES, MetricsLog, RowsAlone
 from experiments.training import Progress, Training
 from mtkd_env import Assembly, ConfigError, assemble, distributed, registration
 from mtkd_env.files import save_checkpoint, write_text
@@ -119,46 +122,6 @@ def prepare_device(config: ExperimentConfig) -> torch.device:
     return find_device(config.device, threads)
 
 
-def find_device(name: str, threads: int | None = None) -> torch.device:
-    """A device by its name, after setting the number of CPU threads if one is given.
-
-    Args:
-        name: cpu, cuda, cuda:1, ...; auto takes this process's GPU if there is one.
-        threads: CPU threads.
-
-    Raises:
-        ConfigError: A device that does not exist here.
-    """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", distributed.place_on_machine())
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device: cannot use '{name}': {reason}") from error
-    return device
-
-
-@contextmanager
-def together(device: str) -> Iterator[None]:
-    """Joins the other processes that `torchrun` has started, if it did; leaves them at the end.
-
-    A process that fails does not wait for the others, which `torchrun` then ends.
-
-    Args:
-        device: Name of the device that this process computes on.
-    """
-    if distributed.launched():
-        distributed.join(find_device(device))
-    yield
-    distributed.leave()
-
-
 def make_folder(config: ExperimentConfig) -> Path:
     """A new folder for a run: `output/dataset_algo_seedS_time`.
 
@@ -172,24 +135,9 @@ def make_folder(config: ExperimentConfig) -> Path:
     parent = Path(config.output)
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / (name + suffix)
-        if _make_new(folder):
+        if make_new(folder):
             return folder
     raise ConfigError(f"output: {parent} holds too many runs of one second")
-
-
-def _make_new(folder: Path) -> bool:
-    """Makes a folder; whether it was not there before."""
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        if not folder.parent.is_dir():
-            raise ConfigError(f"output: {folder.parent} is a file, expected a folder") from None
-        return False
-    except NotADirectoryError:
-        raise ConfigError(f"output: {folder.parent} is no folder, or in none") from None
-    except OSError as error:
-        raise ConfigError(f"output: cannot make {folder}: {error.strerror}") from error
-    return True
 
 
 def build(config: ExperimentConfig, progress: Progress) -> Assembly:
@@ -372,7 +320,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _new_folder(config: ExperimentConfig, folder: Path | None) -> Path:
     if folder is None:
         return make_folder(config)
-    if not _make_new(folder):
+    if not make_new(folder):
         raise ConfigError(f"output: {folder} is there already")
     return folder
 

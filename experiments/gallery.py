@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from experiments.running.metrics import HEADS
+from experiments.metrics import HEADS
 from mtkd_env.data import ImageSet
 from mtkd_env.data.npz import UNREADABLE
 from mtkd_env.env import StepRecord

@@ -14,15 +14,10 @@ from pathlib import Path
 from agents import check_agent
 from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
-from experiments.experiment import (
-    Result,
-    check_same_run,
-    run_config,
-    run_experiment,
-    together,
-)
+from experiments.experiment import Result, check_same_run, run_config, run_experiment
+from experiments.running.device import together
 from experiments.running.failures import run_program
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env import distributed
 
 

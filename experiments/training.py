@@ -11,23 +11,11 @@ from agents.history import History
 from agents.isolation import random_states, set_random_states
 from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
-from experiments.running.checkpoint import (
-    Checkpoints,
-    Stopped,
-    StopRequest,
-    Timetable,
-    packed_random,
-    unpacked_random,
-)
-from experiments.running.metrics import (
-    BreakdownMeter,
-    EpochMeter,
-    FiniteWatch,
-    MetricsLog,
-    check_module,
-    check_row,
-    fusion_coefficients,
-)
+from experiments.metrics import BreakdownMeter, EpochMeter, fusion_coefficients
+from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
+from experiments.running.finite import FiniteWatch, check_module, check_row
+from experiments.running.log import MetricsLog
+from experiments.running.signals import Stopped, StopRequest
 from mtkd_env import distributed
 from mtkd_env.env import StepRecord
 

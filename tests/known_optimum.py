@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from agents import Agent
-from experiments.running.metrics import EpochMeter
+from experiments.metrics import EpochMeter
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
 from mtkd_env.types import DistillState

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from agents import AGENTS, build_agent
 from experiments import run
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env import losses
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.weighting import WEIGHTINGS

@@ -11,7 +11,7 @@ from experiments.comparison.progress import Board
 from experiments.comparison.tasks import pool_tasks, run_task
 from experiments.executors import Executor, Failure, Task, work_off
 from experiments.experiment import read_result
-from experiments.running.checkpoint import RunLock
+from experiments.running.lock import RunLock
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 

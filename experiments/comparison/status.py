@@ -15,7 +15,7 @@ from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import describe, duration, rows_of
 from experiments.comparison.tasks import run_task
 from experiments.experiment import read_result
-from experiments.running.checkpoint import is_running
+from experiments.running.lock import is_running
 
 
 class State(StrEnum):

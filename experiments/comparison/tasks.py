@@ -13,7 +13,7 @@ from experiments.config import ExperimentConfig
 from experiments.console import draw_curves
 from experiments.executors import Task
 from experiments.experiment import prepare_device, run_experiment
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool

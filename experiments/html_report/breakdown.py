@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from experiments.html_report.curves import panels, title_of
 from experiments.html_report.naming import Group
 from experiments.html_report.style import GUIDE_COLOUR, Palette
-from experiments.running.metrics import HEADS
+from experiments.metrics import HEADS
 
 Array = NDArray[np.float64]
 

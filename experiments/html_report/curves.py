@@ -15,7 +15,7 @@ from experiments.comparison.statistics import spread
 from experiments.html_report.naming import Group, baseline_of
 from experiments.html_report.runs import Run
 from experiments.html_report.style import CONTEXT_COLOUR, GUIDE_COLOUR, Palette
-from experiments.running.metrics import HEADS
+from experiments.metrics import HEADS
 from mtkd_env.action import PARTS
 
 # Inches of the page, of a panel's largest width and of its height; panels beside each other.

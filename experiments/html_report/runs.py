@@ -11,7 +11,7 @@ import yaml
 from experiments.config import read_yaml
 from experiments.experiment import Result, read_result
 from experiments.gallery import Gallery, read_gallery
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env.errors import ConfigError
 
 

@@ -1,33 +1,20 @@
-"""What lets a run go on where it was left: its checkpoints, its lock, and requests to stop."""
+"""What lets a run go on where it was left."""
 
-import fcntl
-import os
-import platform
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import IO, Any, Self
+from typing import Any
 
 import torch
 
 from agents.isolation import RandomStates
 from experiments.config import CheckpointConfig
-from mtkd_env.errors import ConfigError
-from mtkd_env.files import has_own_digest, load_checkpoint, named_errors, save_with_digest
+from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest
 
 # Checkpoints that are kept: the last one, and the one before it in case the last is damaged.
 KEPT = 2
-
-LOCK = "run.lock"
-
-# How often a lock is tried for, and the seconds between: `is_running` takes it for a moment.
-TRIES, PAUSE = 10, 0.05
 
 
 class Checkpoints:
@@ -111,151 +98,6 @@ class Timetable:
         self._epochs = epochs
         self._last = self._clock()
         self._spent += seconds
-
-
-class RunLock:
-    """Keeps a second process from a run's folder; ends with the process, however that ends.
-
-    Args:
-        folder: The run's folder.
-
-    Raises:
-        ConfigError: Another process has it, when entered; names folder and process.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        path = self._folder / LOCK
-        for _ in range(TRIES):
-            file = path.open("a+", encoding="utf-8")
-            # Whoever had it may have removed the file between opening and locking it.
-            if _try_lock(file) and path.exists() and _same(file, path):
-                self._file = file
-                break
-            file.close()
-            time.sleep(PAUSE)
-        else:
-            holder = path.read_text(encoding="utf-8") if path.exists() else ""
-            raise ConfigError(f"output: {self._folder} is in use by {holder or 'another process'}")
-        try:
-            with named_errors(path):
-                self._file.truncate(0)
-                self._file.write(f"process {os.getpid()} on {platform.node()}")
-                self._file.flush()
-        except OSError:
-            self._give_back()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        assert self._file is not None
-        (self._folder / LOCK).unlink(missing_ok=True)
-        # What could not be written says nothing to anybody any more.
-        with suppress(OSError):
-            self._file.close()
-        self._file = None
-
-
-def is_running(folder: Path) -> bool:
-    """Whether a process works on the run in a folder."""
-    try:
-        with (folder / LOCK).open(encoding="utf-8") as file:
-            return not _try_lock(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-
-
-def _try_lock(file: IO[str]) -> bool:
-    """Locks a file until it is closed, if no other process has it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _same(file: IO[str], path: Path) -> bool:
-    return os.path.samestat(os.fstat(file.fileno()), path.stat())
-
-
-class Stopped(KeyboardInterrupt):
-    """A run ended on a signal, after a checkpoint.
-
-    Args:
-        number: The signal.
-        folder: The run's folder.
-        step: SGD steps of the student so far.
-        program: The program that goes on with it.
-    """
-
-    def __init__(self, number: int, folder: str, step: int, program: str = "run.py") -> None:
-        super().__init__(number, folder, step, program)
-        self.number = number
-        self.folder = folder
-        self.step = step
-        self.program = program
-
-    def __str__(self) -> str:
-        return f"stopped after step {self.step}; to go on: {self.program} --resume {self.folder}"
-
-    @property
-    def code(self) -> int:
-        """Exit code of a program that this ends."""
-        return 128 + self.number
-
-
-class StopRequest:
-    """Takes note of SIGINT and SIGTERM while a block runs; a second one ends the process at once.
-
-    Signals that are ignored stay so. Does nothing outside of the main thread.
-
-    Attributes:
-        number: The signal that came, if one did.
-    """
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before = signal.getsignal(number)
-                if before not in (signal.SIG_IGN, None):
-                    self._before[number] = before
-                    signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self._before = {}
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        self.number = number
-        self._give_back()
-        # Not through Python's buffers, which whatever was interrupted may be writing into.
-        os.write(2, b"stopping at the next checkpoint; a second signal ends at once\n")
 
 
 def packed_random(states: RandomStates) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from experiments.executors.base import one_line
-from experiments.running.checkpoint import Stopped
+from experiments.running.signals import Stopped
 from mtkd_env.errors import ConfigError
 
 # Shows where an error came from; every main program takes it.

@@ -26,7 +26,7 @@ from rich.table import Table
 from experiments.comparison.statistics import paired_difference, spread
 from experiments.config import read_yaml
 from experiments.console import console
-from experiments.experiment import together
+from experiments.running.device import together
 from experiments.running.failures import Parser, run_program
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig

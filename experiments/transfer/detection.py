@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from experiments.experiment import find_device
+from experiments.running.device import find_device
 from experiments.transfer.average_precision import AveragePrecision
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.box_pictures import beside_truth

@@ -11,7 +11,7 @@ import yaml
 
 from experiments.config import CONFIGS, MOST_THREADS, ConfigurationParser, read_yaml, take
 from experiments.console import console
-from experiments.experiment import together
+from experiments.running.device import together
 from experiments.running.failures import run_program
 from experiments.transfer.training import ROWS, Schedule, Task, run_task
 from mtkd_env import distributed

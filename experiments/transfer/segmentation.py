@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
-from experiments.experiment import find_device
+from experiments.running.device import find_device
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded

@@ -22,8 +22,11 @@ import mtkd_env
 from agents.isolation import Isolation
 from experiments.config import CheckpointConfig
 from experiments.console import console
-from experiments.running.checkpoint import Checkpoints, RunLock, Stopped, StopRequest, Timetable
-from experiments.running.metrics import MetricsLog, RowsAlone, check_module
+from experiments.running.checkpoint import Checkpoints, Timetable
+from experiments.running.finite import check_module
+from experiments.running.lock import RunLock
+from experiments.running.log import MetricsLog, RowsAlone
+from experiments.running.signals import Stopped, StopRequest
 from experiments.training import AGREEMENT
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
 from experiments.transfer.schedule import Schedule

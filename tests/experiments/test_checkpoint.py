@@ -13,17 +13,9 @@ import torch
 
 from agents.isolation import random_states, set_random_states
 from experiments.config import CheckpointConfig
-from experiments.running.checkpoint import (
-    LOCK,
-    Checkpoints,
-    RunLock,
-    Stopped,
-    StopRequest,
-    Timetable,
-    is_running,
-    packed_random,
-    unpacked_random,
-)
+from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
+from experiments.running.lock import LOCK, RunLock, is_running
+from experiments.running.signals import Stopped, StopRequest
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 
@@ -221,7 +213,7 @@ def test_a_folder_that_is_not_there_is_not_in_use(tmp_path: Path) -> None:
 def test_a_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from experiments.running.checkpoint import RunLock\n"
+        "from experiments.running.lock import RunLock\n"
         f"with RunLock(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:

@@ -24,7 +24,7 @@ from experiments.config import ExperimentConfig, parse_arguments
 from experiments.executors import Failure, Task, attempt
 from experiments.executors.cluster import RunResources
 from experiments.experiment import read_result, run_experiment
-from experiments.running.checkpoint import RunLock
+from experiments.running.lock import RunLock
 from mtkd_env.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")

@@ -11,7 +11,7 @@ from comparisons import load, make_result
 from experiments import compare
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.status import State, print_status, run_status
-from experiments.running.checkpoint import RunLock
+from experiments.running.lock import RunLock
 from mtkd_env.files import write_text
 
 FIVE = "methods: {aver: {}, pg: {}, camkd: {}, none: {}, ebkd: {}}\n"

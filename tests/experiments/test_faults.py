@@ -28,16 +28,10 @@ from test_resume import (
 )
 
 from experiments import benchmark, compare, report, run, train_teachers
-from experiments.experiment import (
-    Checkpoints,
-    build,
-    make_folder,
-    read_result,
-    run_config,
-    run_experiment,
-)
+from experiments.experiment import build, make_folder, read_result, run_config, run_experiment
 from experiments.running import failures
-from experiments.running.checkpoint import LOCK
+from experiments.running.checkpoint import Checkpoints
+from experiments.running.lock import LOCK
 from faults import Faults, failing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text

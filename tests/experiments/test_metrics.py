@@ -11,18 +11,15 @@ from torch import Tensor
 
 from agents import PolicyGradient, Uniform
 from agents.warmup import warm_up
-from experiments.running.metrics import (
+from experiments.metrics import (
     BreakdownMeter,
     EpochMeter,
-    FiniteWatch,
-    MetricsLog,
     agent_score,
-    check_module,
-    check_row,
     fusion_coefficients,
-    read_rows,
     step_means,
 )
+from experiments.running.finite import FiniteWatch, check_module, check_row
+from experiments.running.log import MetricsLog, read_rows
 from known_optimum import STEPS, started_env
 from mtkd_env.action import WeightFusion
 from mtkd_env.env import StepRecord

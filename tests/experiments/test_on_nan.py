@@ -22,7 +22,7 @@ from agents.warmup import warm_up
 from experiments import run
 from experiments.config import ExperimentConfig
 from experiments.experiment import build, run_experiment
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env import ConfigError, MTKDVectorEnv, Recipe
 from mtkd_env.data import BatchStream
 from mtkd_env.env import MOST_SKIPPED

@@ -16,7 +16,7 @@ from experiments import compare
 from experiments.executors import Failure, Task, work_off
 from experiments.executors.cluster import RayExecutor, RunResources, import_ray
 from experiments.executors.place import Place, attempt_there
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from tasks import Notes, die_unless, linger, make_task, wait_for, write_gpus, write_node

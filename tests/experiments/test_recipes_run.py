@@ -12,7 +12,7 @@ from torchvision.datasets import CIFAR100
 
 from experiments import run
 from experiments.config import parse_arguments, shipped_recipes
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from fake_datasets import WORDNET_IDS, write_cifar, write_images
 
 BATCH, IMAGES, EPOCHS = 4, 40, 2

@@ -24,8 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments import experiment, run
 from experiments.config import CheckpointConfig, ExperimentConfig, parse_arguments
 from experiments.experiment import Result, run_experiment
-from experiments.running.checkpoint import LOCK, Stopped
-from experiments.running.metrics import read_rows
+from experiments.running.lock import LOCK
+from experiments.running.log import read_rows
+from experiments.running.signals import Stopped
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint

@@ -17,7 +17,7 @@ from experiments import experiment, run
 from experiments.config import parse_arguments
 from experiments.experiment import make_folder, prepare_device
 from experiments.gallery import read_gallery
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate

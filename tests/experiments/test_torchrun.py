@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experiments import run
-from experiments.running.metrics import read_rows
+from experiments.running.log import read_rows
 from mtkd_env.files import load_checkpoint
 
 PROGRAM = Path(run.__file__)

@@ -14,8 +14,9 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.running.checkpoint import RunLock, Stopped
-from experiments.running.metrics import read_rows
+from experiments.running.lock import RunLock
+from experiments.running.log import read_rows
+from experiments.running.signals import Stopped
 from experiments.transfer import training
 from experiments.transfer.training import Schedule, Task, read_metrics, run_task
 from mtkd_env import ConfigError, distributed

@@ -1,0 +1,76 @@
+"""Signals: a run that is asked to stop does so at its next rest."""
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended on a signal, after a checkpoint.
+
+    Args:
+        number: The signal.
+        folder: The run's folder.
+        step: SGD steps of the student so far.
+        program: The program that goes on with it.
+    """
+
+    def __init__(self, number: int, folder: str, step: int, program: str = "run.py") -> None:
+        super().__init__(number, folder, step, program)
+        self.number = number
+        self.folder = folder
+        self.step = step
+        self.program = program
+
+    def __str__(self) -> str:
+        return f"stopped after step {self.step}; to go on: {self.program} --resume {self.folder}"
+
+    @property
+    def code(self) -> int:
+        """Exit code of a program that this ends."""
+        return 128 + self.number
+
+
+class StopRequest:
+    """Takes note of SIGINT and SIGTERM while a block runs; a second one ends the process at once.
+
+    Signals that are ignored stay so. Does nothing outside of the main thread.
+
+    Attributes:
+        number: The signal that came, if one did.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(number)
+                if before not in (signal.SIG_IGN, None):
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        self.number = number
+        self._give_back()
+        # Not through Python's buffers, which whatever was interrupted may be writing into.
+        os.write(2, b"stopping at the next checkpoint; a second signal ends at once\n")

@@ -18,7 +18,7 @@ from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
-from experiments.running.failures import Parser, run_program
+from experiments.running.failures import Parser, path_argument, run_program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
@@ -48,7 +48,11 @@ def _parser() -> Parser:
         'given several times: --variant "wide=--student.width 0.5"',
     )
     parser.add_argument("--axes", help="scaling: only these of teachers,batch,width,size")
-    parser.add_argument("--json", help="file for all numbers; the picture is put beside it")
+    parser.add_argument(
+        "--json",
+        type=path_argument,
+        help="file for all numbers; the picture is put beside it",
+    )
     return parser
 
 
@@ -62,7 +66,7 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     arguments, flags = _parser().parse_known_args(argv)
     if any(flag.partition("=")[0] == "--algo" for flag in flags):
         raise ConfigError("--algo: cannot be given here; see --methods")
-    if arguments.json is not None and Path(arguments.json).suffix != ".json":
+    if arguments.json is not None and arguments.json.suffix != ".json":
         raise ConfigError(f"--json: expected a file that ends in .json, got '{arguments.json}'")
     return arguments, flags
 
@@ -146,13 +150,12 @@ def _run(argv: Sequence[str]) -> int:
     arguments, flags = parse(argv)
     benchmark = lookup(BENCHMARKS, arguments.what, "--what")
     request = make_request(arguments, flags, benchmark, out)
-    path = None if arguments.json is None else Path(arguments.json)
-    if path is not None:
-        _prepare(path)
+    if arguments.json is not None:
+        _prepare(arguments.json)
     outcome = benchmark.measure(request)
     show(out, outcome)
-    if path is not None:
-        write(out, outcome, path)
+    if arguments.json is not None:
+        write(out, outcome, arguments.json)
     return 0
 
 

@@ -35,7 +35,7 @@ from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.experiment import read_result
 from experiments.running.failures import Parser, run_program
 from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.files import cache_folder
+from mtkd_env.files import cache_folder, user_path
 
 EXECUTORS = ("local", "ray")
 
@@ -132,7 +132,7 @@ def make_execution(
     if arguments.executor == "ray":
         cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
         resources = RunResources(cpus, arguments.gpus_per_run)
-        caches = {Path(run.config.cache or cache_folder()) for run in comparison.runs}
+        caches = {cache_folder(run.config.cache) for run in comparison.runs}
 
         def on_ray() -> Executor:
             shared = [output, *sorted(caches)]
@@ -168,7 +168,7 @@ def _run(argv: Sequence[str]) -> int:
     out = console()
     arguments, flags = parse(argv)
     path = find_file(arguments.file)
-    output = Path(arguments.output or f"runs/{path.stem}")
+    output = user_path(arguments.output or f"runs/{path.stem}")
     comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
     if arguments.status:
         print_status(out, comparison)

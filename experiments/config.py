@@ -19,7 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
-from mtkd_env.data import Mixing
+from mtkd_env.data import Mixing, with_whole_paths
 from mtkd_env.data.views import ViewSet
 from mtkd_env.env import CHOICES
 from mtkd_env.errors import (
@@ -29,7 +29,7 @@ from mtkd_env.errors import (
     did_you_mean,
     plain_message,
 )
-from mtkd_env.files import parse_yaml
+from mtkd_env.files import parse_yaml, path_or_name, user_path, whole_path
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
 from mtkd_env.teachers import COMPILE, TEACHER_PRECISIONS, PoolSpec, check_ahead
@@ -101,6 +101,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         Mixing(self.mixup, self.cutmix)
         ViewSet(self.views, self.view_seed)
+        object.__setattr__(self, "arguments", with_whole_paths(self.dataset, self.arguments))
 
 
 @dataclass(frozen=True)
@@ -291,6 +292,7 @@ class ExperimentConfig:
             raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        self._find_places()
         check_ahead(self.ahead)
         check_name(PRECISIONS, self.precision, "precision")
         if self.teacher_precision is not None:
@@ -303,6 +305,14 @@ class ExperimentConfig:
                 f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "
                 f"got {self.warmup.epochs}"
             )
+
+    def _find_places(self) -> None:
+        """Makes what the run reads findable from another working directory, where it is kept."""
+        object.__setattr__(self, "output", str(user_path(self.output)))
+        if self.cache is not None:
+            object.__setattr__(self, "cache", whole_path(self.cache))
+        if self.recipe is not None and path_or_name(self.recipe):
+            object.__setattr__(self, "recipe", whole_path(self.recipe))
 
     @property
     def agent_name(self) -> str:
@@ -449,8 +459,7 @@ def recipe_layers(recipe: str | None) -> list[Layer]:
     """
     if recipe is None:
         return []
-    path = Path(recipe)
-    if path.suffix or len(path.parts) > 1:
+    if path := path_or_name(recipe):
         return [file_layer(path, flag="--recipe")]
     shipped = shipped_recipes()
     check_name(shipped, recipe, "recipe")
@@ -459,8 +468,8 @@ def recipe_layers(recipe: str | None) -> list[Layer]:
 
 def algo_layers(algo: str) -> list[Layer]:
     """What a method brings along: configs/algo/<algo>.yaml, or nothing."""
-    path = CONFIGS / "algo" / f"{algo}.yaml"
-    return [file_layer(path, shipped=True)] if path.is_file() else []
+    shipped = {path.stem: path for path in (CONFIGS / "algo").glob("*.yaml")}
+    return [file_layer(shipped[algo], shipped=True)] if algo in shipped else []
 
 
 @dataclass(frozen=True)
@@ -496,7 +505,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
     epochs, flags = take(flags, "--epochs")
     on_nan, flags = take(flags, "--on-nan")
     given, flags = take(flags, "--agent.arguments")
-    layers = [file_layer(Path(path)) for path in paths]
+    layers = [file_layer(user_path(path)) for path in paths]
     in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
     return Flags(
         layers=layers,
@@ -617,8 +626,10 @@ def _check_pool_file(named: Any) -> None:
     Raises:
         ConfigError: It cannot be read or holds something else.
     """
-    if isinstance(named, str) and named.endswith((".yaml", ".yml")) and Path(named).exists():
-        read_yaml(Path(named), "teachers")
+    if isinstance(named, str) and named.endswith((".yaml", ".yml")):
+        path = user_path(named)
+        if path.exists():
+            read_yaml(path, "teachers")
 
 
 def _load_arguments(text: str) -> dict[str, Any]:

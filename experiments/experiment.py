@@ -3,7 +3,6 @@
 import gc
 import json
 import platform
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from experiments.running.lock import RunLock
 from experiments.running.log import LINES, MetricsLog, RowsAlone
 from experiments.training import Progress, Training
 from mtkd_env import Assembly, ConfigError, assemble, distributed, registration
-from mtkd_env.files import save_checkpoint, write_text
+from mtkd_env.files import name_in_path, save_checkpoint, write_text
 from mtkd_env.seeding import derive_seed
 
 # What a run writes before its end, beside its configuration.
@@ -129,9 +128,8 @@ def make_folder(config: ExperimentConfig) -> Path:
         ConfigError: The folder cannot be made.
     """
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    # An agent of another name leaves the method's free, which must not lead out of the folder.
-    algo = re.sub(r"[^\w+-]", ".", config.algo)
-    name = f"{config.data.dataset}_{algo}_seed{config.seed}_{stamp}"
+    names = name_in_path(config.data.dataset), name_in_path(config.algo)
+    name = f"{'_'.join(names)}_seed{config.seed}_{stamp}"
     parent = Path(config.output)
     for suffix in ("", *(f"_{i}" for i in range(2, 1000))):
         folder = parent / (name + suffix)

@@ -21,7 +21,7 @@ from torch import Tensor
 from experiments.config import StudentConfig
 from experiments.experiment import run_config
 from experiments.gallery import read_gallery
-from experiments.running.failures import Parser, run_program
+from experiments.running.failures import Parser, path_argument, run_program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
     file_digest,
@@ -215,8 +215,10 @@ def _parser() -> Parser:
         prog="export.py",
         description=__doc__,
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--output", type=Path, help="folder of the files (default: RUN/backbone)")
+    parser.add_argument("run", type=path_argument, help="folder of a finished run")
+    parser.add_argument(
+        "--output", type=path_argument, help="folder of the files (default: RUN/backbone)"
+    )
     return parser
 
 

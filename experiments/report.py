@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.html_report.page import counted, render
 from experiments.html_report.runs import find_runs
-from experiments.running.failures import Parser, run_program
+from experiments.running.failures import Parser, path_argument, run_program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 
@@ -24,8 +24,12 @@ def _parser() -> Parser:
         prog="report.py",
         description=__doc__,
     )
-    parser.add_argument("runs", type=Path, help="folder with runs in it, or in folders below it")
-    parser.add_argument("--output", type=Path, help=f"the page (default: {FILE} in the folder)")
+    parser.add_argument(
+        "runs", type=path_argument, help="folder with runs in it, or in folders below it"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, help=f"the page (default: {FILE} in the folder)"
+    )
     return parser
 
 

@@ -19,6 +19,7 @@ from experiments.running.device import together
 from experiments.running.failures import run_program
 from experiments.running.log import read_rows
 from mtkd_env import distributed
+from mtkd_env.files import user_path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +61,7 @@ def planned(argv: Sequence[str]) -> list[tuple[ExperimentConfig, Path | None]]:
     named, flags = take(argv, "--resume")
     if not named:
         return [(config, _own_folder(config)) for config in parse_arguments(flags)]
-    folder = Path(named[-1])
+    folder = user_path(named[-1])
     config = run_config(folder, flags)
     check_same_run(config, folder)
     return [(config, folder)]

@@ -43,7 +43,7 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
             config.teachers,
             images,
             device=prepare_device(config),
-            cache=Path(config.cache) if config.cache else None,
+            cache=cache_folder(config.cache),
             progress=report,
         )
 
@@ -69,8 +69,7 @@ def _run(argv: Sequence[str]) -> int:
     config = parse_arguments(argv, "train_teachers.py")[0]
     pool = train(config, out)
     out.print(pool_table(pool))
-    folder = Path(config.cache) if config.cache else cache_folder()
-    out.print(f"kept in {folder / 'teachers' / config.data.dataset}", soft_wrap=True)
+    out.print(f"kept in {cache_folder(config.cache) / 'teachers'}", soft_wrap=True)
     return 0
 
 

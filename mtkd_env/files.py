@@ -21,15 +21,65 @@ from mtkd_env.errors import ConfigError
 REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 
 
-def cache_folder() -> Path:
+# What a name cannot keep in a path, and the bytes that are left of a long one: a file's name has
+# 255 at most, and may consist of two such names, a digest and a number.
+UNSAFE = re.compile(r"[^\w.+=-]+")
+LONGEST_NAME = 80
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a user gave, with the home directory in place of `~`.
+
+    Raises:
+        ConfigError: There is no home directory, or no file can have such a name.
+    """
+    if "\0" in str(text):
+        raise ConfigError(f"{str(text)!r}: a path cannot hold a null character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{text}: no home directory to put there; give the whole path") from None
+
+
+def whole_path(text: str | Path) -> str:
+    """What a user's path names, wherever it is read: as `user_path`, and absolute."""
+    return str(user_path(text).absolute())
+
+
+def path_or_name(text: str) -> Path | None:
+    """The path that a text is; none if it is the short name of something that is shipped."""
+    path = user_path(text)
+    return path if path.suffix or len(path.parts) > 1 else None
+
+
+def name_in_path(name: str) -> str:
+    """A name as a part of a path: visible, not too long, and not leading out of its folder.
+
+    What other names have lost is replaced by `_`, what is cut off by its digest.
+    """
+    clean = UNSAFE.sub("_", name).lstrip(".") or "_"
+    if len(clean.encode()) <= LONGEST_NAME:
+        return clean
+    digest = hashlib.sha256(clean.encode()).hexdigest()[:8]
+    return clean.encode()[:LONGEST_NAME].decode(errors="ignore") + digest
+
+
+def cache_folder(chosen: str | Path | None = None) -> Path:
     """Where trained teachers are kept.
 
-    `$MTKD_CACHE` if set, else `mtkd_env` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    The chosen folder, else `$MTKD_CACHE`, else `mtkd_env` in `$XDG_CACHE_HOME` or in `~/.cache`.
+
+    Raises:
+        ConfigError: None is chosen, and there is no home directory.
     """
-    if chosen := os.environ.get("MTKD_CACHE"):
-        return Path(chosen)
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "mtkd_env"
+    if chosen := chosen or os.environ.get("MTKD_CACHE"):
+        return user_path(chosen)
+    try:
+        return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mtkd_env"
+    except ConfigError:
+        raise ConfigError(
+            "cache: no home directory to keep trained teachers in; set MTKD_CACHE or give --cache"
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

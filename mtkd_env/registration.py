@@ -245,7 +245,7 @@ def assemble(
         compile=compile,
         ahead=ahead,
         device=device,
-        cache=Path(cache) if cache else cache_folder(),
+        cache=cache_folder(cache),
         progress=progress,
         note=note,
     )

@@ -1,6 +1,5 @@
 """A comparison: methods × settings × seeds, as one YAML file describes them."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from experiments.config import (
 )
 from experiments.experiment import check_names
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import name_in_path, path_or_name, user_path
 from mtkd_env.registration import load_images
 
 BENCHMARKS = CONFIGS / "benchmark"
@@ -108,8 +108,8 @@ def find_file(name: str) -> Path:
     Raises:
         ConfigError: Neither.
     """
-    path = Path(name)
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    path = user_path(name)
+    if path_or_name(name) or path.is_file():
         return path
     shipped = {path.stem: path for path in BENCHMARKS.glob("*.yaml")}
     check_name(shipped, name, "comparison")
@@ -237,8 +237,8 @@ class _Reader:
         named = setting.get("recipe", self._content.get("recipe"))
         if self._flags.recipe is not None or named is None:
             return self._flags.recipe
-        path = Path(str(named))
-        return str(self._path.parent / path) if path.suffix or len(path.parts) > 1 else str(named)
+        path = path_or_name(str(named))
+        return str(self._path.parent / path) if path else str(named)
 
     def _recipe_layers(self, recipe: str | None) -> list[Layer]:
         try:
@@ -251,7 +251,7 @@ class _Reader:
             if reserved in values:
                 raise self._error(f"{key}.{reserved}: cannot be given here; see {instead}")
         if isinstance(pool := values.get("teachers"), str):
-            values = {**values, "teachers": str(self._path.parent / pool)}
+            values = {**values, "teachers": str(self._path.parent / user_path(pool))}
         return mapping_layer(f"{self._path}: {key}", values)
 
     def _paper(
@@ -299,5 +299,5 @@ def _plan(
 ) -> PlannedRun:
     config = replace(config, seed=seed, output=str(output / "runs"))
     parts = [*filter(None, (method, setting)), f"seed{seed}", config.digest[:8]]
-    name = "-".join(re.sub(r"[^\w.+=]+", "_", part).strip("_") for part in parts)
+    name = "-".join(map(name_in_path, parts))
     return PlannedRun(method, setting, config, output / "runs" / name)

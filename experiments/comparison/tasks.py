@@ -15,6 +15,7 @@ from experiments.executors import Task
 from experiments.experiment import prepare_device, run_experiment
 from experiments.running.log import read_rows
 from mtkd_env.env import StepRecord
+from mtkd_env.files import cache_folder
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool
 
@@ -99,6 +100,6 @@ def _train_teachers(config: ExperimentConfig, log: Path) -> None:
             config.teachers,
             images,
             device=prepare_device(config),
-            cache=Path(config.cache) if config.cache else None,
+            cache=cache_folder(config.cache),
             progress=note,
         )

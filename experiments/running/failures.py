@@ -4,9 +4,10 @@ import errno
 import sys
 import threading
 import traceback
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from experiments.executors.base import one_line
 from experiments.running.signals import Stopped
 from mtkd_env.errors import ConfigError
+from mtkd_env.files import user_path
 
 # Shows where an error came from; every main program takes it.
 DEBUG = "--debug"
@@ -64,6 +66,14 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Does not end the program itself."""
         raise ConfigError(message)
+
+
+def path_argument(text: str) -> Path:
+    """The type of a flag that names a file or folder."""
+    try:
+        return user_path(text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from error
 
 
 def run_program(program: Program, argv: Sequence[str] | None, interrupted: str) -> int:

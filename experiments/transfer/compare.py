@@ -11,7 +11,6 @@ table shows every finished run of the file in the output folder, not only those 
 import csv
 import io
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -35,7 +34,7 @@ from experiments.transfer.segmentation import SegmentationConfig
 from experiments.transfer.training import read_metrics
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_arguments, check_name
-from mtkd_env.files import write_text
+from mtkd_env.files import name_in_path, path_or_name, user_path, write_text
 
 TABLES = RECIPES / "tables"
 
@@ -57,8 +56,6 @@ NOTE = (
     "The main metric at the end of the training in %, ± its standard deviation over seeds. Gains: "
     "in points over the baseline, paired by seed."
 )
-
-NAME = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Comparison:
         for key in ("settings", "weights", "paper"):
             for name, values in _checked(key, getattr(self, key)).items():
                 _checked(f"{key}.{name}", values)
-                if not NAME.fullmatch(str(name)):
+                if name_in_path(name) != name:
                     raise ConfigError(f"{key}: expected names of letters and digits, got '{name}'")
         _checked("base", self.base)
         if not self.seeds or not all(isinstance(seed, int) for seed in self.seeds):
@@ -138,8 +135,8 @@ def load_comparison(file: str, given: Sequence[str] = ()) -> Comparison:
     Raises:
         ConfigError: No such file, an unknown key, or a value that cannot be used.
     """
-    path = Path(file)
-    if not path.suffix:
+    path = path_or_name(file)
+    if path is None:
         shipped = {path.stem: path for path in TABLES.glob("*.yaml")}
         check_name(shipped, file, "comparison")
         path = shipped[file]
@@ -340,7 +337,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     arguments, flags = _parser().parse_known_args(argv)
     comparison = load_comparison(arguments.file, arguments.weights)
-    output = Path(arguments.output or Path("runs") / Path(arguments.file).stem)
+    output = user_path(arguments.output or Path("runs") / Path(arguments.file).stem)
     settings = arguments.settings.split(",") if arguments.settings else ["*"]
     runs = planned(comparison, output, settings)
     _, run_one = TASKS[comparison.task]

@@ -17,7 +17,7 @@ from experiments.transfer.training import ROWS, Schedule, Task, run_task
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.errors import ConfigError, check_name, did_you_mean
-from mtkd_env.files import write_text
+from mtkd_env.files import path_or_name, user_path, whole_path, write_text
 from mtkd_env.precision import FULL, PRECISIONS
 
 RECIPES = CONFIGS / "transfer"
@@ -81,6 +81,15 @@ class TransferConfig:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
         check_name(PRECISIONS, self.precision, "precision")
+        self._find_places()
+
+    def _find_places(self) -> None:
+        """Makes what the run reads findable from another working directory, where it is kept."""
+        object.__setattr__(self, "output", str(user_path(self.output)))
+        for name in ("data", "weights", "recipe"):
+            value = getattr(self, name)
+            if value is not None and (name != "recipe" or path_or_name(value)):
+                object.__setattr__(self, name, whole_path(value))
 
     def steps_per_epoch(self, images: int) -> int:
         """Batches in an epoch, without the last one if it is not full.
@@ -140,7 +149,7 @@ def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config
         return _parsed(kind, [*_recipe(kind, recipes), *flags, *named], program), False
     if recipes:
         raise ConfigError("--recipe: cannot be given with --resume")
-    folder = Path(resumed[-1])
+    folder = user_path(resumed[-1])
     own = [*_file(kind, folder / CONFIG, "--resume"), *flags, "--output", str(folder)]
     config = _parsed(kind, own, program)
     check_same(config, folder)
@@ -151,8 +160,8 @@ def _recipe(kind: type[Config], named: Sequence[str]) -> list[str]:
     """The flags that read the last of some recipes."""
     if not named:
         return []
-    path = Path(named[-1])
-    if not path.suffix and len(path.parts) == 1:
+    path = path_or_name(named[-1])
+    if path is None:
         shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
         check_name(shipped, named[-1], "recipe")
         path = shipped[named[-1]]

@@ -4,8 +4,9 @@ Data know neither what is trained on them nor how.
 """
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_args
 
 from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz
 from mtkd_env.data.dataset import ImageData, ImageSet
@@ -14,6 +15,7 @@ from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
+from mtkd_env.files import whole_path
 
 __all__ = [
     "DATASETS",
@@ -27,6 +29,7 @@ __all__ = [
     "StreamState",
     "evaluation_batches",
     "load_dataset",
+    "with_whole_paths",
 ]
 
 DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
@@ -59,3 +62,14 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         raise ConfigError(f"dataset '{name}': {error}") from error
     check_types(load, kwargs, name)
     return load(**kwargs)
+
+
+def with_whole_paths(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a dataset, of which paths mean the same from another working directory."""
+    load = DATASETS.get(name)
+    parameters = inspect.signature(load).parameters if load else {}
+    paths = {key for key, one in parameters.items() if Path in get_args(one.annotation)}
+    return {
+        key: whole_path(value) if key in paths and isinstance(value, str | Path) else value
+        for key, value in arguments.items()
+    }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import cache_folder
+from mtkd_env.files import cache_folder, user_path
 
 # What torchvision's readers and downloads raise for files that are missing, damaged or out of
 # reach; network errors are among the OSErrors.
@@ -22,12 +22,12 @@ FAILURES = (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupE
 def data_folder() -> Path:
     """Where datasets are looked for and downloaded to: `$MTKD_DATA`, else `data` in the cache."""
     chosen = os.environ.get("MTKD_DATA")
-    return Path(chosen) if chosen else cache_folder() / "data"
+    return user_path(chosen) if chosen else cache_folder() / "data"
 
 
 def found_root(root: str | Path | None) -> Path:
     """The folder that was asked for, or the one that datasets are kept in."""
-    return data_folder() if root is None else Path(root).expanduser()
+    return data_folder() if root is None else user_path(root)
 
 
 @dataclass(frozen=True)

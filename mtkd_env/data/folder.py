@@ -10,6 +10,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from mtkd_env.data.download import found_root
 from mtkd_env.data.image_files import PREFETCH_BYTES, FileSplit, ImageFiles
 from mtkd_env.errors import ConfigError
+from mtkd_env.files import user_path
 
 WHERE = " (--data.arguments.root says where to look)"
 
@@ -52,7 +53,7 @@ def load_folder(
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
     """
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     return _image_files(
         folder,
         ("test", "val"),
@@ -94,7 +95,7 @@ def load_imagenet(
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
     """
-    folder = found_root(None) / "imagenet" if root is None else Path(root).expanduser()
+    folder = found_root(None) / "imagenet" if root is None else user_path(root)
     return _image_files(
         folder,
         ("val",),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtkd_env.data.dataset import MIN_SIDE, ImageData
 from mtkd_env.errors import ConfigError, did_you_mean
+from mtkd_env.files import user_path
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 UNREADABLE = (ValueError, OSError, EOFError, BadZipFile, zlib.error, NotImplementedError)
@@ -37,7 +38,7 @@ def load(
     Raises:
         ConfigError: The file cannot be used; names the file, the array and what was expected.
     """
-    file = Path(path).expanduser()
+    file = user_path(path)
     arrays = _read(file)
     try:
         x_train, x_test = (_images(key, arrays[key]) for key in ("x_train", "x_test"))

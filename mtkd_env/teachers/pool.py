@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -16,7 +15,15 @@ from mtkd_env import distributed
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.errors import ConfigError, check_name, plain_message
 from mtkd_env.evaluation import Evaluation, evaluate
-from mtkd_env.files import cache_folder, load_checkpoint, parse_yaml, save_checkpoint
+from mtkd_env.files import (
+    cache_folder,
+    load_checkpoint,
+    name_in_path,
+    parse_yaml,
+    save_checkpoint,
+    user_path,
+    whole_path,
+)
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_weights
@@ -85,6 +92,9 @@ class TeacherSpec:
         except ConfigError as error:
             raise ConfigError(f"teachers.{self.label}: {error}") from error
         check_network_arguments(self.network, self.arguments, f"teachers.{self.label}.arguments")
+        if self.checkpoint is not None and user_path(self.checkpoint).exists():
+            # So that a run's configuration means the same from another working directory.
+            object.__setattr__(self, "checkpoint", whole_path(self.checkpoint))
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
         if self.seed < 0:
@@ -152,7 +162,8 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
     Raises:
         ConfigError: No such file, an unknown key or a value of the wrong type; names it.
     """
-    if not Path(path).is_file():
+    path = user_path(path)
+    if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(PoolSpec, "pool")
@@ -194,7 +205,7 @@ def build_pool(
         spec,
         images,
         device=torch.device(device),
-        cache=cache or cache_folder(),
+        cache=cache_folder(cache),
         precision=precision,
         progress=progress,
     )
@@ -257,10 +268,8 @@ class _Builder:
         return evaluate(network, test, self._precision)
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
-        folder = self._cache / "teachers" / self._images.data.name
-        # A name must not lead out of the folder.
-        label = re.sub(r"[^\w+-]", ".", teacher.label)
-        path = folder / f"{label}-{digest[:16]}.pt"
+        folder = self._cache / "teachers" / name_in_path(self._images.data.name)
+        path = folder / f"{name_in_path(teacher.label)}-{digest[:16]}.pt"
         if distributed.agree(path.exists()):
             load_network(network, path, teacher.label)
             return
@@ -326,7 +335,9 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cache: cannot make {folder}: {error.strerror}") from error
+        raise ConfigError(
+            f"cache: cannot make {folder}: {error.strerror}; --cache or MTKD_CACHE says where else"
+        ) from error
 
 
 def _load_checkpoint(network: Network, checkpoint: str, teacher: TeacherSpec) -> str:
@@ -385,9 +396,9 @@ def _load_state(network: Network, state: Mapping[str, Any], source: str, label: 
     network.load_state_dict(state)
 
 
-def _read_yaml(path: Path | str) -> Any:
+def _read_yaml(path: Path) -> Any:
     try:
-        return parse_yaml(Path(path).read_text(encoding="utf-8"))
+        return parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path}: not valid YAML ({reason})") from error

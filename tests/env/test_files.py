@@ -2,6 +2,7 @@ import hashlib
 import io
 import os
 import pickle
+import pwd
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from mtkd_env.files import (
     file_digest,
     has_own_digest,
     load_checkpoint,
+    name_in_path,
     save_checkpoint,
     save_with_digest,
+    user_path,
+    whole_path,
     write_atomically,
     write_text,
 )
@@ -159,6 +163,69 @@ def test_cache_folder_is_the_users_choice_before_the_systems(
     assert cache_folder() == Path("/somewhere/mtkd_env")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "mtkd_env"
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a home directory, as in containers that run as an arbitrary user."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "MTKD_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.usefixtures("homeless")
+def test_without_a_home_directory_the_cache_is_a_matter_of_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match=r"cache: no home directory .* MTKD_CACHE .* --cache"):
+        cache_folder()
+    with pytest.raises(ConfigError, match="~/runs: no home directory"):
+        user_path("~/runs")
+    assert cache_folder("chosen") == Path("chosen")
+    monkeypatch.setenv("MTKD_CACHE", "/chosen")
+    assert cache_folder() == Path("/chosen")
+
+
+def test_the_home_directory_takes_the_place_of_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MTKD_CACHE", "~/kept")
+    assert cache_folder() == cache_folder("~/kept") == tmp_path / "kept"
+    assert whole_path("~/a/~") == str(tmp_path / "a" / "~")
+    monkeypatch.chdir(tmp_path)
+    assert whole_path("a") == str(tmp_path / "a")
+    for impossible, reason in (("~nobody-of-that-name/a", "no home"), ("a\0b", "null character")):
+        with pytest.raises(ConfigError, match=reason):
+            user_path(impossible)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    {
+        "wrn_16_1-permuted": "wrn_16_1-permuted",
+        "T=4 (ours)": "T=4_ours_",
+        "../../escaped": "_.._escaped",
+        "..": "_",
+        "": "_",
+        ".hidden": "hidden",
+        "/etc/passwd": "_etc_passwd",
+        "a\0\n\udcff": "a_",
+        "größe": "größe",
+    }.items(),
+)
+def test_a_name_in_a_path_stays_in_its_folder_and_is_seen(name: str, part: str) -> None:
+    assert name_in_path(name) == part
+
+
+def test_long_names_are_cut_and_told_apart() -> None:
+    first, second = (name_in_path("ä" * 300 + end) for end in "ab")
+    assert first != second
+    assert len(first.encode()) <= len(second.encode()) < 90
 
 
 def test_a_digest_is_that_of_the_content(tmp_path: Path) -> None:

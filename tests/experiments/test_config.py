@@ -8,6 +8,7 @@ import yaml
 
 from agents import check_agent
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
+from experiments.experiment import make_folder
 from mtkd_env.env import check_choices
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import check_network
@@ -347,3 +348,39 @@ def test_printed_configuration_is_the_one_in_force(
         parse_arguments(["--algo", "sac", "--seed", "5", "--print_config"])
     printed = capsys.readouterr().out
     assert parse("--config", write(printed)) == parse("--algo", "sac", "--seed", "5")
+
+
+# Places.
+
+
+def test_what_a_run_reads_is_found_from_another_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(here)
+    (here / "teacher.pt").touch()
+    (here / "mine.yaml").write_text("data: {batch_size: 32}")
+    config = parse(
+        *("--recipe", "mine.yaml", "--cache", "kept", "--output", "~/runs", "--algo", "aver"),
+        *("--data.dataset", "npz", "--data.arguments", "{path: ~/images.npz, name: a/b}"),
+        *("--teachers.teachers", "[{network: resnet8, checkpoint: teacher.pt}]"),
+    )
+    assert config.recipe == str(here / "mine.yaml")
+    assert config.cache == str(here / "kept")
+    assert config.output == str(tmp_path / "runs")
+    assert config.data.arguments == {"path": str(tmp_path / "images.npz"), "name": "a/b"}
+    assert config.teachers.teachers[0].checkpoint == str(here / "teacher.pt")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    monkeypatch.chdir(elsewhere)
+    assert parse("--config", "~/config.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "/escaped", "a" * 300, "..", "x\ny"])
+def test_names_do_not_lead_out_of_their_folders(name: str, tmp_path: Path) -> None:
+    config = parse("--algo", name, "--agent.name", "aver", "--output", str(tmp_path / "runs"))
+    folder = make_folder(config)
+    assert folder.parent == tmp_path / "runs"
+    assert len(folder.name.encode()) < 255

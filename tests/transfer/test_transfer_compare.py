@@ -8,6 +8,7 @@ from experiments.transfer import compare
 from experiments.transfer.compare import TABLES, configuration, load_comparison, main, planned
 from experiments.transfer.program import TransferConfig
 from mtkd_env import ConfigError
+from mtkd_env.files import whole_path
 
 TEXT = """
 title: Trial
@@ -58,7 +59,7 @@ def test_every_setting_of_a_shipped_table_is_a_run(path: Path, tmp_path: Path) -
     comparison = load_comparison(path.stem, given)
     for run in planned(comparison, tmp_path, ["*"]):
         config = configuration(comparison, run, ["--data", "nowhere"])
-        assert config.weights == f"{run.weights}_{config.backbone}.pt"
+        assert config.weights == whole_path(f"{run.weights}_{config.backbone}.pt")
         assert config.output == str(run.folder)
 
 

@@ -48,8 +48,13 @@ class Uniform(_FixedAgent):
 class Oracle(_FixedAgent):
     """Looks up what an agent has to learn: generates softmax(A/τ) in both heads.
 
-    A is known before the action is chosen, so no agent can have a higher expected reward than the
-    oracle at τ → 0 with fixed fusion. An agent that does not come near it has not learned.
+    A is Equ. 8 of the reward per teacher, known before the action is chosen. Under the rewards
+    `paper` and `alignment`, normalised over the teachers, no agent can have a higher expected
+    reward than the oracle at τ → 0 with fixed fusion; one that does not come near it has not
+    learned. It is no bound under `zscore` and `zscore_clamp`, which compare samples, nor under
+    rewards of the sample as a whole: `aggregate` and `reference` pay most where each head follows
+    the teacher that is nearest in its own term, `improvement` and `cross_entropy` depend on the
+    student's step.
 
     Args:
         env: The environment.

@@ -32,11 +32,11 @@ def policy_gradient_loss(
 def bce_ones_loss(weights: TeacherWeights, advantages: Float[Tensor, "B M"]) -> Float[Tensor, ""]:
     """What the authors' released code minimises: binary cross-entropy of the weights with 1.
 
-    −mean_i r_i Σ_m (log w_l + log w_f)[i, m] with the sample's aggregated reward r_i in [0, 1]
-    (reward `reference`). For weights that sum to one its minimum is at 1/M, whatever the reward.
+    −mean_im r_i (log w_l + log w_f)[i, m] with the sample's aggregated reward r_i in [0, 1] (reward
+    `reference`). For weights that sum to one its minimum is at 1/M, whatever the reward.
     """
     logs = weights.logit.clamp(min=1e-12).log() + weights.feature.clamp(min=1e-12).log()
-    return -(advantages * logs).sum(1).mean()
+    return -(advantages * logs).mean()
 
 
 def clipped_loss(

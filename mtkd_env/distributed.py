@@ -92,15 +92,31 @@ def mean(values: Tensor) -> Tensor:
     return total(values) / processes() if active() else values
 
 
-@torch.no_grad()
+class _Gather(torch.autograd.Function):
+    """The rows of all processes; the gradient of its own reaches each from all of them."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        del ctx
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(processes())]
+        group.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
+        return local_part(total(gradients[0]))
+
+
 def gather(rows: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "N ..."]:
-    """The rows of all processes, in their order; no gradient. Every process gives equally many."""
-    if not active():
-        return rows
-    rows = rows.detach().contiguous()
-    parts = [torch.empty_like(rows) for _ in range(processes())]
-    group.all_gather(parts, rows)
-    return torch.cat(parts)
+    """The rows of all processes, in their order. Every process gives equally many.
+
+    A gradient is that of the sum of what all processes make of the rows; all of them have to ask
+    for it.
+    """
+    gathered: Tensor = _Gather.apply(rows) if active() else rows
+    return gathered
 
 
 @torch.no_grad()

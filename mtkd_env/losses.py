@@ -9,6 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from mtkd_env import distributed
 from mtkd_env.precision import widen
 
 # Classes, or the share of every class in each image.
@@ -116,9 +117,15 @@ def feature_cosine(
 
 
 def _pearson_distance(first: Tensor, second: Tensor, dim: int) -> Tensor:
-    """1 − Pearson correlation along a dimension; 1 where a side does not vary."""
-    centred = [values - values.mean(dim, keepdim=True) for values in (first, second)]
-    return 1 - functional.cosine_similarity(centred[0], centred[1], dim=dim, eps=1e-8)
+    """1 − Pearson correlation along a dimension; 1 where a side does not vary.
+
+    The smallest number stands beside the product of the lengths, as in the authors' code of DIST:
+    predictions that hardly vary then count less than in a cosine that only guards its division.
+    """
+    first, second = (values - values.mean(dim, keepdim=True) for values in (first, second))
+    # Lengths of at least 1e-12, which have derivatives.
+    squares = [values.square().sum(dim).clamp(min=1e-24) for values in (first, second)]
+    return 1 - (first * second).sum(dim) / (squares[0].sqrt() * squares[1].sqrt() + 1e-8)
 
 
 def dist_divergence(
@@ -130,19 +137,19 @@ def dist_divergence(
     with both of its coefficients at 1:
         dist[b, m] = T² ( 1 − ρ(q(·|x_b), p_m(·|x_b)) + mean_c [1 − ρ(q(c|·), p_m(c|·))] )
     with the Pearson correlation ρ over the classes of a sample, and over the samples of a class.
-    The second part belongs to the batch; weighting it per sample amounts to weighting it by the
-    batch mean of the weights.
+    The second part belongs to the batch, of all processes together; weighting it per sample
+    amounts to weighting it by the batch mean of the weights.
 
     Args:
         student: Student logits; the only argument that receives a gradient.
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
     """
-    q = functional.softmax(widen(student) / temperature, dim=-1).expand(len(teachers), -1, -1)
-    p = functional.softmax(widen(teachers) / temperature, dim=-1)
+    q = functional.softmax(widen(student) / temperature, dim=-1).unsqueeze(1)
+    p = functional.softmax(widen(teachers) / temperature, dim=-1).transpose(0, 1)
     between_classes = _pearson_distance(q, p, dim=2)
-    between_samples = _pearson_distance(q, p, dim=1).mean(1, keepdim=True)
-    return temperature**2 * (between_classes + between_samples).transpose(0, 1)
+    between_samples = _pearson_distance(distributed.gather(q), distributed.gather(p), dim=0).mean(1)
+    return temperature**2 * (between_classes + between_samples)
 
 
 def norm_direction(

@@ -113,10 +113,11 @@ def center(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
 
 
 def zscore(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-    """Rewards with mean 0 and variance 1 over the batch; 0 where all samples are equal."""
+    """Rewards with mean 0 and sample variance 1 over the batch; 0 where all samples are equal."""
     centred = rewards - distributed.mean(rewards.mean(0, keepdim=True))
-    spread = distributed.mean(centred.square().mean(0, keepdim=True)).sqrt()
-    return centred / (spread + EPSILON)
+    squares = distributed.total(centred.square().sum(0, keepdim=True))
+    degrees = max(1, len(rewards) * distributed.processes() - 1)
+    return centred / ((squares / degrees).sqrt() + EPSILON)
 
 
 def zscore_clamp(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:

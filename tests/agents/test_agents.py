@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from agents import (
     AGENTS,
@@ -150,7 +151,17 @@ def test_released_loss_is_stationary_at_uniform_weights_whatever_the_reward(seed
     rewards = torch.rand(5, 1, generator=generator(seed)).expand(5, M)
     found = gradient(bce_ones_loss, torch.zeros(5, 2 * M), rewards)
     torch.testing.assert_close(found, torch.zeros(5, 2 * M))
-    assert gradient(bce_ones_loss, draw(5, 2 * M, seed=seed), rewards).norm() > 0.1
+    assert gradient(bce_ones_loss, draw(5, 2 * M, seed=seed), rewards).norm() > 0.1 / M
+
+
+def test_released_loss_is_the_binary_cross_entropy_with_ones() -> None:
+    """The mean over samples and teachers, each sample's weighted by its reward; both heads."""
+    rewards, weights = torch.rand(5, 1, generator=generator(0)), generated_weights(draw(5, 2 * M))
+    expected = sum(
+        functional.binary_cross_entropy(head, torch.ones_like(head), weight=rewards)
+        for head in (weights.logit, weights.feature)
+    )
+    torch.testing.assert_close(bce_ones_loss(weights, rewards.expand(5, M)), expected)
 
 
 def test_released_loss_is_smallest_at_uniform_weights() -> None:
@@ -447,6 +458,28 @@ def test_the_oracle_has_score_1_at_low_temperature(reward: str) -> None:
     env = started_env(reward=reward, fusion="generator")
     found = scores(Oracle(env, temperature=1e-3), 2)
     assert found == pytest.approx([1, 1], abs=5e-3)
+
+
+def rewarded(env: MTKDVectorEnv, logits: Tensor) -> float:
+    """Mean reward of the waiting batch under an action."""
+    weights = env.to_weights(logits)
+    return env.reward(env.state, weights).scalar.mean().item()
+
+
+@pytest.mark.parametrize("reward", ["paper", "alignment"])
+@pytest.mark.parametrize("normalization", ["minmax_center", "raw_mean", "center", "none"])
+def test_the_oracle_bounds_what_rewards_per_teacher_pay(reward: str, normalization: str) -> None:
+    env = started_env(reward=reward, reward_normalization=normalization)
+    most = rewarded(env, Oracle(env, temperature=1e-5).act(env.observation))
+    for seed in range(20):
+        assert rewarded(env, 10 * draw(NUM_ENVS, 2 * M, seed=seed)) <= most + 1e-6
+
+
+def test_a_reward_of_the_sample_pays_more_where_each_head_follows_its_nearest_teacher() -> None:
+    env = started_env(reward="aggregate")
+    nearest = [-1e5 * side for side in (env.state.divergence, env.state.distance)]
+    oracle = Oracle(env, temperature=1e-5)
+    assert rewarded(env, torch.cat(nearest, dim=1)) > rewarded(env, oracle.act(env.observation))
 
 
 def test_the_oracle_answers_for_the_batch_that_waits() -> None:

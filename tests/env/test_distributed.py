@@ -13,7 +13,7 @@ from agents import Agent, SB3Agent, build_agent
 from agents.callbacks import StudentEvaluation
 from agents.learning import LearningAgent
 from agents.warmup import warm_up
-from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed
+from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed, losses
 from mtkd_env.data import BatchStream
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers.training import train_teacher
@@ -123,6 +123,24 @@ def test_a_batch_in_two_parts_has_the_gradients_and_statistics_of_the_whole(
         torch.testing.assert_close(found, expected)
 
 
+def _dist_in_parts(rows: Tensor, teachers: Tensor, weights: Tensor) -> Tensor:
+    """Gradient of a batch's weighted DIST loss with respect to the student's logits."""
+    own = distributed.local_part(rows).clone().requires_grad_()
+    theirs = distributed.local_part(teachers.transpose(0, 1)).transpose(0, 1)
+    loss = losses.dist_divergence(own, theirs, 2.0) * distributed.local_part(weights)
+    loss.sum(1).mean().backward()
+    assert own.grad is not None
+    return distributed.gather(own.grad) / distributed.processes()
+
+
+def test_dist_compares_the_samples_of_all_processes(pair: Pair) -> None:
+    rows, weights = batch(WIDTH), batch(2).softmax(1)
+    teachers = torch.stack([batch(WIDTH).roll(1, 0), batch(WIDTH).roll(2, 1)])
+    expected = _dist_in_parts(rows, teachers, weights)
+    for found in pair(_dist_in_parts, rows, teachers, weights):
+        torch.testing.assert_close(found, expected)
+
+
 def _average() -> tuple[list[float], bool]:
     used, unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
     used.grad = torch.tensor([1.0, 2.0]) * (1 + 2 * distributed.rank())
@@ -221,7 +239,9 @@ def test_two_processes_train_the_student_of_one(pair: Pair, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("kwargs", [{"feature": "none"}, {"reward": "improvement"}], ids=str)
+@pytest.mark.parametrize(
+    "kwargs", [{"feature": "none"}, {"reward": "improvement"}, {"logit": "dist"}], ids=str
+)
 def test_two_processes_train_under_other_losses_and_rewards(
     pair: Pair, kwargs: dict[str, Any]
 ) -> None:

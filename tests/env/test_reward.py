@@ -114,15 +114,19 @@ def test_center_keeps_the_scale() -> None:
 
 def test_zscore_clamp_standardises_over_the_batch() -> None:
     rewards = torch.tensor([[0.0, 5.0], [2.0, 5.0], [4.0, 5.0], [6.0, 5.0]])
-    # Column 0: mean 3, variance 5; column 1 does not vary.
-    expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1 / 5**0.5, 0.0], [1.0, 0.0]])
+    # Column 0: mean 3, sample variance 20/3, as the released code has it; column 1 does not vary.
+    expected = torch.tensor([[0.0, 0.0], [0.0, 0.0], [0.15**0.5, 0.0], [1.0, 0.0]])
     torch.testing.assert_close(zscore_clamp(rewards), expected)
 
 
 def test_zscore_has_mean_zero_and_variance_one_over_the_batch() -> None:
     standardised = zscore(3 * rand(7, 2) - 20)
     torch.testing.assert_close(standardised.mean(0), torch.zeros(2), rtol=0, atol=1e-4)
-    torch.testing.assert_close(standardised.var(0, correction=0), torch.ones(2))
+    torch.testing.assert_close(standardised.var(0), torch.ones(2))
+
+
+def test_zscore_of_a_single_sample_is_zero() -> None:
+    assert zscore(rand(1, 3)).eq(0).all()
 
 
 def test_improvement_is_by_how_much_the_loss_has_fallen_at_the_same_weights() -> None:

@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import pil_loader
 from torchvision.ops import clip_boxes_to_image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from mtkd_env.data.reading import read_image
 from mtkd_env.errors import ConfigError
 
 LAYOUT = (
@@ -39,6 +38,9 @@ KEYS: Mapping[str, tuple[str, ...]] = {
 
 # Shortest side [pixels] of a box that is learned from.
 MIN_SIDE = 1.0
+
+# No place, side or area is larger [pixels]; 32-bit floats hold such numbers with ease.
+MOST_PIXELS = 2**40
 
 Annotation = Mapping[str, Any]
 
@@ -81,12 +83,9 @@ class CocoSplit:
         """
         entry = self.images[position]
         path = self.folder / entry["file_name"]
-        try:
-            pixels: Tensor = pil_to_tensor(pil_loader(path))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such image, but {self.file} names it") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such image, but {self.file} names it")
+        pixels: Tensor = pil_to_tensor(read_image(path))
         expected = entry["height"], entry["width"]
         if (found := tuple(pixels.shape[1:])) != expected:
             raise ConfigError(
@@ -234,7 +233,7 @@ def _checked(file: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file}: not valid JSON ({error})") from error
     for part, keys in KEYS.items():
         entries = content.get(part) if isinstance(content, dict) else None
@@ -244,19 +243,54 @@ def _checked(file: Path) -> dict[str, Any]:
             found = entry if isinstance(entry, dict) else {}
             if missing := [key for key in keys if key not in found]:
                 raise ConfigError(f"{file}: {part}[{number}]: expected the key '{missing[0]}'")
+    for number, image in enumerate(content["images"]):
+        _check_image(f"{file}: images[{number}]", image)
     _check_references(file, content)
     return content
 
 
+def _check_image(where: str, image: dict[str, Any]) -> None:
+    if not isinstance(image["file_name"], str):
+        raise ConfigError(f"{where}: expected a file_name, got {image['file_name']!r}")
+    for side in ("height", "width"):
+        if not isinstance(image[side], int) or image[side] < 1:
+            raise ConfigError(f"{where}: expected a {side} of 1 or more, got {image[side]!r}")
+
+
 def _check_references(file: Path, content: dict[str, Any]) -> None:
-    images = {entry["id"] for entry in content["images"]}
-    categories = {entry["id"] for entry in content["categories"]}
+    images, categories = (_ids(file, part, content[part]) for part in ("images", "categories"))
     for one in content["annotations"]:
         name = f"{file}: annotation {one['id']}"
-        if one["image_id"] not in images:
-            raise ConfigError(f"{name}: no image has the id {one['image_id']}")
-        if one["category_id"] not in categories:
-            raise ConfigError(f"{name}: no category has the id {one['category_id']}")
+        for kind, known in (("image", images), ("category", categories)):
+            if not _is_id(one[f"{kind}_id"]) or one[f"{kind}_id"] not in known:
+                raise ConfigError(f"{name}: no {kind} has the id {one[f'{kind}_id']}")
         box = one["bbox"] if isinstance(one["bbox"], list) else []
-        if len(box) != 4 or not all(isinstance(number, int | float) for number in box):
-            raise ConfigError(f"{name}: expected a bbox of four numbers, got {one['bbox']}")
+        if len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
+            raise ConfigError(
+                f"{name}: expected a bbox of four finite numbers, the last two not negative, got "
+                f"{one['bbox']}"
+            )
+        if not _is_number(one.get("area", 0)):
+            raise ConfigError(f"{name}: expected a finite number as area, got {one['area']}")
+
+
+def _ids(file: Path, part: str, entries: Sequence[Mapping[str, Any]]) -> set[int]:
+    """The ids of all entries of a part, which are whole numbers, and different ones."""
+    ids: set[int] = set()
+    for number, entry in enumerate(entries):
+        if not _is_id(entry["id"]) or entry["id"] in ids:
+            raise ConfigError(
+                f"{file}: {part}[{number}]: expected a whole number as id, and one that no other "
+                f"entry has, got {entry['id']!r}"
+            )
+        ids.add(entry["id"])
+    return ids
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number, as places and areas are; NaN is none."""
+    return isinstance(value, int | float) and -MOST_PIXELS <= value <= MOST_PIXELS

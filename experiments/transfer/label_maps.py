@@ -12,10 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets import Cityscapes
-from torchvision.datasets.folder import IMG_EXTENSIONS, pil_loader
 
 from experiments.transfer.label_views import IGNORED, Labelled, as_tensors, random_view
+from mtkd_env.data.reading import image_files, is_image, open_image, read_image, visible
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import user_path
 
 # In the table of a dataset: a value that its label maps do not hold.
 UNKNOWN = -1
@@ -88,8 +89,8 @@ class LabelMaps:
             ConfigError: A file that cannot be read, does not fit the other or holds a value that is
                 no class; names it.
         """
-        image = _opened(pil_loader, pair.image)
-        raw = _opened(_loaded, pair.labels)
+        image = read_image(pair.image)
+        raw = open_image(pair.labels)
         if raw.mode not in BYTES:
             raise ConfigError(f"{pair.labels}: expected one byte a pixel, found mode {raw.mode}")
         if raw.size != image.size:
@@ -123,19 +124,6 @@ class LabelMaps:
         return as_tensors(*self.read(self.val[position]))
 
 
-def _opened(read: Callable[[str], Image.Image], path: str) -> Image.Image:
-    try:
-        return read(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
-
-
-def _loaded(path: str) -> Image.Image:
-    with Image.open(path) as image:
-        image.load()
-        return image
-
-
 def load_cityscapes(root: Path) -> LabelMaps:
     """Cityscapes (Cordts et al., 2016) with its fine labels: the 19 classes that are evaluated."""
     kinds = [kind for kind in Cityscapes.classes if kind.id >= 0]
@@ -151,18 +139,16 @@ def load_cityscapes(root: Path) -> LabelMaps:
 
 
 def _cityscapes_pairs(root: Path, part: str) -> tuple[Pair, ...]:
-    for kind in ("leftImg8bit", "gtFine"):
-        _folder(root, [f"{kind}/{part}"], CITYSCAPES_LAYOUT)
-    try:
-        found = Cityscapes(str(root), split=part, mode="fine", target_type="semantic")
-    except OSError as error:
-        raise ConfigError(f"{error.filename}: {error.strerror}; {CITYSCAPES_LAYOUT}") from error
-    pairs = sorted(
-        Pair(image, labels)
-        for image, (labels,) in zip(found.images, found.targets, strict=True)
-        if image.endswith("_leftImg8bit.png")
+    pictured, labelled = (
+        _folder(root, [f"{kind}/{part}"], CITYSCAPES_LAYOUT) for kind in ("leftImg8bit", "gtFine")
     )
-    return _checked(pairs, root / "leftImg8bit" / part, CITYSCAPES_LAYOUT)
+    ends = "_leftImg8bit.png", "_gtFine_labelIds.png"
+    pairs = [
+        Pair(str(pictured / name), str(labelled / (name.removesuffix(ends[0]) + ends[1])))
+        for name in image_files(pictured)
+        if name.endswith(ends[0])
+    ]
+    return _checked(pairs, pictured, CITYSCAPES_LAYOUT)
 
 
 def load_ade20k(root: Path) -> LabelMaps:
@@ -240,7 +226,7 @@ def load_label_maps(name: str, root: Path, classes: int | None = None) -> LabelM
             classes that is missing, senseless or not for the user to choose.
     """
     check_name([*LABELLED, FOLDER], name, "dataset")
-    root = root.expanduser()
+    root = user_path(root)
     if name == FOLDER:
         if classes is None or not 2 <= classes <= MOST_CLASSES:
             raise ConfigError(f"classes: expected 2 to {MOST_CLASSES} for a folder, got {classes}")
@@ -259,8 +245,8 @@ def _pairs(root: Path, images: list[str], labels: list[str], layout: str) -> tup
     return _checked(
         [
             Pair(str(path), str(labelled / f"{path.stem}.png"))
-            for path in sorted(pictured.iterdir())
-            if path.suffix.lower() in IMG_EXTENSIONS
+            for path in visible(pictured)
+            if is_image(path.name)
         ],
         pictured,
         layout,

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import pil_loader
 from torchvision.transforms import InterpolationMode, v2
 
+from mtkd_env.data.reading import read_image
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 
@@ -235,9 +235,6 @@ def _views(view: View, request: Request) -> Tensor:
 
 
 def _see(view: View, path: str, seed: int) -> Tensor:
-    try:
-        image = pil_loader(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+    image = read_image(path)
     with seeded(seed):
         return view(image)

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mtkd_env.data.download import found_root
 from mtkd_env.data.image_files import PREFETCH_BYTES, FileSplit, ImageFiles
+from mtkd_env.data.reading import image_files, visible
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
 
@@ -135,10 +136,9 @@ def _image_files(root: Path, held_out: tuple[str, ...], layout: str, **settings:
 
 
 def _classes(folder: Path, layout: str) -> list[str]:
-    try:
-        names: list[str] = find_classes(folder)[0]
-    except FileNotFoundError as error:
-        raise ConfigError(f"{folder}: holds no folders; {layout}") from error
+    names = [path.name for path in visible(folder) if path.is_dir()]
+    if not names:
+        raise ConfigError(f"{folder}: holds no folders; {layout}")
     return names
 
 
@@ -146,13 +146,15 @@ def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
     unknown = sorted(set(_classes(folder, layout)) - set(classes))
     if unknown:
         raise ConfigError(f"{folder / unknown[0]}: no such class among the training images")
-    labels = {name: label for label, name in enumerate(classes)}
-    found = make_dataset(folder, labels, IMG_EXTENSIONS, allow_empty=True)
+    found = [
+        (f"{name}/{image}", label)
+        for label, name in enumerate(classes)
+        for image in image_files(folder / name)
+    ]
     if not found:
         raise ConfigError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)}); {layout}")
-    names = [Path(path).relative_to(folder).as_posix() for path, _ in found]
-    targets = torch.tensor([label for _, label in found])
-    return FileSplit(folder, names, targets, torch.arange(len(found)))
+    names, labels = zip(*found, strict=True)
+    return FileSplit(folder, names, torch.tensor(labels), torch.arange(len(found)))
 
 
 def _check_none_empty(train: FileSplit, classes: list[str]) -> None:

@@ -76,13 +76,13 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were decoded in this process."""
     paths: list[str] = []
-    load = decoding.pil_loader
+    load = decoding.read_image
 
     def remember(path: str) -> Image.Image:
         paths.append(path)
         return load(path)
 
-    monkeypatch.setattr(decoding, "pil_loader", remember)
+    monkeypatch.setattr(decoding, "read_image", remember)
     return paths
 
 
@@ -290,14 +290,14 @@ def test_what_is_decoded_ahead_fits_into_the_memory_it_may_take(
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The number of images that were decoded in all processes."""
     count = multiprocessing.Value("i", 0)
-    load = decoding.pil_loader
+    load = decoding.read_image
 
     def counted(path: str) -> Image.Image:
         with count.get_lock():
             count.value += 1
         return load(path)
 
-    monkeypatch.setattr(decoding, "pil_loader", counted)
+    monkeypatch.setattr(decoding, "read_image", counted)
     return count
 
 
@@ -385,7 +385,7 @@ def test_killed_worker_is_one_clear_error(
         assert get_worker_info() is not None
         os._exit(1)
 
-    monkeypatch.setattr(decoding, "pil_loader", die)
+    monkeypatch.setattr(decoding, "read_image", die)
     batches = stream(load(workers=1))
     with pytest.raises(ConfigError, match=r"data\.arguments\.workers: a process that decodes im"):
         next(batches)

@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -202,8 +203,29 @@ def _drop(part: str) -> Callable[[dict[str, Any]], None]:
         (lambda c: c["annotations"][0].update(category_id=5), "no category has the id 5"),
         (
             lambda c: c["annotations"][0].update(bbox=[1, 2]),
-            r"a bbox of four numbers, got \[1, 2\]",
+            r"a bbox of four finite numbers, .* got \[1, 2\]",
         ),
+        *(
+            (
+                lambda c, box=box: c["annotations"][0].update(bbox=box),
+                "annotation 1: expected a bbox of four finite",
+            )
+            for box in (
+                [nan, 1, 2, 3],
+                [1, 2, 3, nan],
+                [1, inf, 2, 3],
+                [1, 2, -3, 3],
+                [10**400, 1, 2, 3],
+                ["1", 2, 3, 4],
+            )
+        ),
+        (lambda c: c["annotations"][0].update(area=nan), "a finite number as area, got nan"),
+        (lambda c: c["annotations"][0].update(image_id=[1]), r"no image has the id \[1\]"),
+        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "one that no other entry has"),
+        (lambda c: c["categories"][0].update(id={}), "a whole number as id"),
+        (lambda c: c["images"][0].update(height="64"), "a height of 1 or more, got '64'"),
+        (lambda c: c["images"][0].update(width=0), "a width of 1 or more, got 0"),
+        (lambda c: c["images"][0].update(file_name=None), "expected a file_name, got None"),
     ],
 )
 def test_what_is_not_in_the_format_is_named(
@@ -219,7 +241,7 @@ def test_a_missing_package_is_named(two: Path, monkeypatch: pytest.MonkeyPatch) 
         read_coco(two, TRAIN)
 
 
-@pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff"], ids=["cut off", "a list", "bytes"])
+@pytest.mark.parametrize("text", ["{", "[1, 2]", "\xff", "[" * 10**5])
 def test_a_damaged_annotation_file_is_named(two: Path, text: str) -> None:
     file = two / "annotations" / f"instances_{TRAIN}.json"
     file.write_bytes(text.encode("latin-1"))

@@ -248,6 +248,24 @@ def test_a_missing_dataset_says_where_it_was_looked_for_and_what_must_lie_there(
 
 
 @pytest.mark.parametrize("dataset", LAYOUTS)
+def test_hidden_entries_are_no_images(dataset: str, tmp_path: Path) -> None:
+    write_shapes(tmp_path, dataset, train=2, val=1)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    for path in files:
+        (path.parent / f"._{path.name}").write_bytes(b"not an image")
+        (path.parent / ".DS_Store").touch()
+        (path.parent.parent / ".DS_Store").touch()
+        (path.parent / ".ipynb_checkpoints").mkdir(exist_ok=True)
+        (path.parent / ".ipynb_checkpoints" / path.name).touch()
+    shown = [str(path) for path in files if "stuffthing" not in str(path)]
+    data = load_label_maps(
+        dataset, tmp_path, LAYOUTS[dataset].classes if dataset == "folder" else None
+    )
+    assert (len(data.train), len(data.val)) == (2, 1)
+    assert all(pair.image in shown for pair in (*data.train, *data.val))
+
+
+@pytest.mark.parametrize("dataset", LAYOUTS)
 def test_an_image_without_its_label_map_is_named(dataset: str, tmp_path: Path) -> None:
     layout = LAYOUTS[dataset]
     write_shapes(tmp_path, dataset, train=2, val=1)

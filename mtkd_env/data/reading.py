@@ -1,0 +1,115 @@
+"""Files of images: which of a folder's count, and what one of them shows, in 8 bits a channel."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from mtkd_env.errors import ConfigError
+
+# What programs put between a user's own folders, beside names that begin with a dot.
+NOT_THE_USERS = ("__MACOSX", "@eaDir", "lost+found")
+
+# Formats that are read, whatever a file's name ends in; Pillow starts other programs for some more.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+# Tags of TIFF (revision 6.0): bits of each channel; whether 0 is white (0) or black; whether the
+# channels of a pixel lie together (1) or those of the image (2).
+BITS, PHOTOMETRIC, PLANAR = 258, 262, 284
+
+# Formats whose grey values of more than 8 bits Pillow gives as 32-bit integers from 0 to 65535.
+SCALED_TO_16_BITS = ("PNG", "PPM")
+
+# Levels of 16 bits for each of 8: 65535 / 255.
+LEVELS = 257
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's: `.ipynb_checkpoints`, `._a.png`, `__MACOSX`."""
+    return name.startswith(".") or name in NOT_THE_USERS
+
+
+def visible(folder: Path) -> list[Path]:
+    """The files and folders in a folder, in the order of their names, without hidden ones."""
+    return sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+
+
+def image_files(folder: Path) -> Iterator[str]:
+    """The images in a folder and those below it, as names relative to it, in a fixed order.
+
+    Hidden files, and what is in hidden folders, are left out; links to folders are followed.
+    """
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        for name in sorted(files):
+            if is_image(name):
+                yield (Path(root) / name).relative_to(folder).as_posix()
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's name is that of an image, and not hidden."""
+    return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """An image file, read as it is.
+
+    Raises:
+        ConfigError: It cannot be read; names it.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            image.load()
+    # Readers of damaged files raise whatever they happen upon.
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+    return image
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The first picture of a file in colours of 8 bits a channel; what is transparent is not.
+
+    Integers of 16 bits are scaled by their range, floats from that of 0 to 1.
+
+    Raises:
+        ConfigError: It cannot be read, or its numbers have no known range; names it.
+    """
+    image = open_image(path)
+    try:
+        return _colors(image)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _colors(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})
+    if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
+        raise ValueError("Pillow cannot read channels of more than 8 bits that lie apart")
+    if image.mode.startswith(("I", "F")):
+        grey = _bytes(image)
+        # Of bytes, Pillow has seen to it.
+        return Image.fromarray(~grey if tags.get(PHOTOMETRIC) == 0 else grey).convert("RGB")
+    if image.mode in {"P", "La", "RGBa"}:
+        # Pillow takes the colours of a palette that is partly transparent, and colours that are
+        # multiplied by their transparency, no other way.
+        image = image.convert("RGBA" if image.mode != "La" else "LA")
+    return image.convert("RGB")
+
+
+def _bytes(image: Image.Image) -> NDArray[np.uint8]:
+    """Grey values of 16 bits or of floats, as bytes.
+
+    Raises:
+        ValueError: Their range is not known.
+    """
+    values = np.asarray(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SCALED_TO_16_BITS):
+        return ((values.astype(np.int64) + LEVELS // 2) // LEVELS).astype(np.uint8)
+    if image.mode == "F" and ((values >= 0) & (values <= 1)).all():
+        return np.rint(255 * values).astype(np.uint8)
+    found = f"{values.dtype} from {values.min()} to {values.max()}"
+    raise ValueError(f"expected 8 or 16 bits a channel, or floats from 0 to 1, found {found}")

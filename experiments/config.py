@@ -19,6 +19,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from agents.warmup import WARMUP_WEIGHTS
+from mtkd_env.compilation import MODES, NONE
 from mtkd_env.data import Mixing, with_whole_paths
 from mtkd_env.data.views import ViewSet
 from mtkd_env.env import CHOICES
@@ -32,7 +33,7 @@ from mtkd_env.errors import (
 from mtkd_env.files import parse_yaml, path_or_name, user_path, whole_path
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
-from mtkd_env.teachers import COMPILE, TEACHER_PRECISIONS, PoolSpec, check_ahead
+from mtkd_env.teachers import TEACHER_PRECISIONS, PoolSpec, check_prefetch
 from mtkd_env.terms import check_scales
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -52,9 +53,8 @@ PLACE = (
     "recipe",
     "checkpoint",
     "on_nan",
-    "ahead",
+    "prefetch",
     "compile",
-    "capture",
 )
 
 # More are a mistake, and more than a process can start.
@@ -246,10 +246,8 @@ class ExperimentConfig:
         precision: What student and teachers compute in: fp32, bf16 or fp16.
         teacher_precision: What the teachers compute in, if it is something else; on a CPU also
             int8, which is nearly the same several times as fast.
-        compile: auto measures which exact form of each teacher is fastest, once for a machine, and
-            takes it; none does not.
-        capture: Whether the student's step is recorded as CUDA graphs, which the host launches as a
-            whole; not with fp16, several processes, aekd, or batches that are skipped.
+        compile: How student and teachers are compiled: none, or a mode of torch.compile: default,
+            reduce-overhead or max-autotune. It takes a minute at first.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; by default one for the digits, whose images are too small to share,
@@ -257,8 +255,8 @@ class ExperimentConfig:
         output: Folder that run folders are made in.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
         checkpoint: When the run keeps what it can go on from.
-        ahead: Batches that the teachers look at together, ahead of the student; by default 1 on a
-            CPU and 512 images on a GPU.
+        prefetch: Batches that the teachers are asked about together; by default 1 on a CPU and 512
+            images on a GPU.
         on_nan: What becomes of a batch whose loss or gradient is NaN or infinite: stop ends the
             run, skip takes the next batch instead and counts it; the host then waits for the GPU
             in every step.
@@ -276,15 +274,14 @@ class ExperimentConfig:
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     precision: str = FULL
     teacher_precision: str | None = None
-    compile: str = "none"
-    capture: bool = False
+    compile: str = NONE
     seed: int = 0
     device: str = "auto"
     threads: int | None = None
     output: str = "runs"
     cache: str | None = None
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    ahead: int | None = None
+    prefetch: int | None = None
     on_nan: str = "stop"
 
     def __post_init__(self) -> None:
@@ -293,11 +290,11 @@ class ExperimentConfig:
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
         self._find_places()
-        check_ahead(self.ahead)
+        check_prefetch(self.prefetch)
         check_name(PRECISIONS, self.precision, "precision")
         if self.teacher_precision is not None:
             check_name(TEACHER_PRECISIONS, self.teacher_precision, "teacher_precision")
-        check_name(COMPILE, self.compile, "compile")
+        check_name(MODES, self.compile, "compile")
         check_name(CHOICES["on_nan"], self.on_nan, "on_nan")
         check_name(WARMUP_WEIGHTS, self.warmup.weights, "warmup.weights")
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:

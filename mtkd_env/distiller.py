@@ -13,7 +13,7 @@ from torch.amp import GradScaler
 from torch.func import functional_call
 
 from mtkd_env import distributed, losses
-from mtkd_env.capture import RECORDERS, CapturedStep, check_capture
+from mtkd_env.compilation import NONE, compiled
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.networks.base import Network
@@ -99,18 +99,15 @@ class Distiller:
             `mtkd_env.teachers.class_means`.
         precision: What the student and the regressors compute in: `fp32`, `bf16` or `fp16`, whose
             gradients are scaled. The teachers have a precision of their own.
-        capture: Whether a step is recorded as CUDA graphs, which take the host little time to
-            launch. A state then has no graph, and can be learned from until the next `forward`.
+        compile: How the student's training step is compiled; see `mtkd_env.compilation`.
         seed: Seed of the first student's initialisation.
 
     Attributes:
         skipped: Batches that were left out because something of them was NaN or infinite.
-        captures: Whether steps are recorded.
 
     Raises:
         ConfigError: A negative weight of the terms, a temperature that is not positive, an unknown
-            loss, missing directions, a precision that the device does not have, or a step that
-            cannot be captured.
+            loss, missing directions, or a precision that the device does not have.
     """
 
     def __init__(
@@ -128,7 +125,7 @@ class Distiller:
         feature: Terms = "mse",
         directions: tuple[Tensor, ...] = (),
         precision: str = FULL,
-        capture: bool = False,
+        compile: str = NONE,
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
@@ -142,10 +139,8 @@ class Distiller:
                 f"{len(teachers)} teachers, got {len(directions)}"
             )
         check_precision(precision, device)
-        if capture:
-            check_capture(precision, device)
         self.precision = precision
-        self.captures = capture
+        self._compile = compile
         self.device = torch.device(device)
         self.teachers = teachers.to(self.device)
         self.recipe = recipe or Recipe()
@@ -178,16 +173,9 @@ class Distiller:
         module.regressors.requires_grad_("mse" in self.feature_terms)
         self.module = distributed.synchronize_norms(module)
         self._parallel = distributed.data_parallel(self.module)
+        self._compiled = compiled(self._parallel, self._compile)
         self.optimizer, self.schedule = self.recipe.build(self.module, self.steps_per_epoch)
         self.scaler = GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self._captured = self._capture()
-
-    def _capture(self) -> CapturedStep | None:
-        """A step of the present module and optimiser, yet to be recorded, if it is to be."""
-        if not self.captures:
-            return None
-        recorder = RECORDERS[self.device.type]()
-        return CapturedStep(self._look, self._learn, self.optimizer, recorder)
 
     @property
     def student(self) -> Network:
@@ -208,15 +196,10 @@ class Distiller:
         """
         teachers = batch.teachers or self.teachers(batch.inputs)
         if again:
-            copies = _copied_buffers(self._parallel)
-            return self._state(batch, self._view(self._parallel, batch.inputs, copies), teachers)
-        return (
-            self._captured.look(batch, teachers) if self._captured else self._look(batch, teachers)
-        )
-
-    def _look(self, batch: Batch, teachers: TeacherOutputs) -> DistillState:
-        """`forward` with the teachers' outputs at hand."""
-        return self._state(batch, self._view(self._parallel, batch.inputs, {}), teachers)
+            view = self._view(self._parallel, batch.inputs, _copied_buffers(self._parallel))
+        else:
+            view = self._view(self._compiled, batch.inputs, {})
+        return self._state(batch, view, teachers)
 
     def forward_if_finite(self, batch: Batch) -> DistillState | None:
         """`forward`; nothing if NaN or infinity came out, after which the student is as before.
@@ -279,17 +262,6 @@ class Distiller:
         Returns:
             The terms of the loss before the step.
         """
-        if self._captured and not if_finite:
-            losses = self._captured.learn(state, weights)
-        else:
-            losses = self._learn(state, weights, if_finite=if_finite)
-        self.schedule.step()
-        return losses
-
-    def _learn(
-        self, state: DistillState, weights: TeacherWeights, *, if_finite: bool = False
-    ) -> LossTerms:
-        """`update` without the schedule."""
         total = state.cross_entropy + self.distillation(state, weights)
         self.optimizer.zero_grad(set_to_none=True)
         # Under any precision but fp16 the scaler does nothing.
@@ -301,6 +273,7 @@ class Distiller:
         else:
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        self.schedule.step()
         return LossTerms(
             cross_entropy=state.cross_entropy.detach(),
             kd=state.kd.detach(),
@@ -332,7 +305,6 @@ class Distiller:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.skipped = state.get("skipped", 0)  # Earlier versions skipped nothing.
-        self._captured = self._capture()  # The optimiser's tensors are others now.
 
     def _view(
         self, module: nn.Module, inputs: Tensor, replaced: Mapping[str, Tensor]

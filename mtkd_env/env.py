@@ -258,8 +258,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.episode = episode
         self.output = output
         self.skips = on_nan == "skip"
-        if self.skips and distiller.captures:
-            raise ConfigError("capture: expected false with on_nan skip, which looks at every step")
         scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
         self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization, reward_timing)
         self.fusion = WeightFusion(fusion).to(self.device)
@@ -371,9 +369,9 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if isinstance(kept, Tensor):
             return kept
-        companion = self.stream.companion
-        assert isinstance(companion, StoredTeachers)
-        return self.observer.restore(kept, companion.recall(kept.keys))
+        stored = self.stream.teaching
+        assert isinstance(stored, StoredTeachers)
+        return self.observer.restore(kept, stored.recall(kept.keys))
 
     @torch.no_grad()
     def to_weights(self, action: Float[Tensor, "B A"]) -> TeacherWeights:

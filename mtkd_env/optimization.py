@@ -15,9 +15,6 @@ from mtkd_env.errors import ConfigError, check_arguments
 
 Groups = list[dict[str, Any]]
 
-# Devices whose optimisers read the learning rate from memory, as a captured step has to.
-RATE_IN_MEMORY = frozenset({"cuda"})
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -120,13 +117,12 @@ class Recipe:
 
         The schedule is to be stepped after every batch. Its learning rates are functions of the
         number of batches alone, so it does not matter whether the optimiser left one out, as under
-        fp16. Neither makes the host wait; on a GPU the learning rate of a group is a tensor.
+        fp16. Neither makes the host wait.
         """
         optimizer = OPTIMIZERS[self.optimizer](self, self._groups(module))
         if (limit := self.clip_norm) is not None:
             optimizer.register_step_pre_hook(lambda one, *_: _clip(one, limit))
         schedule = LambdaLR(optimizer, lambda step: self.share(step / steps_per_epoch))
-        _settle(optimizer)
         optimizer.register_load_state_dict_post_hook(_settle)
         # Without gradients it changes nothing; but torch takes the schedule to be ahead of its
         # optimiser if that leaves out the very first batch.
@@ -160,11 +156,7 @@ def _clip(optimizer: Optimizer, limit: float) -> None:
 
 
 def _settle(optimizer: Optimizer) -> None:
-    """Puts what a fused step reads where the parameters are, in the order of their numbers."""
-    for group in optimizer.param_groups:
-        rate = float(group["lr"])
-        devices = [one.device for one in group["params"] if one.device.type in RATE_IN_MEMORY]
-        group["lr"] = torch.tensor(rate, device=devices[0]) if devices else rate
+    """Puts the numbers that a fused step reads in the order of the parameters' own."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             # The kernels do not look at strides, which a parameter may have had others of.

@@ -11,7 +11,7 @@ import gymnasium
 import torch
 
 from mtkd_env.action import check_logit_bound, fusion_coefficients
-from mtkd_env.capture import check_capture
+from mtkd_env.compilation import NONE, check_compile
 from mtkd_env.data import load_dataset
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.mixing import Mixing
@@ -19,7 +19,7 @@ from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, Splits, check_choices
-from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
+from mtkd_env.errors import ConfigError, check_arguments, check_types
 from mtkd_env.files import cache_folder
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
@@ -27,7 +27,6 @@ from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, check_precision
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
-    COMPILE,
     Fidelity,
     Note,
     PoolSpec,
@@ -36,7 +35,7 @@ from mtkd_env.teachers import (
     TeacherPool,
     TeacherSpec,
     TrainingSet,
-    check_ahead,
+    check_prefetch,
     check_teacher_precision,
     class_means,
     load_pool_spec,
@@ -139,7 +138,7 @@ def assemble(
     teachers: Teachers = DEFAULT_TEACHERS,
     teacher_epochs: int | None = None,
     store: dict[str, Any] | None = None,
-    ahead: int | None = None,
+    prefetch: int | None = None,
     student: str = "resnet8",
     student_width: float = 0.25,
     student_arguments: dict[str, Any] | None = None,
@@ -151,8 +150,7 @@ def assemble(
     feature: Terms = "mse",
     precision: str = FULL,
     teacher_precision: str | None = None,
-    compile: str = "none",
-    capture: bool = False,
+    compile: str = NONE,
     device: str = "cpu",
     cache: str | Path | None = None,
     seed: int = 0,
@@ -182,8 +180,8 @@ def assemble(
         teacher_epochs: Epochs to train each teacher for, where `teachers` are names.
         store: Keyword arguments of `StoreSpec`, which keeps the teachers' outputs, instead of the
             pool's own.
-        ahead: Batches that the teachers look at together, ahead of the student; None for what suits
-            the device. The numbers do not depend on it but for rounding.
+        prefetch: Batches that the teachers are asked about together; None for what suits the
+            device. The numbers do not depend on it but for rounding.
         student: Name of a network; see `mtkd_env.networks.find_network`.
         student_width: Factor on all channel counts of the student.
         student_arguments: Further keyword arguments of the student's network.
@@ -197,14 +195,12 @@ def assemble(
         precision: What student and teachers compute in: `fp32`, `bf16` or `fp16`.
         teacher_precision: What the teachers compute in, if it is something else; on a CPU also
             `int8`, which is nearly the same several times as fast.
-        compile: `auto` measures which exact form of each teacher is fastest, once, and takes it;
-            `none` does not.
-        capture: Whether the student's step is recorded as CUDA graphs.
+        compile: How the networks are compiled: `none`, or a mode of `torch.compile`.
         device: Device of student, teachers and images.
         cache: Folder of trained teachers; see `mtkd_env.files.cache_folder`.
         seed: Seed of the first student and of its data order, until a seeded reset.
         progress: Called while a teacher is being trained.
-        note: Called with a line about each teacher that is compiled or in int8; logged by default.
+        note: Called with a line about each teacher in int8; logged by default.
         env_kwargs: Keyword arguments of `MTKDVectorEnv`.
 
     Raises:
@@ -218,8 +214,8 @@ def assemble(
         **env_kwargs,
     )
     check_scales(alpha=alpha, beta=beta, temperature=temperature)
-    check_ahead(ahead)
-    _check_computing(device, precision, teacher_precision or precision, compile, capture=capture)
+    check_prefetch(prefetch)
+    _check_computing(device, precision, teacher_precision or precision, compile)
     if not isinstance(recipe, Recipe):
         recipe = make_recipe(recipe or {}, "recipe")
     mixing = Mixing(mixup, cutmix)
@@ -243,7 +239,7 @@ def assemble(
         store=kept,
         precision=teacher_precision or precision,
         compile=compile,
-        ahead=ahead,
+        prefetch=prefetch,
         device=device,
         cache=cache_folder(cache),
         progress=progress,
@@ -264,7 +260,7 @@ def assemble(
             "logit": logit,
             "feature": feature,
             "precision": precision,
-            "capture": capture,
+            "compile": compile,
         },
         **env_kwargs,
     )
@@ -356,9 +352,7 @@ def check_names(
     parse_terms(feature, FEATURE_TERMS, "feature")
 
 
-def _check_computing(
-    device: str, precision: str, teacher_precision: str, compile: str, *, capture: bool
-) -> None:
+def _check_computing(device: str, precision: str, teacher_precision: str, compile: str) -> None:
     try:
         torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
@@ -366,9 +360,7 @@ def _check_computing(
         raise ConfigError(f"device: cannot use '{device}': {reason}") from error
     check_precision(precision, device)
     check_teacher_precision(teacher_precision, device)
-    check_name(COMPILE, compile, "compile")
-    if capture:
-        check_capture(precision, device)
+    check_compile(compile, device)
 
 
 def load_images(

@@ -3,8 +3,7 @@
 A program finds `cuda:0`. What it computes there is computed on the host, so results can be compared
 exactly, but what a GPU refuses is refused: an operation on tensors of both sides, an array made of
 a tensor on the other side, and waiting where `torch.cuda.set_sync_debug_mode("error")` forbids it.
-Graphs keep the operations that were recorded and do them again on the same tensors. There are no
-kernels, and no streams beside each other; nothing is known of time or memory.
+There are no kernels, and no streams beside each other; nothing is known of time or memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 from experiments.benchmarks.operations import INDEXING, blocks, needs_values
@@ -176,8 +175,6 @@ class Calls(TorchFunctionMode):
             if func is not Tensor.tolist:
                 raise TypeError("can't convert cuda:0 device type tensor to numpy")
             self._memory.wait("tolist")
-        if func is Tensor.record_stream:
-            return None
         return self._called(func, args, kwargs)
 
     def _called(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -248,15 +245,8 @@ class Stream:
 
     def __init__(self, *_: Any) -> None: ...
 
-    def wait_stream(self, _: Any) -> None: ...
-
-    def wait_event(self, _: Any) -> None: ...
-
     def is_capturing(self) -> bool:
         return False
-
-    def record_event(self) -> "Event":
-        return Event()
 
 
 class Event:
@@ -270,69 +260,6 @@ class Event:
 
     def elapsed_time(self, _: Any) -> float:
         return 1.0
-
-
-class Recording(TorchDispatchMode):
-    """Keeps operations, and what all tensors held before the first of them.
-
-    An operation that reads a value is refused, as it is in a graph.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
-        # By address. Not by what operations say that they write: batch norms do not.
-        self.before: dict[int, tuple[Tensor, Tensor]] = {}
-        self.made: set[int] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        del types
-        kwargs = kwargs or {}
-        if torch.Tag.data_dependent_output in func.tags:
-            raise RuntimeError(f"operation not permitted when stream is capturing: {func}")
-        for one in tensors((args, kwargs)):
-            if one.data_ptr() not in self.made | self.before.keys():
-                self.before[one.data_ptr()] = one.detach(), one.detach().clone()
-        result = func(*args, **kwargs)
-        self.made |= {one.data_ptr() for one in tensors(result)} - self.before.keys()
-        self.operations.append((func, args, kwargs, result))
-        return result
-
-    @torch.no_grad()
-    def undo(self) -> None:
-        """What was recorded was not done, so that autograd does not know of it either."""
-        for tensor, held in self.before.values():
-            with torch.autograd._unsafe_preserve_version_counter(tensor):
-                tensor.copy_(held)
-        self.before.clear()
-
-    @torch.no_grad()
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.operations:
-            again = func(*args, **kwargs)
-            for kept, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
-                if isinstance(kept, Tensor) and kept.data_ptr() != value.data_ptr():
-                    kept.detach().copy_(value)
-
-
-class Graph:
-    """What was recorded while it was open."""
-
-    def __init__(self) -> None:
-        self._recording = Recording()
-
-    def replay(self) -> None:
-        self._recording.replay()
-
-    @contextmanager
-    def opened(self, **_: Any) -> Iterator[None]:
-        try:
-            with self._recording:
-                yield
-        finally:
-            self._recording.undo()
 
 
 class Autocast(torch.autocast):
@@ -391,9 +318,6 @@ STAND_INS: dict[str, Any] = {
     "Event": Event,
     "current_stream": Stream,
     "stream": lambda _: nullcontext(),
-    "CUDAGraph": Graph,
-    "graph": Graph.opened,
-    "graph_pool_handle": lambda: (0, 0),
 }
 
 

@@ -136,19 +136,6 @@ def test_generators_belong_to_a_side() -> None:
             torch.rand(3, generator=there)
 
 
-def test_a_graph_does_its_work_when_it_is_replayed() -> None:
-    with pretended_gpu():
-        inputs, total = torch.ones(2, device="cuda"), torch.zeros(2, device="cuda")
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            total += 2 * inputs
-        assert total.tolist() == [0, 0]
-        for factor in (1, 10):
-            inputs.fill_(factor)
-            graph.replay()
-        assert total.tolist() == [22, 22]
-
-
 def trained(method: str, device: str) -> dict[str, Tensor]:
     env = make_tiny_env_on(device)
     agent = build_agent(method, env, seed=0, arguments=SB3_ARGUMENTS.get(method, {}))
@@ -195,7 +182,7 @@ def test_a_program_that_mixes_both_sides_is_found(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("flags", "flags_there"),
     [
-        ("--algo pg", "--ahead 2 --capture true"),
+        ("--algo pg", "--prefetch 2"),
         pytest.param("--algo ppo --agent.arguments.n_steps 2", "", marks=pytest.mark.slow),
         *(
             pytest.param(

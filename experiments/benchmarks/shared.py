@@ -40,7 +40,7 @@ def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
         distillation={
             "recipe": config.optimizer,
             "precision": config.precision,
-            "capture": config.capture,
+            "compile": config.compile,
             **asdict(config.distillation),
         },
         output="torch",

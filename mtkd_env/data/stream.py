@@ -47,8 +47,8 @@ class EpochPlan:
     rows: Sequence[slice]
 
 
-# Adds to the batches of an epoch before they are given out, and may look some batches ahead.
-Companion = Callable[[Iterator[Batch], EpochPlan], Iterator[Batch]]
+# Gives the batches of an epoch what the teachers say of them, and may look some batches ahead.
+Teaching = Callable[[Iterator[Batch], EpochPlan], Iterator[Batch]]
 
 
 class BatchStream(Iterator[Batch]):
@@ -74,7 +74,8 @@ class BatchStream(Iterator[Batch]):
 
     Attributes:
         views: What makes the batches.
-        companion: What adds to them; nothing by default. It does not change where the stream is.
+        teaching: What lets them bring the teachers' outputs along; nothing by default. It does not
+            change where the stream is.
         batch_size: Number of images in every batch, over all processes.
         local_batch_size: Number of them that this process gets.
         samples: Number of images in the split.
@@ -170,7 +171,7 @@ class BatchStream(Iterator[Batch]):
         self.epoch = 0
         self.step = 0
         self.views = views
-        self.companion: Companion | None = None
+        self.teaching: Teaching | None = None
         self._mixer = mixer
         self._repeats = repeats
         self._batches: Iterator[Batch] | None = None
@@ -245,8 +246,8 @@ class BatchStream(Iterator[Batch]):
         batches = self.views.batches(order, drawn, rows)
         if self._mixer is not None:
             batches = self._mixed(self._mixer, batches)
-        if self.companion is not None:
-            batches = self.companion(batches, EpochPlan(order, drawn, rows))
+        if self.teaching is not None:
+            batches = self.teaching(batches, EpochPlan(order, drawn, rows))
         return batches
 
     def _mixed(self, mixer: Mixer, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -1,8 +1,6 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once."""
 
-from mtkd_env.teachers.companion import check_ahead
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
-from mtkd_env.teachers.forms import COMPILE, Note
 from mtkd_env.teachers.pool import (
     PoolSpec,
     TeacherPool,
@@ -10,18 +8,19 @@ from mtkd_env.teachers.pool import (
     build_pool,
     load_pool_spec,
 )
+from mtkd_env.teachers.prefetch import check_prefetch
 from mtkd_env.teachers.preparation import prepare_teachers
 from mtkd_env.teachers.quantization import (
     INT8,
     TEACHER_PRECISIONS,
     Fidelity,
+    Note,
     check_teacher_precision,
 )
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet
 
 __all__ = [
-    "COMPILE",
     "INT8",
     "TEACHER_PRECISIONS",
     "Fidelity",
@@ -33,7 +32,7 @@ __all__ = [
     "TeacherSpec",
     "TrainingSet",
     "build_pool",
-    "check_ahead",
+    "check_prefetch",
     "check_teacher_precision",
     "class_means",
     "load_pool_spec",

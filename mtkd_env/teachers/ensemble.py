@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
 from mtkd_env import distributed
+from mtkd_env.compilation import compiled
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
 from mtkd_env.precision import FULL, PRECISIONS, autocast, widen, widened
-from mtkd_env.teachers.forms import Fitted, Note, fastest_forms
 from mtkd_env.types import Batch, TeacherOutputs
 
 
@@ -57,7 +56,7 @@ class TeacherEnsemble(nn.Module):
         self.names = tuple(names)
         self.precision = self._format = precision
         self._substitutes: set[str] = set()
-        self._fitted: dict[str, Fitted] = {}
+        self._compiled: dict[int, list[nn.Module]] = {}  # By the number of images.
         self.feature_dims = tuple(network.feature_dim for network in networks)
         self.map_channels = tuple(network.map_channels for network in networks)
         self.signed_maps = tuple(network.signed_map for network in networks)
@@ -81,7 +80,7 @@ class TeacherEnsemble(nn.Module):
         """Lets other networks stand in for teachers, except in `classify`.
 
         Args:
-            networks: What stands in, by the teachers' names; nothing may be fitted to them yet.
+            networks: What stands in, by the teachers' names; nothing may be compiled yet.
             precision: What they compute in; their outputs are float32.
         """
         for name, network in networks.items():
@@ -89,26 +88,22 @@ class TeacherEnsemble(nn.Module):
         self._substitutes.update(networks)
         self.precision = precision
 
-    @torch.no_grad()
-    def fit(self, inputs: Float[Tensor, "B K H W"], *, cache: Path, note: Note) -> None:
-        """Takes the fastest exact form of each teacher for such images; see `fastest_forms`.
+    def compile_for(self, count: int, mode: str) -> None:
+        """Compiles calls with so many images, and no others; see `mtkd_env.compilation`.
 
-        Images of another shape are asked about as before.
+        What stands in for a teacher is not compiled.
         """
-        pairs = zip(self.names, self.networks, strict=True)
-        networks = {name: network for name, network in pairs if name not in self._substitutes}
-        with autocast(self._format, inputs.device):
-            self._fitted = fastest_forms(
-                networks, inputs, precision=self._format, cache=cache, note=note
-            )
+        self._compiled[count] = [
+            network if name in self._substitutes else compiled(network, mode)
+            for name, network in zip(self.names, self.networks, strict=True)
+        ]
 
     @torch.no_grad()
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
         """Logits, features and last feature maps of all M teachers."""
-        pairs = zip(self.names, self.networks, strict=True)
+        networks = self._compiled.get(len(inputs), self.networks)
         with autocast(self._format, inputs.device):
-            asked = (self._fitted.get(name, network) for name, network in pairs)
-            outputs = [widened(ask(inputs)) for ask in asked]
+            outputs = [widened(network(inputs)) for network in networks]
         return TeacherOutputs(
             logits=torch.stack([output.logits for output in outputs]),
             features=tuple(output.feature for output in outputs),

@@ -1,18 +1,21 @@
-"""Teachers ready for a student: trained, in the precision and form of a run, their outputs kept."""
+"""Teachers ready for a student: trained, in the precision of a run, their outputs kept."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from mtkd_env.data.stream import BatchStream
+from mtkd_env.compilation import NONE
+from mtkd_env.data.stream import BatchStream, Teaching
+from mtkd_env.data.views import MemoryViews, ViewSet
 from mtkd_env.precision import FULL
-from mtkd_env.teachers.ahead import batches_ahead
-from mtkd_env.teachers.companion import make_companion
-from mtkd_env.teachers.forms import Note
 from mtkd_env.teachers.pool import PoolProgress, PoolSpec, TeacherPool, build_pool
-from mtkd_env.teachers.quantization import INT8, Fidelity, quantize_teachers
-from mtkd_env.teachers.store import StoreSpec
+from mtkd_env.teachers.prefetch import PrefetchedTeachers, batches_at_once
+from mtkd_env.teachers.quantization import INT8, Fidelity, Note, quantize_teachers
+from mtkd_env.teachers.store import StoredTeachers, StoreSpec, TeacherStore, store_folder
 from mtkd_env.teachers.training import TrainingSet
 
 # Enough training images for steady scales of int8 teachers, and how many are looked at together.
@@ -28,7 +31,7 @@ def prepare_teachers(
     store: StoreSpec,
     precision: str,
     compile: str,
-    ahead: int | None,
+    prefetch: int | None,
     device: str,
     cache: Path,
     progress: PoolProgress | None,
@@ -43,12 +46,12 @@ def prepare_teachers(
         val_fraction: Share of the training images that `images` holds out.
         store: Whether their outputs are kept, and where.
         precision: What they compute in.
-        compile: `auto` takes the fastest exact form of each.
-        ahead: Batches that they look at together; None for what suits the device.
+        compile: How those in other precisions than int8 are compiled; see `mtkd_env.compilation`.
+        prefetch: Batches that they are asked about together; None for what suits the device.
         device: Where they compute.
-        cache: Folder of trained teachers, of measured forms and of stores on disk.
+        cache: Folder of trained teachers and of stores on disk.
         progress: Called while one is being trained.
-        note: Called with a line about each that is compiled or in int8.
+        note: Called with a line about each in int8.
 
     Returns:
         The pool, and how near each int8 teacher is to what it was in float32.
@@ -64,9 +67,13 @@ def prepare_teachers(
     # The results of int8 teachers are not those of what they were made from.
     found = {name: fidelity.evaluation for name, fidelity in fidelities.items()}
     pool = replace(pool, evaluations=pool.evaluations | found)
-    if compile == "auto":
-        _fit(pool, stream, images.data.image_shape, ahead=ahead, cache=cache, note=note)
-    stream.companion = make_companion(pool, stream, images, store, ahead=ahead, cache=cache)
+    together = batches_at_once(prefetch, stream.local_batch_size, torch.device(device))
+    if compile != NONE:
+        pool.ensemble.compile_for(together * stream.local_batch_size, compile)
+    if store:
+        stream.teaching = _stored(pool, stream, images, store, together=together, cache=cache)
+    elif together > 1:
+        stream.teaching = PrefetchedTeachers(pool.ensemble, together)
     return pool, fidelities
 
 
@@ -84,17 +91,39 @@ def _quantize(
     )
 
 
-def _fit(
+def _stored(
     pool: TeacherPool,
     stream: BatchStream,
-    image_shape: tuple[int, int, int],
+    images: TrainingSet,
+    spec: StoreSpec,
     *,
-    ahead: int | None,
+    together: int,
     cache: Path,
-    note: Note,
-) -> None:
-    """Takes the teachers' fastest exact forms for the batches that they will be asked about."""
-    device = next(pool.ensemble.parameters()).device
-    count = stream.local_batch_size * batches_ahead(ahead, stream.local_batch_size, device)
-    images = torch.randn(count, *image_shape, generator=torch.Generator().manual_seed(0))
-    pool.ensemble.fit(images.to(device), cache=cache, note=note)
+) -> Teaching:
+    """Outputs that are kept, and computed for some batches at a time."""
+    assert isinstance(stream.views, MemoryViews)
+    about = _about(pool, images, stream.views.view_set, spec)
+    store = TeacherStore(
+        pool.ensemble,
+        stream.views,
+        spec,
+        batch_size=together * stream.local_batch_size,
+        folder=store_folder(cache, about) if spec.place == "disk" else None,
+    )
+    return StoredTeachers(store)
+
+
+def _about(
+    pool: TeacherPool, images: TrainingSet, view_set: ViewSet, spec: StoreSpec
+) -> Mapping[str, Any]:
+    """All that the outputs of a store depend on, but rounding."""
+    index = images.splits.train.index.numpy().tobytes()
+    return {
+        "teachers": list(pool.digests.values()),
+        "precision": pool.ensemble.precision,
+        "data": images.data.digest,
+        "train_images": hashlib.sha256(index).hexdigest(),
+        # How many are seen in turn does not count: the first ones are always the same.
+        "views": "all" if view_set.count is None else view_set.seed,
+        "dtype": spec.dtype,
+    }

@@ -6,7 +6,7 @@ Static quantisation after training: scales of activations come from a pass over 
 import copy
 import importlib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,10 +21,12 @@ from mtkd_env.evaluation import Evaluation
 from mtkd_env.losses import cross_entropy
 from mtkd_env.precision import FULL, PRECISIONS, check_precision
 from mtkd_env.teachers.ensemble import TeacherEnsemble
-from mtkd_env.teachers.forms import Note
 from mtkd_env.types import Batch
 
 INT8 = "int8"
+
+# Called with a line about how the teachers are computed.
+Note = Callable[[str], None]
 
 # What teachers can compute in.
 TEACHER_PRECISIONS = (*PRECISIONS, INT8)

@@ -132,8 +132,7 @@ class AEKD(Weighting):
         features: Whether the feature weights are solved for.
 
     Raises:
-        ConfigError: More than 8 teachers, a cap that is not in (0, 1], or feature weights under
-            capture.
+        ConfigError: More than 8 teachers, or a cap that is not in (0, 1].
     """
 
     def __init__(
@@ -145,10 +144,6 @@ class AEKD(Weighting):
             raise ConfigError(f"aekd: solves for up to {MOST_TEACHERS} teachers, got {teachers}")
         if not 0 < cap <= 1:
             raise ConfigError(f"cap: expected a number in (0, 1], got {cap}")
-        if features and distiller.captures:
-            raise ConfigError(
-                "capture: expected false with aekd, which needs a graph of every batch"
-            )
         # Below 1/M, such as 0.6 for a single teacher, no weights would sum to 1.
         self._cap = max(cap, 1 / teachers)
         self._features = features

@@ -44,7 +44,7 @@ def stored_env(
     on_disk = folder if place == "disk" else None
     spec = StoreSpec(place=place)
     store = TeacherStore(teachers(), stream.views, spec, batch_size=NUM_ENVS, folder=on_disk)
-    stream.companion = StoredTeachers(store)
+    stream.teaching = StoredTeachers(store)
     env = make_tiny_env(batches=stream, **kwargs)
     env.reset(seed=0)
     return env
@@ -141,9 +141,9 @@ def test_the_warm_up_is_read_as_the_end_of_its_epoch_normalises_it(tmp_path: Pat
 def test_no_teacher_is_asked_again(place: str, tmp_path: Path) -> None:
     env = stored_env(tmp_path, place)
     trained(env, "pg")
-    companion = env.stream.companion
-    assert isinstance(companion, StoredTeachers)
-    assert companion._store.computed == 2 * STEPS * NUM_ENVS
+    stored = env.stream.teaching
+    assert isinstance(stored, StoredTeachers)
+    assert stored._store.computed == 2 * STEPS * NUM_ENVS
 
 
 # What is kept.

@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.amp import GradScaler
 from torch.nn import functional
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
-from mtkd_env import optimization
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe, make_recipe
@@ -215,41 +214,6 @@ def test_a_saved_state_fits_parameters_of_another_layout(optimizer: str) -> None
     for net, one in zip(nets, parts, strict=True):
         step(net, one)
     assert_close(nets[1], nets[0])
-
-
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_rates_held_in_memory_are_the_same_rates(
-    optimizer: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on a GPU: across milestones, and after a checkpoint that was written without them."""
-    recipe = Recipe(
-        epochs=4, optimizer=optimizer, milestones=(0.25, 0.5), decay_norm_and_bias=False
-    )
-    plain, held = module(), module().to(device)
-    parts = plain, *recipe.build(plain, STEPS)
-    expected = learn(*parts, 3)
-    save_checkpoint(tmp_path / "x.pt", {str(i): part.state_dict() for i, part in enumerate(parts)})
-    expected += learn(*parts, 9)
-
-    monkeypatch.setattr(optimization, "RATE_IN_MEMORY", {device})
-    others = held, *recipe.build(held, STEPS)
-    found = learn(*others, 3)
-    for _ in range(2):  # Then one that was written with them.
-        content = load_checkpoint(tmp_path / "x.pt", device)
-        for i, other in enumerate(others):
-            other.load_state_dict(content[str(i)])
-        content = {str(i): other.state_dict() for i, other in enumerate(others)}
-        save_checkpoint(tmp_path / "x.pt", content)
-    rates = [group["lr"] for group in others[1].param_groups]
-    found += learn(*others, 9)
-    assert found == pytest.approx(expected, rel=1e-6)
-    for group, rate in zip(others[1].param_groups, rates, strict=True):
-        assert isinstance(rate, Tensor)
-        assert rate.device.type == device
-        assert rate is group["lr"]  # filled in place, where a captured step reads it
-    for ours, theirs in zip(held.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.cpu(), theirs)
 
 
 class Transformer(nn.Module):

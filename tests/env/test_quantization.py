@@ -175,13 +175,6 @@ def test_every_family_can_be_quantised(name: str) -> None:
     assert cosine > 0.8
 
 
-def test_int8_teachers_keep_their_own_form(tmp_path: Path) -> None:
-    ensemble, _ = quantized_ensemble(teacher_networks())
-    notes: list[str] = []
-    ensemble.fit(batch().inputs, cache=tmp_path, note=notes.append)
-    assert notes == []
-
-
 # Arguments.
 
 

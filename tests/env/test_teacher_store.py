@@ -54,7 +54,7 @@ def make_store(
 
 def stored_stream(store: TeacherStore, view_set: ViewSet = FRESH, seed: int = 0) -> BatchStream:
     stream = make_stream(view_set, seed)
-    stream.companion = StoredTeachers(store)
+    stream.teaching = StoredTeachers(store)
     return stream
 
 
@@ -103,14 +103,14 @@ def test_logits_and_features_of_earlier_batches_are_recalled_by_their_keys(
 ) -> None:
     store = make_store(tmp_path, view_set, place=place, dtype=dtype)
     stream = stored_stream(store, view_set)
-    companion = stream.companion
-    assert isinstance(companion, StoredTeachers)
+    stored = stream.teaching
+    assert isinstance(stored, StoredTeachers)
     batches = [next(stream) for _ in range(2 * STEPS + 1)]
     computed = store.computed
     for batch in batches:
         assert batch.keys is not None
         assert (batch.keys % IMAGES).equal(batch.index)
-        found, expected = companion.recall(batch.keys), outputs_of(batch)
+        found, expected = stored.recall(batch.keys), outputs_of(batch)
         assert found.feature_maps == ()
         assert_equal(found, replace(expected, feature_maps=()))
     assert store.computed == computed

@@ -16,6 +16,7 @@ from mtkd_env.evaluation import evaluate
 from mtkd_env.files import save_checkpoint
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
+from mtkd_env.precision import autocast
 from mtkd_env.teachers import (
     PoolSpec,
     TeacherEnsemble,
@@ -26,7 +27,16 @@ from mtkd_env.teachers import (
 )
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.types import Batch
-from tiny import CLASSES, IMAGE_SHAPE, TEACHERS, batch, perturb, teacher_networks, training_set
+from tiny import (
+    CLASSES,
+    IMAGE_SHAPE,
+    TEACHERS,
+    TinyNetwork,
+    batch,
+    perturb,
+    teacher_networks,
+    training_set,
+)
 
 NAMES = tuple(TEACHERS)
 RECIPE = Recipe(epochs=3, lr=0.1, weight_decay=5e-4, nesterov=False, milestones=(0.8,))
@@ -56,6 +66,51 @@ def accuracy(module: Network, images: TrainingSet) -> float:
 
 
 # The ensemble.
+
+
+def outputs(known: Any) -> list[Tensor]:
+    return [known.logits, *known.features, *known.feature_maps]
+
+
+def test_maps_have_their_channels_last_in_memory() -> None:
+    known = TeacherEnsemble(teacher_networks(), NAMES)(batch().inputs)
+    for feature_map in known.feature_maps:
+        assert feature_map.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_outputs_can_be_kept_for_a_backward_pass() -> None:
+    known = TeacherEnsemble(teacher_networks(), NAMES)(batch().inputs)
+    for output in outputs(known):
+        student = torch.ones_like(output, requires_grad=True)
+        (student * output).sum().backward()
+        assert student.grad is not None
+        assert student.grad.equal(output)
+
+
+def test_weights_in_half_precision_give_what_autocast_makes_of_whole_ones() -> None:
+    networks = teacher_networks()
+    whole, half = TeacherEnsemble(networks, NAMES), TeacherEnsemble(networks, NAMES, "bf16")
+    with torch.no_grad(), autocast("bf16", torch.device("cpu")):
+        expected = [network(batch().inputs) for network in whole.networks]
+    found = half(batch().inputs)
+    for m, output in enumerate(expected):
+        assert found.logits[m].equal(output.logits.float())
+        assert found.feature_maps[m].equal(output.feature_map)
+    layers = [one for one in half.modules() if isinstance(one, nn.Conv2d | nn.Linear)]
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+
+
+class Standardised(nn.Conv2d):
+    """A layer that may do with its weights what half precision is too coarse for."""
+
+
+def test_layers_of_other_classes_keep_whole_weights() -> None:
+    network = TinyNetwork()
+    network.body[0] = Standardised(1, 6, 3, 2, padding=1)
+    network.body[1] = nn.Identity()
+    teacher = TeacherEnsemble([network.eval()], ["a"], "bf16").networks[0]
+    assert teacher.get_parameter("body.0.weight").dtype == torch.float32
+    assert teacher.get_parameter("body.3.weight").dtype == torch.bfloat16
 
 
 def test_the_ensemble_gives_the_outputs_of_its_networks() -> None:

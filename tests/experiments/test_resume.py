@@ -58,7 +58,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "two epochs of warm-up": ("pg", {}, ["--warmup.epochs", "2"]),
     "raw observations": ("reinforce", {}, ["--env.normalize_observation", "false"]),
     "episodes of a training": ("dpg", {}, ["--env.episode", "training"]),
-    "teachers ahead": ("pg", {}, ["--ahead", "2"]),
+    "teachers asked for two batches": ("pg", {}, ["--prefetch", "2"]),
     "stored teachers": ("pg", {}, ["--data.views", "2", "--teachers.store.place", "host"]),
     "dropout": ("pg", {}, ["--student.network", "torchvision:mobilenet_v3_small"]),
 }

@@ -1,4 +1,4 @@
-"""Facts of teachers that look at several batches at once."""
+"""Facts of teachers that are asked about several batches at once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from mtkd_env.data import BatchStream, Mixing
 from mtkd_env.errors import ConfigError
-from mtkd_env.teachers import check_ahead
-from mtkd_env.teachers.ahead import IMAGES_AT_ONCE, TeachersAhead, batches_ahead
+from mtkd_env.teachers import check_prefetch
+from mtkd_env.teachers.prefetch import IMAGES_AT_ONCE, PrefetchedTeachers, batches_at_once
 from mtkd_env.types import TeacherOutputs
 from tiny import NUM_ENVS, make_tiny_env, teachers, training_set
 
@@ -25,9 +25,9 @@ def make_stream(**arguments: Any) -> BatchStream:
     return images.stream(NUM_ENVS, torch.device("cpu"), 0, **arguments)
 
 
-def looking_ahead(count: int, **arguments: Any) -> BatchStream:
+def prefetching(count: int, **arguments: Any) -> BatchStream:
     stream = make_stream(**arguments)
-    stream.companion = TeachersAhead(teachers(), count)
+    stream.teaching = PrefetchedTeachers(teachers(), count)
     return stream
 
 
@@ -40,7 +40,7 @@ def tensors(outputs: TeacherOutputs) -> Iterator[Tensor]:
 @counts
 @pytest.mark.parametrize("mixing", [Mixing(), Mixing(mixup=0.5)])
 def test_batches_bring_what_the_teachers_say_of_them(count: int, mixing: Mixing) -> None:
-    stream, plain = looking_ahead(count, mixing=mixing), make_stream(mixing=mixing)
+    stream, plain = prefetching(count, mixing=mixing), make_stream(mixing=mixing)
     for _ in range(2 * STEPS + 1):
         batch, expected = next(stream), next(plain)
         assert batch.inputs.equal(expected.inputs)
@@ -53,8 +53,8 @@ def test_batches_bring_what_the_teachers_say_of_them(count: int, mixing: Mixing)
 
 @counts
 @pytest.mark.parametrize("done", range(STEPS + 1))
-def test_a_stream_knows_where_it_is_whatever_has_been_looked_at(count: int, done: int) -> None:
-    stream, plain, resumed = looking_ahead(count), make_stream(), looking_ahead(count)
+def test_a_stream_knows_where_it_is_whatever_has_been_prefetched(count: int, done: int) -> None:
+    stream, plain, resumed = prefetching(count), make_stream(), prefetching(count)
     for _ in range(done):
         next(stream)
         next(plain)
@@ -68,7 +68,7 @@ def test_a_stream_knows_where_it_is_whatever_has_been_looked_at(count: int, done
 def test_the_student_does_not_notice(count: int) -> None:
     envs = [
         make_tiny_env(batches=stream, output="torch")
-        for stream in (looking_ahead(count), make_stream())
+        for stream in (prefetching(count), make_stream())
     ]
     for env in envs:
         env.reset()
@@ -78,35 +78,22 @@ def test_the_student_does_not_notice(count: int) -> None:
     torch.testing.assert_close(*students)
 
 
-def test_a_reset_forgets_what_has_been_looked_at() -> None:
-    env = make_tiny_env(batches=looking_ahead(3))
+def test_a_reset_forgets_what_has_been_prefetched() -> None:
+    env = make_tiny_env(batches=prefetching(3))
     first, _ = env.reset(seed=7)
     env.step(env.action_space.sample())
     again, _ = env.reset(seed=7)
     assert (first == again).all()
 
 
-def test_on_a_cpu_nobody_looks_ahead_and_on_a_gpu_by_many_images() -> None:
-    assert batches_ahead(None, 64, torch.device("cpu")) == 1
-    assert batches_ahead(None, 64, torch.device("cuda")) == IMAGES_AT_ONCE // 64
-    assert batches_ahead(None, 4096, torch.device("cuda")) == 1
-    assert batches_ahead(3, 64, torch.device("cuda")) == 3
+def test_on_a_cpu_nothing_is_prefetched_and_on_a_gpu_many_images() -> None:
+    assert batches_at_once(None, 64, torch.device("cpu")) == 1
+    assert batches_at_once(None, 64, torch.device("cuda")) == IMAGES_AT_ONCE // 64
+    assert batches_at_once(None, 4096, torch.device("cuda")) == 1
+    assert batches_at_once(3, 64, torch.device("cuda")) == 3
 
 
 def test_a_number_below_one_is_refused() -> None:
-    check_ahead(None)
-    with pytest.raises(ConfigError, match="ahead: expected at least 1, got 0"):
-        check_ahead(0)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("count", [1, 3])
-def test_on_a_gpu_the_teachers_say_the_same_from_a_stream_of_their_own(count: int) -> None:
-    device = torch.device("cuda")
-    stream = training_set(NUM_ENVS * STEPS + 1).stream(NUM_ENVS, device, 0)
-    ensemble = teachers().to(device)
-    stream.companion = TeachersAhead(ensemble, count)
-    for _ in range(2 * STEPS):
-        batch = next(stream)
-        assert batch.teachers is not None
-        torch.testing.assert_close(batch.teachers.logits, ensemble(batch.inputs).logits)
+    check_prefetch(None)
+    with pytest.raises(ConfigError, match="prefetch: expected at least 1, got 0"):
+        check_prefetch(0)

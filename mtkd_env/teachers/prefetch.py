@@ -1,0 +1,74 @@
+"""Teachers that are asked about several batches in one call.
+
+They depend on the images alone, so they need not wait for the student. On a GPU a call for many
+images costs little more than one for a few.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import torch
+
+from mtkd_env.data.stream import EpochPlan
+from mtkd_env.errors import ConfigError
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.types import Batch, TeacherOutputs
+
+# Images in a call of the teachers on a GPU, if nothing else was said.
+IMAGES_AT_ONCE = 512
+
+
+def check_prefetch(prefetch: int | None) -> None:
+    """Checks a number of batches that the teachers are asked about together.
+
+    Raises:
+        ConfigError: It is below 1.
+    """
+    if prefetch is not None and prefetch < 1:
+        raise ConfigError(f"prefetch: expected at least 1, got {prefetch}")
+
+
+def batches_at_once(prefetch: int | None, batch_size: int, device: torch.device) -> int:
+    """How many batches the teachers are asked about together.
+
+    Args:
+        prefetch: What the user wants; None for what suits the device: on a CPU larger calls save
+            nothing.
+        batch_size: Images in a batch.
+        device: Where the teachers are.
+    """
+    if prefetch is not None:
+        return prefetch
+    return max(1, IMAGES_AT_ONCE // batch_size) if device.type == "cuda" else 1
+
+
+class PrefetchedTeachers:
+    """Lets the batches of a stream bring the teachers' outputs along, asked for several at once.
+
+    Args:
+        teachers: The teachers.
+        count: Batches in a call.
+    """
+
+    def __init__(self, teachers: TeacherEnsemble, count: int) -> None:
+        self._teachers = teachers
+        self._count = count
+
+    def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
+        """The batches, each with the outputs on it."""
+        del plan
+        while group := list(islice(batches, self._count)):
+            known = self._teachers(torch.cat([batch.inputs for batch in group]))
+            size = len(group[0].targets)
+            for place, batch in enumerate(group):
+                yield replace(batch, teachers=_part(known, slice(place * size, (place + 1) * size)))
+
+
+def _part(known: TeacherOutputs, rows: slice) -> TeacherOutputs:
+    """The outputs on some of the images, as views."""
+    return TeacherOutputs(
+        logits=known.logits[:, rows],
+        features=tuple(feature[rows] for feature in known.features),
+        feature_maps=tuple(one[rows] for one in known.feature_maps),
+    )

@@ -129,7 +129,7 @@ def show(out: Console, outcome: Outcome) -> None:
     for table in outcome.tables:
         out.print(table)
     for note in outcome.notes:
-        out.print(note, highlight=False, markup=False, soft_wrap=True)
+        out.print(note, soft_wrap=True)
 
 
 def write(out: Console, outcome: Outcome, path: Path) -> None:
@@ -137,7 +137,7 @@ def write(out: Console, outcome: Outcome, path: Path) -> None:
     write_text(path, json.dumps(outcome.values, indent=2) + "\n")
     picture = path.with_suffix(".png")
     outcome.draw(picture)
-    out.print(f"written: {path}, {picture}", highlight=False, soft_wrap=True)
+    out.print(f"written: {path}, {picture}", soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
@@ -23,9 +23,9 @@ from rich.progress import (
 from rich.table import Table
 
 from experiments.config import ExperimentConfig
+from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
 from mtkd_env.env import StepRecord
-from mtkd_env.files import write_atomically
 
 # Seconds without a line, off a terminal, after which a teacher in training is told of.
 SILENCE = 60.0
@@ -88,7 +88,7 @@ class ConsoleProgress:
 
     def note(self, text: str) -> None:
         """Something about the teachers is worth a line."""
-        self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(text, soft_wrap=True)
 
     def close(self) -> None:
         """Gives the terminal back, if a teacher's training was interrupted."""
@@ -119,18 +119,23 @@ class ConsoleProgress:
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """An epoch ended."""
-        self._console.print(describe_epoch(row, epochs), soft_wrap=True, highlight=False)
+        self._console.print(describe_epoch(row, epochs), soft_wrap=True)
+
+
+def plain_column(form: str, style: str = "none") -> TextColumn:
+    """A column of a live bar with a text that is no markup."""
+    return TextColumn(form, style=style, markup=False)
 
 
 def live_bar(console: Console) -> Progress:
     """A bar of steps done, with times and a text behind it."""
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        plain_column("{task.description}", "bold"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
+        plain_column("{task.fields[text]}"),
         console=console,
     )
 
@@ -177,16 +182,20 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     console.print(
         "last: accuracy after the last epoch, the result; best: the highest, chosen on test.\n"
         "agent score: 0 is equal weights, 1 all weight on each sample's best teacher.",
-        highlight=False,
     )
     for result in results:
-        console.print(f"{result.algo}: {result.folder}", soft_wrap=True, highlight=False)
+        console.print(f"{result.algo}: {result.folder}", soft_wrap=True)
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draws accuracy, losses and the weight of each teacher over the epochs into a PNG."""
+    with picture(path, (15, 4)) as figure:
+        _draw_curves(figure, rows)
+        figure.suptitle(drawn(title, 2 * LENGTH))
+
+
+def _draw_curves(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
     epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(15, 4), layout="constrained")
     accuracy, losses, weights = figure.subplots(1, 3)
     for split in ("val", "test"):
         if f"{split}/accuracy" in rows[0]:
@@ -196,10 +205,12 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     for name in ("total", "cross_entropy", "kd", "feature"):
         losses.plot(epochs, [row[f"loss/{name}"] for row in rows], label=name.replace("_", " "))
     losses.set(title="Losses (training, teachers' mean)", ylabel="loss", yscale="log")
+    losses.yaxis.set_major_formatter(LogFormatter())
+    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
     teachers = teachers_of(rows[0])
     for teacher in teachers:
         values = [mean_weights(row, teachers)[teacher] for row in rows]
-        weights.plot(epochs, values, label=teacher)
+        weights.plot(epochs, values, label=drawn(teacher))
     weights.axhline(1 / len(teachers), color="grey", linestyle=":", label="uniform")
     weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
     for axes in (accuracy, losses, weights):
@@ -207,10 +218,15 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.suptitle(title)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
 
 
-def console(*, quiet: bool = False) -> Console:
-    """The console of the main programs; wide enough for a line an epoch when not on a terminal."""
-    return Console(quiet=quiet) if sys.stdout.isatty() else Console(width=140, quiet=quiet)
+def console(*, width: int | None = None, **arguments: Any) -> Console:
+    """The console of all programs: texts are shown as they are, whatever is written in them.
+
+    Args:
+        width: Characters in a line; off a terminal by default as many as a line an epoch needs.
+        arguments: Any other argument of `Console`.
+    """
+    if width is None and not sys.stdout.isatty():
+        width = 140
+    return Console(width=width, markup=False, emoji=False, highlight=False, **arguments)

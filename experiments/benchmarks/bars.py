@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from experiments.benchmarks.timing import Spread
-from mtkd_env.files import write_atomically
+from experiments.drawing import drawn, picture
 
 
 def draw_bars(path: Path, spreads: Mapping[str, Spread], *, title: str, label: str) -> None:
@@ -18,25 +16,25 @@ def draw_bars(path: Path, spreads: Mapping[str, Spread], *, title: str, label: s
         title: Heading.
         label: What the numbers are.
     """
-    names = sorted(spreads, key=lambda name: spreads[name].median)
-    figure = Figure(figsize=(8, 1.2 + 0.32 * len(names)), layout="constrained")
-    axes = figure.subplots()
-    medians = [spreads[name].median for name in names]
+    named = sorted(spreads.items(), key=lambda pair: pair[1].median)
+    places, medians = range(len(named)), [spread.median for _, spread in named]
     whiskers = [
-        [spreads[name].median - spreads[name].low for name in names],
-        [spreads[name].high - spreads[name].median for name in names],
+        [spread.median - spread.low for _, spread in named],
+        [spread.high - spread.median for _, spread in named],
     ]
-    axes.barh(names, medians, xerr=whiskers, capsize=3, color="tab:blue", alpha=0.8)
-    axes.axvline(1, color="grey", linestyle=":")
-    for place, name in enumerate(names):
-        axes.annotate(
-            f"{medians[place]:.3f}",
-            (spreads[name].high, place),
-            xytext=(6, 0),
-            textcoords="offset points",
-            verticalalignment="center",
-        )
-    axes.margins(x=0.12)
-    axes.set(title=title, xlabel=label)
-    axes.grid(axis="x", alpha=0.3)
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    with picture(path, (8, 1.2 + 0.32 * len(named))) as figure:
+        axes = figure.subplots()
+        axes.barh(places, medians, xerr=whiskers, capsize=3, color="tab:blue", alpha=0.8)
+        axes.set_yticks(places, [drawn(name) for name, _ in named])
+        axes.axvline(1, color="grey", linestyle=":")
+        for place, (_, spread) in enumerate(named):
+            axes.annotate(
+                f"{spread.median:.3f}",
+                (spread.high, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                verticalalignment="center",
+            )
+        axes.margins(x=0.12)
+        axes.set(title=title, xlabel=label)
+        axes.grid(axis="x", alpha=0.3)

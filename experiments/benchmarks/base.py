@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from experiments.benchmarks.variants import Variant
 from experiments.config import ExperimentConfig, parse_arguments
-from experiments.console import ConsoleProgress
+from experiments.console import ConsoleProgress, plain_column
 from experiments.experiment import build, check_names
 from mtkd_env import Assembly
 from mtkd_env.errors import ConfigError
@@ -77,11 +75,11 @@ class Request:
         if not self.out.is_terminal:
             yield from self._count_in_lines(things, title)
             return
-        columns = [TextColumn("[bold]{task.description}"), BarColumn(24), MofNCompleteColumn()]
+        columns = [plain_column("{task.description}", "bold"), BarColumn(24), MofNCompleteColumn()]
         times = [TimeElapsedColumn(), TimeRemainingColumn()]
         # Drawn between two measurements, not by a thread that would be part of them.
         with Progress(*columns, *times, console=self.out, auto_refresh=False) as bar:
-            yield from bar.track(things, total=len(things), description=escape(title))
+            yield from bar.track(things, total=len(things), description=title)
 
     def _count_in_lines(self, things: Collection[T], title: str) -> Iterator[T]:
         """Prints ten lines or fewer, as a log wants them."""
@@ -89,7 +87,7 @@ class Request:
         for done, thing in enumerate(things, start=1):
             yield thing
             if done * 10 // total > (done - 1) * 10 // total:
-                self.out.print(f"{title}: {done}/{total}", highlight=False, markup=False)
+                self.out.print(f"{title}: {done}/{total}")
 
 
 @dataclass(frozen=True)

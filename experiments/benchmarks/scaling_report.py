@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -26,7 +25,7 @@ from experiments.benchmarks.timing import (
 )
 from experiments.benchmarks.timing_report import REFERENCE, ratio_cells
 from experiments.config import ExperimentConfig
-from mtkd_env.files import write_atomically
+from experiments.drawing import drawn, picture
 
 TITLE = "Cost of an SGD step, learning included"
 
@@ -197,14 +196,13 @@ class ScalingReport:
 
     def _draw(self, path: Path) -> None:
         axes = self._axes()
-        figure = Figure(figsize=(1 + 3.6 * len(axes), 4), layout="constrained")
-        panels = figure.subplots(1, len(axes), squeeze=False)[0]
-        for panel, (axis, points) in zip(panels, axes.items(), strict=True):
-            self._draw_axis(panel, axis, points)
-        panels[0].set_ylabel(f"{self.clock} time of a step [ms]")
-        panels[0].legend(fontsize="small")
-        figure.suptitle(TITLE)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+        with picture(path, (1 + 3.6 * len(axes), 4)) as figure:
+            panels = figure.subplots(1, len(axes), squeeze=False)[0]
+            for panel, (axis, points) in zip(panels, axes.items(), strict=True):
+                self._draw_axis(panel, axis, points)
+            panels[0].set_ylabel(f"{self.clock} time of a step [ms]")
+            panels[0].legend(fontsize="small")
+            figure.suptitle(TITLE)
 
     def _draw_axis(self, panel: Axes, axis: str, points: Sequence[Point]) -> None:
         values = [point.value for point in points]
@@ -214,12 +212,14 @@ class ScalingReport:
             medians = [1e3 * one.median for one in found]
             below = [1e3 * (one.median - one.low) for one in found]
             above = [1e3 * (one.high - one.median) for one in found]
-            panel.errorbar(values, medians, [below, above], marker="o", capsize=3, label=method)
+            panel.errorbar(
+                values, medians, [below, above], marker="o", capsize=3, label=drawn(method)
+            )
         first = 1e3 * points[0].step(REFERENCE, self.clock).median
         linear = [first * value / values[0] for value in values]
         panel.plot(values, linear, color="grey", linestyle=":", label="linear")
         panel.set(xscale="log", yscale="log", xlabel=MEANING[axis])
-        panel.set_title(", ".join(f"{name} {power:.2f}" for name, power in powers.items()))
+        panel.set_title(", ".join(f"{drawn(name)} {power:.2f}" for name, power in powers.items()))
         panel.set_xticks(values, [f"{value:g}" for value in values])
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.yaxis.set_major_formatter(LogFormatter())

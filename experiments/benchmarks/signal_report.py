@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.usefulness import TERMS, TRUTHS
 from experiments.config import ExperimentConfig
-from mtkd_env.files import write_atomically
+from experiments.drawing import drawn, picture
 
 # What the picture shows: the others are the student's own training images.
 DRAWN = "held-out"
@@ -166,18 +165,17 @@ class SignalReport:
     def _draw(self, path: Path) -> None:
         groups = list(self._groups())
         columns = len(groups) // len(TERMS)
-        figure = Figure(figsize=(1.5 + 4.2 * columns, 6.5), layout="constrained")
-        panels = figure.subplots(len(TERMS), columns, sharey=True, squeeze=False)
-        for place, (pool, term, points) in enumerate(groups):
-            axes = panels[place % len(TERMS)][place // len(TERMS)]
-            self._draw_panel(axes, term, points)
-            axes.set_title(f"{pool} pool, {term} term")
-        for row in panels:
-            row[0].set_ylabel("best teacher found [%]")
-        handles, labels = panels[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
-        figure.suptitle(f"Does a reward find the best teacher? Truth: CE of {MEANING[DRAWN]}")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+        with picture(path, (1.5 + 4.2 * columns, 6.5)) as figure:
+            panels = figure.subplots(len(TERMS), columns, sharey=True, squeeze=False)
+            for place, (pool, term, points) in enumerate(groups):
+                axes = panels[place % len(TERMS)][place // len(TERMS)]
+                self._draw_panel(axes, term, points)
+                axes.set_title(f"{drawn(pool)} pool, {term} term")
+            for row in panels:
+                row[0].set_ylabel("best teacher found [%]")
+            handles, labels = panels[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+            figure.suptitle(f"Does a reward find the best teacher? Truth: CE of {MEANING[DRAWN]}")
 
     def _draw_panel(self, axes: Axes, term: str, points: Sequence[Point]) -> None:
         paid = self._paid(silent=False)

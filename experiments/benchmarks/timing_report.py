@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.markup import escape
 from rich.table import Table
 
 from experiments.benchmarks.bars import draw_bars
@@ -89,7 +88,7 @@ class TimingReport:
         for name in self.readings:
             own = [cell for clock in self.clocks for cell in ratio_cells(by_clock[clock][name])]
             others = [texts[name] for texts in self.extra.values()]
-            table.add_row(escape(name), *own, f"{first[name].median:.2f}", *others)
+            table.add_row(name, *own, f"{first[name].median:.2f}", *others)
         return table
 
     def _notes(self) -> list[str]:

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID
 
+from experiments.console import plain_column
 from experiments.executors import Failure, Task
 
 
@@ -66,14 +67,14 @@ class Board:
         self._clock = clock
         self._since: float | None = None
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            plain_column("{task.description}"),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[text]}"),
+            plain_column("{task.fields[text]}"),
             console=console,
             transient=True,
             disable=not console.is_terminal,
         )
-        self._all = self._bars.add_task("[bold]runs", total=self._epochs or None, text="")
+        self._all = self._bars.add_task("runs", total=self._epochs or None, text="")
         self._lines: dict[Task, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -110,7 +111,7 @@ class Board:
 
     def _print(self, text: str) -> None:
         line = f"[{self._finished}/{self._total}] {text}{self._time_left(', {} left')}"
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+        self._console.print(line, soft_wrap=True)
 
     def look(self, tasks: Sequence[Task]) -> None:
         """Shows the tasks that are being done."""
@@ -126,8 +127,7 @@ class Board:
         if task in self._runs:
             self._done[task] = len(rows)
         if task not in self._lines:
-            name = task.name.replace("[", r"\[")
-            self._lines[task] = self._bars.add_task(name, total=task.epochs, text="")
+            self._lines[task] = self._bars.add_task(task.name, total=task.epochs, text="")
         self._bars.update(self._lines[task], completed=len(rows), text=describe(task, rows))
 
     def _time_left(self, form: str) -> str:

@@ -1,14 +1,11 @@
 """What a comparison came to: tables for people and for programs, and a picture."""
 
-import csv
-import io
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
@@ -22,8 +19,11 @@ from experiments.comparison.statistics import (
     paired_difference,
     spread,
 )
+from experiments.console import console
+from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result
-from mtkd_env.files import write_atomically, write_text
+from experiments.tables import csv_text, markdown_row
+from mtkd_env.files import write_text
 
 Finished = Sequence[tuple[PlannedRun, Result]]
 NOTHING = "–"
@@ -243,17 +243,17 @@ def _table(title: str, columns: Sequence[_Column], summaries: Sequence[Summary])
 
 def _width(table: Table) -> int:
     """Characters that a table needs to stand unbroken."""
-    return Measurement.get(wide := Console(width=1000), wide.options, table).maximum
+    return Measurement.get(wide := console(width=1000), wide.options, table).maximum
 
 
 def print_comparison(
-    console: Console, comparison: Comparison, finished: Finished, folder: Path
+    out: Console, comparison: Comparison, finished: Finished, folder: Path
 ) -> None:
     """The table of every setting."""
     for group in _by_setting(comparison, summarize(comparison, finished)).values():
-        console.print(comparison_table(comparison, group, console.width))
-    console.print(NOTE, highlight=False)
-    console.print(f"kept in {folder}", soft_wrap=True, highlight=False)
+        out.print(comparison_table(comparison, group, out.width))
+    out.print(NOTE)
+    out.print(f"kept in {folder}", soft_wrap=True)
 
 
 def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
@@ -265,7 +265,7 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         rows.append(["---", *("---:" for _ in columns)])
         rows += [[summary.method, *(c.text(summary) for c in columns)] for summary in group]
         heading = f"## {setting}\n\n" if setting else ""
-        parts.append(heading + "".join(f"| {' | '.join(row)} |\n" for row in rows))
+        parts.append(heading + "".join(map(markdown_row, rows)))
     parts.append(NOTE + "\n")
     return "\n".join(parts)
 
@@ -326,19 +326,11 @@ def run_rows(finished: Finished) -> list[dict[str, object]]:
     ]
 
 
-def _csv(rows: Sequence[Mapping[str, object]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -> None:
     """Writes `comparison.csv`, `runs.csv`, `comparison.md` and `comparison.png`."""
     summaries = summarize(comparison, finished)
-    write_text(folder / "comparison.csv", _csv(summary_rows(summaries)))
-    write_text(folder / "runs.csv", _csv(run_rows(finished)))
+    write_text(folder / "comparison.csv", csv_text(summary_rows(summaries)))
+    write_text(folder / "runs.csv", csv_text(run_rows(finished)))
     write_text(folder / "comparison.md", markdown(comparison, summaries))
     draw_comparison(comparison, summaries, folder / "comparison.png")
 
@@ -351,15 +343,15 @@ def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: 
     groups = _by_setting(comparison, summaries)
     methods = [m for m in comparison.methods if any(s.method == m for s in summaries)]
     size = (3 + 4 * len(groups), 1.6 + 0.32 * len(methods))
-    figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-    for axes, (setting, group) in zip(panels, groups.items(), strict=True):
-        _draw_setting(axes, group, methods, comparison.baseline)
-        axes.set(title=setting, xlabel="test accuracy, last epoch [%]")
-    panels[0].set_yticks(range(len(methods)), methods)
-    panels[0].set_ylim(len(methods) - 0.5, -0.5)
-    figure.suptitle(f"{comparison.title}: seeds, mean and 95 % bootstrap interval")
-    write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+    with picture(path, size) as figure:
+        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for axes, (setting, group) in zip(panels, groups.items(), strict=True):
+            _draw_setting(axes, group, methods, comparison.baseline)
+            axes.set(title=drawn(setting), xlabel="test accuracy, last epoch [%]")
+        panels[0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
+        panels[0].set_ylim(len(methods) - 0.5, -0.5)
+        title = drawn(comparison.title, 2 * LENGTH)
+        figure.suptitle(f"{title}: seeds, mean and 95 % bootstrap interval")
 
 
 def _draw_setting(

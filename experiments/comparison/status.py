@@ -81,7 +81,7 @@ def print_status(console: Console, comparison: Comparison) -> None:
     if told:
         console.print(_table(told))
     summary = ", ".join(f"{counts[state]} {state}" for state in State)
-    console.print(f"{comparison.title}: {len(statuses)} runs: {summary}", highlight=False)
+    console.print(f"{comparison.title}: {len(statuses)} runs: {summary}")
 
 
 def _table(statuses: Sequence[RunStatus]) -> Table:
@@ -90,6 +90,5 @@ def _table(statuses: Sequence[RunStatus]) -> Table:
         table.add_column(heading, overflow="fold")
     for status in statuses:
         ago = "" if status.silence is None else duration(max(0.0, status.silence))
-        name, why = (text.replace("[", r"\[") for text in (status.run.name, status.error))
-        table.add_row(name, status.state, status.progress, ago, why)
+        table.add_row(status.run.name, status.state, status.progress, ago, status.error)
     return table

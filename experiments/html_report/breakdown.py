@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
-from experiments.html_report.curves import panels, title_of
+from experiments.drawing import drawn
+from experiments.html_report.curves import panels
 from experiments.html_report.naming import Group
 from experiments.html_report.style import GUIDE_COLOUR, Palette
 from experiments.metrics import HEADS
@@ -95,7 +96,7 @@ def draw_by_class(groups: Sequence[Group]) -> Figure:
 
 def _label_height(groups: Sequence[Group]) -> float:
     """Inches of the longest teacher's name, written upwards."""
-    return 0.075 * max(len(name) for group in groups for name in group.teachers)
+    return 0.075 * max(len(drawn(name)) for group in groups for name in group.teachers)
 
 
 def _draw_classes(axes: Axes, group: Group, excess: Array, reach: float) -> AxesImage:
@@ -104,10 +105,10 @@ def _draw_classes(axes: Axes, group: Group, excess: Array, reach: float) -> Axes
     columns = np.concatenate([excess[0], gap, excess[1]], axis=1)
     image = axes.imshow(columns, aspect="auto", cmap="PuOr_r", vmin=-reach, vmax=reach)
     places = [*range(count), *range(count + 1, 2 * count + 1)]
-    axes.set_xticks(places, [*group.teachers, *group.teachers], rotation=90)
+    axes.set_xticks(places, 2 * [drawn(name) for name in group.teachers], rotation=90)
     axes.tick_params(labelbottom=True)
     axes.grid(visible=False)
-    axes.set_title(f"{title_of(group)}\nlogit | feature")
+    axes.set_title(f"{drawn(group.method)}\nlogit | feature")
     return image
 
 
@@ -138,7 +139,7 @@ def _draw_correctness(axes: Axes, group: Group, palette: Palette) -> None:
             axes.plot(ends[0], level, symbol, color=colour, markersize=4.5)
             axes.plot(ends[1], level, symbol, color=colour, markersize=4.5, fillstyle="none")
     axes.axvline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
-    axes.set_title(title_of(group))
+    axes.set_title(drawn(group.method))
     axes.tick_params(labelleft=False, left=False)
     axes.grid(visible=False, axis="y")
 

@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from experiments.comparison.statistics import spread
+from experiments.drawing import drawn
 from experiments.html_report.naming import Group, baseline_of
 from experiments.html_report.runs import Run
 from experiments.html_report.style import CONTEXT_COLOUR, GUIDE_COLOUR, Palette
@@ -20,9 +21,6 @@ from mtkd_env.action import PARTS
 
 # Inches of the page, of a panel's largest width and of its height; panels beside each other.
 PAGE_WIDTH, PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 11.8, 4.4, 1.95, 4
-
-# Characters of a title that have room above a panel.
-TITLE_LENGTH = 36
 
 LINES = {"logit": "-", "feature": "--"}
 PART_COLOURS = dict(zip(PARTS, ("#0077bb", "#ee7733", "#009988"), strict=True))
@@ -88,12 +86,6 @@ def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]
     return figure, axes[:count]
 
 
-def title_of(group: Group) -> str:
-    """The method's label, shortened to the width of a panel."""
-    label = group.method
-    return label if len(label) <= TITLE_LENGTH else label[: TITLE_LENGTH - 1] + "…"
-
-
 def _over_epochs(figure: Figure, axes: Sequence[Axes], label: str) -> None:
     figure.supxlabel("epoch", fontsize=8.5)
     figure.supylabel(label, fontsize=8.5)
@@ -123,7 +115,7 @@ def draw_methods(groups: Sequence[Group], value: Value, palette: Palette, label:
             reference = curves[groups.index(baseline)]
             panel.plot(reference.epochs, reference.mean, "k:", linewidth=1)
         _draw_band(panel, own, palette.methods[group.method])
-        panel.set_title(title_of(group))
+        panel.set_title(drawn(group.method))
     _over_epochs(figure, axes, label)
     return figure
 
@@ -172,7 +164,7 @@ def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
         begun = updates.mean > 0
         x, mean, std = updates.mean[begun], score.mean[begun], score.std[begun]
         colour = palette.methods[group.method]
-        axes.plot(x, mean, color=colour, label=title_of(group), marker="o", markersize=2)
+        axes.plot(x, mean, color=colour, label=drawn(group.method), marker="o", markersize=2)
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
     # The page's texts are no formulas, as powers of ten would be.
@@ -203,7 +195,7 @@ def draw_weights(groups: Sequence[Group], palette: Palette) -> Figure:
                 found = series(group.runs, entry(f"weights/{head}/{teacher}"))
                 _draw_band(panel, found, palette.teachers[teacher], line)
         panel.axhline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
-        panel.set_title(title_of(group))
+        panel.set_title(drawn(group.method))
     # A band may reach beyond what a weight can be.
     axes[0].set_ylim(0, min(axes[0].get_ylim()[1], 1.03))
     _over_epochs(figure, axes, "mean weight")
@@ -231,6 +223,6 @@ def draw_fusion(groups: Sequence[Group]) -> Figure:
             for head, line in LINES.items():
                 found = series(group.runs, entry(f"fusion/{head}/{part}"))
                 _draw_band(panel, found, colour, line)
-        panel.set_title(title_of(group))
+        panel.set_title(drawn(group.method))
     _over_epochs(figure, axes, "coefficient γ")
     return figure

@@ -1,13 +1,11 @@
 """How pictures look: colours that the colour-blind can tell apart, and settings for print."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-
+from experiments.drawing import literal_text
 from experiments.html_report.naming import BASELINE
 
 # Okabe and Ito without black and yellow, then dark colours of Tol's.
@@ -50,18 +48,12 @@ SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "path",
     # Equal pictures are equal files.
     "svg.hashsalt": "mtkd_env",
-    # Names are names, even with dollar signs.
-    "text.parse_math": False,
 }
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
+def drawing() -> AbstractContextManager[None]:
     """The settings of all pictures, until the context ends."""
-    with mpl.rc_context(SETTINGS), warnings.catch_warnings():
-        # A name in letters that the font lacks is drawn as boxes; the text beside it has them.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
+    return literal_text(SETTINGS)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from experiments.comparison.statistics import (
     paired_difference,
     spread,
 )
+from experiments.drawing import drawn
 from experiments.experiment import Result
 from experiments.html_report.naming import Group, baseline_of
 from experiments.html_report.style import GUIDE_COLOUR, Palette
@@ -132,7 +133,7 @@ def draw_cost(summaries: Sequence[Summary], palette: Palette) -> Figure:
     heights = [(100 * summary.accuracy.mean - low) / (high - low) for summary in summaries]
     for summary, level in zip(summaries, spread_out(heights, LABEL_GAP), strict=True):
         axes.annotate(
-            summary.group.method,
+            drawn(summary.group.method),
             (summary.seconds.mean, 100 * summary.accuracy.mean),
             xytext=(1.03, level),
             textcoords="axes fraction",

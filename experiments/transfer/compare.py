@@ -8,8 +8,6 @@ Runs that are finished are not run again: the same command goes on where it was 
 table shows every finished run of the file in the output folder, not only those just asked for.
 """
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +25,7 @@ from experiments.config import read_yaml
 from experiments.console import console
 from experiments.running.device import together
 from experiments.running.failures import Parser, run_program
+from experiments.tables import csv_text, markdown_row
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig
 from experiments.transfer.program import RECIPES, TransferConfig, parse
@@ -275,19 +274,13 @@ def _gain(values: Mapping[int, float], baseline: Mapping[int, float]) -> str:
 def markdown(comparison: Comparison, rows: Sequence[Mapping[str, str]]) -> str:
     """The table, with its title."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = "".join(map(markdown_row, lines))
     return f"# {comparison.title}\n\n{table}\n{NOTE}\n"
 
 
 def run_rows(finished: Mapping[Run, Mapping[str, float]]) -> str:
     """All metrics of every finished run, as CSV."""
-    rows = [{**asdict(run), **metrics} for run, metrics in finished.items()]
-    columns = dict.fromkeys(key for row in rows for key in row)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([{**asdict(run), **metrics} for run, metrics in finished.items()])
 
 
 def report(comparison: Comparison, output: Path, out: Console) -> None:
@@ -302,7 +295,7 @@ def report(comparison: Comparison, output: Path, out: Console) -> None:
     for row in rows:
         shown.add_row(*row.values())
     out.print(shown)
-    out.print(NOTE, highlight=False)
+    out.print(NOTE)
     write_text(output / "comparison.md", markdown(comparison, rows))
     write_text(output / "comparison.csv", run_rows(finished))
 

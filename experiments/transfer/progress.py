@@ -50,7 +50,7 @@ class TaskProgress:
         if self._bar is not None:
             self._bar.update(self._task, text=f"loss {row['loss/total']:.3f}")
         if self._bar is None or any(name.startswith(EVALUATED) for name in row):
-            self._out.print(line, soft_wrap=True, highlight=False)
+            self._out.print(line, soft_wrap=True)
 
 
 def described(row: Mapping[str, float]) -> str:

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from comparisons import BASE, TEACHERS, make_result
 from experiments import compare
@@ -21,6 +20,7 @@ from experiments.comparison.plan import PlannedRun
 from experiments.comparison.progress import Board, duration
 from experiments.comparison.tasks import Silence, pool_tasks, run_task
 from experiments.config import ExperimentConfig, parse_arguments
+from experiments.console import console
 from experiments.executors import Failure, Task, attempt
 from experiments.executors.cluster import RunResources
 from experiments.experiment import read_result, run_experiment
@@ -387,10 +387,10 @@ def write_epochs(task: Task, epochs: int) -> None:
 
 
 def test_the_board_shows_what_is_being_done_and_the_time_left(tmp_path: Path) -> None:
-    console = Console(width=100, force_terminal=True, record=True)
+    shown_on = console(width=100, force_terminal=True, record=True)
     tasks = [make_task(name, tmp_path) for name in ("one", "two", "three")]
     now = [100.0]
-    with Board(console, runs=tasks, finished=1, clock=lambda: now[0]) as board:
+    with Board(shown_on, runs=tasks, finished=1, clock=lambda: now[0]) as board:
         board.started(tasks[0])
         write_epochs(tasks[0], 2)
         now[0] += 60
@@ -407,17 +407,17 @@ def test_the_board_shows_what_is_being_done_and_the_time_left(tmp_path: Path) ->
         assert whole.fields["text"] == "2/4  0:02:00 left"
         board.retried(tasks[1], Failure("was killed", "", died=True))
         board.ended(tasks[1], Failure("went wrong", ""))
-    shown = console.export_text()
+    shown = shown_on.export_text()
     assert "[2/4] two: was killed; it is tried again" in shown
     assert "[3/4] two failed: went wrong" in shown
 
 
 def test_epochs_that_were_done_before_are_no_measure_of_the_time_left(tmp_path: Path) -> None:
-    console = Console(width=100, force_terminal=True, record=True)
+    shown_on = console(width=100, force_terminal=True, record=True)
     tasks = [make_task(name, tmp_path) for name in ("one", "two")]
     write_epochs(tasks[0], 3)
     now = [0.0]
-    with Board(console, runs=tasks, clock=lambda: now[0]) as board:
+    with Board(shown_on, runs=tasks, clock=lambda: now[0]) as board:
         (whole,) = board._bars.tasks
         board.started(tasks[0])
         now[0] += 60
@@ -434,7 +434,7 @@ def test_off_a_terminal_every_run_is_a_line(
 ) -> None:
     tasks = [make_task(name, tmp_path) for name in ("one", "two [2]")]
     now = [0.0]
-    with Board(Console(width=140), runs=tasks, clock=lambda: now[0]) as board:
+    with Board(console(width=140), runs=tasks, clock=lambda: now[0]) as board:
         for task in tasks:
             board.started(task)
             write_epochs(task, 4)
@@ -453,7 +453,7 @@ def test_teachers_are_shown_by_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     runs = [PlannedRun("pg", "", config, tmp_path / "run")]
     ((task, users),) = pool_tasks(runs, tmp_path / "teachers.jsonl")
     assert (task.name, task.epochs, users) == ("teachers", 48, runs)
-    board = Board(Console(width=100), runs=[])
+    board = Board(console(width=100), runs=[])
     board.ended(task, None)
     assert "teachers: ready" in capsys.readouterr().out
     row = {"teacher": "resnet8", "epoch": 3, "epochs": 12, "loss": 0.5}

@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from comparisons import TEACHERS, make_result
 from experiments.comparison.plan import UNNAMED, Comparison, PlannedRun
@@ -21,6 +20,8 @@ from experiments.comparison.report import (
 )
 from experiments.comparison.statistics import Difference, Spread, bootstrap_interval
 from experiments.config import parse_arguments
+from experiments.console import console
+from odd_names import ODD_NAMES
 
 (CONFIG,) = parse_arguments(["--algo", "pg"])
 
@@ -53,7 +54,7 @@ def finished(setting: str = UNNAMED) -> Finished:
 def printed(width: int, comparison: Comparison = COMPARISON, runs: Finished | None = None) -> str:
     out = StringIO()
     runs = finished() if runs is None else runs
-    print_comparison(Console(file=out, width=width), comparison, runs, Path("runs/trial"))
+    print_comparison(console(file=out, width=width), comparison, runs, Path("runs/trial"))
     return out.getvalue()
 
 
@@ -228,6 +229,23 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert min(image.shape[:2]) > 150
     assert 0.005 < (image[..., :3] < 0.99).any(-1).mean() < 0.5
     assert list(tmp_path.iterdir()) == [path]
+
+
+# Names.
+
+
+def test_odd_names_are_text_in_every_medium(tmp_path: Path) -> None:
+    names = list(ODD_NAMES)
+    comparison = replace(COMPARISON, title=names[0], methods=names, settings=names, baseline="[/]")
+    result = make_result(weights=dict.fromkeys(names, 0.1))
+    runs = [(PlannedRun(n, n, replace(CONFIG, seed=0), Path("runs")), result) for n in names]
+    write_comparison(comparison, runs, tmp_path)
+    assert {row["method"] for row in read(tmp_path / "comparison.csv")} == set(names)
+    lines = (tmp_path / "comparison.md").read_text(encoding="utf-8").splitlines()
+    cells = [re.split(r"(?<!\\)\|", line)[1].strip() for line in lines if line.startswith("|")]
+    assert {name.replace("\n", " ").replace("|", r"\|") for name in names} <= set(cells)
+    text = printed(2000, comparison, runs)
+    assert all(f" {line} " in text for name in names for line in name.splitlines())
 
 
 def test_teachers_of_the_results_are_those_of_the_tests() -> None:

@@ -5,12 +5,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from comparisons import load, make_result
 from experiments import compare
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.status import State, print_status, run_status
+from experiments.console import console
 from experiments.running.lock import RunLock
 from mtkd_env.files import write_text
 
@@ -85,10 +85,10 @@ def test_the_status_counts_all_runs_and_shows_those_that_were_begun(
     fail(runs["pg"])
     write_epochs(runs["camkd"], 1, age=3600)
     write_epochs(runs["none"], 2)
-    console = Console(width=100, record=True)
+    out = console(width=100, record=True)
     with RunLock(runs["none"].folder):
-        print_status(console, comparison)
-    shown = console.export_text()
+        print_status(out, comparison)
+    shown = out.export_text()
     lines = {line.split("seed")[0].strip(): line for line in shown.splitlines() if "seed 0" in line}
     assert list(lines) == ["pg", "camkd", "none"]
     assert "failed" in lines["pg"]

@@ -24,8 +24,10 @@ from experiments.console import (
     result_table,
     teachers_of,
 )
+from experiments.drawing import drawn
 from experiments.experiment import Result, mean_weights
 from mtkd_env.env import StepRecord
+from odd_names import ODD_NAMES
 
 TEACHERS = ("resnet8", "wrn_16_1-random")
 
@@ -72,18 +74,18 @@ RESULT = Result(
 
 def printed(*results: Result) -> str:
     out = StringIO()
-    print_results(Console(file=out, width=140), results)
+    print_results(console(file=out, width=140), results)
     return out.getvalue()
 
 
 def on_terminal(width: int = 140) -> tuple[Console, StringIO]:
     out = StringIO()
-    return Console(file=out, force_terminal=True, width=width), out
+    return console(file=out, force_terminal=True, width=width), out
 
 
 def off_terminal() -> tuple[Console, StringIO]:
     out = StringIO()
-    return Console(file=out, width=140), out
+    return console(file=out, width=140), out
 
 
 def plain(out: StringIO) -> str:
@@ -149,11 +151,32 @@ def test_the_tables_say_what_the_runs_came_to() -> None:
     assert "aver: runs/other" in text
 
 
+def test_odd_names_are_printed_as_they_are() -> None:
+    names = [name.partition("\n")[0] for name in ODD_NAMES]
+    odd = replace(RESULT, teachers=dict.fromkeys(names, 0.9), weights=dict.fromkeys(names, 0.1))
+    results = [replace(odd, algo=name, folder=name) for name in names]
+    out_console, out = on_terminal(width=3000)
+    print_results(out_console, results)
+    lines = plain(out).splitlines()
+    assert set(names) <= {line.split()[0] for line in lines if line.split()}
+    assert {f"{name}: {name}" for name in names} <= set(lines)
+
+
+def test_odd_names_are_shown_in_live_bars() -> None:
+    for name in ODD_NAMES:
+        out_console, out = on_terminal(width=600)
+        progress = ConsoleProgress(out_console)
+        progress.teacher(name, 1, 1, 0.5)
+        with progress.training(replace(CONFIG, algo=name), 1):
+            progress.step(STEP)
+        assert plain(out).count(name.partition("\n")[0]) >= 2
+
+
 def test_the_tables_of_two_methods_fit_a_narrow_terminal() -> None:
     four = ("resnet8", "resnet14", "resnet20", "wrn_16_1")
     wide = replace(RESULT, teachers=dict.fromkeys(four, 0.9), weights=dict.fromkeys(four, 0.25))
-    console = Console(width=80, file=(out := StringIO()), force_terminal=True)
-    print_results(console, [wide, replace(wide, algo="aver")])
+    narrow, out = on_terminal(width=80)
+    print_results(narrow, [wide, replace(wide, algo="aver")])
     assert "…" not in out.getvalue()
 
 
@@ -174,6 +197,26 @@ def test_curves_are_drawn(epochs: int, tmp_path: Path) -> None:
     for panel in np.array_split(image[..., :3], 3, axis=1):
         assert 0.01 < (panel < 0.99).any(-1).mean() < 0.5
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_odd_names_are_drawn_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def kept(figure: Figure, *arguments: Any, **options: Any) -> None:
+        figures.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", kept)
+    shares = {f"weights/{head}/{n}": 0.1 for head in ("logit", "feature") for n in ODD_NAMES}
+    plain_row = {k: v for k, v in row(1).items() if not k.startswith("weights/")}
+    draw_curves([plain_row | shares], tmp_path / "curves.png", "".join(ODD_NAMES))
+    legend = figures[0].axes[2].get_legend()
+    assert legend is not None
+    shown = [text.get_text().strip() for text in legend.get_texts()]
+    assert shown == [*(drawn(name).strip() for name in ODD_NAMES), "uniform"]
+    # No name leaves the panels less room than they need.
+    assert all(axes.get_position().size.min() > 0.2 for axes in figures[0].axes)
 
 
 @pytest.mark.parametrize("splits", [["test"], ["val", "test"]], ids=str)

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.console import console
 from experiments.running.lock import RunLock
 from experiments.running.log import read_rows
 from experiments.running.signals import Stopped
@@ -26,7 +26,7 @@ from processes import two_processes
 
 CPU = torch.device("cpu")
 BATCH, STEPS = 4, 5
-QUIET = Console(quiet=True)
+QUIET = console(quiet=True)
 
 
 class Squares(Task):
@@ -308,7 +308,7 @@ def test_frozen_parameters_stay(tmp_path: Path) -> None:
 
 def test_a_row_is_a_line(tmp_path: Path) -> None:
     out = StringIO()
-    run(tmp_path, out=Console(file=out, width=200), schedule=schedule(epochs=2), evaluate_every=2)
+    run(tmp_path, out=console(file=out, width=200), schedule=schedule(epochs=2), evaluate_every=2)
     first, second = out.getvalue().splitlines()
     assert first.startswith("epoch   1.00  step      5  lr 2.00e-02  loss ")
     assert "(square " in first
@@ -318,7 +318,7 @@ def test_a_row_is_a_line(tmp_path: Path) -> None:
 
 def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:
     out = StringIO()
-    run(tmp_path, out=Console(file=out, width=200, force_terminal=True))
+    run(tmp_path, out=console(file=out, width=200, force_terminal=True))
     assert "15/15" in out.getvalue()
 
 

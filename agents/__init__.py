@@ -1,17 +1,23 @@
 """Agents that learn against the environment; they never open the student.
 
-`AGENTS` holds the agents of this package. A name in `WEIGHTINGS` is a classical weighting, and
-every other name one of Stable-Baselines3, sb3-contrib, or `module:Class`.
+- `base.py`: what every agent can do, and the warm-up.
+- `policy_gradient.py`: the paper's agent `pg`, Equ. 7 and Algorithms 1-2; the loop of all learners.
+- `reinforce.py` with `distributions.py`, `dpg.py`: `reinforce` and `dpg` in the same loop.
+- `history.py`: what learners keep between two updates; `learning.py`: optimisers, random numbers.
+- `fixed.py`: `uniform` and `oracle`, which learn nothing; `weighting.py`: classical weightings.
+- `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib, or `module:Class`; with
+  `sb3_state.py` (checkpoints), `tensor_rollouts.py`, `ars.py`, `callbacks.py`, `isolation.py`.
+
+A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `sb3.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from agents.arguments import check_values
-from agents.base import Agent, Transition
+from agents.base import Agent, Settings
 from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
-from agents.policy_gradient import PolicyGradient
+from agents.policy_gradient import PolicyGradient, Transition
 from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
@@ -35,13 +41,16 @@ __all__ = [
     "check_agent",
 ]
 
-AGENTS: Mapping[str, Callable[..., Agent]] = {
+AGENTS: Mapping[str, type[Agent]] = {
     "dpg": DPG,
     "oracle": Oracle,
     "pg": PolicyGradient,
     "reinforce": Reinforce,
     "uniform": Uniform,
 }
+
+# Where arguments stand in a configuration.
+PATH = "agent.arguments"
 
 # Arguments of every agent that are not the user's.
 SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
@@ -56,19 +65,27 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         arguments: Keyword arguments of the agent, without environment and seed.
 
     Raises:
-        ConfigError: Unknown name or argument, or a value that the agent's signature or its `checks`
-            refuse.
+        ConfigError: Unknown name or argument, or a value that cannot be used.
     """
-    own = {**AGENTS, **WEIGHTINGS}
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
-            raise ConfigError(f"agent.arguments.{argument}: cannot be given; the run sets it")
-    if name in own:
-        check_arguments(own[name], arguments, "agent.arguments")
-        check_types(own[name], arguments, "agent.arguments")
-        check_values(getattr(own[name], "checks", {}), arguments, "agent.arguments.")
+            raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
+    if name in AGENTS:
+        _check_settings(AGENTS[name].settings_type, arguments)
+    elif name in WEIGHTINGS:
+        check_arguments(WEIGHTINGS[name], arguments, PATH)
+        check_types(WEIGHTINGS[name], arguments, PATH)
     else:
-        check_sb3_arguments(name, arguments, others=own)
+        check_sb3_arguments(name, arguments, others={**AGENTS, **WEIGHTINGS})
+
+
+def _check_settings(kind: type[Settings], arguments: Mapping[str, Any]) -> None:
+    check_arguments(kind, arguments, PATH)
+    check_types(kind, arguments, PATH)
+    try:
+        kind(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{PATH}.{error}") from error
 
 
 def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[str, Any]) -> Agent:

@@ -1,37 +1,25 @@
 """What every agent has in common: it acts on observations and learns by stepping."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.history import HISTORY_BYTES
 from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import check_name
 from mtkd_env.types import TeacherWeights
-
-
-@dataclass(frozen=True, slots=True)
-class Transition:
-    """What an agent keeps of one step; tensors on the device, without gradient.
-
-    Attributes:
-        observation: What the agent saw.
-        advantages: A, what each teacher was worth for each sample.
-        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`), and
-            if the agent chose, what it generated (`generator`).
-    """
-
-    observation: Float[Tensor, "B F"]
-    advantages: Float[Tensor, "B M"]
-    evidence: Mapping[str, TeacherWeights]
-
 
 EpochEnd = Callable[[], None]
 AtRest = Callable[[], None]
+
+# 1/M keeps the scale of the loss for what follows; the paper's "equal weights" are ones, which
+# make the teachers count M times as much during the warm-up.
+WARMUP_WEIGHTS = ("uniform", "ones")
 
 
 def nothing() -> None:
@@ -43,31 +31,82 @@ def steps_left(env: MTKDVectorEnv) -> int:
     return env.steps_per_epoch - env.steps % env.steps_per_epoch
 
 
+def equal_weights(env: MTKDVectorEnv, kind: str) -> TeacherWeights:
+    """The weights of a warm-up, the same for all teachers.
+
+    Args:
+        env: The environment.
+        kind: `uniform` (1/M) or `ones`.
+
+    Raises:
+        ConfigError: Unknown weights.
+    """
+    check_name(WARMUP_WEIGHTS, kind, "warm-up weights")
+    teachers = len(env.teacher_names)
+    weight = 1.0 if kind == "ones" else 1 / teachers
+    equal = torch.full((env.num_envs, teachers), weight, device=env.device)
+    return TeacherWeights(logit=equal, feature=equal)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyperparameters of an agent that has none."""
+
+
 class Agent(ABC):
     """Chooses teacher weights in an environment that it was made for.
 
+    Args:
+        env: The environment.
+        seed: Seed of everything that it draws.
+        arguments: Fields of `settings_type`.
+
     Attributes:
         env: The environment.
-        learns_from_warmup: Whether `pretrain` wants the warm-up's transitions.
-        history_bytes: Bytes that these may take.
+        seed: The seed.
+        settings_type: The dataclass of its hyperparameters.
+        settings: Its hyperparameters.
+
+    Raises:
+        ConfigError: A hyperparameter that cannot be used.
     """
 
-    learns_from_warmup: bool = False
-    history_bytes: int = HISTORY_BYTES
+    settings_type: type[Settings] = Settings
+
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
+        self.env = env
+        self.seed = seed
+        self.settings = self.settings_type(**arguments)
 
     @property
     def updates(self) -> int:
         """Updates of the policy so far; 0 for agents that do not learn."""
         return 0
 
-    def __init__(self, env: MTKDVectorEnv) -> None:
-        self.env = env
-
     @abstractmethod
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
         """Logits (B, 2·M) without exploration, on the device of the observation."""
 
-    @abstractmethod
+    def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
+        """Trains the student under equal weights; the agent's own actions are not asked for.
+
+        Agents that can learn from actions that are not theirs do so at the end (Algorithm 1).
+
+        Args:
+            steps: SGD steps of the student.
+            weights: In `WARMUP_WEIGHTS`.
+            at_rest: See `learn`.
+
+        Raises:
+            ConfigError: Unknown weights.
+        """
+        equal = equal_weights(self.env, weights)
+        for _ in range(steps):
+            at_rest()
+            # The statistics that normalise observations know of those that were asked for.
+            _ = self.env.observation
+            self.env.distill(equal)
+
     def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Trains the student under weights of its own for some epochs, and learns from that.
 
@@ -79,17 +118,15 @@ class Agent(ABC):
                 that was given them, asked for the epochs that are left, calls it first thing, and
                 goes on as the one that they are of.
         """
+        for _ in range(epochs):
+            for _ in range(steps_left(self.env)):
+                at_rest()
+                self.step()
+            on_epoch_end()
 
-    def pretrain(self, history: Sequence[Transition]) -> None:
-        """Learns from the warm-up epoch, in which all teachers counted the same (Algorithm 1).
-
-        Does nothing for agents that can only learn from actions of their own.
-
-        Args:
-            history: The transitions, each made when it is asked for; they are there during this
-                call only.
-        """
-        del history
+    def step(self) -> None:
+        """Trains the student on the batch that waits."""
+        self.env.distill(self.env.to_weights(self.act(self.env.observation)))
 
     def log_to(self, folder: Path) -> None:
         """Sends what the agent itself logs to TensorBoard events in a folder.

@@ -1,20 +1,63 @@
-"""The paper's agent: the all-actions policy gradient of Equ. 7-8, trained by Algorithm 2."""
+"""The paper's agent: the policy gradient of Equ. 7-8, trained by Algorithms 1 and 2.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+The advantages A of Equ. 8 come from the environment (`mtkd_env.reward`). Here are, in this order:
+the agent's network; what it minimises (Equ. 7); the loop of Algorithm 2, which other learning
+agents share; and the agent itself, with Algorithm 1.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any, Generic
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from agents.arguments import Check, above_0, among, at_least_0, at_least_1
-from agents.base import Transition
-from agents.history import HISTORY_BYTES, Derived, History
-from agents.learning import LearningAgent, descend, make_optimizer
+from agents.base import Agent, AtRest, EpochEnd, Settings, equal_weights, nothing, steps_left
+from agents.history import History, Step
+from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, make_optimizer
 from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import (
+    ConfigError,
+    check_at_least_1,
+    check_choice,
+    check_not_negative,
+    check_positive,
+)
+from mtkd_env.files import save_checkpoint
+from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import TeacherWeights
+
+# What a history may take unless it is told otherwise.
+HISTORY_BYTES = 64 * 2**20
+
+
+class TeacherPolicy(nn.Module):
+    """The paper's agent: one network over the observations of all teachers (its appendix).
+
+    Linear(F, hidden) without bias, ReLU, and one linear head of M logits each for the logit-level
+    and the feature-level weights.
+
+    Args:
+        observation_width: F.
+        teachers: M.
+        hidden: Width of the hidden layer; the paper's is 128.
+    """
+
+    def __init__(self, observation_width: int, teachers: int, hidden: int = 128) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(observation_width, hidden, bias=False), nn.ReLU())
+        # Both heads in one layer: the first M outputs are the logit head's.
+        self.heads = nn.Linear(hidden, 2 * teachers)
+
+    def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """Logits (B, 2·M) of both heads."""
+        logits: Tensor = self.heads(self.trunk(observation.float()))
+        return logits
 
 
 def policy_gradient_loss(
@@ -79,118 +122,242 @@ def mean_entropy(weights: TeacherWeights) -> Float[Tensor, ""]:
     return (entropy(weights.logit) + entropy(weights.feature)).mean()
 
 
-class PolicyGradient(LearningAgent[Transition]):
-    """Acts on a batch, remembers it, and learns from its memory at the end of the epoch.
+@dataclass(frozen=True)
+class LearningSettings(Settings):
+    """Hyperparameters of every learning agent.
+
+    Attributes:
+        optimizer: `adam` or `sgd`.
+        lr: Learning rate.
+        agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2. An
+            update at the end of every epoch takes what is left.
+        hidden: Width of the hidden layers; the paper's is 128.
+        history_bytes: Bytes that the batches between two updates may take. When it has come to
+            that, the agent learns from them as if `agent_every` batches were there. Without a
+            store of teacher outputs, a batch of 64 takes 0.44 MB at the paper's sizes.
+
+    Raises:
+        ConfigError: A value that cannot be used.
+    """
+
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    agent_every: int | None = None
+    hidden: int = 128
+    history_bytes: int = HISTORY_BYTES
+
+    def __post_init__(self) -> None:
+        check_choice(OPTIMIZERS, optimizer=self.optimizer)
+        check_not_negative(lr=self.lr)
+        check_at_least_1(hidden=self.hidden, history_bytes=self.history_bytes)
+        if self.agent_every is not None:
+            check_at_least_1(agent_every=self.agent_every)
+
+
+class LearningAgent(Agent, Generic[Step]):
+    """Trains the student, remembers what happened, and learns from that (Algorithm 2).
+
+    A subclass says what it does with a batch and keeps of it, and how it learns from what it kept.
 
     Args:
         env: The environment.
-        seed: Seed of the policy's initialisation.
-        optimizer: `adam` or `sgd`.
-        lr: Learning rate of the agent.
+        seed: Seed of the policy's initialisation and of all that it draws.
+        arguments: Fields of `settings_type`.
+
+    Attributes:
+        step_type: The dataclass of what is kept of a batch.
+        policy: The network.
+        history: The batches since the last update.
+        parts: Everything that learning changes, by the name that it is saved under.
+
+    Raises:
+        ConfigError: A hyperparameter that cannot be used.
+    """
+
+    step_type: type[Step]
+    settings_type = LearningSettings
+    settings: LearningSettings
+
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
+        super().__init__(env, seed=seed, **arguments)
+        with seeded(derive_seed(seed, "agent")):
+            policy = TeacherPolicy(env.observer.width, len(env.teacher_names), self.settings.hidden)
+        self.policy: nn.Module = policy.to(env.device)
+        self.history: History[Step] = History(self.step_type, env, self.settings.history_bytes)
+        self.parts: dict[str, Stateful] = {"policy": self.policy, "history": self.history}
+
+    def optimize(self, *modules: nn.Module) -> None:
+        """Makes the optimiser of the policy and of what is learned together with it."""
+        parameters = [p for module in (self.policy, *modules) for p in module.parameters()]
+        self.optimizer = make_optimizer(self.settings.optimizer, parameters, self.settings.lr)
+        self._steps = StepCount(self.optimizer)
+        self.parts |= {"optimizer": self.optimizer, "updates": self._steps}
+
+    @torch.no_grad()
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """Logits of the policy."""
+        logits: Tensor = self.policy(observation)
+        return logits
+
+    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
+        """Algorithm 2: the student learns under the policy as it is, then the policy from that."""
+        for _ in range(epochs):
+            for _ in range(steps_left(self.env)):
+                at_rest()
+                self.keep(self.collect())
+            self.update()
+            on_epoch_end()
+
+    @abstractmethod
+    def collect(self) -> Step:
+        """Trains the student on the batch that waits; gives what is worth keeping of it."""
+
+    def keep(self, step: Step) -> None:
+        """Remembers a step; learns from all of them when they are enough or would be too much."""
+        self.history.add(step)
+        if len(self.history) == self.settings.agent_every or self.history.full:
+            self.update()
+
+    def update(self) -> None:
+        """Learns from what has been kept, and forgets it."""
+        if len(self.history):
+            self.learn_from(self.history)
+            self.history.clear()
+
+    @abstractmethod
+    def learn_from(self, history: History[Step]) -> None:
+        """Updates the policy from some steps."""
+
+    @property
+    def updates(self) -> int:
+        """Steps of the policy's optimiser so far."""
+        return self._steps.steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """All parts; the history is empty where an epoch has ended."""
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave, or from what `save` wrote."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+    def save(self, folder: Path) -> None:
+        """Writes `agent.pt`: all parts, and what the policy needs of the environment elsewhere.
+
+        That is the fusion with its learnt coefficients, and the statistics of the observations.
+        """
+        env = self.env
+        normalizer = env.normalizer.state_dict() if env.normalizer else None
+        around = {"fusion": env.fusion.state_dict(), "normalizer": normalizer}
+        save_checkpoint(folder / "agent.pt", {**self.state_dict(), **around})
+
+
+@dataclass(frozen=True)
+class PolicyGradientSettings(LearningSettings):
+    """Hyperparameters of `pg`.
+
+    Attributes:
         loss: `policy_gradient` (Equ. 7), `clipped` (PPO's, for many passes), or `bce_ones` (the
             released code's).
         clip_range: ε of `clipped`.
         entropy_coef: τ of an entropy bonus on the generated weights; at the optimum of Equ. 7 they
             are then softmax(A/τ) instead of a one-hot.
-        agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2.
         passes: Passes over the remembered batches at each update, one optimiser step a batch.
-        hidden: Width of the policy's hidden layer.
-        history_bytes: Bytes that the batches of an update, and those of the warm-up, may take. If
-            they are more, observations are kept in half precision, and if need be every k-th batch
-            alone; `history.plan` says so. See `agents.history.History`.
 
     Raises:
-        ConfigError: Unknown optimiser or loss, a count below 1, a negative rate or coefficient, a
-            clip range that is not positive, or `clipped` with learnable fusion.
+        ConfigError: A value that cannot be used.
     """
 
-    learns_from_warmup = True
-    remembers = Transition
-    checks: Mapping[str, Check] = {
-        **LearningAgent.checks,
-        "clip_range": above_0,
-        "entropy_coef": at_least_0,
-        "loss": among([*LOSSES, "clipped"], "agent loss"),
-        "passes": at_least_1,
-    }
+    loss: str = "policy_gradient"
+    clip_range: float = 0.2
+    entropy_coef: float = 0.0
+    passes: int = 1
 
-    def __init__(
-        self,
-        env: MTKDVectorEnv,
-        *,
-        seed: int = 0,
-        optimizer: str = "adam",
-        lr: float = 1e-3,
-        loss: str = "policy_gradient",
-        clip_range: float = 0.2,
-        entropy_coef: float = 0.0,
-        agent_every: int | None = None,
-        passes: int = 1,
-        hidden: int = 128,
-        history_bytes: int = HISTORY_BYTES,
-    ) -> None:
-        super().__init__(
-            env,
-            seed=seed,
-            agent_every=agent_every,
-            hidden=hidden,
-            history_bytes=history_bytes,
-            optimizer=optimizer,
-            lr=lr,
-            loss=loss,
-            clip_range=clip_range,
-            entropy_coef=entropy_coef,
-            passes=passes,
-        )
-        _check_fusion(loss, env)
-        self._loss = loss
-        self._clip_range = clip_range
-        self._entropy_coef = entropy_coef
-        self._passes = passes
-        # Learnable fusion coefficients live in the environment, which executes them.
-        parameters = [*self.policy.parameters(), *env.fusion.parameters()]
-        self._learns_by(make_optimizer(optimizer, parameters, lr))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice([*LOSSES, "clipped"], loss=self.loss)
+        check_positive(clip_range=self.clip_range)
+        check_not_negative(entropy_coef=self.entropy_coef)
+        check_at_least_1(passes=self.passes)
 
-    def _step(self) -> Transition:
-        observation = self.env.observation
-        record = self.env.distill(self.env.to_weights(self.act(observation)))
-        return Transition(observation, record.rewards.advantages, record.weights.parts)
 
-    def pretrain(self, history: Sequence[Transition]) -> None:
-        """One update on the warm-up epoch (Algorithm 1), as if the policy had acted in it."""
-        generated = [generated_weights(self.act(known.observation)) for known in history]
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """What the policy gradient keeps of a step; tensors on the device, without gradient.
 
-        def as_if_acted(position: int) -> Transition:
-            known = history[position]
-            return replace(known, evidence={**known.evidence, "generator": generated[position]})
+    Attributes:
+        observation: What the agent saw, as it can be kept.
+        advantages: A, what each teacher was worth for each sample.
+        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`).
+    """
 
-        self._pass_over(Derived(len(history), as_if_acted))
+    observation: Any
+    advantages: Float[Tensor, "B M"]
+    evidence: Mapping[str, TeacherWeights]
 
-    def _learn_from(self, history: History[Transition]) -> None:
-        self._pass_over(history.batches)
 
-    def _pass_over(self, batches: Sequence[Transition]) -> None:
-        for _ in range(self._passes):
-            for transition in batches:
-                self._update(transition)
+class PolicyGradient(LearningAgent[Transition]):
+    """Acts on batches, and learns from all of an epoch's at its end.
 
-    def _update(self, transition: Transition) -> None:
-        generated = generated_weights(self.policy(transition.observation))
-        loss = self._objective(generated, transition)
-        descend(self.optimizer, loss - self._entropy_coef * mean_entropy(generated))
+    Learnable fusion coefficients live in the environment, which executes them, and are trained with
+    the policy. `PolicyGradientSettings` says what can be chosen.
 
-    def _objective(self, generated: TeacherWeights, known: Transition) -> Float[Tensor, ""]:
-        if self._loss == "clipped":
-            old = known.evidence["generator"]
-            return clipped_loss(generated, old, known.advantages, self._clip_range)
+    Raises:
+        ConfigError: A hyperparameter that cannot be used, or `clipped` with learnable fusion.
+    """
+
+    step_type = Transition
+    settings_type = PolicyGradientSettings
+    settings: PolicyGradientSettings
+
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
+        super().__init__(env, seed=seed, **arguments)
+        if self.settings.loss == "clipped" and env.fusion.learnable:
+            raise ConfigError(
+                "loss: 'clipped' compares the generated weights alone, so it cannot train a "
+                "learnable fusion; choose 'policy_gradient' or a fixed fusion"
+            )
+        self.optimize(env.fusion)
+
+    def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
+        """Algorithm 1: the student learns under equal weights, then the policy from that."""
+        equal = equal_weights(self.env, weights)
+        for _ in range(steps):
+            at_rest()
+            self.keep(self.train_student(equal))
+        self.update()
+
+    def collect(self) -> Transition:
+        """One step of the student under the policy's weights (Equ. 9-14)."""
+        env = self.env
+        return self.train_student(env.to_weights(self.act(env.observation)))
+
+    def train_student(self, weights: TeacherWeights) -> Transition:
+        """One step of the student, and what every teacher was worth in it (Equ. 6, 8)."""
+        env = self.env
+        observation, evidence = env.keepable_observation, env.fusion.evidence(env.state)
+        record = env.distill(weights)
+        return Transition(observation, record.rewards.advantages, evidence)
+
+    def learn_from(self, history: History[Transition]) -> None:
+        """Passes over the steps in their order, one step of the optimiser for each (Equ. 7)."""
+        old: Iterable[TeacherWeights | None] = repeat(None)
+        if self.settings.loss == "clipped":
+            # The policy is still the one that acted; after a warm-up it is as if it had.
+            old = [generated_weights(self.act(known.observation)) for known in history]
+        for _ in range(self.settings.passes):
+            for known, before in zip(history, old, strict=False):
+                generated = generated_weights(self.policy(known.observation))
+                bonus = self.settings.entropy_coef * mean_entropy(generated)
+                descend(self.optimizer, [self._loss(generated, known, before) - bonus])
+
+    def _loss(
+        self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None
+    ) -> Float[Tensor, ""]:
+        """The loss of a step under the weights that the policy generates now, or did before."""
+        if before is not None:
+            return clipped_loss(generated, before, known.advantages, self.settings.clip_range)
         parts = {**known.evidence, "generator": generated}
         weights = fuse(self.env.fusion.coefficients, parts)
-        return LOSSES[self._loss](weights, known.advantages)
-
-
-def _check_fusion(loss: str, env: MTKDVectorEnv) -> None:
-    if loss == "clipped" and env.fusion.learnable:
-        raise ConfigError(
-            "loss: 'clipped' compares the generated weights alone, so it cannot train a learnable "
-            "fusion; choose 'policy_gradient' or a fixed fusion"
-        )
+        return LOSSES[self.settings.loss](weights, known.advantages)

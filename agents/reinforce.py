@@ -1,18 +1,19 @@
 """REINFORCE (Williams, 1992): learns from choices that it drew, and from what they earned."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agents.arguments import Check, among, at_least_0, below_1
 from agents.distributions import DISTRIBUTIONS
-from agents.history import HISTORY_BYTES, History
-from agents.learning import LearningAgent, RandomNumbers, descend, make_optimizer
+from agents.history import History
+from agents.learning import RandomNumbers, descend
+from agents.policy_gradient import LearningAgent, LearningSettings
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError, check_choice, check_not_negative
 
 BASELINES = ("none", "running_mean")
 
@@ -32,6 +33,17 @@ def score_function_loss(
     return -(log_probability * advantages).sum(1).mean()
 
 
+def check_decay(decay: float) -> None:
+    """Checks the factor of a running mean's past.
+
+    Raises:
+        ConfigError: It is outside [0, 1).
+    """
+    # Written so that NaN fails.
+    if not 0 <= decay < 1:
+        raise ConfigError(f"baseline_decay: expected a number in [0, 1), got {decay}")
+
+
 class RunningMean(nn.Module):
     """Exponential moving average of all values that it was given; 0 before the first.
 
@@ -49,7 +61,7 @@ class RunningMean(nn.Module):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        below_1("baseline_decay", decay)
+        check_decay(decay)
         self._decay = decay
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
@@ -64,17 +76,49 @@ class RunningMean(nn.Module):
         self.weight.lerp_(torch.ones_like(self.weight), 1 - self._decay)
 
 
+@dataclass(frozen=True)
+class ReinforceSettings(LearningSettings):
+    """Hyperparameters of `reinforce`.
+
+    Attributes:
+        distribution: `categorical`: a teacher per head, by weights that are executed as they are.
+            `dirichlet`: the weights. `gaussian`: the logits, with a learned deviation.
+        baseline: `running_mean` of what was earned before, the same for all samples, or `none`.
+        baseline_decay: Factor of the running mean's past at each update, in [0, 1).
+        normalize_advantage: Whether advantages are divided by their root mean square.
+        entropy_coef: Factor of a bonus on the entropy of the distribution.
+
+    Raises:
+        ConfigError: A value that cannot be used.
+    """
+
+    lr: float = 2e-3
+    agent_every: int | None = 1
+    distribution: str = "categorical"
+    baseline: str = "running_mean"
+    baseline_decay: float = 0.9
+    normalize_advantage: bool = False
+    entropy_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(DISTRIBUTIONS, distribution=self.distribution)
+        check_choice(BASELINES, baseline=self.baseline)
+        check_decay(self.baseline_decay)
+        check_not_negative(entropy_coef=self.entropy_coef)
+
+
 @dataclass(frozen=True, slots=True)
 class Drawn:
     """What REINFORCE keeps of a step; tensors on the device, without gradient.
 
     Attributes:
-        observation: What the agent saw.
+        observation: What the agent saw, as it can be kept.
         choice: What it drew for every sample.
         earned: What each of the K parts of a choice earned.
     """
 
-    observation: Float[Tensor, "B F"]
+    observation: Any
     choice: Tensor
     earned: Float[Tensor, "B K"]
 
@@ -84,76 +128,21 @@ class Reinforce(LearningAgent[Drawn]):
 
     Every update is one optimiser step on all batches since the last one: a second step would learn
     from choices of a policy that is no more. The fusion is part of the environment; its
-    coefficients stay as they are.
-
-    Args:
-        env: The environment.
-        seed: Seed of the policy's initialisation and of what is drawn.
-        distribution: `categorical`: a teacher per head, by weights that are executed as they are.
-            `dirichlet`: the weights. `gaussian`: the logits, with a learned deviation.
-        optimizer: `adam` or `sgd`.
-        lr: Learning rate.
-        baseline: `running_mean` of what was earned before, the same for all samples, or `none`.
-        baseline_decay: Factor of the running mean's past at each update.
-        normalize_advantage: Whether advantages are divided by their root mean square.
-        entropy_coef: Factor of a bonus on the entropy of the distribution.
-        agent_every: Batches between two updates; None for once an epoch.
-        hidden: Width of the policy's hidden layer.
-        history_bytes: Bytes that the batches of an update may take. If they are more, observations
-            are kept in half precision, and if need be every k-th batch alone; `history.plan` says
-            so. See `agents.history.History`.
-
-    Raises:
-        ConfigError: Unknown distribution, optimiser or baseline, a count below 1, a negative rate
-            or coefficient, or a decay outside [0, 1).
+    coefficients stay as they are. `ReinforceSettings` says what can be chosen.
     """
 
-    remembers = Drawn
-    checks: Mapping[str, Check] = {
-        **LearningAgent.checks,
-        "baseline": among(BASELINES, "baseline"),
-        "baseline_decay": below_1,
-        "distribution": among(DISTRIBUTIONS, "distribution"),
-        "entropy_coef": at_least_0,
-    }
+    step_type = Drawn
+    settings_type = ReinforceSettings
+    settings: ReinforceSettings
 
-    def __init__(
-        self,
-        env: MTKDVectorEnv,
-        *,
-        seed: int = 0,
-        distribution: str = "categorical",
-        optimizer: str = "adam",
-        lr: float = 2e-3,
-        baseline: str = "running_mean",
-        baseline_decay: float = 0.9,
-        normalize_advantage: bool = False,
-        entropy_coef: float = 0.0,
-        agent_every: int | None = 1,
-        hidden: int = 128,
-        history_bytes: int = HISTORY_BYTES,
-    ) -> None:
-        super().__init__(
-            env,
-            seed=seed,
-            agent_every=agent_every,
-            hidden=hidden,
-            history_bytes=history_bytes,
-            optimizer=optimizer,
-            lr=lr,
-            distribution=distribution,
-            baseline=baseline,
-            baseline_decay=baseline_decay,
-            entropy_coef=entropy_coef,
-        )
-        self.distribution = DISTRIBUTIONS[distribution](len(env.teacher_names)).to(env.device)
-        self.baseline = RunningMean(baseline_decay).to(env.device)
-        self._uses_baseline = baseline == "running_mean"
-        self._normalize = normalize_advantage
-        self._entropy_coef = entropy_coef
+    def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
+        super().__init__(env, seed=seed, **arguments)
+        settings = self.settings
+        distribution = DISTRIBUTIONS[settings.distribution](len(env.teacher_names))
+        self.distribution = distribution.to(env.device)
+        self.baseline = RunningMean(settings.baseline_decay).to(env.device)
         self._random = RandomNumbers(env.device, seed)
-        parameters = [*self.policy.parameters(), *self.distribution.parameters()]
-        self._learns_by(make_optimizer(optimizer, parameters, lr))
+        self.optimize(self.distribution)
         self.parts |= {
             "distribution": self.distribution,
             "baseline": self.baseline,
@@ -165,8 +154,9 @@ class Reinforce(LearningAgent[Drawn]):
         """Logits of the distribution's mean."""
         return self.distribution.mean_action(self.policy(observation))
 
-    def _step(self) -> Drawn:
-        observation = self.env.observation
+    def collect(self) -> Drawn:
+        """One step of the student under a choice that is drawn."""
+        observation, kept = self.env.observation, self.env.keepable_observation
         with torch.no_grad():
             outputs = self.policy(observation)
             # For the samples of all processes in each, so that a generator is at the same place.
@@ -174,21 +164,27 @@ class Reinforce(LearningAgent[Drawn]):
             choice = distributed.local_part(drawn)
             action = self.distribution.action(outputs, choice)
         record = self.env.distill(self.env.to_weights(action))
-        return Drawn(observation, choice, self.distribution.earned(record.rewards, choice))
+        return Drawn(kept, choice, self.distribution.earned(record.rewards, choice))
 
-    def _learn_from(self, history: History[Drawn]) -> None:
-        drawn = history.joined()
+    def learn_from(self, history: History[Drawn]) -> None:
+        """One step of the optimiser on all choices together."""
+        advantages = self._advantages(torch.cat([drawn.earned for drawn in history.steps]))
+        parts = advantages.split(len(advantages) // len(history))
+        losses = (self._loss(*known) for known in zip(history, parts, strict=True))
+        descend(self.optimizer, (loss / len(history) for loss in losses))
+
+    def _loss(self, drawn: Drawn, advantages: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         outputs = self.policy(drawn.observation)
         log_probability = self.distribution.log_probability(outputs, drawn.choice)
-        bonus = self.distribution.entropy(outputs).mean()
-        loss = score_function_loss(log_probability, self._advantages(drawn.earned))
-        descend(self.optimizer, loss - self._entropy_coef * bonus)
+        bonus = self.settings.entropy_coef * self.distribution.entropy(outputs).mean()
+        return score_function_loss(log_probability, advantages) - bonus
 
-    def _advantages(self, earned: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        advantages = earned - self.baseline() if self._uses_baseline else earned
+    def _advantages(self, earned: Float[Tensor, "N K"]) -> Float[Tensor, "N K"]:
+        uses_baseline = self.settings.baseline == "running_mean"
+        advantages = earned - self.baseline() if uses_baseline else earned
         # Only now, so that the baseline does not depend on the choices that it is used for.
         self.baseline.update(earned)
-        if self._normalize:
+        if self.settings.normalize_advantage:
             squares = distributed.mean(advantages.square().mean())
             advantages = advantages / (squares.sqrt() + 1e-8)
         return advantages

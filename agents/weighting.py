@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
-from agents.memory import moved
+from agents.base import Agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.files import save_checkpoint, write_text
 from mtkd_env.weighting import Weighting
@@ -34,15 +33,11 @@ class WeightingAgent(Agent):
         joined = torch.cat([weights.logit, weights.feature], dim=1)
         return joined.detach().clamp(min=1e-12).log()
 
-    def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
+    def step(self) -> None:
         """Trains the student under the weighting, without any fusion."""
-        for _ in range(epochs):
-            for _ in range(steps_left(self.env)):
-                at_rest()
-                state = self.env.state
-                self.env.distill(self.weighting(state))
-                self.weighting.after_update(state)
-            on_epoch_end()
+        state = self.env.state
+        self.env.distill(self.weighting(state))
+        self.weighting.after_update(state)
 
     def state_dict(self) -> dict[str, Any]:
         """What the weighting has learned."""
@@ -50,7 +45,7 @@ class WeightingAgent(Agent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self.weighting.load_state_dict(moved(state, self.env.device))
+        self.weighting.load_state_dict(_moved(state, self.env.device))
 
     def save(self, folder: Path) -> None:
         """Writes `agent.pt`, or a note that there is nothing to load."""
@@ -59,3 +54,17 @@ class WeightingAgent(Agent):
         else:
             name = type(self.weighting).__name__
             write_text(folder / "agent.txt", f"{name}: nothing was learned\n")
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """A state with its tensors on a device.
+
+    Bytes stay on the host: they are the states of generators, which are set from there.
+    """
+    if isinstance(value, Tensor):
+        return value if value.dtype == torch.uint8 else value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(entry, device) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(entry, device) for entry in value)
+    return value

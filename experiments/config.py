@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import yaml
 from jsonargparse import ArgumentParser
 
-from agents.warmup import WARMUP_WEIGHTS
+from agents.base import WARMUP_WEIGHTS
 from mtkd_env.compilation import MODES, NONE
 from mtkd_env.data import Mixing, with_whole_paths
 from mtkd_env.data.views import ViewSet

@@ -6,10 +6,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from agents import Agent
-from agents.base import Transition, steps_left
-from agents.history import History
+from agents.base import steps_left
 from agents.isolation import random_states, set_random_states
-from agents.warmup import warm_up
 from experiments.config import ExperimentConfig
 from experiments.metrics import BreakdownMeter, EpochMeter, fusion_coefficients
 from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
@@ -158,9 +156,6 @@ class Training:
         self._timetable = Timetable(config.checkpoint, epochs=len(log.rows))
         self._saved: int | None = None
         self._agreed = 0
-        self._history = History(
-            Transition, steps=agent.env.steps_per_epoch, max_bytes=agent.history_bytes
-        )
         self._random: dict[str, Any] | None = None
         self._about: Mapping[str, Any] = {}
         self._began = time.perf_counter()
@@ -215,14 +210,7 @@ class Training:
     def _train(self) -> None:
         config, warmup = self._config, self._config.warmup
         while len(self._log.rows) < warmup.epochs:
-            warm_up(
-                self._agent,
-                steps_left(self._env),
-                warmup.weights,
-                history=self._history,
-                at_rest=self._at_rest,
-            )
-            self._history.release()
+            self._agent.warm_up(steps_left(self._env), warmup.weights, self._at_rest)
             self._recorder.end_epoch()
         if left := config.optimizer.epochs - len(self._log.rows):
             self._agent.learn(left, self._recorder.end_epoch, self._at_rest)
@@ -265,7 +253,6 @@ class Training:
         return {
             "env": self._env.state_dict(),
             "agent": self._agent.state_dict(),
-            "history": self._history.state_dict(),
             "epoch": self._recorder.state_dict(),
             "log": self._log.state_dict(),
             "random": packed_random(random_states()),
@@ -276,7 +263,6 @@ class Training:
         """Goes on from what `state_dict` gave; the log must have been cut to it before."""
         self._env.load_state_dict(state["env"])
         self._agent.load_state_dict(state["agent"])
-        self._history.load_state_dict(state["history"], self._env.device)
         self._recorder.load_state_dict(state["epoch"])
         # Set where the state was taken, since the way there draws as well.
         self._random = state["random"]

@@ -353,25 +353,24 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return (self.normalizer(raw) if self.normalizer else raw).to(self._dtype)
 
     @property
-    def settled(self) -> bool:
-        """Whether `normalize` will make of a raw observation what it makes of it now."""
-        return self.normalizer is None or self.steps >= self.steps_per_epoch
+    def keepable_observation(self) -> Float[Tensor, "B F"] | ShortObservation:
+        """What `recall` makes the observation of later: the raw one, or a short form of it.
 
-    @property
-    def short_observation(self) -> ShortObservation | None:
-        """What `recall` makes `raw_observation` of; None without a store of teacher outputs."""
-        return self.observer.shorten(self.state)
+        Short where there is a store of teacher outputs.
+        """
+        raw, short = self.raw_observation, self.observer.shorten(self.state)
+        return raw if short is None else short
 
     def recall(self, kept: Float[Tensor, "B F"] | ShortObservation) -> Float[Tensor, "B F"]:
-        """The raw observation that a batch had, bit for bit, whether kept whole or short.
+        """The observation of an earlier batch, normalised by the statistics gathered so far.
 
         The host waits for the device where it was kept short.
         """
         if isinstance(kept, Tensor):
-            return kept
+            return self.normalize(kept)
         stored = self.stream.teaching
         assert isinstance(stored, StoredTeachers)
-        return self.observer.restore(kept, stored.recall(kept.keys))
+        return self.normalize(self.observer.restore(kept, stored.recall(kept.keys)))
 
     @torch.no_grad()
     def to_weights(self, action: Float[Tensor, "B A"]) -> TeacherWeights:

@@ -129,3 +129,39 @@ def check_not_negative(**numbers: int | float) -> None:
         # Written so that NaN fails.
         if not 0 <= number < math.inf:
             raise ConfigError(f"{name}: expected a finite number >= 0, got {number}")
+
+
+def check_positive(**numbers: int | float) -> None:
+    """Checks numbers by their names.
+
+    Raises:
+        ConfigError: One is not above 0, infinite or NaN.
+    """
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ConfigError(f"{name}: expected a finite number > 0, got {number}")
+
+
+def check_at_least_1(**counts: int) -> None:
+    """Checks counts by their names.
+
+    Raises:
+        ConfigError: One is below 1.
+    """
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{name}: expected at least 1, got {count}")
+
+
+def check_choice(known: Collection[str], **names: str) -> None:
+    """Checks that values, by their names, are among the known ones.
+
+    Raises:
+        ConfigError: One is not; names the nearest one and all of them.
+    """
+    for key, name in names.items():
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(
+                f"{key}: unknown name '{name}'{hint} (known: {', '.join(sorted(known))})"
+            )

@@ -1,12 +1,13 @@
 """Problems whose best weights are known, and the score that an agent reaches on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents import Agent
+from agents.policy_gradient import LearningAgent
 from experiments.metrics import EpochMeter
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
@@ -50,6 +51,13 @@ def scores(agent: Agent, epochs: int) -> list[float]:
     found: list[float] = []
     agent.learn(epochs, lambda: found.append(meter.read()["score"]))
     return found
+
+
+def teach(agent: LearningAgent[Any], steps: Iterable[Any]) -> None:
+    """One update of the agent from steps as if they were all since the last one."""
+    for step in steps:
+        agent.history.add(step)
+    agent.update()
 
 
 def advantages_of(env: MTKDVectorEnv) -> Callable[[], Tensor]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from agents import SB3Agent, build_agent
-from agents.warmup import warm_up
 from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
 from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import Reading, Stopwatch
@@ -38,7 +37,7 @@ class Contestant:
         self._name = config.algo
         self._peak = peak
         for _ in range(config.warmup.epochs):
-            warm_up(self.agent, env.steps_per_epoch, config.warmup.weights)
+            self.agent.warm_up(env.steps_per_epoch, config.warmup.weights)
         peak.built(self._name)
 
     def __call__(self, watch: Stopwatch) -> Reading:

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from agents import build_agent
-from agents.warmup import warm_up
 from experiments.benchmarks.memory import HistoryMeter
 from experiments.config import ExperimentConfig
 from experiments.console import ConsoleProgress, console
@@ -77,7 +76,7 @@ def train(config: ExperimentConfig, epochs: int, result: Path) -> None:
     arguments = config.agent.arguments
     agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
     for _ in range(config.warmup.epochs):
-        warm_up(agent, env.steps_per_epoch, config.warmup.weights)
+        agent.warm_up(env.steps_per_epoch, config.warmup.weights)
     agent.learn(epochs, lambda: None)
     peak = peak_bytes(env.device)
     meter = HistoryMeter(agent)

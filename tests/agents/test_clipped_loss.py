@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from agents import PolicyGradient, Transition
+from agents import PolicyGradient, Transition, policy_gradient
 from agents.policy_gradient import clipped_loss, entropy, policy_gradient_loss
-from known_optimum import STEPS, advantages_of, known_env, scores, started_env, the_surest
+from known_optimum import STEPS, advantages_of, known_env, scores, started_env, teach, the_surest
 from mtkd_env.action import generated_weights
 from mtkd_env.errors import ConfigError
 from mtkd_env.reward import minmax_center
@@ -97,19 +97,29 @@ def test_is_finite_where_an_old_weight_was_zero() -> None:
 
 
 @pytest.mark.parametrize("fusion", ["paper", "generator"])
-def test_old_weights_are_those_that_the_policy_generated_for_the_batch(fusion: str) -> None:
+def test_old_weights_are_those_that_the_policy_generated_for_the_batch(
+    fusion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     env = started_env(fusion=fusion)
     agent = PolicyGradient(env, loss="clipped", passes=2, lr=1e-2)
-    executed: list[TeacherWeights] = []
-    env.subscribe(lambda record: executed.append(record.weights.parts["generator"]))
-    seen: list[Transition] = []
-    update = agent._update
-    agent._update = lambda known: (seen.append(known), update(known))[1]
+    executed: list[Any] = []
+    env.subscribe(lambda record: executed.append(record.weights.parts.get("generator")))
+    old: list[TeacherWeights] = []
+
+    def spy(now: TeacherWeights, before: TeacherWeights, *rest: Any) -> Tensor:
+        old.append(before)
+        return clipped_loss(now, before, *rest)
+
+    monkeypatch.setattr(policy_gradient, "clipped_loss", spy)
+    # Not before the statistics of the observations have settled.
+    agent.warm_up(STEPS)
+    executed.clear()
+    old.clear()
     agent.learn(1, lambda: None)
-    assert len(seen) == 2 * STEPS
-    for known, weights in zip(seen, 2 * executed, strict=True):
-        assert known.evidence["generator"].logit.equal(weights.logit)
-        assert known.evidence["generator"].feature.equal(weights.feature)
+    assert len(old) == 2 * STEPS
+    for before, weights in zip(old, 2 * executed, strict=True):
+        assert before.logit.equal(weights.logit)
+        assert before.feature.equal(weights.feature)
 
 
 def warmed_up(passes: int, **arguments: Any) -> tuple[Tensor, Tensor]:
@@ -117,9 +127,9 @@ def warmed_up(passes: int, **arguments: Any) -> tuple[Tensor, Tensor]:
     env = started_env(fusion="generator")
     agent = PolicyGradient(env, passes=passes, lr=0.05, **arguments)
     advantages = minmax_center(draw(NUM_ENVS, M))
-    known = Transition(env.observation, advantages, env.fusion.evidence(env.state))
+    known = Transition(env.keepable_observation, advantages, env.fusion.evidence(env.state))
     before = generated_weights(agent.act(env.observation)).logit
-    agent.pretrain([known])
+    teach(agent, [known])
     return before, generated_weights(agent.act(env.observation)).logit
 
 
@@ -152,7 +162,9 @@ def test_finds_the_best_teacher_of_every_sample() -> None:
 
 @pytest.mark.parametrize("clip_range", [0.0, -0.2])
 def test_a_clip_range_that_is_not_positive_is_refused(clip_range: float) -> None:
-    with pytest.raises(ConfigError, match=f"^clip_range: expected a number > 0, got {clip_range}"):
+    with pytest.raises(
+        ConfigError, match=f"^clip_range: expected a finite number > 0, got {clip_range}"
+    ):
         PolicyGradient(started_env(), loss="clipped", clip_range=clip_range)
 
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 
 from agents import DPG, build_agent
-from agents.dpg import actor_loss, critic_loss
-from agents.policies import TeacherCritic
+from agents.dpg import TeacherCritic, actor_loss, critic_loss
 from agents.policy_gradient import policy_gradient_loss
 from known_optimum import STEPS, advantages_of, known_env, scores, started_env, the_surest
 from mtkd_env.action import generated_weights
@@ -98,23 +97,25 @@ def test_each_network_is_moved_by_its_own_optimiser_alone(moves: str, stays: str
 
 def test_the_policy_climbs_what_the_critic_believes() -> None:
     agent = DPG(started_env(), optimizer="sgd", lr=0.1, critic_lr=0.0, entropy_coef=0.0)
-    tried = agent._step()
+    tried = agent.collect()
+    observation = agent.env.recall(tried.observation)
 
     def believed() -> Tensor:
-        weights = generated_weights(agent.policy(tried.observation))
-        return agent.critic(tried.observation, weights).mean()
+        weights = generated_weights(agent.policy(observation))
+        return agent.critic(observation, weights).mean()
 
     before = believed()
-    agent.history.append(tried)
-    agent._learn_from(agent.history)
+    agent.history.add(tried)
+    agent.update()
     assert believed() > before
 
 
 def test_the_critic_comes_to_know_the_rewards() -> None:
     agent = DPG(known_env(the_surest, num_envs=16, steps=10), lr=0.0, critic_lr=3e-3)
     agent.learn(15, ignore)
-    tried = [agent._step() for _ in range(10)]
-    errors = torch.stack([agent.critic(t.observation, t.weights) - t.rewards for t in tried])
+    tried = [agent.collect() for _ in range(10)]
+    seen = agent.env.recall
+    errors = torch.stack([agent.critic(seen(t.observation), t.weights) - t.rewards for t in tried])
     rewards = torch.stack([t.rewards for t in tried])
     # On batches that it has not seen.
     assert errors.square().mean() < 0.1 * rewards.var()
@@ -133,7 +134,7 @@ def test_without_noise_the_policys_own_weights_are_executed() -> None:
     env = started_env(fusion="generator")
     agent = DPG(env, noise_std=0.0)
     expected = env.to_weights(agent.act(env.observation))
-    assert agent._step().weights.logit.equal(expected.logit)
+    assert agent.collect().weights.logit.equal(expected.logit)
 
 
 def test_entropy_bonus_keeps_weights_away_from_the_corners() -> None:
@@ -175,9 +176,9 @@ def test_finds_the_best_teacher_of_every_sample() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"noise_std": -1.0}, "noise_std: expected a number >= 0, got -1.0"),
+        ({"noise_std": -1.0}, "noise_std: expected a finite number >= 0, got -1.0"),
         ({"passes": 0}, "^agent.arguments.passes: expected at least 1, got 0"),
-        ({"optimizer": "adan"}, "unknown optimizer 'adan'; did you mean 'adam'"),
+        ({"optimizer": "adan"}, "optimizer: unknown name 'adan'; did you mean 'adam'"),
         ({"gamma": 0.9}, "agent.arguments.gamma: unknown key"),
     ],
     ids=str,

@@ -312,7 +312,7 @@ def test_every_update_is_one_optimiser_step_so_that_its_choices_are_the_policys(
 def test_an_update_of_several_batches_follows_their_mean_gradient() -> None:
     arguments: dict[str, Any] = {"optimizer": "sgd", "lr": 1.0, "baseline": "none"}
     agent = Reinforce(started_env(), agent_every=None, **arguments)
-    memory = [agent._step() for _ in range(3)]
+    memory = [agent.collect() for _ in range(3)]
     start = [p.detach().clone() for p in agent.policy.parameters()]
 
     def moved(batches: list[Any]) -> Tensor:
@@ -320,8 +320,8 @@ def test_an_update_of_several_batches_follows_their_mean_gradient() -> None:
             parameter.data.copy_(value)
         agent.history.clear()
         for batch in batches:
-            agent.history.append(batch)
-        agent._learn_from(agent.history)
+            agent.history.add(batch)
+        agent.update()
         after = zip(agent.policy.parameters(), start, strict=True)
         return torch.cat([(p.detach() - value).flatten() for p, value in after])
 
@@ -378,12 +378,12 @@ def test_finds_the_best_teacher_of_every_sample(name: str) -> None:
     [
         (
             {"distribution": "gauss"},
-            "unknown distribution 'gauss'; did you mean 'gaussian'.*categorical, dirichlet",
+            "distribution: unknown name 'gauss'; did you mean 'gaussian'.*categorical, dirichlet",
         ),
-        ({"baseline": "mean"}, r"unknown baseline 'mean'; did you mean 'running_mean'"),
+        ({"baseline": "mean"}, r"baseline: unknown name 'mean'; did you mean 'running_mean'"),
         ({"baseline_decay": 1.0}, r"baseline_decay: expected a number in \[0, 1\), got 1.0"),
         ({"baseline_decay": -0.1}, r"baseline_decay: .* got -0.1"),
-        ({"optimizer": "adan"}, "unknown optimizer 'adan'; did you mean 'adam'"),
+        ({"optimizer": "adan"}, "optimizer: unknown name 'adan'; did you mean 'adam'"),
         ({"passes": 2}, "agent.arguments.passes: unknown key"),
     ],
     ids=str,

@@ -1,12 +1,11 @@
-from collections.abc import Sequence
-from typing import Any
+"""The warm-up of Algorithm 1."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from agents import Agent, PolicyGradient, Transition, Uniform
-from agents.warmup import WARMUP_WEIGHTS, warm_up
+from agents import DPG, Agent, PolicyGradient, Reinforce, Uniform
+from agents.base import WARMUP_WEIGHTS
 from known_optimum import STEPS, started_env
 from mtkd_env.env import MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError
@@ -15,29 +14,14 @@ from tiny import TEACHERS
 M = len(TEACHERS)
 
 
-def refuse(*_: Any) -> Any:
-    raise AssertionError("asked for more than to learn from the warm-up")
+class Pupil(PolicyGradient):
+    """Keeps what it learns from; must not be asked to act."""
 
+    def learn_from(self, history):
+        self.learned = [*history]
 
-class Pupil(Agent):
-    """Keeps what it is given to learn from; must not be asked to act."""
-
-    learns_from_warmup = True
-
-    def __init__(self, env: MTKDVectorEnv) -> None:
-        super().__init__(env)
-        self.histories: list[Sequence[Transition]] = []
-
-    act = learn = save = refuse
-
-    def pretrain(self, history: Sequence[Transition]) -> None:
-        self.histories.append(history)
-
-
-class Unaware(Pupil):
-    """The same, but it has no use for what others did."""
-
-    learns_from_warmup = False
+    def act(self, observation):
+        raise AssertionError(f"asked to act on {observation}")
 
 
 def records_of(env: MTKDVectorEnv) -> list[StepRecord]:
@@ -50,25 +34,25 @@ def student(env: MTKDVectorEnv) -> dict[str, Tensor]:
     return env.distiller.module.state_dict()
 
 
-def test_agent_learns_once_from_all_steps() -> None:
-    env = started_env()
-    pupil = Pupil(env)
-    warm_up(pupil, STEPS)
-    (history,) = pupil.histories
-    assert len(history) == env.steps == STEPS
+def test_the_policy_gradient_learns_once_from_all_steps() -> None:
+    pupil = Pupil(started_env())
+    pupil.warm_up(STEPS)
+    assert len(pupil.learned) == pupil.env.steps == STEPS
+    assert len(pupil.history) == 0
 
 
-def test_agent_without_use_for_it_gets_nothing() -> None:
-    pupil = Unaware(started_env())
-    warm_up(pupil, STEPS)
-    assert [len(history) for history in pupil.histories] == [0]
+@pytest.mark.parametrize("kind", [Reinforce, DPG, Uniform])
+def test_agents_that_learn_from_actions_of_their_own_do_not_learn(kind: type[Agent]) -> None:
+    agent = kind(started_env())
+    agent.warm_up(STEPS)
+    assert agent.env.steps == STEPS
+    assert agent.updates == 0
 
 
-def test_no_action_of_the_agents_is_asked_for() -> None:
+def test_the_student_is_the_same_whoever_comes_to_learn_from_it() -> None:
     env, other = started_env(), started_env()
-    warm_up(Pupil(env), STEPS)
-    warm_up(PolicyGradient(other, seed=5), STEPS)
-    # The same student, whoever comes to learn from it.
+    Uniform(env).warm_up(STEPS)
+    PolicyGradient(other, seed=5).warm_up(STEPS)
     assert all(tensor.equal(student(other)[name]) for name, tensor in student(env).items())
 
 
@@ -87,8 +71,8 @@ def test_observations_are_normalised_by_the_statistics_of_the_end() -> None:
 
     env._observe = spy
     pupil = Pupil(env)
-    warm_up(pupil, STEPS)
-    (history,) = pupil.histories
+    pupil.warm_up(STEPS)
+    history = pupil.learned
     rows = torch.cat(raw[:STEPS]).double()
     mean, deviation = rows.mean(0), rows.std(0, correction=0)
     for transition, observation in zip(history, raw, strict=False):
@@ -101,8 +85,8 @@ def test_raw_observations_stay_raw() -> None:
     env = started_env(normalize_observation=False)
     first = env.observation
     pupil = Pupil(env)
-    warm_up(pupil, 1)
-    assert pupil.histories[0][0].observation.equal(first)
+    pupil.warm_up(1)
+    assert pupil.learned[0].observation.equal(first)
 
 
 @pytest.mark.parametrize("fusion", ["paper", "learnable"])
@@ -111,8 +95,8 @@ def test_transitions_say_what_happened(fusion: str) -> None:
     records = records_of(env)
     pupil = Pupil(env)
     evidence = env.fusion.evidence(env.state)
-    warm_up(pupil, STEPS)
-    (history,) = pupil.histories
+    pupil.warm_up(STEPS)
+    history = pupil.learned
     for record, transition in zip(records, history, strict=True):
         assert transition.advantages.equal(record.rewards.advantages)
     assert history[0].evidence.keys() == evidence.keys() == {"confidence", "divergence"}
@@ -136,7 +120,7 @@ def test_transitions_say_what_happened(fusion: str) -> None:
 def test_all_teachers_count_the_same(weights: str, expected: float) -> None:
     env = started_env()
     records = records_of(env)
-    warm_up(Uniform(env), STEPS, weights)
+    Uniform(env).warm_up(STEPS, weights)
     for record in records:
         for found in (record.weights.logit, record.weights.feature):
             assert found.unique().tolist() == pytest.approx([expected])
@@ -148,8 +132,8 @@ def test_all_teachers_count_the_same(weights: str, expected: float) -> None:
 
 def test_uniform_weights_are_the_default() -> None:
     envs = started_env(), started_env()
-    warm_up(Uniform(envs[0]), STEPS)
-    warm_up(Uniform(envs[1]), STEPS, "uniform")
+    Uniform(envs[0]).warm_up(STEPS)
+    Uniform(envs[1]).warm_up(STEPS, "uniform")
     assert all(tensor.equal(student(envs[1])[name]) for name, tensor in student(envs[0]).items())
 
 
@@ -157,6 +141,13 @@ def test_unknown_weights_are_named_before_the_student_is_touched() -> None:
     env = started_env()
     message = r"unknown warm-up weights 'one'; did you mean 'ones'\? \(known: ones, uniform\)"
     with pytest.raises(ConfigError, match=message):
-        warm_up(Uniform(env), STEPS, "one")
+        Uniform(env).warm_up(STEPS, "one")
     assert env.steps == 0
     assert set(WARMUP_WEIGHTS) == {"ones", "uniform"}
+
+
+@pytest.mark.parametrize("kind", [Reinforce, PolicyGradient, Uniform])
+def test_the_statistics_of_observations_know_every_batch_of_it(kind: type[Agent]) -> None:
+    env = started_env()
+    kind(env).warm_up(STEPS)
+    assert env.normalizer.count == STEPS * env.num_envs

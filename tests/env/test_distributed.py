@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from agents import Agent, SB3Agent, build_agent
 from agents.callbacks import StudentEvaluation
-from agents.learning import LearningAgent
-from agents.warmup import warm_up
+from agents.policy_gradient import LearningAgent
 from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed, losses
 from mtkd_env.data import BatchStream
 from mtkd_env.seeding import seeded
@@ -203,7 +202,7 @@ def make_agent(name: str, env: MTKDVectorEnv) -> Agent:
 def _train(name: str, **kwargs: Any) -> dict[str, Any]:
     env = make_env(**kwargs)
     agent = make_agent(name, env)
-    warm_up(agent, env.steps_per_epoch)
+    agent.warm_up(env.steps_per_epoch)
     agent.learn(EPOCHS - 1, lambda: None)
     evaluation = env.evaluate()
     own = isinstance(agent, LearningAgent)

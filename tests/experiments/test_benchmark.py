@@ -273,7 +273,7 @@ def test_an_epoch_holds_all_steps_and_all_learning(
 def test_own_agents_learn_within_the_epoch(assembly: Assembly) -> None:
     pg = contestant(assembly, "pg")
     learned: list[int] = []
-    pg.agent._learn_from = lambda memory: learned.append(len(memory))  # type: ignore[attr-defined]
+    pg.agent.learn_from = lambda memory: learned.append(len(memory))  # type: ignore[attr-defined]
     assert pg(Counts(lambda: sum(learned))) == {"count": STEPS_PER_EPOCH}
 
 

@@ -10,7 +10,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from agents import PolicyGradient, Uniform
-from agents.warmup import warm_up
 from experiments.metrics import (
     BreakdownMeter,
     EpochMeter,
@@ -163,7 +162,7 @@ def test_names_are_unique_and_none_is_private() -> None:
     env = started_env()
     meter = EpochMeter(NAMES)
     env.subscribe(meter)
-    warm_up(Uniform(env), 1)
+    Uniform(env).warm_up(1)
     values = [value.numel() for value in meter._sums.values()]
     found = meter.read()
     private = [name for name in step_means(record([[1.0]], [[1.0]])) if name.startswith("_")]
@@ -335,7 +334,7 @@ def rows_of_a_run(folder: Path, epochs: int = 3) -> list[dict[str, Any]]:
     env.subscribe(meter)
     with MetricsLog(folder) as log:
         for epoch in range(1, epochs + 1):
-            warm_up(Uniform(env), STEPS)
+            Uniform(env).warm_up(STEPS)
             log.write({"epoch": epoch, "lr": 0.1, **meter.read()})
             # A row is there as soon as its epoch has ended.
             assert read_rows(folder) == log.rows

@@ -18,7 +18,6 @@ from test_resume import (
 )
 
 from agents import build_agent
-from agents.warmup import warm_up
 from experiments import run
 from experiments.config import ExperimentConfig
 from experiments.experiment import build, run_experiment
@@ -78,7 +77,7 @@ def state_of(env: MTKDVectorEnv) -> list[Any]:
 
 def train(env: MTKDVectorEnv, algo: str = "pg") -> list[Any]:
     agent = build_agent(algo, env, seed=0, arguments={})
-    warm_up(agent, env.steps_per_epoch)
+    agent.warm_up(env.steps_per_epoch)
     agent.learn(2, lambda: None)
     return leaves(agent.state_dict())
 

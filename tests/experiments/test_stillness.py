@@ -11,7 +11,6 @@ import pytest
 from test_resume import Interrupting, configuration, small
 
 from agents import build_agent
-from agents.warmup import warm_up
 from experiments.experiment import run_experiment
 from mtkd_env import MTKDVectorEnv, Recipe
 from tiny import STEPS_PER_EPOCH, make_tiny_env
@@ -62,7 +61,7 @@ def measured(algo: str) -> list[tuple[float, int]]:
     env: MTKDVectorEnv = make_tiny_env(recipe=Recipe(epochs=STEPS // STEPS_PER_EPOCH, lr=0.01))
     env.reset(seed=0)
     agent = build_agent(algo, env, seed=0, arguments=AGENTS[algo])
-    warm_up(agent, STEPS_PER_EPOCH)
+    agent.warm_up(STEPS_PER_EPOCH)
     found = []
 
     def at_end() -> None:

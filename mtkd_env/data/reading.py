@@ -1,8 +1,9 @@
 """Files of images: which of a folder's count, and what one of them shows, in 8 bits a channel."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,11 +64,25 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
+            _check_planes(image)
             image.load()
     # Readers of damaged files raise whatever they happen upon.
     except Exception as error:
         raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
     return image
+
+
+def _check_planes(image: Image.Image) -> None:
+    """Raises for what Pillow takes for other pixels, or finds truncated."""
+    tags = _tags(image)
+    if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
+        raise ValueError("Pillow cannot read channels of more than 8 bits that lie apart")
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """The tags of a TIFF; none of other files."""
+    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
+    return tags
 
 
 def read_image(path: str | Path) -> Image.Image:
@@ -86,13 +101,11 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def _colors(image: Image.Image) -> Image.Image:
-    tags = getattr(image, "tag_v2", {})
-    if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
-        raise ValueError("Pillow cannot read channels of more than 8 bits that lie apart")
     if image.mode.startswith(("I", "F")):
         grey = _bytes(image)
         # Of bytes, Pillow has seen to it.
-        return Image.fromarray(~grey if tags.get(PHOTOMETRIC) == 0 else grey).convert("RGB")
+        inverted = _tags(image).get(PHOTOMETRIC) == 0
+        return Image.fromarray(~grey if inverted else grey).convert("RGB")
     if image.mode in {"P", "La", "RGBa"}:
         # Pillow takes the colours of a palette that is partly transparent, and colours that are
         # multiplied by their transparency, no other way.

@@ -83,16 +83,14 @@ def test_numbers_of_an_unknown_range_are_refused(
 
 
 def test_channels_that_pillow_mixes_up_are_refused(tmp_path: Path) -> None:
-    # More than there is to read, because Pillow reads too far.
-    path, planes = tmp_path / "planes.tif", RAMP.astype("<u2").tobytes() * 9
+    path, planes = tmp_path / "planes.tif", RAMP.astype("<u2").tobytes() * 3
     tags = ImageFileDirectory_v2(b"II*\0\x08\0\0\0")
     tags[256], tags[257], tags[BITS] = 256, 256, (16, 16, 16)
     tags[259], tags[PHOTOMETRIC], tags[277], tags[PLANAR] = 1, 2, 3, 2
-    size = len(planes) // 9
+    size = len(planes) // 3
     tags[273], tags[278], tags[279] = (8, 8 + size, 8 + 2 * size), 256, (size, size, size)
     begin = 8 + len(planes)
     path.write_bytes(b"II*\0" + struct.pack("<L", begin) + planes + tags.tobytes(begin))
-    assert not (np.asarray(pil_loader(path)) == SCALED[..., None]).all()
     with pytest.raises(ConfigError, match=r"planes\.tif: .*more than 8 bits that lie apart"):
         read_image(path)
 

@@ -30,7 +30,7 @@ from mtkd_env.errors import (
     did_you_mean,
     plain_message,
 )
-from mtkd_env.files import parse_yaml, path_or_name, user_path, whole_path
+from mtkd_env.files import load_yaml, parse_yaml, path_or_name, user_path, whole_path
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
 from mtkd_env.teachers import TEACHER_PRECISIONS, PoolSpec, check_prefetch
@@ -650,12 +650,11 @@ def read_yaml(path: Path, flag: str) -> dict[str, Any]:
         ConfigError: A file that cannot be read or holds something else.
     """
     try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
+        content = load_yaml(path)
     except OSError as error:
         raise ConfigError(f"{flag}: {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{flag}: {path}: not valid YAML ({reason})") from error
+    except ConfigError as error:
+        raise ConfigError(f"{flag}: {error}") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"{flag}: {path}: expected keys and values, found {content!r}")
     return content or {}

@@ -17,6 +17,14 @@ import yaml
 
 from mtkd_env.errors import ConfigError
 
+# What a YAML text may hold: values, those that aliases stand for each time, and levels of them.
+MOST_VALUES, MOST_LEVELS = 10_000, 50
+
+TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
+PLAIN_TAGS = {TEXT, MERGE} | {
+    f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "seq", "map")
+}
+
 # What torch says of a class or function in a checkpoint, which it does not run.
 REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 
@@ -231,29 +239,96 @@ def load_checkpoint(
     return content
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would take the last."""
+class _PlainLoader(yaml.SafeLoader):
+    """Takes keys as the texts that they are, and dates too; a key must not stand there twice.
+
+    Of a key that does, YAML would take the last.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key '{key.value}' is given twice", problem_mark=key.start_mark
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+                raise _wrong(f"the key '{key.value}' is given twice", key)
+            seen.add(key.value)
+            if key.tag != MERGE:
+                key.tag = TEXT
         return super().construct_mapping(node, deep)
 
 
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def parse_yaml(text: str) -> Any:
-    """What a YAML text holds; plain values only.
+    """What a YAML text holds: texts, numbers, truth values, and lists and mappings by text of them.
 
     Raises:
-        yaml.YAMLError: It is not valid, too deep, or gives a key twice.
+        yaml.YAMLError: It is not valid, holds something else, gives a key twice, or is too deep or
+            too large once its aliases are what they stand for.
+    """
+    loader = _PlainLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_extent(node, {})
+        return loader.construct_document(node)
+    # The latter two for what is said to be, or looks like, a number and is none.
+    except (RecursionError, ValueError, LookupError) as error:
+        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: It is not one; names it.
+        OSError: It cannot be read.
     """
     try:
-        return yaml.load(text, _UniqueKeys)
-    except (RecursionError, ValueError) as error:
-        # The latter for what looks like a date or a number and is none.
-        raise yaml.YAMLError(f"{type(error).__name__}: {error}") from error
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path}: not valid YAML ({reason})") from error
+
+
+def _check_extent(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node holds with those that its aliases stand for, and on how many levels.
+
+    Args:
+        node: The node.
+        known: What was found for other nodes; of one that is being looked into, nothing.
+    """
+    if node.tag not in PLAIN_TAGS:
+        raise _wrong(f"expected a plain value, found one of the kind {node.tag}", node)
+    if id(node) not in known:
+        known[id(node)] = 0, 0
+        inner = [_check_extent(part, known) for part in _parts(node)]
+        count = 1 + sum(count for count, _ in inner)
+        levels = 1 + max((levels for _, levels in inner), default=0)
+        if count > MOST_VALUES or levels > MOST_LEVELS:
+            most = f"{MOST_VALUES} values on {MOST_LEVELS} levels"
+            raise _wrong(f"more than {most}, aliases included", node)
+        known[id(node)] = count, levels
+    if known[id(node)] == (0, 0):
+        raise _wrong("an alias of what it is a part of", node)
+    return known[id(node)]
+
+
+def _parts(node: yaml.Node) -> list[yaml.Node]:
+    """The entries of a list, the values of a mapping; none of anything else."""
+    if not isinstance(node, yaml.MappingNode):
+        return node.value if isinstance(node, yaml.SequenceNode) else []
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _wrong("expected a text as key, found a list or a mapping", key)
+    return [value for _, value in node.value]
+
+
+def _wrong(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from mtkd_env import distributed
@@ -18,8 +17,8 @@ from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
     load_checkpoint,
+    load_yaml,
     name_in_path,
-    parse_yaml,
     save_checkpoint,
     user_path,
     whole_path,
@@ -168,7 +167,7 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(PoolSpec, "pool")
     try:
-        content = parser.parse_string("pool: " + json.dumps(_read_yaml(path)))
+        content = parser.parse_string("pool: " + json.dumps(load_yaml(path)))
         make_recipe(content.pool.recipe.as_dict(), "recipe")
         spec: PoolSpec = parser.instantiate(content).pool
     except ArgumentError as error:
@@ -394,11 +393,3 @@ def _load_state(network: Network, state: Mapping[str, Any], source: str, label: 
     if unexpected:
         raise ConfigError(f"teachers.{label}: {source} has the unexpected tensor '{unexpected[0]}'")
     network.load_state_dict(state)
-
-
-def _read_yaml(path: Path) -> Any:
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: not valid YAML ({reason})") from error

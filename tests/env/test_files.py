@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
@@ -16,6 +17,7 @@ from mtkd_env.files import (
     has_own_digest,
     load_checkpoint,
     name_in_path,
+    parse_yaml,
     save_checkpoint,
     save_with_digest,
     user_path,
@@ -264,3 +266,47 @@ def test_what_is_written_is_on_disk_before_its_name_and_its_name_before_the_end(
     monkeypatch.setattr(Path, "replace", renamed)
     write_text(tmp_path / "note.txt", "x")
     assert done == ["file", "rename", "folder"]
+
+
+NESTED = "\n".join(["a: &a0 [1]", *(f"b{i}: &a{i + 1} [*a{i}]" for i in range(60))])
+
+BAD_YAML = {
+    "too many values by aliases": (
+        "\n".join(["a: &a0 [1, 1]", *(f"b{i}: &a{i + 1} [*a{i}, *a{i}]" for i in range(99))]),
+        "more than 10000 values",
+    ),
+    "too many values by merging": (
+        "\n".join(
+            ["a: &a0 {x: 1}", *(f"b{i}: &a{i + 1} {{<<: [*a{i}, *a{i}]}}" for i in range(99))]
+        ),
+        "more than 10000 values",
+    ),
+    "too deep by aliases": (NESTED, "on 50 levels"),
+    "too deep": ("[" * 60 + "]" * 60, "on 50 levels"),
+    "much too deep": ("[" * 2000, "RecursionError"),
+    "a list in itself": ("&x [*x]", "a part of"),
+    "a mapping in itself": ("a: &x {b: [*x]}", "a part of"),
+    "a list as key": ("? [a, b]\n: 1", "expected a text as key"),
+    "a mapping as key": ("{{a: 1}: 1}", "expected a text as key"),
+    "a key twice": ("1: a\n'1': b", "'1' is given twice"),
+    "a set": ("!!set {a, b}", "expected a plain value"),
+    "no truth value": ("!!bool maybe", "KeyError"),
+    "no number": ("!!int ''", "IndexError"),
+    "too many digits": ("9" * 5000, "ValueError"),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), BAD_YAML.values(), ids=BAD_YAML)
+def test_yaml_that_is_no_plain_data_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(yaml.YAMLError, match=reason):
+        parse_yaml(text)
+
+
+def test_keys_and_dates_are_the_texts_that_they_are() -> None:
+    found = parse_yaml("yes: 1\n1: 2\n010: 3\n~: 4\n2026-12-31: 2026-12-31")
+    assert found == {"yes": 1, "1": 2, "010": 3, "~": 4, "2026-12-31": "2026-12-31"}
+
+
+def test_aliases_and_merged_mappings_are_what_they_stand_for() -> None:
+    found = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]")
+    assert found == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": [{"x": 1, "y": 2}] * 2}

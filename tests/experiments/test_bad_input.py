@@ -309,7 +309,18 @@ YAMLS: dict[str, tuple[bytes, Words]] = {
     "tab": (b"a:\n\tb: 1\n", ("not valid YAML",)),
     "two documents": (b"seed: 1\n---\nseed: 2\n", ("not valid YAML",)),
     "object": (b"seed: !!python/object/apply:os.getpid []\n", ("not valid YAML",)),
-    "impossible date": (b"seed: 2026-13-41\n", ("not valid YAML",)),
+    "date": (b"seed: 2026-12-31\n", ("seed: expected int", "2026-12-31")),
+    "aliases": (
+        "\n".join(
+            ["a: &a0 [1, 1]", *(f"b{i}: &a{i + 1} [*a{i}, *a{i}]" for i in range(40))]
+        ).encode(),
+        ("not valid YAML", "10000 values", "aliases"),
+    ),
+    "an alias of itself": (b"data: &x {arguments: *x}\n", ("not valid YAML", "a part of")),
+    "a list as key": (b"? [a, b]\n: 1\n", ("not valid YAML", "a text as key")),
+    "no number": (b"seed: !!int ''\n", ("not valid YAML",)),
+    "bytes": (b"seed: !!binary aGk=\n", ("not valid YAML", "a plain value")),
+    "a number as key": (b"1: 2\n", ("1",)),
     "deep": (b"seed: " + b"[" * 600, ("not valid YAML",)),
     "Latin-1": ("seed: 1 # Größe\n".encode("latin-1"), ("not valid YAML", "utf-8")),
     "UTF-16 without a mark": ("seed: 1".encode("utf-16-be"), ("not valid YAML",)),

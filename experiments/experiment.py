@@ -56,7 +56,7 @@ class Result:
         seconds: Seconds of the student's training, evaluations included.
         teacher_seconds: Seconds of training or loading the teachers.
         folder: The run's folder.
-        digests: What every teacher was made from.
+        digests: SHA-256 of every teacher's weights.
         versions: Versions of what the numbers depend on.
         skipped: Batches that were left out because they were NaN or infinite.
         fidelities: How near each int8 teacher is to what it was in float32.

@@ -2,20 +2,20 @@
 
 import hashlib
 import os
-import pickle
 import re
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 import yaml
 
 from mtkd_env.errors import ConfigError
+from mtkd_env.file_kinds import kind_of
 
 # What a YAML text may hold: values, those that aliases stand for each time, and levels of them.
 MOST_VALUES, MOST_LEVELS = 10_000, 50
@@ -211,7 +211,7 @@ def has_own_digest(path: Path) -> bool:
 def load_checkpoint(
     path: Path, device: torch.device | str = "cpu", *, mapped: bool = False
 ) -> dict[str, Any]:
-    """Reads what `save_checkpoint` wrote; never runs code from the file.
+    """Reads what `save_checkpoint` wrote, or safetensors; never runs code from the file.
 
     Args:
         path: The file.
@@ -219,24 +219,44 @@ def load_checkpoint(
         mapped: Whether the tensors are to stay in the file, from which they are read when used.
 
     Raises:
-        ConfigError: No such file, a damaged one, or one that holds more than tensors.
+        ConfigError: No such file, a damaged one, or one that holds more than tensors; says what it
+            is.
     """
     try:
+        if _holds_safetensors(path):
+            return safetensors.torch.load_file(path, str(device))
         with warnings.catch_warnings():
             # Of files that are not torch's own, which are refused below.
-            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
             content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such checkpoint") from None
-    except pickle.UnpicklingError as error:
-        named = REFUSED.search(str(error))
-        reason = f"it names {named[1]}" if named else "no pickle of tensors"
-        raise ConfigError(f"{path}: not a checkpoint of tensors only ({reason})") from error
-    except (RuntimeError, EOFError, IndexError, OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path}: damaged checkpoint ({error})") from error
+    except torch.OutOfMemoryError:
+        raise
+    # Bytes that are no checkpoint lead torch's readers into errors of any class.
+    except Exception as error:
+        raise ConfigError(f"{path}: {_why_unread(path, error)}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected a dictionary, found {type(content).__name__}")
     return content
+
+
+def _holds_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do, whatever its name: with a length, then JSON."""
+    with path.open("rb") as file:
+        head = file.read(10)
+    return head[8:] == b'{"' and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _why_unread(path: Path, error: Exception) -> str:
+    if not path.exists():
+        return "no such checkpoint"
+    if path.is_dir():
+        return "not a checkpoint but a folder"
+    if isinstance(error, OSError) and error.errno:
+        return f"cannot be read: {error.strerror}"
+    if named := REFUSED.search(str(error)):
+        return f"not a checkpoint of tensors only (it names {named[1]}); save its state_dict()"
+    kind = kind_of(path)
+    return f"not a checkpoint but {kind}" if kind else "damaged checkpoint"
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from experiments.export import ABOUT, TORCH
@@ -34,8 +32,6 @@ def load_backbone(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ConfigError(f"weights: {path}: no such file")
     _check_digest(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
     state = load_checkpoint(path)
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -56,13 +52,6 @@ def _check_digest(path: Path) -> None:
             f"weights: {path}: not the file that was exported: expected SHA-256 {expected[:16]}, "
             f"got {found[:16]}"
         )
-
-
-def _read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ConfigError(f"weights: {path}: damaged safetensors file ({error})") from error
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +18,25 @@ from mtkd_env.errors import ConfigError, check_name, plain_message
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
-    load_checkpoint,
     load_yaml,
     name_in_path,
-    save_checkpoint,
     user_path,
     whole_path,
 )
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
-from mtkd_env.networks.libraries import published_weights
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+from mtkd_env.teachers.weights import keep, load_given, load_kept, weights_digest
 
-# Part of every digest: raise it when the same description would train to something else.
-RECIPE_VERSION = 1
+# Part of every digest: raise it when the same description would train to something else, or be kept
+# in another form.
+RECIPE_VERSION = 2
 
 # Every digest holds these; of keys that came later, only values other than the default, so that a
 # new key leaves the teachers in the cache as they are.
@@ -44,9 +46,6 @@ ALWAYS_IN_DIGEST = {
 }
 
 KINDS = ("trained", "random", "permuted")
-
-# Where a file may hold the state_dict: this package's key, and those of other training programs.
-STATE_KEYS = ("network", "state_dict", "model")
 
 # Called after every epoch of a teacher in training: name, epochs done, epochs in all, mean loss.
 PoolProgress = Callable[[str, int, int, float], None]
@@ -147,7 +146,7 @@ class TeacherPool:
     Attributes:
         ensemble: The teachers, frozen, on their device.
         evaluations: Each teacher's result on the test images.
-        digests: What each teacher was made from, or the digest of its checkpoint.
+        digests: SHA-256 of each teacher's weights.
     """
 
     ensemble: TeacherEnsemble
@@ -198,7 +197,8 @@ def build_pool(
         progress: Called while a teacher is being trained.
 
     Raises:
-        ConfigError: An unknown network, or a checkpoint that does not fit it.
+        ConfigError: An unknown network, a checkpoint that does not fit it, a file in the cache that
+            holds other weights than were trained, or outputs that say nothing of the image.
     """
     builder = _Builder(
         spec,
@@ -211,10 +211,13 @@ def build_pool(
     networks = {teacher.label: builder.make(teacher) for teacher in spec.teachers}
     # Teachers may take days to train, so a checkpoint that does not fit is to be known before.
     given_first = sorted(spec.teachers, key=lambda teacher: teacher.checkpoint is None)
-    digests = {one.label: builder.fill(networks[one.label], one) for one in given_first}
-    evaluations = {name: builder.evaluate(network) for name, network in networks.items()}
+    found = {one.label: builder.fill(networks[one.label], one) for one in given_first}
     ensemble = TeacherEnsemble([*networks.values()], [*networks], precision).to(device)
-    return TeacherPool(ensemble, evaluations, {name: digests[name] for name in networks})
+    return TeacherPool(
+        ensemble,
+        evaluations={name: found[name] for name in networks},
+        digests={name: weights_digest(one.state_dict()) for name, one in networks.items()},
+    )
 
 
 class _Builder:
@@ -238,7 +241,7 @@ class _Builder:
     def make(self, teacher: TeacherSpec) -> Network:
         """The network of a teacher, as it is initialised."""
         data = self._images.data
-        try:
+        with _named(teacher):
             network = build_network(
                 teacher.network,
                 num_classes=data.num_classes,
@@ -248,30 +251,31 @@ class _Builder:
                 seed=derive_seed(teacher.seed, "teacher"),
                 **teacher.arguments,
             )
-        except ConfigError as error:
-            raise ConfigError(f"teachers.{teacher.label}: {error}") from error
         return network.to(self._device)
 
-    def fill(self, network: Network, teacher: TeacherSpec) -> str:
-        """Loads, finds or trains what a teacher has learned; gives its digest."""
+    def fill(self, network: Network, teacher: TeacherSpec) -> Evaluation:
+        """Loads, finds or trains a teacher's weights; gives its result on the test images."""
+        source = teacher.checkpoint or "the network as it was initialised"
         if teacher.checkpoint is not None:
-            return _load_checkpoint(network, teacher.checkpoint, teacher)
-        digest = self._digest(teacher)
-        if teacher.kind != "random":
-            self._train_or_find(teacher, network, digest)
-        return digest
-
-    def evaluate(self, network: Network) -> Evaluation:
-        """Result on the test images."""
+            with _named(teacher):
+                load_given(network, teacher.network, teacher.checkpoint)
+        elif teacher.kind != "random":
+            source = str(self._train_or_find(teacher, network))
         test = self._images.evaluation_batches(self._images.splits.test, self._device)
-        return evaluate(network, test, self._precision)
+        first = list(islice(test, 1))
+        with _named(teacher):
+            check_outputs(network, first, self._precision, source)
+        return evaluate(network, chain(first, test), self._precision)
 
-    def _train_or_find(self, teacher: TeacherSpec, network: Network, digest: str) -> None:
+    def _train_or_find(self, teacher: TeacherSpec, network: Network) -> Path:
+        made_from = json.dumps(self._made_from(teacher), sort_keys=True)
+        digest = hashlib.sha256(made_from.encode()).hexdigest()
         folder = self._cache / "teachers" / name_in_path(self._images.data.name)
         path = folder / f"{name_in_path(teacher.label)}-{digest[:16]}.pt"
         if distributed.agree(path.exists()):
-            load_network(network, path, teacher.label)
-            return
+            with _named(teacher):
+                load_kept(network, path, made_from)
+            return path
         stream = self._stream(teacher)
         _make_folder(folder)
         classes = self._images.data.num_classes
@@ -285,8 +289,8 @@ class _Builder:
             progress=self._report(teacher.label),
         )
         if distributed.rank() == 0:
-            made_from = json.dumps(self._made_from(teacher), sort_keys=True)
-            save_checkpoint(path, {"network": network.state_dict(), "made_from": made_from})
+            keep(network, path, made_from)
+        return path
 
     def _stream(self, teacher: TeacherSpec) -> BatchStream:
         try:
@@ -312,9 +316,14 @@ class _Builder:
             "train_images": hashlib.sha256(index).hexdigest(),
         }
 
-    def _digest(self, teacher: TeacherSpec) -> str:
-        text = json.dumps(self._made_from(teacher), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+
+@contextmanager
+def _named(teacher: TeacherSpec) -> Iterator[None]:
+    """Lets errors say which teacher they are about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"teachers.{teacher.label}: {error}") from error
 
 
 def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
@@ -337,59 +346,3 @@ def _make_folder(folder: Path) -> None:
         raise ConfigError(
             f"cache: cannot make {folder}: {error.strerror}; --cache or MTKD_CACHE says where else"
         ) from error
-
-
-def _load_checkpoint(network: Network, checkpoint: str, teacher: TeacherSpec) -> str:
-    """Loads a file or published weights into a network; gives a digest."""
-    if Path(checkpoint).exists():
-        return load_network(network, Path(checkpoint), teacher.label)
-    try:
-        state = published_weights(teacher.network, checkpoint)
-    except ConfigError as error:
-        raise ConfigError(f"teachers.{teacher.label}: {error}") from error
-    _load_state(network, state, checkpoint, teacher.label)
-    return hashlib.sha256(f"{teacher.network} {checkpoint}".encode()).hexdigest()
-
-
-def load_network(network: Network, path: Path, label: str) -> str:
-    """Loads a checkpoint into a network; gives the SHA-256 of the file.
-
-    The file holds a `state_dict`, or one under the key `network`, `state_dict` or `model`.
-
-    Raises:
-        ConfigError: An unreadable file, or tensors that do not fit; names the teacher, the file
-            and the first tensor.
-    """
-    try:
-        content = load_checkpoint(path)
-    except ConfigError as error:
-        raise ConfigError(f"teachers.{label}: {error}") from error
-    key = next((key for key in STATE_KEYS if key in content), None)
-    state = content if key is None else content[key]
-    if not isinstance(state, dict):
-        raise ConfigError(f"teachers.{label}: {path} holds no state_dict under '{key}'")
-    _load_state(network, state, str(path), label)
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _load_state(network: Network, state: Mapping[str, Any], source: str, label: str) -> None:
-    """Checks a state_dict tensor by tensor and loads it."""
-    state = network.native_state(state)
-    expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name, shape in expected.items():
-        if name not in state:
-            raise ConfigError(f"teachers.{label}: {source} lacks the tensor '{name}'")
-        if not isinstance(state[name], torch.Tensor):
-            kind = type(state[name]).__name__
-            raise ConfigError(
-                f"teachers.{label}: {source} has '{name}', which is not a tensor but a {kind}"
-            )
-        if tuple(state[name].shape) != shape:
-            raise ConfigError(
-                f"teachers.{label}: {source} has '{name}' of shape {tuple(state[name].shape)}, "
-                f"the network expects {shape}"
-            )
-    unexpected: Sequence[str] = sorted(set(state) - set(expected))
-    if unexpected:
-        raise ConfigError(f"teachers.{label}: {source} has the unexpected tensor '{unexpected[0]}'")
-    network.load_state_dict(state)

@@ -3,12 +3,22 @@ import io
 import os
 import pickle
 import pwd
+import re
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from torch import nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
@@ -108,20 +118,91 @@ def test_a_truncated_checkpoint_is_named_as_damaged(tmp_path: Path, share: float
     path = tmp_path / "state.pt"
     save_checkpoint(path, content())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(ConfigError, match=r"state\.pt: (damaged|not a) checkpoint"):
+    with pytest.raises(ConfigError, match=r"state\.pt: (damaged checkpoint|.* an empty file)"):
         load_checkpoint(path)
 
 
-def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+def bytes_of(write: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Writes without the warnings of formats that are going out of use."""
+
+    def silently(path: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            write(path)
+
+    return silently
+
+
+def zip_of(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("photograph.jpg", b"")
+
+
+def numpy_of(path: Path, save: Callable[..., None]) -> None:
+    with path.open("wb") as file:
+        save(file, np.zeros(2))
+
+
+# Writers of files that are mistaken for checkpoints, and what the message calls them.
+MISTAKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "text": (
+        lambda path: path.write_text("total 12\n"),
+        "a text file, which begins with 'total 12'",
+    ),
+    "accents": (lambda path: path.write_text("é" * 999), "a text file, which begins with 'éé"),
+    "json": (lambda path: path.write_text('{"a": 1}'), "a text file, which begins with '{"),
+    "empty": (Path.touch, "an empty file"),
+    "folder": (Path.mkdir, "a folder"),
+    "pickle": (
+        lambda path: path.write_bytes(pickle.dumps({"a": 1})),
+        "a pickle that torch.save did not write",
+    ),
+    "array": (lambda path: numpy_of(path, np.save), "a NumPy array"),
+    "arrays": (lambda path: numpy_of(path, np.savez), "an archive of NumPy arrays"),
+    "archive": (zip_of, "a zip archive that torch.save did not write"),
+    "TorchScript": (
+        bytes_of(lambda path: torch.jit.script(nn.Linear(1, 1)).save(str(path))),
+        r"a TorchScript archive; save its state_dict\(\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKEN)
+def test_what_is_mistaken_for_a_checkpoint_is_called_what_it_is(tmp_path: Path, case: str) -> None:
+    write, kind = MISTAKEN[case]
     path = tmp_path / "state.pt"
-    path.write_text("no checkpoint at all")
-    with pytest.raises(ConfigError, match=r"state\.pt: "):
+    write(path)
+    with pytest.raises(ConfigError, match=rf"state\.pt: not a checkpoint but {kind}") as caught:
         load_checkpoint(path)
+    assert "\n" not in str(caught.value)
 
 
-def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="damaged checkpoint"):
-        load_checkpoint(tmp_path)
+def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:
+    torch.save(nn.Linear(1, 1), tmp_path / "state.pt")
+    with pytest.raises(ConfigError, match=r"names torch.nn.*Linear\); save its state_dict\(\)"):
+        load_checkpoint(tmp_path / "state.pt")
+
+
+@settings(max_examples=100, derandomize=True, database=None, deadline=None)
+@given(content=st.binary(max_size=64), begin=st.sampled_from([b"", b"PK", b"\x80\x02", b"t"]))
+def test_any_bytes_are_refused_in_one_line_that_names_the_file(
+    content: bytes, begin: bytes
+) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        path = Path(file.name)
+        path.write_bytes(begin + content)
+        with pytest.raises(ConfigError, match=re.escape(f"{path}: ")) as caught:
+            load_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.pt"])
+def test_safetensors_are_read_whatever_their_name(tmp_path: Path, name: str) -> None:
+    save_file({"a": torch.arange(3.0)}, tmp_path / name)
+    assert load_checkpoint(tmp_path / name)["a"].equal(torch.arange(3.0))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
+    with pytest.raises(ConfigError, match=f"{name}: damaged checkpoint"):
+        load_checkpoint(tmp_path / name)
 
 
 def test_a_checkpoint_that_is_no_dictionary_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mtkd_env.data import evaluation_batches
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
-from mtkd_env.files import save_checkpoint
+from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import autocast
@@ -25,6 +26,7 @@ from mtkd_env.teachers import (
     class_means,
     load_pool_spec,
 )
+from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.types import Batch
 from tiny import (
@@ -393,19 +395,17 @@ def test_a_teacher_that_depends_on_something_else_is_another_file(
         "mtkd_env.teachers.pool.train_teacher", lambda module, *_, **__: trained.append(module)
     )
     before = cached(warm_cache)
-    pool = build_pool(spec, training_set(size), cache=warm_cache)
+    build_pool(spec, training_set(size), cache=warm_cache)
     assert len(trained) == 1
     (new,) = cached(warm_cache) - before
     assert new.name.startswith(spec.teachers[0].label)
-    assert pool.digests[spec.teachers[0].label].startswith(new.stem.rsplit("-", 1)[1])
 
 
-def test_keys_that_came_later_leave_digests_as_they_are(warm_cache: Path) -> None:
+def test_keys_that_came_later_leave_the_names_of_files_as_they_are(warm_cache: Path) -> None:
     """A known value: that of the keys which there were when teachers were first cached."""
-    pool = build_pool(pool_spec(), training_set(LEARNABLE), cache=warm_cache)
     index = torch.arange(LEARNABLE).numpy().tobytes()
     made_from = {
-        "version": 1,
+        "version": 2,
         "teacher": {"network": "resnet8", "kind": "trained", "width": 0.25, "seed": 0},
         "recipe": {
             "epochs": 3,
@@ -420,8 +420,8 @@ def test_keys_that_came_later_leave_digests_as_they_are(warm_cache: Path) -> Non
         "data": training_set(LEARNABLE).data.digest,
         "train_images": hashlib.sha256(index).hexdigest(),
     }
-    text = json.dumps(made_from, sort_keys=True)
-    assert pool.digests == {"resnet8": hashlib.sha256(text.encode()).hexdigest()}
+    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
+    assert f"resnet8-{digest[:16]}.pt" in {path.name for path in cached(warm_cache)}
 
 
 def test_teachers_are_measured_and_asked_in_a_precision(warm_cache: Path) -> None:
@@ -510,6 +510,79 @@ def test_the_default_cache_is_the_cache_folder(
     build_pool(pool_spec(), training_set(LEARNABLE))
     (path,) = cached(tmp_path)
     assert path.parent == tmp_path / "teachers" / "tiny"
+
+
+# What is in the cache, and comes out of it.
+
+
+def other_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    save_checkpoint(path, change(load_checkpoint(path)))
+
+
+# Files that somebody has put in the place of a teacher's.
+REPLACED: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "a state_dict": lambda content: content["network"],
+    "other weights": lambda content: content | {"network": other_weights(content["network"])},
+    "another teacher": lambda content: content | {"made_from": "{}"},
+    "no network": lambda content: content | {"network": 1},
+}
+
+
+@pytest.mark.parametrize("case", REPLACED)
+def test_other_weights_in_the_place_of_a_kept_teacher_are_noticed(
+    tmp_path: Path, warm_cache: Path, case: str
+) -> None:
+    shutil.copytree(warm_cache, tmp_path, dirs_exist_ok=True)
+    build_pool(pool_spec(), training_set(LEARNABLE), cache=tmp_path)
+    for path in cached(tmp_path):
+        rewritten(path, REPLACED[case])
+    with pytest.raises(ConfigError, match=r"^teachers\.resnet8: .*resnet8-\w+\.pt does not hold"):
+        build_pool(pool_spec(), training_set(LEARNABLE), cache=tmp_path)
+
+
+def test_digests_are_those_of_the_weights_and_of_nothing_else(tmp_path: Path) -> None:
+    path, images = tmp_path / "mine.pt", training_set()
+
+    def digest() -> str:
+        return build_pool(from_checkpoint(path), images, cache=tmp_path).digests["resnet8"]
+
+    state = network(seed=5).state_dict()
+    save_checkpoint(path, state)
+    first = digest()
+    save_checkpoint(path, {"network": state, "epoch": 3})
+    assert digest() == first
+    save_checkpoint(path, other_weights(state))
+    assert digest() != first
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "reason"),
+    [
+        ("classifier.bias", torch.nan, "gives NaN or infinite logits in fp32 for 40 of 40 images"),
+        ("stem.0.weight", torch.inf, "gives NaN or infinite logits in fp32 for 40 of 40 images"),
+        ("classifier.weight", 0.0, "gives the same logits for 40 different images"),
+    ],
+)
+def test_a_teacher_that_says_nothing_is_named_before_another_is_trained(
+    tmp_path: Path, tensor: str, value: float, reason: str
+) -> None:
+    path, recorder = tmp_path / "mine.pt", Recorder()
+    save_checkpoint(path, broken_state(lambda state: state[tensor].fill_(value)))
+    good = TeacherSpec("resnet8", width=0.25)
+    bad = replace(good, name="bad", checkpoint=str(path))
+    with pytest.raises(ConfigError, match=rf"^teachers\.bad: .*mine\.pt {reason}"):
+        build_pool(pool_spec(good, bad), training_set(), cache=tmp_path, progress=recorder)
+    assert recorder.epochs == []
+
+
+def test_the_same_logits_for_the_same_images_are_in_order() -> None:
+    images = replace(batch(), inputs=torch.ones_like(batch().inputs))
+    check_outputs(network(), [images], "fp32", "it")
+    check_outputs(network(), [], "fp32", "it")
 
 
 # Checkpoints.

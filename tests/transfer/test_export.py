@@ -329,8 +329,8 @@ def test_files_without_a_description_are_read(tmp_path: Path, folder: Path, name
 
 UNREADABLE = {
     "none.pt": (None, "no such file"),
-    "empty.pt": (b"", "damaged checkpoint"),
-    "text.safetensors": (b"text", "damaged safetensors file"),
+    "empty.pt": (b"", "not a checkpoint but an empty file"),
+    "text.safetensors": (b"text", "not a checkpoint but a text file, which begins with 'text'"),
 }
 
 

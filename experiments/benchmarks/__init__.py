@@ -12,7 +12,6 @@ from experiments.benchmarks import (
     reward_signal,
     scaling,
     step,
-    weighting,
 )
 from experiments.benchmarks.base import Benchmark, Outcome, Request
 
@@ -24,13 +23,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "cost of an SGD step, its learning included, against the least it could cost",
         rounds=10,
         flags=("methods", "variant"),
-    ),
-    "weighting": Benchmark(
-        weighting.measure,
-        "cost of an SGD step under every classical weighting",
-        rounds=30,
-        flags=("methods", "steps"),
-        steps=10,
     ),
     "agents": Benchmark(
         agents.measure, "cost of an epoch with every agent, its learning included", rounds=10

@@ -10,10 +10,9 @@ from agents.sb3 import CONTRIB
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak
-from experiments.benchmarks.shared import check_shareable
+from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing import Spread, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
-from experiments.benchmarks.weighting import with_reference
 from experiments.config import CONFIGS, read_yaml
 
 NOTHING = "–"

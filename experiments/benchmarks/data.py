@@ -1,9 +1,10 @@
 """What the images of a step cost: cropped, mirrored, normalised, and mixed if so configured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.loader import CHANNELS, loaded_batches
+from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import (
     Readings,
     Spread,
@@ -15,11 +16,11 @@ from experiments.benchmarks.timing import (
     timed,
 )
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
-from experiments.benchmarks.weighting import steps_of
 from experiments.config import ExperimentConfig
-from mtkd_env import Assembly
+from mtkd_env import Assembly, MTKDVectorEnv
 from mtkd_env.data import ImageData, Mixing
 from mtkd_env.data.views import ViewSet
+from mtkd_env.types import TeacherWeights
 
 STREAM, LOADER = "stream", "torchvision"
 
@@ -72,12 +73,12 @@ def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[
         view_set=ViewSet(wanted.views, wanted.view_seed),
     )
     subjects = {
-        REFERENCE: per_unit(timed(steps_of(assembly, config, steps)), steps),
-        STREAM: _drawing(stream, _stream_batches(assembly, steps)),
+        REFERENCE: _repeating(_step_of(make_env(assembly, config)), steps),
+        STREAM: _repeating(stream.__next__, _stream_batches(assembly, steps)),
     }
     if isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
         loaded = loaded_batches(data, split, wanted.batch_size, env.device)
-        subjects[LOADER] = _drawing(loaded, steps)
+        subjects[LOADER] = _repeating(loaded.__next__, steps)
     return subjects
 
 
@@ -89,12 +90,17 @@ def _stream_batches(assembly: Assembly, steps: int) -> int:
     return assembly.env.steps_per_epoch if isinstance(assembly.data, ImageData) else steps
 
 
-def _drawing(batches: Iterator[object], count: int) -> Subject:
-    """Draws some batches, and is read by the batch."""
+def _step_of(env: MTKDVectorEnv) -> Callable[[], object]:
+    """A step under equal weights."""
+    return lambda: env.distill(TeacherWeights.uniform(env.state.divergence))
+
+
+def _repeating(one: Callable[[], object], count: int) -> Subject:
+    """Does something for some batches, and is read by the batch."""
 
     def work() -> None:
         for _ in range(count):
-            next(batches)
+            one()
 
     return per_unit(timed(work), count)
 

@@ -12,9 +12,8 @@ from tempfile import TemporaryDirectory
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.memory_report import MemoryReport, Peaks
 from experiments.benchmarks.peak import train
-from experiments.benchmarks.shared import check_shareable
+from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing_report import REFERENCE
-from experiments.benchmarks.weighting import with_reference
 from experiments.config import ExperimentConfig
 from experiments.executors import Task
 from experiments.executors.local import ProcessSlot

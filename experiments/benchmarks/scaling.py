@@ -12,11 +12,10 @@ from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.scaling_report import Point, ScalingReport
-from experiments.benchmarks.shared import check_shareable
+from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.synthetic import Noise, on_noise
 from experiments.benchmarks.timing import Subject, per_unit, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE
-from experiments.benchmarks.weighting import with_reference
 from experiments.config import ExperimentConfig
 from experiments.experiment import prepare_device
 from mtkd_env.errors import check_name

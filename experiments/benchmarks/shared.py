@@ -1,7 +1,9 @@
 """One set of images and one ensemble of teachers for all methods of a benchmark."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
+from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
@@ -21,6 +23,11 @@ def check_shareable(configs: dict[str, ExperimentConfig]) -> None:
                 f"--methods: '{name}' has other images or teachers than '{first.algo}', "
                 "so their costs cannot be compared"
             )
+
+
+def with_reference(methods: Sequence[str]) -> list[str]:
+    """The methods, behind the one that they are compared with."""
+    return list(dict.fromkeys([REFERENCE, *methods]))
 
 
 def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:

@@ -11,7 +11,7 @@ from experiments.benchmarks.floor import ABOUT_FLOOR, ABOUT_STUDENT, FLOOR, STUD
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch
 from experiments.benchmarks.roofline import Roofline, measured_rates
-from experiments.benchmarks.shared import check_shareable
+from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
@@ -28,7 +28,6 @@ from experiments.benchmarks.timing import (
 )
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport, ratio_cells
 from experiments.benchmarks.variants import Variant, check_comparable
-from experiments.benchmarks.weighting import with_reference
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly
 

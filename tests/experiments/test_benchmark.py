@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from agents import AGENTS
 from experiments import benchmark
-from experiments.benchmarks import Request, memory, reward_signal, weighting
+from experiments.benchmarks import Request, memory, reward_signal
 from experiments.benchmarks import agents as agents_benchmark
 from experiments.benchmarks.agents import default_methods, paper_ratios
 from experiments.benchmarks.contestant import Contestant
@@ -43,7 +43,6 @@ from experiments.benchmarks.usefulness import (
     most_frequent_share,
     usefulness,
 )
-from experiments.benchmarks.weighting import check_period, classical_methods, steps_of
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from mtkd_env import Assembly
 from mtkd_env.distiller import Distiller
@@ -169,20 +168,14 @@ def test_a_device_stopwatch_waits_for_the_device() -> None:
     assert 0 < reading["device"] <= reading["wall"]
 
 
-def test_every_classical_method_is_measured_by_default() -> None:
-    methods = classical_methods()
-    assert methods[0] == "aver"
-    assert len(set(methods)) == len(methods)
-    assert {*WEIGHTINGS, "none", "aver_kd", "aekd_logit"} == set(methods)
-
-
 def test_every_agent_and_three_of_its_rivals_are_measured_by_default() -> None:
     methods = default_methods()
     assert methods[:3] == ["aver", "none", "camkd"]
     assert len(set(methods)) == len(methods)
     shipped = {path.stem for path in CONFIGS.glob("algo/*.yaml")}
     official = {name for name in shipped if name.endswith("_official")}
-    assert set(methods[3:]) == {*AGENTS, *shipped} - set(classical_methods()) - official
+    classical = {*WEIGHTINGS, "none", "aver_kd", "aekd_logit"}
+    assert set(methods[3:]) == {*AGENTS, *shipped} - classical - official
 
 
 def test_methods_whose_library_is_not_installed_are_left_out(
@@ -196,18 +189,6 @@ def test_methods_whose_library_is_not_installed_are_left_out(
 def test_the_papers_figures_are_ratios_to_equal_weights() -> None:
     assert paper_ratios("epoch") == {"aver": 1, "none": 29 / 41, "camkd": 54 / 41, "pg": 47 / 41}
     assert paper_ratios("memory")["pg"] == pytest.approx(1.14, abs=0.01)
-
-
-@pytest.mark.parametrize("algo", ["mmkd", "mmkd_official"])
-def test_a_round_holds_whole_periods(algo: str) -> None:
-    configs = {"aver": config_of("aver"), algo: config_of(algo)}
-    check_period(configs, steps=10)
-    with pytest.raises(ConfigError, match=f"--steps: expected a multiple of 5, because {algo} "):
-        check_period(configs, steps=7)
-    configs["other"] = config_of("mmkd", "--agent.arguments", "{meta_every: 4}")
-    check_period(configs, steps=20)
-    with pytest.raises(ConfigError, match="a multiple of 20"):
-        check_period(configs, steps=10)
 
 
 def test_methods_share_images_and_teachers_but_no_student(assembly: Assembly) -> None:
@@ -226,15 +207,6 @@ def test_methods_with_other_teachers_cannot_be_compared() -> None:
     configs = {"aver": config_of("aver"), "other": config_of("pg", "--data.batch_size", "32")}
     with pytest.raises(ConfigError, match="'other' has other images or teachers than 'aver'"):
         check_shareable(configs)
-
-
-def test_a_weighting_makes_so_many_steps(
-    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    env = make_env(assembly, config_of("mmkd"))
-    monkeypatch.setattr(weighting, "make_env", lambda *_: env)
-    steps_of(assembly, config_of("mmkd"), steps=5)()
-    assert env.steps == 5
 
 
 class Counts(Stopwatch):
@@ -457,26 +429,6 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def test_weightings_from_the_shell(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "new" / "weighting.json"
-    flags = ("--methods", "camkd,aver_kd", "--rounds", "2", "--steps", "1", "--json", str(path))
-    assert start("weighting", *flags) == 0
-    shown = capsys.readouterr().out
-    for text in ("aver", "camkd", "floor", "2 rounds of 1 step,", "on this machine", str(path)):
-        assert text in shown
-    found = read(path)
-    assert list(found["methods"]) == ["aver", "camkd", "aver_kd", "floor"]
-    assert found["methods"]["aver"]["CPU"]["ratio"] == {"median": 1, "low": 1, "high": 1}
-    assert len(found["methods"]["camkd"]["wall"]["seconds_by_round"]) == 2
-    assert path.with_suffix(".png").stat().st_size > 10_000
-    assert sorted(file.name for file in path.parent.iterdir()) == [
-        "weighting.json",
-        "weighting.png",
-    ]
-
-
 def test_agents_from_the_shell(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -527,20 +479,18 @@ def test_a_log_gets_ten_lines_of_progress_or_fewer(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("what", "flags", "message"),
     [
-        ("weightings", [], "unknown --what 'weightings'; did you mean 'weighting'?"),
-        ("weighting", ["--methods", "camkt"], "camkt"),
-        ("weighting", ["--methods", "ppo"], "'ppo' is no classical weighting; see --what agents"),
-        ("weighting", ["--methods", "aver,,ebkd"], "--methods: expected names with commas"),
-        ("weighting", ["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
-        ("weighting", ["--rounds", "x"], "--rounds: invalid int value: 'x'"),
-        ("weighting", ["--methods", "mmkd", "--steps", "3"], "--steps: expected a multiple of 5"),
-        ("weighting", ["--algo", "aver"], "--algo: cannot be given here; see --methods"),
-        ("weighting", ["--json", "out.png"], "--json: expected a file that ends in .json"),
-        ("weighting", ["--epochs", "1"], "--epochs: means nothing to --what weighting"),
-        ("weighting", ["--student.netwrk", "x"], "student.network"),
+        ("agent", [], "unknown --what 'agent'; did you mean 'agents'?"),
+        ("step", ["--methods", "camkt"], "camkt"),
+        ("step", ["--methods", "aver,,ebkd"], "--methods: expected names with commas"),
+        ("step", ["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
+        ("step", ["--rounds", "x"], "--rounds: invalid int value: 'x'"),
+        ("step", ["--algo", "aver"], "--algo: cannot be given here; see --methods"),
+        ("step", ["--json", "out.png"], "--json: expected a file that ends in .json"),
+        ("step", ["--epochs", "1"], "--epochs: means nothing to --what step"),
+        ("step", ["--student.netwrk", "x"], "student.network"),
         ("agents", ["--steps", "3"], "--steps: means nothing to --what agents"),
         ("agents", ["--axes", "batch"], "--axes: means nothing to --what agents"),
-        ("weighting", ["--variant", "a=--seed 1"], "--variant: means nothing to --what weighting"),
+        ("agents", ["--variant", "a=--seed 1"], "--variant: means nothing to --what agents"),
         ("data", ["--methods", "aver"], "--methods: means nothing to --what data"),
         ("reward-signal", ["--methods", "papr"], "unknown reward 'papr'; did you mean 'paper'?"),
         ("reward-signal", ["--epochs", "0,a"], "--epochs: expected 0,1,5,..., got '0,a'"),
@@ -565,7 +515,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    assert start("weighting", "--json", str(tmp_path / "file" / "out.json")) == 2
+    assert start("step", "--json", str(tmp_path / "file" / "out.json")) == 2
     assert "--json: cannot make" in capsys.readouterr().err
 
 

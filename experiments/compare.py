@@ -32,8 +32,9 @@ from experiments.config import read_flags
 from experiments.console import console
 from experiments.executors import Executor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
-from experiments.experiment import read_result
+from experiments.experiment import Result
 from experiments.running.failures import Parser, run_program
+from experiments.running.result import read_result
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import cache_folder, user_path
 
@@ -152,7 +153,7 @@ def make_execution(
 
 def _report(comparison: Comparison, output: Path, out: Console) -> None:
     """Tables and picture of the runs that are finished."""
-    results = [(run, read_result(run.folder)) for run in comparison.runs]
+    results = [(run, read_result(Result, run.folder)) for run in comparison.runs]
     finished = [(run, result) for run, result in results if result is not None]
     if finished:
         write_comparison(comparison, finished, output)

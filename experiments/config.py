@@ -55,6 +55,8 @@ PLACE = (
     "on_nan",
     "prefetch",
     "compile",
+    "method",
+    "setting",
 )
 
 # More are a mistake, and more than a process can start.
@@ -260,6 +262,8 @@ class ExperimentConfig:
         on_nan: What becomes of a batch whose loss or gradient is NaN or infinite: stop ends the
             run, skip takes the next batch instead and counts it; the host then waits for the GPU
             in every step.
+        method: What tables and pages call the method; by default its name.
+        setting: What they call the setting that the method is run in.
     """
 
     teachers: PoolSpec
@@ -283,6 +287,8 @@ class ExperimentConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     prefetch: int | None = None
     on_nan: str = "stop"
+    method: str | None = None
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.seed < 0:

@@ -152,8 +152,8 @@ def teacher_table(result: Result) -> Table:
 
 # Heading and text of every column of a run but those of its teachers.
 COLUMNS: dict[str, Callable[[Result], str]] = {
-    "test\nlast": lambda result: f"{result.last_accuracy:.2%}",
-    "test\nbest": lambda result: f"{result.best_accuracy:.2%}",
+    "test\nlast": lambda result: f"{result.last:.2%}",
+    "test\nbest": lambda result: f"{result.best:.2%}",
     "agent\nscore": lambda result: f"{result.score:z.3f}",
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from agents import check_agent
 from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
-from experiments.experiment import Result, check_same_run, run_config, run_experiment
+from experiments.experiment import Result, run_config, run_experiment
 from experiments.running.device import together
 from experiments.running.failures import run_program
 from experiments.running.log import read_rows
@@ -62,9 +62,7 @@ def planned(argv: Sequence[str]) -> list[tuple[ExperimentConfig, Path | None]]:
     if not named:
         return [(config, _own_folder(config)) for config in parse_arguments(flags)]
     folder = user_path(named[-1])
-    config = run_config(folder, flags)
-    check_same_run(config, folder)
-    return [(config, folder)]
+    return [(run_config(folder, flags), folder)]
 
 
 def _own_folder(config: ExperimentConfig) -> Path | None:

@@ -7,21 +7,19 @@ from typing import Any, Protocol
 
 from agents import Agent
 from agents.base import steps_left
-from agents.isolation import random_states, set_random_states
 from experiments.config import ExperimentConfig
 from experiments.metrics import BreakdownMeter, EpochMeter, fusion_coefficients
-from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
 from experiments.running.finite import FiniteWatch, check_module, check_row
+from experiments.running.kept import AtRest
 from experiments.running.log import MetricsLog
-from experiments.running.signals import Stopped, StopRequest
 from mtkd_env import distributed
 from mtkd_env.env import StepRecord
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
 
-# Steps after which several processes agree anew on whether to stop or to write a checkpoint.
-AGREEMENT = 20
+# What the mean weights of every epoch are made of, a line each.
+BREAKDOWN = "breakdown.jsonl"
 
 
 class Progress(Protocol):
@@ -93,7 +91,7 @@ class Recorder:
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy
         check_row(row, env.steps)
         self._log.write(row)
-        self._log.write_breakdown({"epoch": row["epoch"], **self._breakdown.read()})
+        self._log.write_line(BREAKDOWN, {"epoch": row["epoch"], **self._breakdown.read()})
         self._progress.epoch(row, env.distiller.recipe.epochs)
         self._begin()
 
@@ -122,20 +120,24 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
         self._lr = state["lr"]
-        self._skipped = state.get("skipped", 0)  # Earlier versions skipped nothing.
+        self._skipped = state["skipped"]
         self._started = time.perf_counter() - state["seconds"]
         self._meter.load_state_dict(state["meter"], self._env.device)
         self._breakdown.load_state_dict(state["breakdown"], self._env.device)
 
 
 class Training:
-    """Trains the student under equal weights, then under the agent's; keeps checkpoints.
+    """Trains the student under equal weights, then under the agent's; a `Trainee`.
 
     Args:
         config: The run.
         agent: The agent, in its environment.
         log: The run's log, as far as it is written.
         progress: What is told how it goes.
+        teacher_seconds: Seconds that the teachers took.
+
+    Attributes:
+        teacher_seconds: The same; of the run's first part.
     """
 
     def __init__(
@@ -144,109 +146,63 @@ class Training:
         agent: Agent,
         log: MetricsLog,
         progress: Progress,
+        teacher_seconds: float,
     ) -> None:
         self._config = config
         self._agent = agent
         self._env = agent.env
         self._log = log
-        self._stop = StopRequest()
+        self._progress = progress
+        self.teacher_seconds = teacher_seconds
         self._recorder = Recorder(agent, log, progress)
         agent.env.subscribe(progress.step)
-        self._checkpoints = Checkpoints(log.folder)
-        self._timetable = Timetable(config.checkpoint, epochs=len(log.rows))
-        self._saved: int | None = None
-        self._agreed = 0
-        self._random: dict[str, Any] | None = None
-        self._about: Mapping[str, Any] = {}
-        self._began = time.perf_counter()
 
     @property
-    def seconds(self) -> float:
-        """Seconds since the beginning, without those between an interruption and going on."""
-        return time.perf_counter() - self._began
+    def steps(self) -> int:
+        """SGD steps of the student so far."""
+        return self._env.steps
 
-    def run(self, about: Mapping[str, Any]) -> None:
+    @property
+    def epochs(self) -> int:
+        """Epochs that are over."""
+        return len(self._log.rows)
+
+    def train(self, at_rest: AtRest) -> None:
         """Trains to the end.
-
-        Args:
-            about: What every checkpoint is to say of the run beside its state.
 
         Raises:
             FloatingPointError: Something became NaN or infinite.
-            Stopped: A signal came; there is a checkpoint to go on from.
             ConfigError: No checkpoint can hold the agent.
         """
-        self._about = about
         if distributed.rank() == 0:
             self._agent.log_to(self._log.folder / "tensorboard" / "agent")
+        if self._config.checkpoint.enabled:
+            # An agent that no checkpoint can hold says so now, not after the first epoch.
+            self._agent.state_dict()
+        steps = self._config.optimizer.epochs * self._env.steps_per_epoch - self._env.steps
         try:
-            self._train_kept()
-        except FloatingPointError as error:
-            raise FloatingPointError(f"{self._cause(error)}{self._way_back()}") from error
-
-    def _train_kept(self) -> None:
-        """Trains; keeps checkpoints if there are to be any."""
-        if not self._config.checkpoint.enabled:
-            self._train()
-            return
-        # An agent that no checkpoint can hold says so now, not after the first epoch.
-        self._agent.state_dict()
-        with self._stop:
-            self._train()
-
-    def _cause(self, error: FloatingPointError) -> FloatingPointError:
-        """The error, or what went wrong before whoever raised it noticed."""
-        try:
+            with self._progress.training(self._config, steps):
+                self._train(at_rest)
+        except FloatingPointError:
+            # Something may have gone wrong before whoever raised it noticed.
             self._recorder.watch.check()
-        except FloatingPointError as earlier:
-            return earlier
-        return error
+            raise
 
-    def _way_back(self) -> str:
-        if self._saved is None:
-            return ""
-        return f"; there is a checkpoint from before it, after step {self._saved}"
-
-    def _train(self) -> None:
-        config, warmup = self._config, self._config.warmup
-        while len(self._log.rows) < warmup.epochs:
-            self._agent.warm_up(steps_left(self._env), warmup.weights, self._at_rest)
+    def _train(self, at_rest: AtRest) -> None:
+        warmup = self._config.warmup
+        while self.epochs < warmup.epochs:
+            self._agent.warm_up(steps_left(self._env), warmup.weights, at_rest)
             self._recorder.end_epoch()
-        if left := config.optimizer.epochs - len(self._log.rows):
-            self._agent.learn(left, self._recorder.end_epoch, self._at_rest)
+        if epochs := self._config.optimizer.epochs - self.epochs:
+            self._agent.learn(epochs, self._recorder.end_epoch, at_rest)
 
-    def _at_rest(self) -> None:
-        """Between two steps, where all that the rest depends on is known."""
-        if self._random is not None:
-            set_random_states(unpacked_random(self._random))
-            self._random = None
-        if distributed.active() and 0 < self._env.steps - self._agreed < AGREEMENT:
-            return
-        self._agreed = self._env.steps
-        number, due = distributed.agree(
-            (self._stop.number, self._timetable.due(len(self._log.rows)))
-        )
-        if number is not None or due:
-            self._save()
-        if number is not None:
-            raise Stopped(number, str(self._log.folder), self._env.steps)
-
-    def _save(self) -> None:
-        """Writes a checkpoint of all processes, unless this is where the last one was taken.
+    def check_finite(self) -> None:
+        """Checks all steps since the last check, and the student as it is.
 
         Raises:
-            FloatingPointError: Something is NaN or infinite; the checkpoints are those before it.
+            FloatingPointError: Something is NaN or infinite.
         """
-        started = time.perf_counter()
-        steps = self._env.steps
-        if steps == self._saved:
-            return
         self._recorder.check_finite()
-        content = {"about": dict(self._about), "training": self.state_dict()}
-        if distributed.rank() == 0:
-            self._checkpoints.save(steps, content)
-        self._saved = steps
-        self._timetable.written(len(self._log.rows), time.perf_counter() - started)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in tensors, numbers and strings."""
@@ -254,17 +210,12 @@ class Training:
             "env": self._env.state_dict(),
             "agent": self._agent.state_dict(),
             "epoch": self._recorder.state_dict(),
-            "log": self._log.state_dict(),
-            "random": packed_random(random_states()),
-            "seconds": self.seconds,
+            "teacher_seconds": self.teacher_seconds,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave; the log must have been cut to it before."""
+        """Goes on from what `state_dict` gave; the log has been cut to it before."""
         self._env.load_state_dict(state["env"])
         self._agent.load_state_dict(state["agent"])
         self._recorder.load_state_dict(state["epoch"])
-        # Set where the state was taken, since the way there draws as well.
-        self._random = state["random"]
-        self._saved = self._env.steps
-        self._began = time.perf_counter() - state["seconds"]
+        self.teacher_seconds = state["teacher_seconds"]

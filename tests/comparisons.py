@@ -40,14 +40,17 @@ def load(
 
 def make_result(**changes: Any) -> Result:
     values: dict[str, Any] = {
+        "method": changes.get("algo", "pg"),
+        "setting": "",
+        "metric": "test accuracy",
         "algo": "pg",
         "dataset": "digits",
         "student": "resnet8",
         "seed": 0,
         "epochs": 2,
         "teachers": dict.fromkeys(TEACHERS, 0.9),
-        "last_accuracy": 0.8125,
-        "best_accuracy": 0.875,
+        "last": 0.8125,
+        "best": 0.875,
         "best_epoch": 1,
         "weights": {"resnet8": 0.75, "wrn_16_1": 0.25},
         "score": 0.5,
@@ -56,5 +59,9 @@ def make_result(**changes: Any) -> Result:
         "seconds": 10.0,
         "teacher_seconds": 1.0,
         "folder": "runs/somewhere",
+        "digests": {},
+        "versions": {},
+        "skipped": 0,
+        "fidelities": {},
     }
     return Result(**(values | changes))

@@ -10,8 +10,9 @@ from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import Board
 from experiments.comparison.tasks import pool_tasks, run_task
 from experiments.executors import Executor, Failure, Task, work_off
-from experiments.experiment import read_result
+from experiments.experiment import Result
 from experiments.running.lock import RunLock
+from experiments.running.result import read_result
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 
@@ -44,7 +45,7 @@ class Execution:
         threads: int | None = None,
         retries: int = 0,
     ) -> None:
-        left = [run for run in comparison.runs if read_result(run.folder) is None]
+        left = [run for run in comparison.runs if read_result(Result, run.folder) is None]
         self._output = output
         self._make_executor = make_executor
         self._retries = retries

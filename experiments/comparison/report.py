@@ -91,15 +91,15 @@ def _summary(
     setting, method = key
     results = groups[key]
     baseline = groups.get((setting, comparison.baseline or ""), {})
-    accuracies = _by_seed(results, lambda result: result.last_accuracy)
-    other = _by_seed(baseline, lambda result: result.last_accuracy)
+    accuracies = _by_seed(results, lambda result: result.last)
+    other = _by_seed(baseline, lambda result: result.last)
     return Summary(
         method=method,
         setting=setting,
         accuracies=accuracies,
         accuracy=spread(list(accuracies.values())),
         interval=bootstrap_interval(list(accuracies.values())),
-        best=spread([result.best_accuracy for result in results.values()]),
+        best=spread([result.best for result in results.values()]),
         difference=None if method == comparison.baseline else paired_difference(accuracies, other),
         score=_mean(results, lambda result: result.score),
         weights=_mean_weights(list(results.values())),
@@ -311,8 +311,8 @@ def run_rows(finished: Finished) -> list[dict[str, object]]:
             "setting": run.setting,
             "method": run.method,
             "seed": run.config.seed,
-            "accuracy": result.last_accuracy,
-            "best_accuracy": result.best_accuracy,
+            "accuracy": result.last,
+            "best_accuracy": result.best,
             "best_epoch": result.best_epoch,
             "epochs": result.epochs,
             "score": result.score,

@@ -14,8 +14,9 @@ from experiments.comparison.execution import ERROR
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import describe, duration, rows_of
 from experiments.comparison.tasks import run_task
-from experiments.experiment import read_result
+from experiments.experiment import Result
 from experiments.running.lock import is_running
+from experiments.running.result import read_result
 
 
 class State(StrEnum):
@@ -58,7 +59,7 @@ def run_status(run: PlannedRun, now: float) -> RunStatus:
         run: The run.
         now: The time, on the clock of files [s].
     """
-    if read_result(run.folder) is not None:
+    if read_result(Result, run.folder) is not None:
         return RunStatus(run, State.DONE)
     task, error = run_task(run, None), run.folder / ERROR
     rows = rows_of(task)

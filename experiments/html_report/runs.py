@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from experiments.config import read_yaml
-from experiments.experiment import Result, read_result
+from experiments.experiment import Result
 from experiments.gallery import Gallery, read_gallery
 from experiments.running.log import read_rows
+from experiments.running.result import read_result
 from mtkd_env.errors import ConfigError
 
 
@@ -82,8 +83,8 @@ def _name(folder: Path, root: Path) -> str:
 
 def _read_run(folder: Path, root: Path) -> Run | None:
     """A run; none if any of its files was lost or damaged."""
-    result = read_result(folder)
     try:
+        result = read_result(Result, folder)
         config = read_yaml(folder / "config.yaml", "config")
         rows = read_rows(folder)
     except (ConfigError, OSError, ValueError):

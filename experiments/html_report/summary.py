@@ -76,7 +76,7 @@ def _summarize(group: Group, baseline: Group | None) -> Summary:
 
 
 def _accuracies(group: Group) -> dict[int, float]:
-    return {seed: run.result.last_accuracy for seed, run in group.by_seed.items()}
+    return {seed: run.result.last for seed, run in group.by_seed.items()}
 
 
 def _spread(group: Group, value: Callable[[Result], float]) -> Spread:

@@ -3,8 +3,13 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from mtkd_env.errors import ConfigError
 
 
 class Stopped(KeyboardInterrupt):
@@ -74,3 +79,15 @@ class StopRequest:
         self._give_back()
         # Not through Python's buffers, which whatever was interrupted may be writing into.
         os.write(2, b"stopping at the next checkpoint; a second signal ends at once\n")
+
+
+@contextmanager
+def way_back(program: str, folder: Path) -> Iterator[None]:
+    """Adds to what breaks a run, other than its own numbers, how to go on with it."""
+    try:
+        yield
+    except (ConfigError, FloatingPointError):
+        raise
+    except Exception as error:
+        error.add_note(f"to go on: {program} --resume {folder}")
+        raise

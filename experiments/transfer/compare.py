@@ -25,12 +25,12 @@ from experiments.config import read_yaml
 from experiments.console import console
 from experiments.running.device import together
 from experiments.running.failures import Parser, run_program
+from experiments.running.result import read_result
 from experiments.tables import csv_text, markdown_row
 from experiments.transfer import detection, segmentation
 from experiments.transfer.detection import DetectionConfig
-from experiments.transfer.program import RECIPES, TransferConfig, parse
+from experiments.transfer.program import RECIPES, TaskResult, TransferConfig, parse
 from experiments.transfer.segmentation import SegmentationConfig
-from experiments.transfer.training import read_metrics
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_arguments, check_name
 from mtkd_env.files import name_in_path, path_or_name, user_path, write_text
@@ -38,7 +38,7 @@ from mtkd_env.files import name_in_path, path_or_name, user_path, write_text
 TABLES = RECIPES / "tables"
 
 # What a task's runs are described by, and what does them.
-TASKS: dict[str, tuple[type[TransferConfig], Callable[..., dict[str, float]]]] = {
+TASKS: dict[str, tuple[type[TransferConfig], Callable[..., TaskResult]]] = {
     "detection": (DetectionConfig, detection.run),
     "segmentation": (SegmentationConfig, segmentation.run),
 }
@@ -216,8 +216,8 @@ def _flags(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def finished_runs(comparison: Comparison, output: Path) -> dict[Run, dict[str, float]]:
     """The metrics of all finished runs in a comparison's folder, in the order of its file."""
-    found = {run: read_metrics(run.folder) for run in planned(comparison, output, ["*"])}
-    return {run: metrics for run, metrics in found.items() if metrics is not None}
+    found = {r: read_result(TaskResult, r.folder) for r in planned(comparison, output, ["*"])}
+    return {run: result.metrics for run, result in found.items() if result is not None}
 
 
 def table(

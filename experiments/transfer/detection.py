@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
+from rich.console import Console
 from torch import Tensor
 
-from experiments.running.device import find_device
 from experiments.transfer.average_precision import AveragePrecision
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.box_pictures import beside_truth
@@ -33,8 +33,10 @@ from experiments.transfer.coco_batches import (
     training_batches,
 )
 from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
-from experiments.transfer.program import TransferConfig, run_main, train_task
-from experiments.transfer.training import Schedule, Task
+from experiments.transfer.program import TaskResult, TransferConfig, run_main
+from experiments.transfer.schedule import Schedule
+from experiments.transfer.task import Task
+from experiments.transfer.training import run_task
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.seeding import derive_seed, seeded
@@ -193,24 +195,16 @@ def _check_splits(train: CocoSplit, val: CocoSplit) -> None:
         )
 
 
-def run(config: DetectionConfig, folder: Path, *, resume: bool = False) -> dict[str, float]:
-    """Trains and judges a detector, and writes the run into its folder; see `run_task`.
+def run(
+    config: DetectionConfig, folder: Path, *, resume: bool = False, out: Console | None = None
+) -> TaskResult:
+    """Trains and judges a detector, and writes the run into its folder; see `run_task`."""
 
-    Args:
-        config: The configuration.
-        folder: The run's folder.
-        resume: Whether it may hold this run, which is then gone on with.
+    def make(device: torch.device) -> DetectionTask:
+        train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
+        return DetectionTask(config, train, val, device)
 
-    Returns:
-        COCO's mean average precision, `box_map` first.
-
-    Raises:
-        ConfigError: Anything that cannot be used.
-    """
-    device = find_device(config.device, config.threads)
-    train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
-    task = DetectionTask(config, train, val, device)
-    return train_task(config, task, folder, device, resume=resume)
+    return run_task(config, make, folder, resume=resume, out=out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

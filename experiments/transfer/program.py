@@ -6,26 +6,35 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 import yaml
 
-from experiments.config import CONFIGS, MOST_THREADS, ConfigurationParser, read_yaml, take
+from experiments.config import (
+    CONFIGS,
+    MOST_THREADS,
+    CheckpointConfig,
+    ConfigurationParser,
+    read_yaml,
+    take,
+)
 from experiments.console import console
 from experiments.running.device import together
 from experiments.running.failures import run_program
-from experiments.transfer.training import ROWS, Schedule, Task, run_task
+from experiments.running.folder import CONFIG
+from experiments.running.result import RunResult
+from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.errors import ConfigError, check_name, did_you_mean
-from mtkd_env.files import path_or_name, user_path, whole_path, write_text
+from mtkd_env.files import path_or_name, user_path, whole_path
 from mtkd_env.precision import FULL, PRECISIONS
 
 RECIPES = CONFIGS / "transfer"
 
-CONFIG = "config.yaml"
-
 # Where and how a run is computed; its numbers do not depend on it.
-PLACE = ("data", "output", "recipe", "evaluate_every", "workers", "device", "threads")
+PLACE = (
+    *("data", "output", "recipe", "evaluate_every", "workers", "device", "threads"),
+    *("checkpoint", "method", "setting"),
+)
 
 # How long a training is; only one of them can be said.
 LENGTHS = {"--schedule.epochs", "--schedule.iterations"}
@@ -51,6 +60,9 @@ class TransferConfig:
             by default, and 0 reads in the process that trains.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; torch's choice by default.
+        checkpoint: When the run keeps what it can go on from.
+        method: What tables call the backbone; by default the name of its file.
+        setting: What they call the setting that it is used in.
 
     Raises:
         ConfigError: A value that cannot be used; names it.
@@ -69,6 +81,9 @@ class TransferConfig:
     workers: int | None = None
     device: str = "auto"
     threads: int | None = None
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    method: str | None = None
+    setting: str = ""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -113,6 +128,11 @@ class TransferConfig:
         return images // self.batch_size
 
     @property
+    def label(self) -> str:
+        """What tables call the backbone."""
+        return self.method or ("random" if self.weights is None else Path(self.weights).stem)
+
+    @property
     def reading(self) -> int:
         """Processes that read images."""
         return default_workers() if self.workers is None else self.workers
@@ -121,6 +141,23 @@ class TransferConfig:
         """The whole configuration; as a `--config` file it gives an equal one."""
         # Tuples as lists, which YAML can hold.
         return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskResult(RunResult):
+    """What the training of a task's network came to; says more than other results.
+
+    Attributes:
+        metrics: All metrics at the end, the main one first.
+        best_metrics: All metrics where the main one was the highest.
+        steps: SGD steps.
+        parameters: Number of the network's parameters.
+    """
+
+    metrics: dict[str, float]
+    best_metrics: dict[str, float]
+    steps: int
+    parameters: int
 
 
 Config = TypeVar("Config", bound=TransferConfig)
@@ -152,7 +189,6 @@ def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config
     folder = user_path(resumed[-1])
     own = [*_file(kind, folder / CONFIG, "--resume"), *flags, "--output", str(folder)]
     config = _parsed(kind, own, program)
-    check_same(config, folder)
     return config, True
 
 
@@ -202,59 +238,10 @@ def _one_length(flags: Sequence[str]) -> list[str]:
     return [*flags, *(f"{other}=null" for other in others)]
 
 
-def check_same(config: TransferConfig, folder: Path) -> None:
-    """Checks that a folder holds no run of another configuration.
-
-    Raises:
-        ConfigError: It does; names the keys that differ.
-    """
-    if not (folder / CONFIG).is_file():
-        return
-    theirs = read_yaml(folder / CONFIG, "--resume")
-    own = yaml.safe_load(config.to_yaml())
-    changed = [key for key in own if key not in PLACE and own[key] != theirs.get(key)]
-    if changed:
-        values = ", ".join(f"{key} {own[key]} instead of {theirs.get(key)}" for key in changed)
-        raise ConfigError(f"output: {folder} holds a run of another configuration: {values}")
-
-
-def keep(config: TransferConfig, folder: Path, *, resume: bool) -> None:
-    """Writes a configuration into its run's folder, if this process is to and no run is there.
-
-    Raises:
-        ConfigError: A run that is to be gone on with is of another configuration.
-        OSError: It cannot be written.
-    """
-    if resume:
-        check_same(config, folder)
-    if distributed.rank() == 0 and not (folder / ROWS).exists():
-        write_text(folder / CONFIG, config.to_yaml())
-
-
-def train_task(
-    config: TransferConfig, task: Task, folder: Path, device: torch.device, *, resume: bool
-) -> dict[str, float]:
-    """Trains a task's network as a configuration says, which is kept in the run's folder.
-
-    Arguments, result and errors are those of `keep` and `run_task`.
-    """
-    keep(config, folder, resume=resume)
-    return run_task(
-        task,
-        config.schedule,
-        folder,
-        resume=resume,
-        evaluate_every=config.evaluate_every,
-        device=device,
-        precision=config.precision,
-        seed=config.seed,
-    )
-
-
 def run_main(
     argv: Sequence[str] | None,
     kind: type[Config],
-    run: Callable[..., dict[str, float]],
+    run: Callable[..., TaskResult],
     program: str,
 ) -> int:
     """Runs a main program; gives its exit code.
@@ -271,8 +258,8 @@ def run_main(
         with together(config.device):
             out = console(quiet=distributed.rank() != 0)
             out.print(f"begins with {_begun(config)}", soft_wrap=True)
-            metrics = run(config, Path(config.output), resume=resume)
-            out.print(f"{_summary(metrics)}; written to {config.output}", soft_wrap=True)
+            result = run(config, Path(config.output), resume=resume)
+            out.print(f"{_summary(result.metrics)}; written to {config.output}", soft_wrap=True)
         return 0
 
     return run_program(main, argv, "a run folder without result.json is unfinished")

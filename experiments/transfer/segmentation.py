@@ -16,17 +16,19 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
+from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
-from experiments.running.device import find_device
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
-from experiments.transfer.program import TransferConfig, run_main, train_task
+from experiments.transfer.program import TaskResult, TransferConfig, run_main
+from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
-from experiments.transfer.training import Schedule, Task
+from experiments.transfer.task import Task
+from experiments.transfer.training import run_task
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import MEAN, STD, Asked, made
@@ -212,28 +214,16 @@ def scores(matrix: Int64[Tensor, "K K"]) -> dict[str, float]:
     }
 
 
-def run(config: SegmentationConfig, folder: Path, *, resume: bool = False) -> dict[str, float]:
-    """Trains a segmenter to the end and writes everything into the run's folder; see `run_task`.
+def run(
+    config: SegmentationConfig, folder: Path, *, resume: bool = False, out: Console | None = None
+) -> TaskResult:
+    """Trains and judges a segmenter, and writes the run into its folder; see `run_task`."""
 
-    Args:
-        config: The configuration; kept in the folder as `config.yaml`.
-        folder: The run's folder.
-        resume: Whether it may hold this run, which is then gone on with.
+    def make(device: torch.device) -> SegmentationTask:
+        data = load_label_maps(config.dataset, Path(config.data), config.classes)
+        return SegmentationTask(config, data, device)
 
-    Returns:
-        The metrics at the end: those of `scores`.
-
-    Raises:
-        ConfigError: Data that are not there, a folder that holds another run, or a value that
-            cannot be used.
-        FloatingPointError: Something became NaN or infinite.
-        Stopped: A signal came; there is a checkpoint to go on from.
-        OSError: Something cannot be written.
-    """
-    device = find_device(config.device, config.threads)
-    data = load_label_maps(config.dataset, Path(config.data), config.classes)
-    task = SegmentationTask(config, data, device)
-    return train_task(config, task, folder, device, resume=resume)
+    return run_task(config, make, folder, resume=resume, out=out)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

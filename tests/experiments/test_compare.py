@@ -23,9 +23,9 @@ from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import console
 from experiments.executors import Failure, Task, attempt
 from experiments.executors.cluster import RunResources
-from experiments.experiment import read_result, run_experiment
+from experiments.experiment import Result, run_experiment
 from experiments.running.lock import RunLock
-from mtkd_env.errors import ConfigError
+from experiments.running.result import read_result
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
@@ -78,9 +78,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if config.optimizer.lr > 1000:
             raise FloatingPointError("loss/total became NaN")
         accuracy = 0.5 + config.seed / 8 + (config.algo == "pg") / 4
-        result = make_result(
-            algo=config.algo, seed=config.seed, last_accuracy=accuracy, folder=str(folder)
-        )
+        result = make_result(algo=config.algo, seed=config.seed, last=accuracy, folder=str(folder))
         (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
     def pool(spec: Any, *_: Any, **arguments: Any) -> None:
@@ -471,13 +469,6 @@ def test_durations_are_hours_minutes_and_seconds() -> None:
 # In processes.
 
 
-def test_a_run_in_a_folder_that_is_there_is_refused(tmp_path: Path) -> None:
-    flags = ["--algo", "aver", "--data.train_size", "64", "--teachers.teachers"]
-    (config,) = parse_arguments([*flags, "[{network: resnet8, width: 0.25, kind: random}]"])
-    with pytest.raises(ConfigError, match="is there already"):
-        run_experiment(config, Silence(), tmp_path)
-
-
 @pytest.mark.slow
 def test_two_processes_do_what_one_does(
     start: Start,
@@ -501,12 +492,12 @@ def test_two_processes_do_what_one_does(
     trained = (out / "teachers.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["teacher"] for line in trained] == list(TEACHERS)
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    found = read_result(folders[1])
+    found = read_result(Result, folders[1])
     assert found is not None
     # The teachers are there, and the same run in this process comes to the same.
     (config,) = parse_arguments(["--config", str(folders[1] / "config.yaml")])
     expected = run_experiment(config, Silence(), tmp_path / "again")
-    assert (found.last_accuracy, found.weights) == (expected.last_accuracy, expected.weights)
+    assert (found.last, found.weights) == (expected.last, expected.weights)
 
 
 def test_a_run_takes_its_task_along(tmp_path: Path) -> None:

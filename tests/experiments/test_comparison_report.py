@@ -46,7 +46,7 @@ def finished(setting: str = UNNAMED) -> Finished:
         for seed, accuracy in accuracies.items():
             config = replace(CONFIG, seed=seed)
             seconds = 10.0 * (seed + 1) * (1 if method == "aver" else 0.5)
-            result = make_result(last_accuracy=accuracy, seed=seed, seconds=seconds)
+            result = make_result(last=accuracy, seed=seed, seconds=seconds)
             found.append((PlannedRun(method, setting, config, Path("runs")), result))
     return found
 
@@ -173,7 +173,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
     third = [
-        (run, replace(result, last_accuracy=result.last_accuracy / 3, weights={"other": 1.0}))
+        (run, replace(result, last=result.last / 3, weights={"other": 1.0}))
         if run.method == "pg"
         else (run, result)
         for run, result in finished()
@@ -194,7 +194,7 @@ def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
     assert [(row["method"], row["seed"]) for row in runs] == [
         (run.method, str(run.config.seed)) for run, _ in third
     ]
-    assert [float(row["accuracy"]) for row in runs] == [result.last_accuracy for _, result in third]
+    assert [float(row["accuracy"]) for row in runs] == [result.last for _, result in third]
 
 
 # The picture.

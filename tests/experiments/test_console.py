@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
+from comparisons import make_result
 from experiments.config import parse_arguments
 from experiments.console import (
     ConsoleProgress,
@@ -52,22 +53,10 @@ def row(epoch: int, **changes: Any) -> dict[str, Any]:
     return {"epoch": epoch, **losses, **weights, **rest, **changes}
 
 
-RESULT = Result(
-    algo="pg",
-    dataset="digits",
-    student="resnet8",
-    seed=0,
-    epochs=3,
+RESULT = make_result(
     teachers={"resnet8": 0.9, "wrn_16_1-random": 0.1},
-    last_accuracy=0.8125,
-    best_accuracy=0.875,
-    best_epoch=2,
     weights={"resnet8": 0.7, "wrn_16_1-random": 0.3},
-    score=0.5,
-    score_logit=0.4,
-    score_feature=0.6,
     seconds=12.34,
-    teacher_seconds=1.0,
     folder="runs/digits_pg",
 )
 
@@ -140,7 +129,7 @@ def test_every_teacher_has_a_column_of_weights() -> None:
 
 
 def test_the_tables_say_what_the_runs_came_to() -> None:
-    other = replace(RESULT, algo="aver", last_accuracy=0.5, score=-0.0001, folder="runs/other")
+    other = replace(RESULT, algo="aver", last=0.5, score=-0.0001, folder="runs/other")
     text = printed(RESULT, other)
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line.split()}
     weights = [f"{weight:.3f}" for weight in RESULT.weights.values()]

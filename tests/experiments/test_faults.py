@@ -28,10 +28,11 @@ from test_resume import (
 )
 
 from experiments import benchmark, compare, report, run, train_teachers
-from experiments.experiment import build, make_folder, read_result, run_config, run_experiment
+from experiments.experiment import Result, build, make_folder, run_config, run_experiment
 from experiments.running import failures
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.lock import LOCK
+from experiments.running.result import read_result
 from faults import Faults, failing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text
@@ -196,7 +197,7 @@ def test_a_checkpoint_cannot_cut_files_elsewhere(small: str, crashed: Path, tmp_
 
     def load(self: Any) -> Any:
         state = original(self)
-        state["training"]["log"]["../other.txt"] = 0
+        state["log"]["../other.txt"] = 0
         return state
 
     with pytest.MonkeyPatch.context() as during:
@@ -234,7 +235,7 @@ def assert_nothing_half_written(output: Path) -> None:
         if path.suffix == ".pt":
             load_checkpoint(path)
         if path.name == "result.json":
-            assert read_result(path.parent)
+            assert read_result(Result, path.parent)
         if path.name == "config.yaml":
             run_config(path.parent)
 

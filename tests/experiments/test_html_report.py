@@ -430,8 +430,8 @@ def test_a_key_that_older_runs_lack_makes_no_difference(tmp_path: Path) -> None:
 
 
 def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
-    write_run(tmp_path / "pg_20260102", "--algo", "pg", last_accuracy=0.75)
-    write_run(tmp_path / "pg_20260101", "--algo", "pg", last_accuracy=0.25)
+    write_run(tmp_path / "pg_20260102", "--algo", "pg", last=0.75)
+    write_run(tmp_path / "pg_20260101", "--algo", "pg", last=0.25)
     grouping = grouped(tmp_path)
     assert [run.name for run in grouping.groups[0].runs] == ["pg_20260102"]
     assert grouping.repeated == ["pg_20260101"]
@@ -534,13 +534,9 @@ def test_an_interval_of_the_interquartile_mean_is_that_of_all_resamples() -> Non
 
 def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
     for seed, accuracy in ((0, 0.5), (1, 0.625)):
-        write_run(
-            tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last_accuracy=accuracy
-        )
+        write_run(tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last=accuracy)
     for seed, accuracy in ((1, 0.75), (2, 1.0)):
-        write_run(
-            tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last_accuracy=accuracy
-        )
+        write_run(tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last=accuracy)
     baseline, ours = summarize(grouped(tmp_path).groups)
     assert baseline.difference is None
     assert ours.difference is not None

@@ -18,13 +18,16 @@ from experiments.metrics import (
     step_means,
 )
 from experiments.running.finite import FiniteWatch, check_module, check_row
-from experiments.running.log import MetricsLog, read_rows
+from experiments.running.log import ROWS, open_log, read_rows
+from experiments.training import BREAKDOWN
 from known_optimum import STEPS, started_env
 from mtkd_env.action import WeightFusion
 from mtkd_env.env import StepRecord
 from mtkd_env.reward import Rewards, minmax_center
 from mtkd_env.types import LossTerms, TeacherWeights
 from tiny import CLASSES, TEACHERS
+
+LINES = (ROWS, BREAKDOWN)
 
 NAMES = tuple(TEACHERS)
 M = len(NAMES)
@@ -332,7 +335,7 @@ def rows_of_a_run(folder: Path, epochs: int = 3) -> list[dict[str, Any]]:
     env = started_env()
     meter = EpochMeter(NAMES)
     env.subscribe(meter)
-    with MetricsLog(folder) as log:
+    with open_log(folder, None, LINES, "epoch") as log:
         for epoch in range(1, epochs + 1):
             Uniform(env).warm_up(STEPS)
             log.write({"epoch": epoch, "lr": 0.1, **meter.read()})
@@ -349,8 +352,8 @@ def test_rows_are_written_as_they_are(tmp_path: Path) -> None:
 
 
 def test_breakdowns_are_written_to_a_file_of_their_own(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path) as log:
-        log.write_breakdown({"epoch": 1, "class": {"logit": [[None]]}})
+    with open_log(tmp_path, None, LINES, "epoch") as log:
+        log.write_line(BREAKDOWN, {"epoch": 1, "class": {"logit": [[None]]}})
         assert read_rows(tmp_path, "breakdown.jsonl") == [
             {"epoch": 1, "class": {"logit": [[None]]}}
         ]
@@ -484,19 +487,19 @@ def test_meters_go_on_from_their_state(make: Any, split: int) -> None:
 
 def test_a_log_goes_on_from_its_state(tmp_path: Path) -> None:
     rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 6)]
-    with MetricsLog(tmp_path) as log:
+    with open_log(tmp_path, None, LINES, "epoch") as log:
         for row in rows[:2]:
             log.write(row)
-            log.write_breakdown(row)
+            log.write_line(BREAKDOWN, row)
         state = log.state_dict()
         log.write(rows[2])
     with (tmp_path / "breakdown.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"epoch": 3, "lo')
-    with MetricsLog(tmp_path, state) as log:
+    with open_log(tmp_path, state, LINES, "epoch") as log:
         assert log.rows == rows[:2]
         for row in rows[2:]:
             log.write(row)
-            log.write_breakdown(row)
+            log.write_line(BREAKDOWN, row)
     assert read_rows(tmp_path) == read_rows(tmp_path, "breakdown.jsonl") == rows
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]

@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments import experiment, run
 from experiments.config import CheckpointConfig, ExperimentConfig, parse_arguments
 from experiments.experiment import Result, run_experiment
+from experiments.running.checkpoint import Checkpoints
 from experiments.running.lock import LOCK
 from experiments.running.log import read_rows
 from experiments.running.signals import Stopped
@@ -284,9 +285,9 @@ def test_a_log_that_has_lost_lines_is_told(small: str, crashed: Path) -> None:
 # Folders.
 
 
-def test_without_resume_a_folder_has_to_be_new(small: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"output: {tmp_path} is there already"):
-        run_experiment(configuration(small, "uniform"), Interrupting(), tmp_path)
+def test_without_resume_a_folder_must_hold_no_run(small: str, midway: Path) -> None:
+    with pytest.raises(ConfigError, match=f"output: {midway} holds a run already; --resume goes"):
+        run_experiment(configuration(small, "uniform"), Interrupting(), midway)
 
 
 def test_a_run_that_has_no_checkpoint_starts_afresh(
@@ -336,14 +337,14 @@ def test_where_and_how_a_run_is_computed_may_change(small: str, crashed: Path) -
 def test_other_teachers_and_devices_are_refused(
     about: str, small: str, crashed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load = experiment.Checkpoints.load
+    load = Checkpoints.load
 
     def other(self: Any) -> Any:
         state = load(self)
         assert state is not None
-        return {**state, "about": {**state["about"], about: "others"}}
+        return {**state, "identity": {**state["identity"], about: "others"}}
 
-    monkeypatch.setattr(experiment.Checkpoints, "load", other)
+    monkeypatch.setattr(Checkpoints, "load", other)
     with pytest.raises(ConfigError, match=f"resume: the checkpoint is of another {about}: .*other"):
         run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
 

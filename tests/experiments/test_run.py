@@ -178,9 +178,9 @@ class TestEveryMethod:
             0,
         )
         assert result["epochs"] == EPOCHS
-        assert result["last_accuracy"] == last["test/accuracy"]
+        assert result["last"] == last["test/accuracy"]
         accuracies = [row["test/accuracy"] for row in done.rows]
-        assert result["best_accuracy"] == max(accuracies)
+        assert result["best"] == max(accuracies)
         assert result["best_epoch"] == 1 + accuracies.index(max(accuracies))
         assert result["score"] == last["score"]
         assert result["score_logit"] == last["score/logit"]
@@ -207,7 +207,7 @@ class TestEveryMethod:
             data.split().test, 64, mean=data.mean, std=data.std, device="cpu"
         )
         found = evaluate(student, batches)
-        assert found.accuracy == result_of(done.folder)["last_accuracy"]
+        assert found.accuracy == result_of(done.folder)["last"]
 
     def test_keeps_an_agent_that_can_be_read(self, done: Run) -> None:
         if (done.folder / "agent.pt").exists():
@@ -360,7 +360,7 @@ def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None
     (folder,) = folders(tmp_path)
     (row,) = read_rows(folder)
     assert {"val/accuracy", "val/cross_entropy", "test/accuracy"} <= row.keys()
-    assert result_of(folder)["last_accuracy"] == row["test/accuracy"]
+    assert result_of(folder)["last"] == row["test/accuracy"]
 
 
 # Mistakes.

@@ -233,7 +233,7 @@ def test_the_description_names_network_run_result_and_digests(folder: Path) -> N
     about = json.loads((folder / ABOUT).read_text())
     assert (about["network"], about["width"]) == ("torchvision:resnet18", 1.0)
     assert about["run"] == str(folder.parent / "run")
-    assert about["result"]["last_accuracy"] == 0.5
+    assert about["result"]["last"] == 0.5
     assert about["parameters"] == 11_689_512 - 512 * 1000 - 1000
     assert about["digests"] == {name: file_digest(folder / name) for name in (TORCH, SAFETENSORS)}
 

@@ -1,12 +1,13 @@
 import csv
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from experiments.transfer import compare
 from experiments.transfer.compare import TABLES, configuration, load_comparison, main, planned
-from experiments.transfer.program import TransferConfig
+from experiments.transfer.program import TaskResult, TransferConfig
 from mtkd_env import ConfigError
 from mtkd_env.files import whole_path
 
@@ -39,17 +40,39 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[TransferConfig]:
     """The configurations of the runs that are done, in place of the runs."""
     configs: list[TransferConfig] = []
 
-    def run(config: TransferConfig, folder: Path, *, resume: bool) -> dict[str, float]:
+    def run(config: TransferConfig, folder: Path, *, resume: bool) -> TaskResult:
         assert resume
         configs.append(config)
         folder.mkdir(parents=True, exist_ok=True)
         metrics = {"miou": 0.25 + 0.125 * bool(config.weights) + 0.1 * config.seed, "other": 1.0}
-        (folder / "result.json").write_text(json.dumps({"metrics": metrics}))
-        return metrics
+        result = make_task_result(config, metrics, folder)
+        (folder / "result.json").write_text(json.dumps(asdict(result)))
+        return result
 
     kind, _ = compare.TASKS["segmentation"]
     monkeypatch.setitem(compare.TASKS, "segmentation", (kind, run))
     return configs
+
+
+def make_task_result(config: TransferConfig, metrics: dict[str, float], folder: Path) -> TaskResult:
+    main = next(iter(metrics))
+    return TaskResult(
+        method=config.label,
+        setting=config.setting,
+        seed=config.seed,
+        metric=main,
+        last=metrics[main],
+        best=metrics[main],
+        best_epoch=1,
+        epochs=1,
+        seconds=1.0,
+        folder=str(folder),
+        versions={},
+        metrics=metrics,
+        best_metrics=metrics,
+        steps=1,
+        parameters=1,
+    )
 
 
 @pytest.mark.parametrize("path", sorted(TABLES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -27,6 +27,7 @@ from experiments.transfer.label_maps import (
 )
 from experiments.transfer.label_views import FILL, Labelled, fitted, padded, random_view
 from experiments.transfer.program import RECIPES, TransferConfig, parse
+from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmentation import (
     SegmentationConfig,
     SegmentationTask,
@@ -34,7 +35,6 @@ from experiments.transfer.segmentation import (
     scores,
 )
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
-from experiments.transfer.training import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import MEAN, STD, made
 from mtkd_env.errors import ConfigError
@@ -808,6 +808,6 @@ def test_a_segmenter_learns_shapes(name: str, least: float, tmp_path: Path) -> N
     task = SegmentationTask(config, shapes_data(tmp_path), torch.device("cpu"))
     task.model.eval()
     untrained = task.evaluate()["miou"]
-    trained = segmentation.run(config, tmp_path / "run")["miou"]
+    trained = segmentation.run(config, tmp_path / "run").metrics["miou"]
     assert untrained < 0.2
     assert trained > least

@@ -2,7 +2,6 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,31 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
+from experiments.config import CheckpointConfig
 from experiments.console import console
 from experiments.running.lock import RunLock
 from experiments.running.log import read_rows
+from experiments.running.result import read_result
 from experiments.running.signals import Stopped
 from experiments.transfer import training
-from experiments.transfer.training import Schedule, Task, read_metrics, run_task
+from experiments.transfer.program import TaskResult, TransferConfig
+from experiments.transfer.schedule import Schedule
+from experiments.transfer.task import Task
+from experiments.transfer.training import run_task
 from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
 from mtkd_env.seeding import seeded
 from processes import two_processes
 
-CPU = torch.device("cpu")
 BATCH, STEPS = 4, 5
 QUIET = console(quiet=True)
+
+# A share of the time would depend on the machine.
+ALWAYS = CheckpointConfig(share=1.0)
 
 
 class Squares(Task):
@@ -85,9 +92,23 @@ def schedule(epochs: int = 3, **values: Any) -> Schedule:
     return Schedule(**{"lr": 0.02, "epochs": epochs, **values})
 
 
-def run(folder: Path, task: Task | None = None, **kwargs: Any) -> dict[str, float]:
-    arguments = {"schedule": schedule(), "device": CPU, "out": QUIET} | kwargs
-    return run_task(task or Squares(), folder=folder, **arguments)
+def run(
+    folder: Path,
+    task: Task | None = None,
+    *,
+    resume: bool = False,
+    out: Console = QUIET,
+    **values: Any,
+) -> dict[str, float]:
+    places = {"data": "none", "output": str(folder), "device": "cpu"}
+    config = TransferConfig(**places | {"schedule": schedule()} | values)
+    made = task or Squares()
+    return run_task(config, lambda _: made, folder, resume=resume, out=out).metrics
+
+
+def read_metrics(folder: Path) -> dict[str, float] | None:
+    result = read_result(TaskResult, folder)
+    return result and result.metrics
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -212,6 +233,7 @@ def test_a_step_is_that_of_torchs_sgd(tmp_path: Path) -> None:
 def test_the_folder_holds_rows_pictures_network_and_result(tmp_path: Path) -> None:
     metrics = run(tmp_path, schedule=schedule(kind="poly"))
     assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "config.yaml",
         "metrics.jsonl",
         "model.pt",
         "predictions.png",
@@ -220,10 +242,11 @@ def test_the_folder_holds_rows_pictures_network_and_result(tmp_path: Path) -> No
     ]
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["metrics"] == metrics == read_metrics(tmp_path)
-    assert (result["steps"], result["training"]["schedule"]["kind"]) == (3 * STEPS, "poly")
+    assert (result["steps"], result["epochs"], result["metric"]) == (3 * STEPS, 3, "score")
     scores = [row["val/score"] for row in rows(tmp_path)]
-    assert result["best"]["score"] == max(scores)
-    assert result["best"]["step"] == STEPS * (1 + scores.index(max(scores)))
+    assert result["last"] == scores[-1]
+    assert result["best"] == result["best_metrics"]["score"] == max(scores)
+    assert result["best_epoch"] == 1 + scores.index(max(scores))
     # Five pictures of 6 x 10 in rows of two, four pixels between and around.
     with Image.open(tmp_path / "predictions.png") as image:
         assert image.size == (2 * 10 + 3 * 4, 3 * 6 + 4 * 4)
@@ -335,7 +358,7 @@ def interrupt(task: Squares, step: int, number: int = signal.SIGTERM) -> None:
     task.before_step = send
 
 
-@pytest.mark.parametrize("step", [0, 1, STEPS - 1, STEPS, 2 * STEPS + 1, 3 * STEPS - 1])
+@pytest.mark.parametrize("step", [0, 1, STEPS - 1, STEPS, 2 * STEPS + 1])
 def test_an_interrupted_run_ends_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
@@ -353,10 +376,19 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
         file.write('{"step": 99}\n')
     again = Squares(seed=9)
     run(tmp_path / "parts", again, resume=True)
-    # Nothing that was trained on is made again; after the last step of all there is nothing.
-    assert again.asked[:1] == [divmod(step + 1, STEPS)][: 3 * STEPS - 1 - step]
+    # Nothing that was trained on is made again.
+    assert again.asked[:1] == [divmod(step + 1, STEPS)]
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert not (tmp_path / "parts" / "checkpoints").exists()
+
+
+def test_a_signal_in_the_last_step_ends_the_program_after_the_result(tmp_path: Path) -> None:
+    task = Squares()
+    interrupt(task, 3 * STEPS - 1)
+    with pytest.raises(Stopped):
+        run(tmp_path, task)
+    assert read_metrics(tmp_path) is not None
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
@@ -367,21 +399,16 @@ def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert stopped.value.code == 128 + signal.SIGINT
 
 
-def test_a_crash_costs_what_was_done_since_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_costs_what_was_done_since_the_last_checkpoint(tmp_path: Path) -> None:
     def fail(step: int) -> None:
         if step == 2 * STEPS + 2:
             raise OSError("no image")
 
     run(tmp_path / "whole")
-    # A share of the time would depend on the machine.
-    always = replace(training.CheckpointConfig(), share=1.0)
-    monkeypatch.setattr(training, "CheckpointConfig", lambda: always)
     task = Squares()
     task.before_step = fail
     with pytest.raises(OSError, match="no image") as error:
-        run(tmp_path / "parts", task)
+        run(tmp_path / "parts", task, checkpoint=ALWAYS)
     assert error.value.__notes__ == [f"to go on: squares.py --resume {tmp_path / 'parts'}"]
     again = Squares()
     run(tmp_path / "parts", again, resume=True)
@@ -428,7 +455,7 @@ def test_the_checkpoint_of_another_training_is_refused_and_stays(tmp_path: Path,
     interrupt(task, 3)
     with pytest.raises(Stopped):
         run(tmp_path, task)
-    with pytest.raises(ConfigError, match=f"resume: the checkpoint is of another {name}: "):
+    with pytest.raises(ConfigError, match=f"holds a run of another configuration: {name}"):
         run(tmp_path, resume=True, **CHANGES[name])
     run(tmp_path, resume=True)
 
@@ -459,13 +486,9 @@ def test_nan_stops_the_run_and_names_the_first_step_and_the_term(tmp_path: Path)
     assert read_metrics(tmp_path) is None
 
 
-def test_nan_names_the_checkpoint_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    always = replace(training.CheckpointConfig(), share=1.0)
-    monkeypatch.setattr(training, "CheckpointConfig", lambda: always)
+def test_nan_names_the_checkpoint_before_it(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="checkpoint from before it, after step 10"):
-        run(tmp_path, Diverging(2 * STEPS + 2))
+        run(tmp_path, Diverging(2 * STEPS + 2), checkpoint=ALWAYS)
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,322 @@
+"""One kept run, whatever trains: found or begun in its folder, gone on with, stopped, finished."""
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from agents.isolation import Isolation, random_states, set_random_states
+from experiments.config import CheckpointConfig
+from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
+from experiments.running.folder import CONFIG, check_same_config, clear, holds_run, make_new
+from experiments.running.lock import RunLock
+from experiments.running.log import MetricsLog, open_log
+from experiments.running.result import RESULT, RunResult, read_result
+from experiments.running.signals import Stopped, StopRequest, way_back
+from mtkd_env import distributed
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import write_text
+
+# Steps after which several processes agree anew on whether to stop or to write a checkpoint.
+AGREEMENT = 20
+
+AtRest = Callable[[], None]
+Found = TypeVar("Found", bound=RunResult)
+
+
+class Trainee(Protocol):
+    """What trains, step by step, and can be put back to where it was between two steps."""
+
+    @property
+    def steps(self) -> int:
+        """SGD steps so far; the same in all processes."""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are over."""
+
+    def train(self, at_rest: AtRest) -> None:
+        """Trains to the end, from wherever it is.
+
+        Args:
+            at_rest: To be called between two steps, wherever `state_dict` and the global random
+                generators together hold all that the rest depends on.
+
+        Raises:
+            FloatingPointError: Something became NaN or infinite.
+        """
+
+    def check_finite(self) -> None:
+        """Checks what a checkpoint would hold.
+
+        Raises:
+            FloatingPointError: Something is NaN or infinite.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, in tensors, numbers and strings."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; the log has been cut to it before."""
+
+
+class KeptRun(ABC, Generic[Found]):
+    """A run that is kept in a folder; one object is one run, a subclass one kind of them.
+
+    The folder gets `config.yaml`, the files of the log and TensorBoard's, what the kind writes, and
+    `result.json`, which is written last: a folder without it holds an unfinished run, and in
+    `checkpoints` what that can go on from. Of several processes only process 0 looks for, reads
+    and writes these.
+
+    Attributes:
+        program: What goes on with such a run, when given `--resume` and its folder.
+        result_type: What its `result.json` holds.
+        lines: The files of its log with one line each; the first is that of the rows.
+        clock: What in a row says when it was.
+        written: What else it writes before its result.
+        place: Keys of its configuration that its numbers do not depend on.
+        checkpoint: When checkpoints are written.
+    """
+
+    program: str
+    result_type: type[Found]
+    lines: Sequence[str]
+    clock: str
+    written: Sequence[str]
+    place: Collection[str]
+    checkpoint: CheckpointConfig
+
+    @abstractmethod
+    def config_text(self) -> str:
+        """The whole configuration, in YAML."""
+
+    def check_same(self, folder: Path) -> None:
+        """Checks that a folder holds no run of another configuration.
+
+        Raises:
+            ConfigError: It does; names the keys that differ.
+        """
+        check_same_config(self.config_text(), folder, self.place)
+
+    @abstractmethod
+    def prepare(self) -> dict[str, Any]:
+        """Loads what the run needs, before a folder is made for it.
+
+        Returns:
+            What has to be the same for a run to go on as if it had never stopped.
+
+        Raises:
+            ConfigError: Anything in the configuration that cannot be used.
+        """
+
+    @abstractmethod
+    def trainee(self, log: MetricsLog) -> Trainee:
+        """What trains, at its beginning; writes into the log."""
+
+    @abstractmethod
+    def result(self, log: MetricsLog) -> Found:
+        """What the run came to; called in all processes."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Writes what has been trained, in process 0."""
+
+    def complete(self, folder: Path | Callable[[], Path], *, resume: bool = False) -> Found:
+        """Trains to the end and writes everything into the run's folder.
+
+        Args:
+            folder: The run's folder, or what makes a new one; that is called once nothing stands in
+                the way of the run.
+            resume: Whether the folder may hold this run. A finished one is not done again; an
+                unfinished one goes on from its last checkpoint, on a CPU with the numbers that it
+                would have had without the interruption, or from its beginning if it has none.
+
+        Raises:
+            ConfigError: Anything in the configuration that cannot be used (no folder is made then),
+                a folder that holds another run, or that another process uses.
+            FloatingPointError: Something became NaN or infinite.
+            Stopped: A signal came; there is a checkpoint to go on from, or the result.
+            OSError: Something cannot be written; as after a crash, the run can be gone on with.
+        """
+        writes = distributed.rank() == 0
+        with ExitStack() as held:
+            found = self._find(folder, held, resume=resume) if writes else None
+            result, state = distributed.agree(found) or (None, None)
+            if result is not None:
+                return result
+            held.enter_context(Isolation()())
+            identity = self.prepare()
+            if state is not None:
+                _check_identity(identity, state["identity"])
+            ready = self._ready(folder, held, anew=state is None) if writes else None
+            kept = distributed.agree(ready) or Path()
+            with way_back(self.program, kept):
+                return self._train(kept, identity, state)
+
+    def _find(
+        self, folder: Path | Callable[[], Path], held: ExitStack, *, resume: bool
+    ) -> tuple[Found | None, dict[str, Any] | None]:
+        """The result of the run that a folder holds, or else its checkpoint; locks the folder."""
+        if callable(folder) or not folder.is_dir():
+            return None, None
+        if not resume and holds_run(folder):
+            raise ConfigError(f"output: {folder} holds a run already; --resume goes on with it")
+        held.enter_context(RunLock(folder))
+        self.check_same(folder)
+        checkpoints = Checkpoints(folder)
+        if (result := read_result(self.result_type, folder)) is not None:
+            checkpoints.clear()
+            return result, None
+        return None, checkpoints.load()
+
+    def _ready(self, folder: Path | Callable[[], Path], held: ExitStack, *, anew: bool) -> Path:
+        """The run's folder, locked if it is new, without what is not to be gone on from."""
+        if callable(folder):
+            folder = folder()
+        elif folder.is_dir():
+            if anew:
+                clear(folder, [*self.lines, *self.written])
+            return folder
+        elif not make_new(folder):
+            raise ConfigError(f"output: {folder} is there already")
+        held.enter_context(RunLock(folder))
+        return folder
+
+    def _train(self, folder: Path, identity: dict[str, Any], state: dict[str, Any] | None) -> Found:
+        writes = distributed.rank() == 0
+        if writes and not (folder / CONFIG).is_file():
+            write_text(folder / CONFIG, self.config_text())
+        stop = StopRequest()
+        with stop if self.checkpoint.enabled else nullcontext():
+            with open_log(folder, state and state["log"], self.lines, self.clock) as log:
+                keeper = _Keeper(self, self.trainee(log), log, identity, stop)
+                if state is not None:
+                    keeper.load_state_dict(state)
+                keeper.train()
+            result = self.result(log)
+            if writes:
+                self.write(folder)
+                write_text(folder / RESULT, json.dumps(asdict(result), indent=2) + "\n")
+                Checkpoints(folder).clear()
+            keeper.stop_if_asked()
+        return result
+
+
+def _check_identity(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Checks that a checkpoint is of the same run.
+
+    Raises:
+        ConfigError: It is another configuration's, other teachers', or of another device, whose
+            random generators and rounding are others.
+    """
+    for name, expected in own.items():
+        if (found := theirs[name]) != expected:
+            raise ConfigError(
+                f"resume: the checkpoint is of another {name}: expected {expected}, found {found}"
+            )
+
+
+class _Keeper:
+    """Lets something train to its end; keeps checkpoints, and stops on signals.
+
+    Args:
+        run: The run.
+        trainee: What trains.
+        log: The run's log, as far as it is written.
+        identity: What every checkpoint is to say of the run beside its state.
+        stop: Takes note of signals.
+    """
+
+    def __init__(
+        self,
+        run: KeptRun[Any],
+        trainee: Trainee,
+        log: MetricsLog,
+        identity: Mapping[str, Any],
+        stop: StopRequest,
+    ) -> None:
+        self._run = run
+        self._trainee = trainee
+        self._log = log
+        self._identity = dict(identity)
+        self._stop = stop
+        self._checkpoints = Checkpoints(log.folder)
+        self._timetable = Timetable(run.checkpoint, epochs=trainee.epochs)
+        self._saved: int | None = None
+        self._agreed = 0
+        self._random: dict[str, Any] | None = None
+
+    def train(self) -> None:
+        """Trains to the end.
+
+        Raises:
+            FloatingPointError: Something became NaN or infinite; says which checkpoint is left.
+            Stopped: A signal came; there is a checkpoint to go on from.
+        """
+        try:
+            self._trainee.train(self._at_rest)
+        except FloatingPointError as error:
+            before = f"; there is a checkpoint from before it, after step {self._saved}"
+            raise FloatingPointError(f"{error}{before * (self._saved is not None)}") from error
+
+    def _at_rest(self) -> None:
+        if self._random is not None:
+            set_random_states(unpacked_random(self._random))
+            self._random = None
+        if distributed.active() and 0 < self._trainee.steps - self._agreed < AGREEMENT:
+            return
+        self._agreed = self._trainee.steps
+        due = self._timetable.due(self._trainee.epochs)
+        asked, due = distributed.agree((self._stop.number is not None, due))
+        if asked or due:
+            self._save()
+        self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Ends the program if a signal has asked for it.
+
+        Raises:
+            Stopped: It has.
+        """
+        number = distributed.agree(self._stop.number)
+        if number is not None:
+            raise Stopped(number, str(self._log.folder), self._trainee.steps, self._run.program)
+
+    def _save(self) -> None:
+        """Writes a checkpoint of all processes, unless this is where the last one was taken.
+
+        Raises:
+            FloatingPointError: Something is NaN or infinite; the checkpoints are those before it.
+        """
+        started = time.perf_counter()
+        steps = self._trainee.steps
+        if steps == self._saved:
+            return
+        self._trainee.check_finite()
+        content = self._state_dict()
+        if distributed.rank() == 0:
+            self._checkpoints.save(steps, content)
+        self._saved = steps
+        self._timetable.written(self._trainee.epochs, time.perf_counter() - started)
+
+    def _state_dict(self) -> dict[str, Any]:
+        return {
+            "identity": self._identity,
+            "trainee": self._trainee.state_dict(),
+            "log": self._log.state_dict(),
+            "random": packed_random(random_states()),
+            "seconds": self._log.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint."""
+        self._trainee.load_state_dict(state["trainee"])
+        # Set where the state was taken, since the way there draws as well.
+        self._random = state["random"]
+        self._saved = self._trainee.steps
+        self._timetable = Timetable(self._run.checkpoint, epochs=self._trainee.epochs)
+        self._log.began = time.perf_counter() - state["seconds"]

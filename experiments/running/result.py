@@ -1,0 +1,78 @@
+"""What a run came to, whatever trained: the part of it that comparisons and pages need."""
+
+import json
+import platform
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+import torch
+
+import mtkd_env
+from mtkd_env.errors import ConfigError
+
+RESULT = "result.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run came to.
+
+    Attributes:
+        method: Label of its method.
+        setting: Label of the setting that its method was run in; empty where there is but one.
+        seed: Its seed.
+        metric: What it is judged by, as a table's heading: a share of 1, the higher the better.
+        last: The metric at the end, on images that were not trained on: the result.
+        best: Its highest value, chosen on the same images.
+        best_epoch: The epoch of the highest value, from 1; with a fraction within an epoch.
+        epochs: Length of the training.
+        seconds: Seconds of the training, evaluations included.
+        folder: The run's folder.
+        versions: Versions of what the numbers depend on.
+    """
+
+    method: str
+    setting: str
+    seed: int
+    metric: str
+    last: float
+    best: float
+    best_epoch: float
+    epochs: float
+    seconds: float
+    folder: str
+    versions: dict[str, str]
+
+
+def versions(*modules: ModuleType) -> dict[str, str]:
+    """Versions of this project, of Python, of torch and of other modules."""
+    known = {"mtkd_env": mtkd_env.__version__, "python": platform.python_version()}
+    return known | {module.__name__: module.__version__ for module in (torch, *modules)}
+
+
+Found = TypeVar("Found", bound=RunResult)
+
+
+def read_result(kind: type[Found], folder: Path) -> Found | None:
+    """What the run in a folder came to; none of an unfinished one.
+
+    Raises:
+        ConfigError: It is of another version, or of another kind of run.
+    """
+    path = folder / RESULT
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path}: damaged result ({error})") from error
+    known = {entry.name for entry in fields(kind)}
+    if not isinstance(values, dict) or (other := known ^ values.keys()):
+        named = ", ".join(sorted(other)[:3]) if isinstance(values, dict) else type(values).__name__
+        raise ConfigError(
+            f"{path}: the result of another version or kind of run, which differs in {named}; "
+            "take another folder"
+        )
+    return kind(**values)

@@ -14,7 +14,7 @@ A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `s
 from collections.abc import Mapping
 from typing import Any
 
-from agents.base import Agent, Settings
+from agents.base import PATH, Agent, check_settings
 from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
 from agents.policy_gradient import PolicyGradient, Transition
@@ -49,9 +49,6 @@ AGENTS: Mapping[str, type[Agent]] = {
     "uniform": Uniform,
 }
 
-# Where arguments stand in a configuration.
-PATH = "agent.arguments"
-
 # Arguments of every agent that are not the user's.
 SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
 
@@ -71,21 +68,12 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
     if name in AGENTS:
-        _check_settings(AGENTS[name].settings_type, arguments)
+        check_settings(AGENTS[name].settings_type, arguments)
     elif name in WEIGHTINGS:
         check_arguments(WEIGHTINGS[name], arguments, PATH)
         check_types(WEIGHTINGS[name], arguments, PATH)
     else:
         check_sb3_arguments(name, arguments, others={**AGENTS, **WEIGHTINGS})
-
-
-def _check_settings(kind: type[Settings], arguments: Mapping[str, Any]) -> None:
-    check_arguments(kind, arguments, PATH)
-    check_types(kind, arguments, PATH)
-    try:
-        kind(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{PATH}.{error}") from error
 
 
 def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[str, Any]) -> Agent:

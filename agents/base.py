@@ -11,11 +11,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import check_name
+from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
 from mtkd_env.types import TeacherWeights
 
 EpochEnd = Callable[[], None]
 AtRest = Callable[[], None]
+
+# Where hyperparameters stand in a configuration.
+PATH = "agent.arguments"
 
 # 1/M keeps the scale of the loss for what follows; the paper's "equal weights" are ones, which
 # make the teachers count M times as much during the warm-up.
@@ -51,6 +54,24 @@ def equal_weights(env: MTKDVectorEnv, kind: str) -> TeacherWeights:
 @dataclass(frozen=True)
 class Settings:
     """Hyperparameters of an agent that has none."""
+
+
+def check_settings(kind: type[Settings], arguments: Mapping[str, Any]) -> None:
+    """Checks hyperparameters of a configuration.
+
+    Args:
+        kind: Their dataclass.
+        arguments: Its fields.
+
+    Raises:
+        ConfigError: An unknown field, or a value that cannot be used.
+    """
+    check_arguments(kind, arguments, PATH)
+    check_types(kind, arguments, PATH)
+    try:
+        kind(**arguments)
+    except ConfigError as error:
+        raise ConfigError(f"{PATH}.{error}") from error
 
 
 class Agent(ABC):

@@ -1,11 +1,11 @@
 """Any Stable-Baselines3 or sb3-contrib algorithm as an agent."""
 
 import importlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.base import Agent, AtRest, EpochEnd, nothing, steps_left
+from agents.base import PATH, Agent, AtRest, EpochEnd, Settings, check_settings, nothing, steps_left
 from agents.isolation import Isolation
 from agents.learning import StepCount
 from agents.sb3_state import load_model_state, model_state
-from agents.tensor_rollouts import on_tensors, why_not
+from agents.tensor_rollouts import can_collect_tensors, on_tensors
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
-from mtkd_env.errors import ConfigError, check_arguments, check_types, did_you_mean, lookup
+from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
 from mtkd_env.seeding import derive_seed
 from mtkd_env.wrappers.sb3 import SB3VecEnv
@@ -176,6 +176,56 @@ class _Rest(BaseCallback):
         return True
 
 
+@dataclass(frozen=True)
+class SB3Settings(Settings):
+    """What can be chosen beside the arguments of the algorithm's own class.
+
+    Attributes:
+        policy: Policy name of Stable-Baselines3.
+        noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
+        noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
+        policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
+        n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`; the
+            last one is smaller where they cannot be equal.
+        tensor_rollouts: Whether an on-policy algorithm collects tensors where it can, which is the
+            same to it but takes half the memory; see `agents.tensor_rollouts`.
+
+    Raises:
+        ConfigError: A value that cannot be used.
+    """
+
+    policy: str = "MlpPolicy"
+    noise_type: str = "normal"
+    noise_std: float | None = None
+    policy_kwargs: Mapping[str, Any] | None = None
+    n_minibatches: int | None = None
+    tensor_rollouts: bool = True
+
+    def __post_init__(self) -> None:
+        check_choice(NOISES, noise_type=self.noise_type)
+        activation = (self.policy_kwargs or {}).get("activation_fn")
+        if isinstance(activation, str) and not hasattr(nn, activation):
+            raise ConfigError(f"policy_kwargs.activation_fn: torch.nn has no '{activation}'")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """`policy_kwargs` with a class for the name of an activation."""
+        kwargs = dict(self.policy_kwargs or {})
+        if isinstance(name := kwargs.get("activation_fn"), str):
+            kwargs["activation_fn"] = getattr(nn, name)
+        return kwargs
+
+
+def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of an `SB3Agent`: those of `SB3Settings`, and the algorithm's own."""
+    own = {
+        entry.name: arguments[entry.name]
+        for entry in fields(SB3Settings)
+        if entry.name in arguments
+    }
+    return own, {name: value for name, value in arguments.items() if name not in own}
+
+
 class SB3Agent(Agent):
     """Lets a Stable-Baselines3 algorithm drive the environment.
 
@@ -183,55 +233,25 @@ class SB3Agent(Agent):
         env: The environment.
         algorithm: Name, see `algorithm_class`.
         seed: Seed of the algorithm.
-        policy: Policy name of Stable-Baselines3.
-        noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
-        noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
-        policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
-        n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`; the
-            last one is smaller where they cannot be equal.
-        tensor_rollouts: Whether an on-policy algorithm collects tensors, which is the same to it
-            but quicker and needs less memory (see `agents.tensor_rollouts`): wherever it can by
-            default; True refuses an algorithm that cannot, False collects as the library does.
-        arguments: Any other argument of the algorithm's class. Those in `COUNTED_IN_STEPS` and
-            `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
+        arguments: Fields of `SB3Settings`, and any argument of the algorithm's class. Those in
+            `COUNTED_IN_STEPS` and `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
 
     Raises:
         ConfigError: Unknown algorithm or argument, or one that cannot be used.
     """
 
+    settings_type = SB3Settings
+    settings: SB3Settings
+
     def __init__(
-        self,
-        env: MTKDVectorEnv,
-        algorithm: str,
-        *,
-        seed: int = 0,
-        policy: str = "MlpPolicy",
-        noise_type: str = "normal",
-        noise_std: float | None = None,
-        policy_kwargs: Mapping[str, Any] | None = None,
-        n_minibatches: int | None = None,
-        tensor_rollouts: bool | None = None,
-        **arguments: Any,
+        self, env: MTKDVectorEnv, algorithm: str, *, seed: int = 0, **arguments: Any
     ) -> None:
-        super().__init__(env)
-        self.vec_env = SB3VecEnv(env)
-        chosen = _collecting(algorithm_class(algorithm), arguments, tensor_rollouts)
-        resolved = {key: self._count(key, value) for key, value in arguments.items()}
-        if n_minibatches is not None:
-            resolved["batch_size"] = self._minibatch(resolved, n_minibatches)
-        if noise_std is not None:
-            resolved["action_noise"] = self._noise(noise_type, noise_std)
-        resolved.setdefault("device", env.device)
+        own, theirs = split(arguments)
+        super().__init__(env, seed=seed, **own)
         self.algorithm = algorithm
+        self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
-        if policy_kwargs:
-            resolved["policy_kwargs"] = _policy_kwargs(policy_kwargs)
-        try:
-            with self._isolated(ignore=(ON_GPU, UNEQUAL) if n_minibatches else (ON_GPU,)):
-                seed = derive_seed(seed, "agent") % 2**31
-                self.model = chosen(policy, self.vec_env, seed=seed, **resolved)
-        except (AssertionError, TypeError, ValueError) as error:
-            raise ConfigError(f"agent: {algorithm} cannot be built: {error}") from error
+        self.model = self._build(algorithm_class(algorithm), theirs)
         optimizer = _policy_optimizer(self.model)
         self._steps = None if optimizer is None else StepCount(optimizer)
         # The seed is the algorithm's: the next reset must not start a new student.
@@ -355,6 +375,25 @@ class SB3Agent(Agent):
                 raise self._divergence() from error
             raise
 
+    def _build(self, kind: type[BaseAlgorithm], given: Mapping[str, Any]) -> BaseAlgorithm:
+        settings = self.settings
+        if settings.tensor_rollouts and can_collect_tensors(kind, given):
+            kind = on_tensors(kind)
+        arguments = {key: self._count(key, value) for key, value in given.items()}
+        arguments.setdefault("device", self.env.device)
+        if settings.n_minibatches is not None:
+            arguments["batch_size"] = self._minibatch(arguments, settings.n_minibatches)
+        if settings.noise_std is not None:
+            arguments["action_noise"] = self._noise(settings.noise_std)
+        if settings.policy_kwargs:
+            arguments["policy_kwargs"] = settings.network
+        seed = derive_seed(self.seed, "agent") % 2**31
+        try:
+            with self._isolated(ignore=(ON_GPU, UNEQUAL) if settings.n_minibatches else (ON_GPU,)):
+                return kind(settings.policy, self.vec_env, seed=seed, **arguments)
+        except (AssertionError, TypeError, ValueError) as error:
+            raise ConfigError(f"agent: {self.algorithm} cannot be built: {error}") from error
+
     def _count(self, key: str, value: Any) -> Any:
         match = EPOCHS.match(value) if isinstance(value, str) else None
         if match is None:
@@ -377,9 +416,9 @@ class SB3Agent(Agent):
             )
         return math.ceil(samples / count)
 
-    def _noise(self, noise_type: str, std: float) -> ActionNoise:
+    def _noise(self, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)
-        return lookup(NOISES, noise_type, "noise_type")(np.zeros(size), np.full(size, std))
+        return NOISES[self.settings.noise_type](np.zeros(size), np.full(size, std))
 
 
 def _policy_optimizer(model: BaseAlgorithm) -> Optimizer | None:
@@ -403,34 +442,6 @@ def check_sb3_arguments(
     Raises:
         ConfigError: Unknown algorithm or argument, or a value that `SB3Agent` cannot take.
     """
-    own = inspect.signature(SB3Agent.__init__).parameters
-    theirs = {name: value for name, value in arguments.items() if name not in own}
-    found = algorithm_class(algorithm, others)
-    check_arguments(found, theirs, "agent.arguments")
-    check_types(SB3Agent, arguments, "agent.arguments")
-    _collecting(found, theirs, arguments.get("tensor_rollouts"))
-
-
-def _collecting(
-    algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any], tensors: bool | None
-) -> type[BaseAlgorithm]:
-    """The class that collects tensors, or not, as is wanted; None wants what it can."""
-    reason = why_not(algorithm, arguments)
-    if tensors and reason:
-        raise ConfigError(
-            f"agent.arguments.tensor_rollouts: expected false or null, got true; "
-            f"{algorithm.__name__} {reason}"
-        )
-    return algorithm if reason or tensors is False else on_tensors(algorithm)
-
-
-def _policy_kwargs(given: Mapping[str, Any]) -> dict[str, Any]:
-    kwargs = dict(given)
-    if isinstance(name := kwargs.get("activation_fn"), str):
-        activation = getattr(nn, name, None)
-        if activation is None:
-            raise ConfigError(
-                f"agent.arguments.policy_kwargs.activation_fn: torch.nn has no '{name}'"
-            )
-        kwargs["activation_fn"] = activation
-    return kwargs
+    own, theirs = split(arguments)
+    check_arguments(algorithm_class(algorithm, others), theirs, PATH)
+    check_settings(SB3Settings, own)

@@ -232,20 +232,18 @@ class TensorRollouts(OnPolicyAlgorithm):
         return self.policy.predict_values(observations)
 
 
-def why_not(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any]) -> str | None:
-    """Why an algorithm cannot collect tensors; None if it can.
+def can_collect_tensors(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any]) -> bool:
+    """Whether an algorithm can: it is on-policy, and collects in the library's way and buffer.
 
     Args:
         algorithm: Its class.
         arguments: What it is built with.
     """
-    if not issubclass(algorithm, OnPolicyAlgorithm):
-        return "is not on-policy"
-    if algorithm.collect_rollouts is not OnPolicyAlgorithm.collect_rollouts:
-        return "collects rollouts in a way of its own"
-    if any(arguments.get(f"rollout_buffer_{what}") for what in ("class", "kwargs")):
-        return "is given a buffer of its own"
-    return None
+    return (
+        issubclass(algorithm, OnPolicyAlgorithm)
+        and algorithm.collect_rollouts is OnPolicyAlgorithm.collect_rollouts
+        and not any(arguments.get(f"rollout_buffer_{what}") for what in ("class", "kwargs"))
+    )
 
 
 def on_tensors(algorithm: type[BaseAlgorithm]) -> type[BaseAlgorithm]:
@@ -254,7 +252,7 @@ def on_tensors(algorithm: type[BaseAlgorithm]) -> type[BaseAlgorithm]:
     What its models save is what the algorithm's own models do, so that its `load` reads it.
 
     Args:
-        algorithm: Its class, of which `why_not` has nothing to say.
+        algorithm: Its class, which can; see `can_collect_tensors`.
     """
     names = {"__module__": algorithm.__module__, "__doc__": algorithm.__doc__}
     return type(algorithm.__name__, (TensorRollouts, algorithm), names)

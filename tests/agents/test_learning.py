@@ -324,7 +324,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mmkd", {"buffer_size": 1.5}, "buffer_size: expected int, got 1.5"),
     ("ppo", {"noise_std": "much"}, "noise_std: expected float or None, got 'much'"),
     ("ppo", {"n_minibatches": 2.5}, "n_minibatches: expected int or None, got 2.5"),
-    ("ppo", {"tensor_rollouts": "yes"}, "tensor_rollouts: expected bool or None, got 'yes'"),
+    ("ppo", {"tensor_rollouts": "yes"}, "tensor_rollouts: expected bool, got 'yes'"),
 ]
 
 

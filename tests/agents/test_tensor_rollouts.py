@@ -1,7 +1,6 @@
 """Rollouts of tensors against those of Stable-Baselines3 itself, which are the reference."""
 
 import json
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,11 +18,10 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecMonitor
 from torch import Tensor
 
-from agents import SB3Agent, check_agent
-from agents.tensor_rollouts import TensorRolloutBuffer, on_tensors
+from agents import SB3Agent
+from agents.tensor_rollouts import TensorRolloutBuffer, can_collect_tensors, on_tensors
 from env_contract import random_action
 from known_optimum import started_env
-from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
@@ -38,7 +36,7 @@ ALGORITHMS: dict[str, tuple[type[BaseAlgorithm], dict[str, Any]]] = {
     "a2c": (A2C, SHARED),
 }
 try:
-    from sb3_contrib import TRPO, RecurrentPPO
+    from sb3_contrib import TRPO
 except ImportError:
     pass
 else:
@@ -344,24 +342,10 @@ def test_students_of_both_kinds_of_agents_are_the_same() -> None:
     torch.testing.assert_close(*students, rtol=0, atol=0)
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "off-policy": ("sac", {}, "SAC is not on-policy"),
-    "own rollouts": (f"{__name__}:OwnRollouts", {}, "OwnRollouts collects rollouts in a way of"),
-    "own buffer": ("ppo", {"rollout_buffer_class": OwnBuffer}, "PPO is given a buffer of its own"),
-}
-if "sb3_contrib" in sys.modules:
-    REFUSED["recurrent"] = ("recurrentppo", {}, f"{RecurrentPPO.__name__} collects rollouts in a")
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_tensors_are_refused_where_they_cannot_be_before_anything_is_built(case: str) -> None:
-    algorithm, arguments, message = REFUSED[case]
-    expected = f"^agent.arguments.tensor_rollouts: expected false or null, got true; {message}"
-    with pytest.raises(ConfigError, match=expected):
-        check_agent(algorithm, {**arguments, "tensor_rollouts": True})
-    with pytest.raises(ConfigError, match=expected):
-        SB3Agent(started_env(), algorithm, tensor_rollouts=True, **arguments)
-    check_agent(algorithm, {**arguments, "tensor_rollouts": None})
+def test_algorithms_that_cannot_collect_tensors_are_known() -> None:
+    assert not can_collect_tensors(SAC, {})
+    assert not can_collect_tensors(OwnRollouts, {})
+    assert not can_collect_tensors(PPO, {"rollout_buffer_class": OwnBuffer})
 
 
 # Steps of the adapter.

@@ -165,6 +165,6 @@ class DPG(LearningAgent[Tried]):
         values = self.critic(tried.observation, tried.weights)
         descend(self.critic_optimizer, [critic_loss(values, tried.rewards)])
         weights = generated_weights(self.policy(tried.observation))
-        bonus = self.settings.entropy_coef * mean_entropy(weights)
         loss = actor_loss(self.critic(tried.observation, weights))
+        bonus = self.settings.entropy_coef * mean_entropy(weights)
         descend(self.optimizer, [loss - bonus])

@@ -349,8 +349,9 @@ class PolicyGradient(LearningAgent[Transition]):
         for _ in range(self.settings.passes):
             for known, before in zip(history, old, strict=False):
                 generated = generated_weights(self.policy(known.observation))
+                loss = self._loss(generated, known, before)
                 bonus = self.settings.entropy_coef * mean_entropy(generated)
-                descend(self.optimizer, [self._loss(generated, known, before) - bonus])
+                descend(self.optimizer, [loss - bonus])
 
     def _loss(
         self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None

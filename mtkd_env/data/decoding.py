@@ -48,9 +48,10 @@ Asked = TypeVar("Asked")
 Product = TypeVar("Product")
 
 
-def central_view(image_size: int, resize: int) -> View:
+def central_view(image_size: int, resize: int, interpolation: str) -> View:
     """The unaugmented view: the shorter side resized, the central square taken."""
-    view: View = v2.Compose([v2.Resize(resize), v2.CenterCrop(image_size), v2.PILToTensor()])
+    resized = v2.Resize(resize, InterpolationMode(interpolation))
+    view: View = v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()])
     return view
 
 

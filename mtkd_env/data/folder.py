@@ -8,7 +8,7 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mtkd_env.data.download import found_root
-from mtkd_env.data.image_files import PREFETCH_BYTES, FileSplit, ImageFiles
+from mtkd_env.data.image_files import INTERPOLATIONS, PREFETCH_BYTES, FileSplit, ImageFiles
 from mtkd_env.data.reading import image_files, visible
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
@@ -31,6 +31,7 @@ def load_folder(
     name: str | None = None,
     image_size: int = 224,
     resize: int = 256,
+    interpolation: str = INTERPOLATIONS[0],
     augmentation: str = "standard",
     repeats: int = 1,
     workers: int | None = None,
@@ -46,6 +47,7 @@ def load_folder(
         name: Name in reports; the folder's by default.
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] of unaugmented images before their central square is taken.
+        interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
         augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
@@ -62,6 +64,7 @@ def load_folder(
         name=name or folder.resolve().name,
         image_size=image_size,
         resize=resize,
+        interpolation=interpolation,
         augmentation=augmentation,
         repeats=repeats,
         workers=workers,
@@ -74,6 +77,7 @@ def load_imagenet(
     *,
     image_size: int = 224,
     resize: int = 256,
+    interpolation: str = INTERPOLATIONS[0],
     augmentation: str = "standard",
     repeats: int = 1,
     workers: int | None = None,
@@ -88,6 +92,7 @@ def load_imagenet(
         root: Folder with `train` and `val`; `imagenet` in `data_folder()` by default.
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] of unaugmented images before their central square is taken.
+        interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
         augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
@@ -104,6 +109,7 @@ def load_imagenet(
         name="imagenet",
         image_size=image_size,
         resize=resize,
+        interpolation=interpolation,
         augmentation=augmentation,
         repeats=repeats,
         workers=workers,

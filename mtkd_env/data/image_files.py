@@ -40,6 +40,9 @@ AUGMENTATIONS: dict[str, Callable[[int], View]] = {
 }
 NO_AUGMENTATION = "none"
 
+# How unaugmented images may be resized; the first one by default.
+INTERPOLATIONS = ("bilinear", "bicubic")
+
 PREFETCH_BYTES = 2**30
 
 
@@ -86,6 +89,8 @@ class ImageFiles(ImageSet[FileSplit]):
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] that unaugmented images are resized to before their central
             square is taken.
+        interpolation: How they are resized: `bilinear`, torchvision's default, or `bicubic`, as
+            DeiT does it. Augmented images are resized as their augmentation has it.
         augmentation: Name in `AUGMENTATIONS`, or `none`.
         repeats: How often an image occurs in an epoch, each time in another view, while others
             do not (repeated augmentation, Berman et al., 2019; DeiT: 3).
@@ -106,6 +111,7 @@ class ImageFiles(ImageSet[FileSplit]):
     val: FileSplit | None = None
     image_size: int = 224
     resize: int = 256
+    interpolation: str = INTERPOLATIONS[0]
     augmentation: str = "standard"
     repeats: int = 1
     workers: int | None = None
@@ -121,6 +127,7 @@ class ImageFiles(ImageSet[FileSplit]):
         if self.resize < self.image_size:
             expected = f"at least image_size = {self.image_size}"
             raise ConfigError(f"resize: expected {expected}, found {self.resize}")
+        check_name(INTERPOLATIONS, self.interpolation, "interpolation")
         check_name([*AUGMENTATIONS, NO_AUGMENTATION], self.augmentation, "augmentation")
         if self.repeats < 1:
             raise ConfigError(f"repeats: expected 1 or more, found {self.repeats}")
@@ -148,7 +155,8 @@ class ImageFiles(ImageSet[FileSplit]):
 
         The pixels do not count: to read them all would take longer than an epoch.
         """
-        settings = (self.image_size, self.resize, self.augmentation, self.repeats)
+        sizes = (self.image_size, self.resize, self.interpolation)
+        settings = (*sizes, self.augmentation, self.repeats)
         sha = hashlib.sha256(repr((self.num_classes, *settings)).encode())
         for part in (self.train, self.val, self.test):
             if part is None:
@@ -233,7 +241,7 @@ class ImageFiles(ImageSet[FileSplit]):
         """What is made of an image."""
         if augment and self.augmentation != NO_AUGMENTATION:
             return AUGMENTATIONS[self.augmentation](self.image_size)
-        return central_view(self.image_size, self.resize)
+        return central_view(self.image_size, self.resize, self.interpolation)
 
     def ahead(self, view: View) -> Ahead:
         """How much is decoded ahead."""

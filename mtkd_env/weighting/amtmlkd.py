@@ -71,7 +71,7 @@ class AMTMLKD(Weighting):
     Deviations: one stage, in which the factors learn beside the student and by an optimiser of
     their own (the official code trains an adapter first and freezes it); hints compare the last
     map, as for every method, instead of one stage per teacher; no angle term, because a weighting
-    adds no loss to the student's.
+    adds no loss to the student's; the start and the pooling, see the README.
 
     Args:
         distiller: See `Weighting`.

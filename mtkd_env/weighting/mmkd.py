@@ -16,8 +16,6 @@ from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
-Parameters = dict[str, Tensor]
-
 
 def gram_rows(feature_map: Float[Tensor, "B K H W"]) -> Float[Tensor, "B B"]:
     """Inner products of every sample's map with all maps of the batch, rows of unit length."""
@@ -135,6 +133,47 @@ def _map_batch(function: Callable[..., Tensor], batches: Sequence[Batch]) -> Bat
     )
 
 
+class VirtualStudent:
+    """Where steps of its optimiser would lead the student, as functions of the steps' losses.
+
+    Steps of SGD with the momentum that the student has, its Nesterov's and its weight decay; of
+    plain gradient descent where the student is trained by another optimiser.
+
+    Args:
+        distiller: The student and its optimiser, which stay as they are.
+
+    Attributes:
+        parameters: Of the student and of what is trained with it, by name.
+    """
+
+    def __init__(self, distiller: Distiller) -> None:
+        optimizer, names = distiller.optimizer, dict(distiller.module.named_parameters())
+        groups = {part: group for group in optimizer.param_groups for part in group["params"]}
+        self._rules = {name: groups[part] for name, part in names.items()}
+        self.parameters = {name: part.detach().requires_grad_() for name, part in names.items()}
+        self._velocities: dict[str, Tensor | float] = {
+            name: optimizer.state.get(part, {}).get("momentum_buffer", 0.0)
+            for name, part in names.items()
+        }
+
+    def step(self, loss: Tensor) -> None:
+        """Lowers a loss."""
+        parameters = list(self.parameters.values())
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        for name, gradient in zip(list(self.parameters), gradients, strict=True):
+            if gradient is not None:
+                self._move(name, gradient)
+
+    def _move(self, name: str, gradient: Tensor) -> None:
+        rule, parameter = self._rules[name], self.parameters[name]
+        if "momentum" in rule:
+            momentum = rule["momentum"]
+            gradient = gradient + rule["weight_decay"] * parameter
+            velocity = self._velocities[name] = momentum * self._velocities[name] + gradient
+            gradient = gradient + momentum * velocity if rule["nesterov"] else velocity
+        self.parameters[name] = parameter - rule["lr"] * gradient
+
+
 class MMKD(Weighting):
     """Meta-learned weights: those after which a student that follows them classifies best.
 
@@ -144,9 +183,9 @@ class MMKD(Weighting):
     cross-entropy, and the cross-entropy of where that leads; its gradient through the virtual
     steps trains the two networks. The student itself is not touched.
 
-    Deviations: virtual steps are plain gradient descent at the student's learning rate (the
-    official code reverses through its momentum); rows of Gram matrices have unit length. The
-    published α, β, T are 1, 100, 4.
+    Deviations: the gradient through the virtual steps is exact also under Nesterov's momentum,
+    which the official code steps by but reverses as plain momentum; rows of Gram matrices have unit
+    length. The published α, β, T are 1, 100, 4.
 
     Args:
         distiller: See `Weighting`.
@@ -232,27 +271,13 @@ class MMKD(Weighting):
         """
         distiller = self.distiller
         meta, _ = self._build(len(batch.targets))
-        student: Parameters = {
-            name: parameter.detach().requires_grad_()
-            for name, parameter in distiller.module.named_parameters()
-        }
+        student = VirtualStudent(distiller)
         for _ in range(self._virtual_steps):
-            state = distiller.imagine(batch, teachers, student)
-            loss = distiller.distillation(state, meta(state)).mean()
-            student = self._virtual_step(student, loss)
-        state = distiller.imagine(batch, teachers, student)
-        student = self._virtual_step(student, state.cross_entropy.mean())
-        return distiller.imagine(batch, teachers, student).cross_entropy.mean()
-
-    def _virtual_step(self, student: Parameters, loss: Tensor) -> Parameters:
-        gradients = torch.autograd.grad(
-            loss, list(student.values()), create_graph=True, allow_unused=True
-        )
-        lr = self.distiller.optimizer.param_groups[0]["lr"]
-        return {
-            name: parameter if gradient is None else parameter - lr * gradient
-            for (name, parameter), gradient in zip(student.items(), gradients, strict=True)
-        }
+            state = distiller.imagine(batch, teachers, student.parameters)
+            student.step(distiller.distillation(state, meta(state)).mean())
+        state = distiller.imagine(batch, teachers, student.parameters)
+        student.step(state.cross_entropy.mean())
+        return distiller.imagine(batch, teachers, student.parameters).cross_entropy.mean()
 
     def _update(self, batch: Batch, teachers: TeacherOutputs) -> None:
         meta, optimizer = self._build(len(batch.targets))

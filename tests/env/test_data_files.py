@@ -31,7 +31,7 @@ from mtkd_env.data.decoding import (
     standard_view,
     view_bytes,
 )
-from mtkd_env.data.image_files import AUGMENTATIONS
+from mtkd_env.data.image_files import AUGMENTATIONS, INTERPOLATIONS
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 from mtkd_env.types import Batch
@@ -101,10 +101,12 @@ def image(height: int = 60, width: int = 90) -> Image.Image:
     return Image.fromarray(draw(3, height, width, 3))
 
 
-def test_central_view_is_the_middle_of_the_resized_image() -> None:
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+def test_central_view_is_the_middle_of_the_resized_image(interpolation: str) -> None:
     # 60 x 90 becomes 30 x 45; of that, the middle 20 x 20.
-    found = central_view(20, 30)(image())
-    resized = v2.functional.pil_to_tensor(image().resize((45, 30), Image.Resampling.BILINEAR))
+    found = central_view(20, 30, interpolation)(image())
+    method = Image.Resampling[interpolation.upper()]
+    resized = v2.functional.pil_to_tensor(image().resize((45, 30), method))
     assert torch.equal(found, resized[:, 5:25, 12:32])
 
 

@@ -373,6 +373,7 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
     [
         ({"image_size": 7}, "image_size: expected 8 or more, found 7"),
         ({"image_size": 300}, "resize: expected at least image_size = 300, found 256"),
+        ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; did you mean 'bicubic'"),
         ({"augmentation": "diet"}, "unknown augmentation 'diet'; did you mean 'deit'"),
         ({"repeats": 0}, "repeats: expected 1 or more, found 0"),
         ({"workers": -1}, "workers: expected 0 or more, found -1"),
@@ -408,6 +409,7 @@ def test_digest_of_files_depends_on_names_sizes_classes_and_views(tmp_path: Path
     views: list[dict[str, Any]] = [
         {"image_size": 200},
         {"resize": 300},
+        {"interpolation": "bicubic"},
         {"augmentation": "deit"},
         {"repeats": 3},
     ]

@@ -124,6 +124,7 @@ def test_recipes_of_transformers_are_deits(name: str) -> None:
     assert config.data.arguments == {
         "image_size": 224,
         "resize": 256,
+        "interpolation": "bicubic",
         "augmentation": "deit",
         "repeats": 3,
     }

@@ -25,6 +25,7 @@ from rich.table import Table
 from experiments.config import ExperimentConfig
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
+from experiments.running.signals import end_unread
 from mtkd_env.env import StepRecord
 
 # Seconds without a line, off a terminal, after which a teacher in training is told of.
@@ -220,6 +221,15 @@ def _draw_curves(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
         axes.legend(fontsize="small")
 
 
+class _Console(Console):
+    """A console whose reader may leave."""
+
+    def on_broken_pipe(self) -> None:
+        """Ends the program with a checkpoint, where it keeps any."""
+        self.quiet = True
+        end_unread()
+
+
 def console(*, width: int | None = None, **arguments: Any) -> Console:
     """The console of all programs: texts are shown as they are, whatever is written in them.
 
@@ -229,4 +239,4 @@ def console(*, width: int | None = None, **arguments: Any) -> Console:
     """
     if width is None and not sys.stdout.isatty():
         width = 140
-    return Console(width=width, markup=False, emoji=False, highlight=False, **arguments)
+    return _Console(width=width, markup=False, emoji=False, highlight=False, **arguments)

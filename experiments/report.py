@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.html_report.page import counted, render
-from experiments.html_report.runs import find_runs
+from experiments.html_report.runs import Found, find_runs
 from experiments.running.failures import Parser, path_argument, run_program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
@@ -42,8 +42,8 @@ def title_of(root: Path) -> str:
     return first.removeprefix("# ").strip() or f"Runs in {root.resolve().name}"
 
 
-def write_report(root: Path, path: Path) -> int:
-    """Writes the page about the runs below a folder; gives the number of the runs.
+def write_report(root: Path, path: Path) -> Found:
+    """Writes the page about the runs below a folder; gives the runs.
 
     Raises:
         ConfigError: No such folder, no finished run in it, or a page that cannot be written.
@@ -54,7 +54,7 @@ def write_report(root: Path, path: Path) -> int:
         write_text(path, page)
     except OSError as error:
         raise ConfigError(f"--output: cannot write {path}: {error.strerror}") from error
-    return len(found.runs)
+    return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     path = arguments.output or arguments.runs / FILE
-    count = write_report(arguments.runs, path)
-    sys.stdout.write(f"{path}: {counted(count, 'run')}\n")
+    found = write_report(arguments.runs, path)
+    for reason in found.unreadable.values():
+        sys.stderr.write(f"left out: {reason}\n")
+    sys.stdout.write(f"{path}: {counted(len(found.runs), 'run')}\n")
     return 0
 
 

@@ -1,12 +1,13 @@
 """Files that are either whole or not there: atomic writes, and checkpoints that hold no code."""
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ PLAIN_TAGS = {TEXT, MERGE} | {
 # What torch says of a class or function in a checkpoint, which it does not run.
 REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 
+
+# What the names of files begin with that are not whole yet.
+UNFINISHED = ".new-"
 
 # What a name cannot keep in a path, and the bytes that are left of a long one: a file's name has
 # 255 at most, and may consist of two such names, a digest and a number.
@@ -105,20 +109,47 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A new hidden file beside `path`, which is gone afterwards unless it was renamed."""
+    """A new hidden file beside `path`, which is gone afterwards unless it was renamed.
+
+    What killed processes have left in the folder goes with it.
+    """
     with named_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _new_file(path)
+        remove_unfinished(path.parent)
+        handle, temporary = _new_file(path)
         try:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
 
 
-def _new_file(path: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    return Path(name)
+def _new_file(path: Path) -> tuple[int, Path]:
+    """A new file, and what keeps it locked until it is closed, or the process is dead."""
+    while True:
+        prefix = f"{UNFINISHED}{path.stem}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        # Another process may have taken it for left before it was locked.
+        if os.fstat(handle).st_nlink:
+            return handle, Path(name)
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what processes that were killed amid `write_atomically` have left in a folder."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with suppress(OSError):  # Another process removes it too, or still has it locked.
+            _remove_unlocked(path)
+
+
+def _remove_unlocked(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    finally:
+        os.close(handle)
 
 
 @contextmanager

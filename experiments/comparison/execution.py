@@ -14,7 +14,7 @@ from experiments.experiment import Result
 from experiments.running.lock import RunLock
 from experiments.running.result import read_result
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import write_text
+from mtkd_env.files import remove_unfinished, write_text
 
 # In the folder of a run that failed.
 ERROR = "error.txt"
@@ -47,6 +47,7 @@ class Execution:
     ) -> None:
         left = [run for run in comparison.runs if read_result(Result, run.folder) is None]
         self._output = output
+        self._folders = [run.folder for run in comparison.runs]
         self._make_executor = make_executor
         self._retries = retries
         self._runs = {run_task(run, threads): run for run in left}
@@ -61,6 +62,8 @@ class Execution:
             ConfigError: A folder that cannot be made or is worked in already, or an executor that
                 cannot be used.
         """
+        for folder in self._folders:
+            remove_unfinished(folder)
         if not self._runs:
             return
         with ExitStack() as stack:

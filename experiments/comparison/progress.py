@@ -1,6 +1,5 @@
 """What a person sees of a comparison while it goes on."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -11,15 +10,16 @@ from rich.progress import BarColumn, Progress, TaskID
 
 from experiments.console import plain_column
 from experiments.executors import Failure, Task
+from experiments.running.log import parse_rows
 
 
 def rows_of(task: Task) -> list[dict[str, Any]]:
     """What a task has told so far: the complete lines of its log."""
     try:
-        text = task.log.read_text(encoding="utf-8")
+        content = task.log.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    return parse_rows(content[: content.rfind(b"\n") + 1], task.log)
 
 
 def describe(task: Task, rows: Sequence[dict[str, Any]]) -> str:

@@ -48,11 +48,12 @@ class Found:
 
     Attributes:
         runs: The finished runs, sorted by name.
-        unreadable: Names of folders whose result is of another version, or whose files are lost.
+        unreadable: Why other folders were left out, by their names: a result of another version, or
+            a file that is lost or damaged.
     """
 
     runs: Sequence[Run]
-    unreadable: Sequence[str]
+    unreadable: Mapping[str, str]
 
 
 def find_runs(root: Path) -> Found:
@@ -64,15 +65,14 @@ def find_runs(root: Path) -> Found:
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder of runs")
     runs: list[Run] = []
-    unreadable: list[str] = []
+    unreadable: dict[str, str] = {}
     for folder in sorted(path.parent for path in root.rglob("result.json")):
-        run = _read_run(folder, root)
-        if run is None:
-            unreadable.append(_name(folder, root))
-        else:
-            runs.append(run)
+        try:
+            runs.append(_read_run(folder, root))
+        except ConfigError as error:
+            unreadable[_name(folder, root)] = str(error)
     if not runs:
-        others = f"; could not read {', '.join(unreadable)}" if unreadable else ""
+        others = f"; could not read {'; '.join(unreadable.values())}" if unreadable else ""
         raise ConfigError(f"{root}: expected finished runs, folders with result.json{others}")
     return Found(runs, unreadable)
 
@@ -81,16 +81,21 @@ def _name(folder: Path, root: Path) -> str:
     return folder.name if folder == root else folder.relative_to(root).as_posix()
 
 
-def _read_run(folder: Path, root: Path) -> Run | None:
-    """A run; none if any of its files was lost or damaged."""
+def _read_run(folder: Path, root: Path) -> Run:
+    """A run.
+
+    Raises:
+        ConfigError: A file of it was lost or damaged, or is of another version; says which.
+    """
+    result = read_result(Result, folder)
+    assert result is not None  # Its file is there.
+    config = read_yaml(folder / "config.yaml", "config")
     try:
-        result = read_result(Result, folder)
-        config = read_yaml(folder / "config.yaml", "config")
         rows = read_rows(folder)
-    except (ConfigError, OSError, ValueError):
-        return None
-    if result is None or not rows:
-        return None
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}") from error
+    if not rows:
+        raise ConfigError(f"{folder / 'metrics.jsonl'}: expected rows, found none")
     return Run(
         folder=folder,
         name=_name(folder, root),

@@ -11,7 +11,12 @@ import torch
 
 from agents.isolation import RandomStates
 from experiments.config import CheckpointConfig
-from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest
+from mtkd_env.files import (
+    has_own_digest,
+    load_checkpoint,
+    remove_unfinished,
+    save_with_digest,
+)
 
 # Checkpoints that are kept: the last one, and the one before it in case the last is damaged.
 KEPT = 2
@@ -44,8 +49,7 @@ class Checkpoints:
         Damaged ones are removed with a warning, and so is what a process left that died amid
         writing one, without.
         """
-        for unfinished in self._folder.glob(".step-*"):
-            unfinished.unlink()
+        remove_unfinished(self._folder)
         for path in reversed(self._paths()):
             if has_own_digest(path):
                 return load_checkpoint(path)

@@ -13,15 +13,15 @@ from typing import NoReturn
 import torch
 
 from experiments.executors.base import one_line
-from experiments.running.signals import Stopped
+from experiments.running.signals import Stopped, Terminated, forget_output, terminable
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
 
 # Shows where an error came from; every main program takes it.
 DEBUG = "--debug"
 
-# Exit codes: what was asked for cannot be done, something broke, Ctrl-C.
-ASKED, BROKE, INTERRUPTED = 2, 1, 130
+# Exit codes: what was asked for cannot be done, something broke, Ctrl-C, SIGTERM.
+ASKED, BROKE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 # The optional part of this package that brings a package along.
 EXTRAS = {
@@ -90,19 +90,31 @@ def run_program(program: Program, argv: Sequence[str] | None, interrupted: str) 
     argv = sys.argv[1:] if argv is None else argv
     debug = DEBUG in argv
     try:
-        with _threads_silent(unless=debug):
+        with terminable(), _threads_silent(unless=debug), _output_written():
             return program([flag for flag in argv if flag != DEBUG])
     except Stopped as stopped:
         sys.stderr.write(f"{stopped}\n")
         return stopped.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         sys.stderr.write(f"interrupted: {interrupted}\n")
-        return INTERRUPTED
+        return TERMINATED if isinstance(interrupt, Terminated) else INTERRUPTED
     except Exception as error:
         if debug:
             traceback.print_exc()
         sys.stderr.write(f"error: {described(error)}\n")
         return ASKED if isinstance(error, ConfigError | FloatingPointError) else BROKE
+
+
+@contextmanager
+def _output_written() -> Iterator[None]:
+    """Writes what is left of the output when a block ends; nothing if nobody reads it any more."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            forget_output()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import named_errors
+from mtkd_env.files import named_errors, remove_unfinished
 
 LOCK = "run.lock"
 
@@ -21,6 +21,8 @@ TRIES, PAUSE = 10, 0.05
 
 class RunLock:
     """Keeps a second process from a run's folder; ends with the process, however that ends.
+
+    What a killed process has left of files that it was writing is removed.
 
     Args:
         folder: The run's folder.
@@ -54,6 +56,7 @@ class RunLock:
         except OSError:
             self._give_back()
             raise
+        remove_unfinished(self._folder)
         return self
 
     def __exit__(

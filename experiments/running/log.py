@@ -1,5 +1,6 @@
 """The log of a run: its rows on disk, for programs and for TensorBoard."""
 
+import hashlib
 import json
 import os
 import time
@@ -15,10 +16,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import named_errors, sync
+from mtkd_env.files import file_digest, named_errors, sync
 
 # The rows of a run, one a line.
 ROWS = "metrics.jsonl"
+
+# Bytes that a message shows of a line which is no row.
+SHOWN = 40
 
 
 class MetricsLog:
@@ -35,14 +39,14 @@ class MetricsLog:
         began: When the run would have begun without interruptions, on the clock of `time`.
 
     Raises:
-        ConfigError: A file is shorter than it was.
+        ConfigError: A file is not as it was, or holds something else than rows.
         OSError: Something cannot be written; here and in all methods. Names the folder.
     """
 
     def __init__(
         self,
         folder: Path,
-        state: Mapping[str, int] | None,
+        state: Mapping[str, Any] | None,
         lines: Sequence[str],
         clock: str,
     ) -> None:
@@ -52,7 +56,7 @@ class MetricsLog:
         self._clock = clock
         if state is not None:
             for name in lines:
-                _cut(folder / name, state[name])
+                _cut(folder / name, **state[name])
         self._about_folder = partial(named_errors, folder)
         with self._about_folder(), ExitStack() as opened:
             self._files = {
@@ -82,13 +86,13 @@ class MetricsLog:
         """Seconds since the beginning, without those between an interruption and going on."""
         return time.perf_counter() - self.began
 
-    def state_dict(self) -> dict[str, int]:
-        """The sizes [bytes] of the files, all of which is then on disk."""
+    def state_dict(self) -> dict[str, Any]:
+        """Size [bytes] and digest of each file, all of which is then on disk."""
         with self._about_folder():
             self._writer.flush()
             for name in self._lines:
                 sync(self.folder / name)
-        return {name: (self.folder / name).stat().st_size for name in self._lines}
+        return {name: _described(self.folder / name) for name in self._lines}
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row."""
@@ -132,7 +136,7 @@ class RowsAlone(MetricsLog):
     ) -> None:
         """Nothing is open."""
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         """Nothing is on disk."""
         return {}
 
@@ -148,7 +152,7 @@ class RowsAlone(MetricsLog):
 
 
 def open_log(
-    folder: Path, state: Mapping[str, int] | None, lines: Sequence[str], clock: str
+    folder: Path, state: Mapping[str, Any] | None, lines: Sequence[str], clock: str
 ) -> MetricsLog:
     """The log of a run, from its beginning or from a checkpoint; arguments as of `MetricsLog`.
 
@@ -161,15 +165,46 @@ def open_log(
     return log
 
 
-def _cut(path: Path, size: int) -> None:
-    """Shortens a file to a size that it has had."""
-    found = path.stat().st_size if path.is_file() else 0
-    if found < size:
-        raise ConfigError(f"{path}: expected at least {size} bytes, found {found}")
+def _described(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "digest": file_digest(path)}
+
+
+def _cut(path: Path, size: int, digest: str) -> None:
+    """Shortens a file to what it has been, unless that is no longer there."""
+    content = path.read_bytes() if path.is_file() else b""
+    if len(content) < size:
+        raise ConfigError(f"{path}: expected at least {size} bytes, found {len(content)}")
+    if hashlib.sha256(content[:size]).hexdigest() != digest:
+        raise ConfigError(
+            f"{path}: its first {size} bytes are not what the run wrote before its checkpoint; "
+            "without the folder `checkpoints` the run would begin anew"
+        )
     os.truncate(path, size)
 
 
 def read_rows(folder: Path, name: str = ROWS) -> list[dict[str, Any]]:
-    """The rows of one of a run's files."""
-    lines = (folder / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    """The rows of one of a run's files.
+
+    Raises:
+        ConfigError: A line that holds no row; names file and line.
+    """
+    return parse_rows((folder / name).read_bytes(), folder / name)
+
+
+def parse_rows(content: bytes, path: Path) -> list[dict[str, Any]]:
+    """The rows in the content of a file, one JSON object a line.
+
+    Raises:
+        ConfigError: A line that holds none; names file and line.
+    """
+    rows = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            shown = line[:SHOWN].decode(errors="replace")
+            raise ConfigError(f"{path}, line {number}: expected a JSON object, found {shown!r}")
+        rows.append(row)
+    return rows

@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -36,6 +37,54 @@ class Stopped(KeyboardInterrupt):
     def code(self) -> int:
         """Exit code of a program that this ends."""
         return 128 + self.number
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came where no checkpoint can be taken."""
+
+
+def forget_output() -> None:
+    """Sends what is written to stdout from now on nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def end_unread() -> None:
+    """Ends a program whose output nobody reads any more, as in `| head -1`: as SIGTERM does."""
+    forget_output()
+    signal.raise_signal(signal.SIGTERM)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Lets SIGTERM raise `Terminated` until the context ends, where it would kill the process.
+
+    Does nothing outside of the main thread.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated
+
+
+def say(text: str) -> None:
+    """Writes to stderr, if anybody reads it.
+
+    Not through Python's buffers, which whatever was interrupted may be writing into.
+    """
+    with suppress(OSError):
+        os.write(2, text.encode())
 
 
 class StopRequest:
@@ -77,8 +126,7 @@ class StopRequest:
         del frame
         self.number = number
         self._give_back()
-        # Not through Python's buffers, which whatever was interrupted may be writing into.
-        os.write(2, b"stopping at the next checkpoint; a second signal ends at once\n")
+        say("stopping at the next checkpoint; a second signal ends at once\n")
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from mtkd_env.files import (
     load_checkpoint,
     name_in_path,
     parse_yaml,
+    remove_unfinished,
     save_checkpoint,
     save_with_digest,
     user_path,
@@ -391,3 +392,30 @@ def test_keys_and_dates_are_the_texts_that_they_are() -> None:
 def test_aliases_and_merged_mappings_are_what_they_stand_for() -> None:
     found = parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]")
     assert found == {"a": {"x": 1, "y": 2}, "b": {"x": 1, "y": 3}, "c": [{"x": 1, "y": 2}] * 2}
+
+
+# What killed processes leave.
+
+
+def test_what_a_killed_process_left_goes_when_the_next_file_is_written(tmp_path: Path) -> None:
+    (tmp_path / ".new-curves-abcdefgh.png").write_bytes(b"half")
+    (tmp_path / ".mine").write_bytes(b"a user's")
+    write_text(tmp_path / "note.txt", "whole")
+    assert names(tmp_path) == [".mine", "note.txt"]
+
+
+def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
+    def write(temporary: Path) -> None:
+        write_text(tmp_path / "other.txt", "meanwhile")
+        remove_unfinished(tmp_path)
+        temporary.write_text("whole")
+
+    write_atomically(tmp_path / "note.txt", write)
+    assert names(tmp_path) == ["note.txt", "other.txt"]
+
+
+def test_links_are_not_followed_where_files_were_left(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"a user's")
+    (tmp_path / ".new-note-abcdefgh.txt").symlink_to(tmp_path / "target")
+    remove_unfinished(tmp_path)
+    assert (tmp_path / "target").read_bytes() == b"a user's"

@@ -99,7 +99,7 @@ def test_without_a_whole_checkpoint_there_is_none(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_of_a_checkpoint_is_removed(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 1)
-    (tmp_path / "checkpoints" / ".step-00000002-abc.pt").write_bytes(b"half")
+    (tmp_path / "checkpoints" / ".new-step-00000002-abc.pt").write_bytes(b"half")
     found = checkpoints.load()
     assert found is not None
     assert found["step"] == 1

@@ -320,17 +320,20 @@ def test_runs_of_other_epochs_teachers_and_data_stand_beside_each_other(tmp_path
 
 
 def test_only_finished_runs_that_can_be_read_are_shown(tmp_path: Path) -> None:
-    for name in ("deep/below/whole", "unfinished", "other_version", "lost", "damaged"):
+    for name in ("deep/below/whole", "unfinished", "other_version", "lost", "damaged", "torn"):
         write_run(tmp_path / name, "--algo", "pg")
     (tmp_path / "unfinished" / "result.json").unlink()
     (tmp_path / "other_version" / "result.json").write_text('{"metric": 1}', encoding="utf-8")
     (tmp_path / "lost" / "metrics.jsonl").unlink()
     (tmp_path / "damaged" / "config.yaml").write_text("[", encoding="utf-8")
+    rows = tmp_path / "torn" / "metrics.jsonl"
+    rows.write_bytes(b"{\xff" + rows.read_bytes()[2:])
     found = find_runs(tmp_path)
     assert [run.name for run in found.runs] == ["deep/below/whole"]
-    assert found.unreadable == ["damaged", "lost", "other_version"]
+    assert list(found.unreadable) == ["damaged", "lost", "other_version", "torn"]
+    assert found.unreadable["torn"].startswith(f"{rows}, line 1: expected a JSON object, found ")
     _, page = page_of(tmp_path)
-    assert "cannot be read: damaged, lost, other_version." in page.texts[""]
+    assert "cannot be read: damaged, lost, other_version, torn." in page.texts[""]
 
 
 def test_a_run_may_be_the_folder_itself(tmp_path: Path) -> None:

@@ -282,6 +282,14 @@ def test_a_log_that_has_lost_lines_is_told(small: str, crashed: Path) -> None:
         run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "breakdown.jsonl"])
+def test_a_log_that_was_changed_is_told(name: str, small: str, crashed: Path) -> None:
+    content = (crashed / name).read_text()
+    (crashed / name).write_text(content.replace("0", "1", 1))
+    with pytest.raises(ConfigError, match=f"{name}: its first [0-9]+ bytes are not what the run"):
+        run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
+
+
 # Folders.
 
 
@@ -552,7 +560,7 @@ def test_a_run_that_is_killed_again_and_again_comes_to_the_same(
 
 def unfinished(folder: Path) -> bool:
     """Whether a checkpoint is being written, or was when the process died."""
-    return any(folder.glob("checkpoints/.step-*"))
+    return any(folder.glob("checkpoints/.new-step-*"))
 
 
 def newest(folder: Path) -> str | None:

@@ -249,7 +249,7 @@ class ExperimentConfig:
         teacher_precision: What the teachers compute in, if it is something else; on a CPU also
             int8, which is nearly the same several times as fast.
         compile: How student and teachers are compiled: none, or a mode of torch.compile: default,
-            reduce-overhead or max-autotune. It takes a minute at first.
+            reduce-overhead or max-autotune. It takes minutes at first.
         seed: Seed of the student, the data order and the agent.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
         threads: CPU threads; by default one for the digits, whose images are too small to share,

@@ -33,8 +33,8 @@ def batches_at_once(prefetch: int | None, batch_size: int, device: torch.device)
     """How many batches the teachers are asked about together.
 
     Args:
-        prefetch: What the user wants; None for what suits the device: on a CPU larger calls save
-            nothing.
+        prefetch: What the user wants; None for what suits the device: on a CPU only calls for small
+            images gain by being larger.
         batch_size: Images in a batch.
         device: Where the teachers are.
     """

@@ -226,7 +226,7 @@ def test_recipes_lie_between_the_default_and_the_method(tmp_path: Path) -> None:
 
 def test_flags_change_single_arguments_of_a_recipes_data() -> None:
     config = parse("--recipe", "imagenet_resnet18", "--data.arguments.root", "there")
-    assert config.data.arguments["root"] == "there"
+    assert config.data.arguments["root"] == str(Path("there").absolute())
     assert config.data.arguments["resize"] == 256
 
 

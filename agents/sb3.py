@@ -35,6 +35,7 @@ from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
+from mtkd_env.imports import import_name
 from mtkd_env.seeding import derive_seed
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
@@ -80,21 +81,26 @@ def algorithm_class(name: str, others: Iterable[str] = ()) -> type[BaseAlgorithm
     Raises:
         ConfigError: Unknown name, a package that is not installed, or not an algorithm.
     """
-    found = _from_module(name) if ":" in name else _from_library(name, others)
-    if not (isinstance(found, type) and issubclass(found, BaseAlgorithm)):
-        raise ConfigError(f"agent: '{name}' is not a Stable-Baselines3 algorithm but {found!r}")
+    if ":" not in name:
+        return _from_library(name, others)
+    try:
+        found: type[BaseAlgorithm] = import_name(
+            name, _is_algorithm, "a Stable-Baselines3 algorithm"
+        )
+    except ConfigError as error:
+        raise ConfigError(f"agent: {error}") from error
     return found
 
 
-def _from_module(name: str) -> Any:
-    module_name, _, class_name = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"agent: cannot load '{name}': {error}") from error
+def _is_module(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
-def _from_library(name: str, others: Iterable[str]) -> Any:
+def _is_algorithm(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, BaseAlgorithm)
+
+
+def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:
     library = _algorithms(stable_baselines3)
     if name.lower() in library:
         return library[name.lower()]
@@ -115,11 +121,7 @@ def _from_library(name: str, others: Iterable[str]) -> Any:
 
 def _algorithms(library: Any) -> dict[str, type[BaseAlgorithm]]:
     members = {name.lower(): getattr(library, name) for name in library.__all__}
-    return {
-        name: member
-        for name, member in members.items()
-        if isinstance(member, type) and issubclass(member, BaseAlgorithm)
-    }
+    return {name: member for name, member in members.items() if _is_algorithm(member)}
 
 
 class _Finished(Exception):  # noqa: N818 - not an error
@@ -204,8 +206,8 @@ class SB3Settings(Settings):
     def __post_init__(self) -> None:
         check_choice(NOISES, noise_type=self.noise_type)
         activation = (self.policy_kwargs or {}).get("activation_fn")
-        if isinstance(activation, str) and not hasattr(nn, activation):
-            raise ConfigError(f"policy_kwargs.activation_fn: torch.nn has no '{activation}'")
+        if isinstance(activation, str) and not _is_module(getattr(nn, activation, None)):
+            raise ConfigError(f"policy_kwargs.activation_fn: torch.nn has no module '{activation}'")
 
     @property
     def network(self) -> dict[str, Any]:

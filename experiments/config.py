@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
 
 from agents.base import WARMUP_WEIGHTS
 from mtkd_env.compilation import MODES, NONE
@@ -31,6 +31,7 @@ from mtkd_env.errors import (
     plain_message,
 )
 from mtkd_env.files import load_yaml, parse_yaml, path_or_name, user_path, whole_path
+from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of
 from mtkd_env.optimization import Recipe, make_recipe
 from mtkd_env.precision import FULL, PRECISIONS
 from mtkd_env.teachers import TEACHER_PRECISIONS, PoolSpec, check_prefetch
@@ -64,6 +65,12 @@ MOST_THREADS = 4096
 
 # Where a configuration holds recipes of training.
 TRAININGS = ("optimizer", "teachers.recipe")
+
+# A value may name a class of an option; the parser would import it from wherever it is.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(PROJECT))
+
+# How the names of pools' files end.
+YAML = (".yaml", ".yml")
 
 # How the parser's messages name a key that it does not know.
 UNKNOWN_KEY = re.compile(
@@ -390,6 +397,8 @@ def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
             "--config files, flags. --algo takes several methods with commas between them. "
             "--epochs N is short for --optimizer.epochs N; the learning rate falls at the same "
             "fractions of the training. --resume RUN_DIR goes on with an unfinished run. "
+            f"{TRUST} lets files name a module:Name of any module, whose code then runs; flags "
+            "may in any case. "
             "--debug shows where an error came from. "
             f"Recipes: {', '.join(sorted(shipped_recipes()))}."
         ),
@@ -436,7 +445,19 @@ class Layer:
 
 def file_layer(path: Path, *, flag: str = "--config", shipped: bool = False) -> Layer:
     """The keys and values of a YAML file, which errors say `flag` has named."""
-    return Layer(str(path), read_yaml(path, flag), str(path), shipped)
+    values = read_yaml(path, flag)
+    if not isinstance(pool := values.get("teachers"), str):
+        return Layer(str(path), values, str(path), shipped)
+    values["teachers"] = pool_path(pool, path.parent)
+    return Layer(str(path), values, yaml.safe_dump(values), shipped)
+
+
+def pool_path(named: str, folder: Path = Path()) -> str:
+    """The whole path of a pool's file in a folder; anything else as it is.
+
+    The parser would take a bare `pool.yaml` for the name of a class.
+    """
+    return str((folder / user_path(named)).absolute()) if named.endswith(YAML) else named
 
 
 def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
@@ -485,6 +506,7 @@ class Flags:
         recipe: The recipe in the last `--recipe`, or else in the last `--config` file with one.
         agent_arguments: What each `--agent.arguments` says.
         pools: What each `--teachers` says.
+        trust: What the files may name.
         others: All other flags.
     """
 
@@ -493,6 +515,7 @@ class Flags:
     recipe: str | None
     agent_arguments: list[dict[str, Any]]
     pools: list[str]
+    trust: Trust
     others: list[str]
 
 
@@ -502,12 +525,13 @@ def read_flags(argv: Sequence[str]) -> Flags:
     Raises:
         ConfigError: A flag without its value, or a file that cannot be read.
     """
-    paths, flags = take(argv, "--config")
+    paths, flags = take([flag for flag in argv if flag != TRUST], "--config")
     named, flags = take(flags, "--algo")
     recipes, flags = take(flags, "--recipe")
     epochs, flags = take(flags, "--epochs")
     on_nan, flags = take(flags, "--on-nan")
     given, flags = take(flags, "--agent.arguments")
+    flags = _with_pool_paths(flags)
     layers = [file_layer(user_path(path)) for path in paths]
     in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
     return Flags(
@@ -516,12 +540,25 @@ def read_flags(argv: Sequence[str]) -> Flags:
         recipe=[None, *in_files, *recipes][-1],
         agent_arguments=[_load_arguments(text) for text in given],
         pools=take(flags, "--teachers")[0],
+        trust=trust_of(argv),
         others=[
             *flags,
             *(f"--optimizer.epochs={count}" for count in epochs),
             *(f"--on_nan={choice}" for choice in on_nan),
         ],
     )
+
+
+def _with_pool_paths(flags: Sequence[str]) -> list[str]:
+    """Some flags, with the whole paths of the files in `--teachers FILE` and `--teachers=FILE`."""
+    whole = []
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, value = flag.partition("=")
+        if before == "--teachers":
+            whole.append(pool_path(flag))
+        else:
+            whole.append(f"{name}={pool_path(value)}" if name == "--teachers" and equals else flag)
+    return whole
 
 
 def _names(text: str) -> list[str]:
@@ -576,17 +613,19 @@ def build_config(
         SystemExit: After `--help` or `--print_config`.
     """
     layers = [*layers, *flags.layers]
-    for named in (*(layer.values.get("teachers") for layer in layers), *flags.pools):
-        _check_pool_file(named)
     arguments = [*(layer.agent_arguments for layer in layers), *flags.agent_arguments]
     others = [*flags.others, *(["--recipe", recipe] if recipe else [])]
-    try:
-        return _parse(algo, layers, arguments, others, program)
-    except ConfigError as error:
-        name = _culprit(algo, layers, str(error), program)
-        if name is None:
-            raise
-        raise ConfigError(f"{name}: {error}") from error
+    # Options import what they name when they are built, if only to be checked.
+    with flags.trust.applied():
+        for named in (*(layer.values.get("teachers") for layer in layers), *flags.pools):
+            _check_pool_file(named)
+        try:
+            return _parse(algo, layers, arguments, others, program)
+        except ConfigError as error:
+            name = _culprit(layers, str(error), program)
+            if name is None:
+                raise
+            raise ConfigError(f"{name}: {error}") from error
 
 
 def _parse(
@@ -603,7 +642,11 @@ def _parse(
     # As YAML, because JSON has no word for NaN or infinity.
     merged = ["--agent.arguments", yaml.safe_dump(together)] if together else []
     parser = _parser(tuple(layer.source for layer in shipped), program)
-    parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
+    try:
+        parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
+    except ImportError as error:  # What a value names, and is not to be imported.
+        parser.error(str(error), error)
+    check_trusted(parsed.as_dict())
     for path in TRAININGS:
         make_recipe(parsed[path].as_dict(), path)
     values = parser.instantiate(parsed).as_dict()
@@ -612,8 +655,9 @@ def _parse(
     )
 
 
-def _culprit(algo: str, layers: Sequence[Layer], message: str, program: str) -> str | None:
+def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
     """Name of the first layer that brings the message about; none where a flag does."""
+    algo = ExperimentConfig.algo
     for count in range(1, len(layers) + 1):
         try:
             _parse(algo, layers[:count], [], [], program)
@@ -627,12 +671,12 @@ def _check_pool_file(named: Any) -> None:
     """Checks the file of a pool, which the parser reads less strictly, if it is one.
 
     Raises:
-        ConfigError: It cannot be read or holds something else.
+        ConfigError: It cannot be read, holds something else, or names what is not to be trusted.
     """
-    if isinstance(named, str) and named.endswith((".yaml", ".yml")):
+    if isinstance(named, str) and named.endswith(YAML):
         path = user_path(named)
         if path.exists():
-            read_yaml(path, "teachers")
+            check_trusted(read_yaml(path, "teachers"), f"{path}: ")
 
 
 def _load_arguments(text: str) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from experiments.running.result import RunResult, versions
 from experiments.training import BREAKDOWN, Progress, Training
 from mtkd_env import Assembly, ConfigError, assemble, registration
 from mtkd_env.files import name_in_path, save_checkpoint
+from mtkd_env.imports import Trust, trust_of
 from mtkd_env.seeding import derive_seed
 
 # Of the tables: accuracies are on the test split.
@@ -162,18 +164,23 @@ def run_experiment(
         gc.collect()
 
 
-def run_config(folder: Path, argv: Sequence[str] = ()) -> ExperimentConfig:
+def run_config(
+    folder: Path, argv: Sequence[str] = (), *, trust: Trust | None = None
+) -> ExperimentConfig:
     """The configuration of the run in a folder.
 
     Args:
         folder: The run's folder.
         argv: Flags that say otherwise.
+        trust: What the run may name; by default what the flags trust.
 
     Raises:
-        ConfigError: There is no run, or a flag that cannot be used.
+        ConfigError: There is no run, a flag that cannot be used, or a name that is not trusted.
     """
     layer = file_layer(folder / CONFIG, flag="--resume")
     flags = read_flags(argv)
+    if trust is not None:
+        flags = replace(flags, trust=trust)
     if flags.recipe is not None:
         raise ConfigError("--recipe: cannot be given with --resume")
     algo = [str(layer.values.get("algo", ExperimentConfig.algo)), *flags.algos][-1]
@@ -207,8 +214,12 @@ class DistillationRun(KeptRun[Result]):
 
     def check_same(self, folder: Path) -> None:
         """Checks that a folder holds no run whose numbers could be others."""
-        if (folder / CONFIG).is_file() and run_config(folder).digest != self._config.digest:
-            super().check_same(folder)
+        # Another run's may name what is not to be imported, and is refused for that it does.
+        trust = trust_of([self.config_text()])
+        with suppress(ConfigError):
+            if run_config(folder, trust=trust).digest == self._config.digest:
+                return
+        super().check_same(folder)
 
     def prepare(self) -> dict[str, Any]:
         """Loads the images, finds or trains the teachers, makes student and agent."""

@@ -30,6 +30,7 @@ from mtkd_env.files import (
     write_atomically,
     write_text,
 )
+from mtkd_env.imports import TRUST
 from mtkd_env.networks import Network, build_network
 from mtkd_env.networks.foreign import ForeignNetwork
 
@@ -71,12 +72,13 @@ class Exported:
     digests: dict[str, str]
 
 
-def export_backbone(run: Path, output: Path) -> Exported:
+def export_backbone(run: Path, output: Path, *, trust: bool = False) -> Exported:
     """Writes the backbone of a run's student: 32-bit floats, on the CPU.
 
     Args:
         run: Folder of a finished run.
         output: Folder of the files; those of an earlier export in it are replaced.
+        trust: Whether the run may name a network of any module, which then runs.
 
     Raises:
         ConfigError: There is no run, an unfinished one, or one whose student is another network
@@ -85,7 +87,7 @@ def export_backbone(run: Path, output: Path) -> Exported:
     """
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: expected the folder of a run, found no config.yaml")
-    student, result = run_config(run).student, _read_result(run)
+    student, result = run_config(run, [TRUST] * trust).student, _read_result(run)
     trained = load_checkpoint(run / "student.pt").get("network", {})
     in_channels, image_size = _image_shape(run, trained)
     networks = [_skeleton(student, classes, in_channels, image_size) for classes in CLASSES]
@@ -219,6 +221,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--output", type=path_argument, help="folder of the files (default: RUN/backbone)"
     )
+    parser.add_argument(
+        TRUST, action="store_true", help="the run may name a network of any module, which then runs"
+    )
     return parser
 
 
@@ -230,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     output = arguments.output or arguments.run / "backbone"
-    exported = export_backbone(arguments.run, output)
+    exported = export_backbone(arguments.run, output, trust=arguments.trust)
     sys.stdout.write(
         f"{output}: {exported.tensors} tensors of {exported.network}, "
         f"{exported.parameters:,} parameters\n"

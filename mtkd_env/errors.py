@@ -27,6 +27,7 @@ READABLE = (
         r"Given value type: \S+ \S+ Given value: ",
         r"expected one of \1, got ",
     ),
+    (r"Importing '([\w.]+)' is not allowed.*", r"expected keys and values, got '\1'"),
     (r"Problem with given class_path '[\w.]+':\s*", ""),
     (r"Expected an? (<class '\w+'>)\. Got value: ", r"expected \1, got "),
     (r"<class 'NoneType'>", "null"),

@@ -1,6 +1,5 @@
 """The user's own networks, by the name of their module and class."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +8,15 @@ from typing import Any
 from torch import nn
 
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.imports import import_name, is_dependency, package_of
 from mtkd_env.networks.base import Network, check_fixed_width
 from mtkd_env.networks.cut import CutNetwork, layer_node, trace
 from mtkd_env.networks.libraries import LIBRARIES
 
 # The digits' size and CIFAR's are the rule for networks that do not say theirs.
 IMAGE_SIZE = (32, 32)
+
+EXPECTED = "a class of nn.Module or a function of num_classes that makes one"
 
 
 def load(name: str) -> Callable[..., Network]:
@@ -25,18 +27,33 @@ def load(name: str) -> Callable[..., Network]:
     feature layer.
 
     Raises:
-        ConfigError: It cannot be imported.
+        ConfigError: It cannot be imported, or makes no network.
     """
     path, _, layer = name.partition("@")
-    module_name, _, attribute = path.partition(":")
     try:
-        target = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        hint = did_you_mean(module_name, LIBRARIES) or "; is its folder in PYTHONPATH?"
-        raise ConfigError(f"cannot load the network '{path}': {error}{hint}") from error
-    if not callable(target):
-        raise ConfigError(f"'{path}' is not a network's class but {target!r}")
+        target = import_name(path, _makes_networks, EXPECTED)
+    except ConfigError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        hint = did_you_mean(path.partition(":")[0], LIBRARIES) or "; is its folder in PYTHONPATH?"
+        raise ConfigError(f"{error}{hint}") from error
     return partial(_build, name, target, layer or None)
+
+
+def _makes_networks(target: Any) -> bool:
+    """Whether something makes networks, as far as can be told without calling it.
+
+    Functions of libraries do more than that, such as reading files that an argument names.
+    """
+    if isinstance(target, type):
+        return issubclass(target, nn.Module)
+    module = getattr(target, "__module__", None)
+    if not callable(target) or module is None or is_dependency(package_of(module)):
+        return False
+    try:
+        return "num_classes" in inspect.signature(target).parameters
+    except ValueError:
+        return False
 
 
 def _build(
@@ -50,10 +67,7 @@ def _build(
     image_size: tuple[int, int] | None = None,
     **arguments: Any,
 ) -> Network:
-    try:
-        signature = inspect.signature(target)
-    except ValueError as error:
-        raise ConfigError(f"'{name}' is not a network's class: {error}") from error
+    signature = inspect.signature(target)
     parameters = signature.parameters
     check_arguments(target, arguments, name)
     common: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}

@@ -12,6 +12,9 @@ from mtkd_env.networks.foreign import ForeignNetwork
 
 PREFIX = "timm:"
 
+# Arguments by which timm reads weights, maybe with code in them.
+WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
+
 
 def _timm() -> Any:
     """The package, which takes seconds to import."""
@@ -90,6 +93,9 @@ def build(
     """
     name = PREFIX + model
     check_fixed_width(width, name)
+    for argument in WEIGHTS:
+        if argument in arguments:
+            raise ConfigError(f"{name}.{argument}: cannot be given; see a teacher's checkpoint")
     try:
         classifier = _timm().create_model(
             model, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments

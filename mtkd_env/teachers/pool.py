@@ -23,6 +23,7 @@ from mtkd_env.files import (
     user_path,
     whole_path,
 )
+from mtkd_env.imports import Trust, check_trusted
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe, make_recipe
@@ -154,11 +155,16 @@ class TeacherPool:
     digests: dict[str, str]
 
 
-def load_pool_spec(path: Path | str) -> PoolSpec:
+def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
     """Reads a pool from YAML.
 
+    Args:
+        path: The file.
+        trust: Whether it may name networks of any module, which then runs.
+
     Raises:
-        ConfigError: No such file, an unknown key or a value of the wrong type; names it.
+        ConfigError: No such file, an unknown key, a value of the wrong type or a network that is
+            not to be trusted; names it.
     """
     path = user_path(path)
     if not path.is_file():
@@ -166,7 +172,10 @@ def load_pool_spec(path: Path | str) -> PoolSpec:
     parser = ArgumentParser(exit_on_error=False, default_env=False)
     parser.add_class_arguments(PoolSpec, "pool")
     try:
-        content = parser.parse_string("pool: " + json.dumps(load_yaml(path)))
+        written = load_yaml(path)
+        with Trust(None if trust else frozenset()).applied():
+            check_trusted(written)
+        content = parser.parse_string("pool: " + json.dumps(written))
         make_recipe(content.pool.recipe.as_dict(), "recipe")
         spec: PoolSpec = parser.instantiate(content).pool
     except ArgumentError as error:

@@ -409,7 +409,11 @@ def test_the_algorithm_runs_on_the_environments_device_unless_told_otherwise() -
         ("ppo", {"noise_std": 0.1}, "ppo cannot be built.*action_noise"),
         ("ddpg", {"noise_std": 0.1, "noise_type": "norml"}, "noise_type.*did you mean 'normal'"),
         ("ppo", {"policy": "MlpPolcy"}, "ppo cannot be built.*MlpPolcy"),
-        ("ppo", {"policy_kwargs": {"activation_fn": "Relu"}}, "activation_fn: torch.nn has no"),
+        (
+            "ppo",
+            {"policy_kwargs": {"activation_fn": "Relu"}},
+            "activation_fn: torch.nn has no module",
+        ),
         ("ppo", {"learning_rat": 1e-3}, "ppo cannot be built.*learning_rat"),
         ("dqn", {}, "dqn cannot be built.*Discrete"),
     ],

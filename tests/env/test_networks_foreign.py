@@ -221,9 +221,10 @@ UNKNOWN = {
     "torchvision:resnt50": "unknown network .*; did you mean 'torchvision:resnet50'",
     "torchvision:resnet50.IMAGENET1K_V1": "'IMAGENET1K_V1' may be the checkpoint of a teacher",
     "torchvison:resnet50": "No module named 'torchvison'; did you mean 'torchvision'",
-    "users_networks:Plan@body": "cannot load the network 'users_networks:Plan': .*PYTHONPATH",
-    ":Plain": "cannot load the network ':Plain'",
-    "users_networks:CONSTANT": "'users_networks:CONSTANT' is not a network's class but 3",
+    "users_networks:Plan@body": "cannot load 'users_networks:Plan': module .* has no attribute",
+    "no_networks:Plain": "cannot load 'no_networks:Plain': .*is its folder in PYTHONPATH",
+    ":Plain": "cannot load ':Plain': expected module:Name",
+    "users_networks:CONSTANT": "'users_networks:CONSTANT' is not a class of nn.Module or .* but 3",
 }
 
 

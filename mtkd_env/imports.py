@@ -1,0 +1,171 @@
+"""What `module:Name` stands for, and which of these names may come from a file.
+
+A file of a run or a configuration is data, maybe somebody else's, and to import a module runs it.
+So a file may name what belongs to this project or to a package that it declares to depend on;
+everything else has to be said by the user: on the command line, in Python, or by `--trust`.
+"""
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, requires
+from typing import Any
+
+from mtkd_env.errors import ConfigError
+
+# Lets files name anything of the expected kind.
+TRUST = "--trust"
+
+# Its packages, and what the names of libraries' networks begin with.
+PROJECT = frozenset({"agents", "experiments", "mtkd_env", "timm", "torchvision"})
+
+# Of a requirement: it is for work on the project itself.
+DEVELOPERS = re.compile(r"extra == .dev\b")
+
+# `module:Name`; what stands behind an @ says something about it.
+MODULE, ATTRIBUTE = r"[^\W\d][\w.]*", r"[^\W\d]\w*"
+NAME = re.compile(rf"({MODULE}):({ATTRIBUTE})(?:@.*)?", re.DOTALL)
+NAME_IN_TEXT = re.compile(rf"{MODULE}:{ATTRIBUTE}")
+
+
+def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
+    """What `module:Name` stands for; it is not called.
+
+    Args:
+        name: The name, with or without something behind an @.
+        fits: Whether an object is of the expected kind.
+        expected: That kind, for errors.
+
+    Raises:
+        ConfigError: There is no such object, one of another kind, or one that is not to be trusted
+            (see `Trust.applied`).
+    """
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise ConfigError(f"cannot load '{name}': expected module:Name")
+    if (applied := _APPLIED.get()) is not None:
+        applied.check(match)
+    path = f"{match[1]}:{match[2]}"
+    try:
+        found = getattr(importlib.import_module(match[1]), match[2])
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"cannot load '{path}': {error}") from error
+    if not fits(found):
+        raise ConfigError(f"'{path}' is not {expected} but {found!r}")
+    return found
+
+
+@cache
+def is_dependency(package: str) -> bool:
+    """Whether a package comes with what the project declares to depend on, if only optionally."""
+    return any(
+        re.search(rf"^{package}(/|\.py,)", record, re.MULTILINE) for record in _dependency_files()
+    )
+
+
+@cache
+def _dependency_files() -> tuple[str, ...]:
+    """The list of files of each declared dependency that is installed, but the developers' own."""
+    try:
+        declared = requires("mtkd-env") or []
+    except PackageNotFoundError:
+        return ()
+    users = [line for line in declared if not DEVELOPERS.search(line)]
+    names = {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in users}
+    return tuple(filter(None, map(_files, names)))
+
+
+def _files(distribution_name: str) -> str | None:
+    try:
+        return distribution(distribution_name).read_text("RECORD")
+    except PackageNotFoundError:
+        return None
+
+
+def package_of(module: str) -> str:
+    """The outermost package of a module."""
+    return module.partition(".")[0]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What files may name.
+
+    Attributes:
+        names: Names beside those of the project and of what it depends on; None for all.
+    """
+
+    names: frozenset[str] | None = frozenset()
+
+    def check(self, name: re.Match[str], path: str = "") -> None:
+        """Checks one name, a match of `NAME`.
+
+        Raises:
+            ConfigError: It is not to be trusted.
+        """
+        module, package = name[1], package_of(name[1])
+        if self.names is None or f"{module}:{name[2]}" in self.names or package in PROJECT:
+            return
+        if not is_dependency(package):
+            raise ConfigError(
+                f"{path}'{name[0]}' is not of this project or of what it depends on; a file may "
+                f"name it only with {TRUST}, which lets it run the code of {module}"
+            )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within it nothing else can be imported by its name."""
+        token = _APPLIED.set(self)
+        try:
+            yield
+        finally:
+            _APPLIED.reset(token)
+
+
+# The user's own names, on a command line or in Python, are not limited.
+_APPLIED: ContextVar[Trust | None] = ContextVar("trust", default=None)
+
+
+def check_trusted(values: Any, path: str = "") -> None:
+    """Checks all names in some values, wherever they stand, before anything is imported.
+
+    Args:
+        values: Mappings, sequences and plain values, maybe from a file, and objects of such.
+        path: What comes before the names' places in errors.
+
+    Raises:
+        ConfigError: A name that is not to be trusted (see `Trust.applied`).
+    """
+    if (trust := _APPLIED.get()) is None:
+        return
+    for key, text in _texts(values):
+        if match := NAME.fullmatch(text):
+            trust.check(match, f"{path}{key}: ")
+
+
+def trust_of(argv: Iterable[str]) -> Trust:
+    """What a command line trusts: everything with `--trust`, else the names that it says itself."""
+    flags = list(argv)
+    if TRUST in flags:
+        return Trust(None)
+    return Trust(frozenset(name for flag in flags for name in NAME_IN_TEXT.findall(flag)))
+
+
+def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in some values, keys included, and where they stand."""
+    if isinstance(values, str):
+        yield path, values
+    elif isinstance(values, Mapping):
+        for key, value in values.items():
+            inside = f"{path}.{key}" if path else str(key)
+            yield inside, str(key)
+            yield from _texts(value, inside)
+    elif isinstance(values, list | tuple | set | frozenset):
+        for position, value in enumerate(values):
+            yield from _texts(value, f"{path}.{position}")
+    elif hasattr(values, "__dict__"):
+        yield from _texts(vars(values), path)

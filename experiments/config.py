@@ -25,6 +25,7 @@ from mtkd_env.data.views import ViewSet
 from mtkd_env.env import CHOICES
 from mtkd_env.errors import (
     ConfigError,
+    check_fields,
     check_name,
     check_not_negative,
     did_you_mean,
@@ -646,6 +647,7 @@ def _parse(
         parsed = parser.parse_args([*configs, *merged, *flags, "--algo", algo])
     except ImportError as error:  # What a value names, and is not to be imported.
         parser.error(str(error), error)
+    check_fields(ExperimentConfig, parsed.as_dict())
     check_trusted(parsed.as_dict())
     for path in TRAININGS:
         make_recipe(parsed[path].as_dict(), path)

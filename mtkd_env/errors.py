@@ -5,6 +5,7 @@ import math
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
 from pathlib import Path
@@ -95,7 +96,23 @@ def check_types(target: Callable[..., Any], arguments: Mapping[str, Any], path: 
         kinds = _plain_types(parameters[name].annotation)
         if kinds and not any(_is_a(arguments[name], kind) for kind in kinds):
             expected = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
-            raise ConfigError(f"{path}.{name}: expected {expected}, got {arguments[name]!r}")
+            where = f"{path}.{name}" if path else name
+            raise ConfigError(f"{where}: expected {expected}, got {arguments[name]!r}")
+
+
+def check_fields(kind: type, values: Mapping[str, Any], path: str = "") -> None:
+    """Checks values for the fields of a dataclass and of those in it, as `check_types` does.
+
+    The parser leaves it to this to find nothing where there must be something.
+    """
+    for entry in fields(kind):
+        where = f"{path}.{entry.name}" if path else entry.name
+        if entry.name in values and isinstance(entry.type, type) and is_dataclass(entry.type):
+            value = values[entry.name]
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{where}: expected keys and values, got {value!r}")
+            check_fields(entry.type, value, where)
+    check_types(kind, values, path)
 
 
 def _plain_types(annotation: Any) -> tuple[type, ...]:

@@ -3,6 +3,7 @@
 import re
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 # How other files begin; what torch.save wrote before it wrote archives is a pickle as well.
@@ -31,8 +32,9 @@ UNPRINTABLE = re.compile(r"[^\x20-\U0010ffff\t\r\n\f]")
 
 def kind_of(path: Path) -> str | None:
     """What a file is, as far as its bytes tell; none for a damaged checkpoint or the unknown."""
-    if zipfile.is_zipfile(path):
-        return _kind_of_archive(path)
+    with suppress(zipfile.BadZipFile):
+        if zipfile.is_zipfile(path):
+            return _kind_of_archive(path)
     with path.open("rb") as file:
         head = file.read(SEEN)
     for beginning, kind in BEGINNINGS.items():
@@ -45,7 +47,8 @@ def _kind_of_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = ["", *archive.namelist()]
-    except zipfile.BadZipFile:
+    # The former for names of members that are not in the encoding that they are said to be in.
+    except (ValueError, NotImplementedError, zipfile.BadZipFile):
         return None
     return next(
         kind

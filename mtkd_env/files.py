@@ -73,7 +73,7 @@ def name_in_path(name: str) -> str:
     if len(clean.encode()) <= LONGEST_NAME:
         return clean
     digest = hashlib.sha256(clean.encode()).hexdigest()[:8]
-    return clean.encode()[:LONGEST_NAME].decode(errors="ignore") + digest
+    return clean.encode()[: LONGEST_NAME - len(digest)].decode(errors="ignore") + digest
 
 
 def cache_folder(chosen: str | Path | None = None) -> Path:

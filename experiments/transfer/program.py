@@ -24,7 +24,7 @@ from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
-from mtkd_env.errors import ConfigError, check_name, did_you_mean
+from mtkd_env.errors import ConfigError, check_fields, check_name, did_you_mean
 from mtkd_env.files import path_or_name, user_path, whole_path
 from mtkd_env.precision import FULL, PRECISIONS
 
@@ -181,36 +181,62 @@ def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config
     """
     resumed, flags = take(argv, "--resume")
     recipes, flags = take(flags, "--recipe")
+    named, flags = take(flags, "--config")
+    files = [("--config", user_path(path)) for path in named]
     if not resumed:
-        named = ["--recipe", recipes[-1]] if recipes else []
-        return _parsed(kind, [*_recipe(kind, recipes), *flags, *named], program), False
+        first = [("--recipe", _recipe(recipes[-1]))] if recipes else []
+        last = ["--recipe", recipes[-1]] if recipes else []
+        return _layered(kind, [*first, *files], [*flags, *last], program), False
     if recipes:
         raise ConfigError("--recipe: cannot be given with --resume")
     folder = user_path(resumed[-1])
-    own = [*_file(kind, folder / CONFIG, "--resume"), *flags, "--output", str(folder)]
-    config = _parsed(kind, own, program)
+    files = [("--resume", folder / CONFIG), *files]
+    config = _layered(kind, files, [*flags, "--output", str(folder)], program)
     return config, True
 
 
-def _recipe(kind: type[Config], named: Sequence[str]) -> list[str]:
-    """The flags that read the last of some recipes."""
-    if not named:
-        return []
-    path = path_or_name(named[-1])
+def _recipe(named: str) -> Path:
+    """The file of a recipe, by its path or its name."""
+    path = path_or_name(named)
     if path is None:
         shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
-        check_name(shipped, named[-1], "recipe")
-        path = shipped[named[-1]]
-    return _file(kind, path, "--recipe")
+        check_name(shipped, named, "recipe")
+        path = shipped[named]
+    return path
 
 
-def _file(kind: type[Config], path: Path, flag: str) -> list[str]:
-    """The flags that read a YAML file, which errors say `flag` has named."""
+def _layered(
+    kind: type[Config], files: Sequence[tuple[str, Path]], flags: Sequence[str], program: str
+) -> Config:
+    """The configuration of some YAML files, with the flags that named them, and other flags."""
+    paths = [str(path) for flag, path in files if _has_values(kind, path, flag)]
+    try:
+        return _parsed(kind, [*(f"--config={path}" for path in paths), *flags], program)
+    except ConfigError as error:
+        if _problem(kind, flags, program) != str(error):
+            for path in paths:
+                if _problem(kind, [f"--config={path}", *flags], program) == str(error):
+                    raise ConfigError(f"{path}: {error}") from error
+        raise
+
+
+def _problem(kind: type[Config], flags: Sequence[str], program: str) -> str | None:
+    """What is wrong with a command line."""
+    try:
+        _parsed(kind, flags, program)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _has_values(kind: type[Config], path: Path, flag: str) -> bool:
+    """Whether a YAML file, which errors say `flag` has named, has any values; checks its keys."""
     known = [entry.name for entry in fields(kind)]
-    for key in read_yaml(path, flag):
+    values = read_yaml(path, flag)
+    for key in values:
         if key not in known:
             raise ConfigError(f"{flag}: {path}: unknown key '{key}'{did_you_mean(key, known)}")
-    return ["--config", str(path)]
+    return bool(values)
 
 
 def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
@@ -227,7 +253,9 @@ def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(kind)
-    values = parser.instantiate(parser.parse_args(_one_length(flags))).as_dict()
+    parsed = parser.parse_args(_one_length(flags))
+    check_fields(kind, parsed.as_dict())
+    values = parser.instantiate(parsed).as_dict()
     return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
 
 

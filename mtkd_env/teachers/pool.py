@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mtkd_env import distributed
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.errors import ConfigError, check_name, plain_message
+from mtkd_env.errors import ConfigError, check_fields, check_name, check_types, plain_message
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
@@ -85,6 +85,7 @@ class TeacherSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        check_types(TeacherSpec, vars(self), f"teachers.{self.name or self.network}")
         try:
             check_network(self.network)
             check_name(KINDS, self.kind, "kind of teacher")
@@ -176,6 +177,7 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
         with Trust(None if trust else frozenset()).applied():
             check_trusted(written)
         content = parser.parse_string("pool: " + json.dumps(written))
+        check_fields(PoolSpec, content.pool.as_dict())
         make_recipe(content.pool.recipe.as_dict(), "recipe")
         spec: PoolSpec = parser.instantiate(content).pool
     except ArgumentError as error:

@@ -350,6 +350,20 @@ def test_what_is_written_is_on_disk_before_its_name_and_its_name_before_the_end(
     assert done == ["file", "rename", "folder"]
 
 
+@pytest.mark.parametrize(
+    ("record", "place", "byte"), [(b"PK\x06\x07", 16, 9), (b"PK\x01\x02", 46, 0xE9)]
+)
+def test_an_archive_that_is_damaged_in_its_list_is_named(
+    record: bytes, place: int, byte: int, tmp_path: Path
+) -> None:
+    save_checkpoint(tmp_path / "a.pt", content())
+    damaged = bytearray((tmp_path / "a.pt").read_bytes())
+    damaged[damaged.index(record) + place] = byte
+    (tmp_path / "a.pt").write_bytes(damaged)
+    with pytest.raises(ConfigError, match=r"a\.pt: "):
+        load_checkpoint(tmp_path / "a.pt")
+
+
 NESTED = "\n".join(["a: &a0 [1]", *(f"b{i}: &a{i + 1} [*a{i}]" for i in range(60))])
 
 BAD_YAML = {

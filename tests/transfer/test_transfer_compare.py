@@ -102,7 +102,7 @@ def test_settings_are_laid_over_their_recipe_and_flags_over_both(
     assert (first.weights, first.backbone, first.seed) == (None, "resnet18", 0)
     assert (first.schedule.lr, first.schedule.power, first.schedule.iterations) == (0.5, 0.9, 7)
     last = configuration(comparison, runs[-1], flags)
-    assert (last.weights, last.backbone, last.seed) == ("two.pt", "resnet34", 1)
+    assert (last.weights, last.backbone, last.seed) == (whole_path("two.pt"), "resnet34", 1)
     assert vars(last)["crop"] == (64, 32)
 
 
@@ -195,4 +195,5 @@ def test_a_backbone_may_be_given_on_the_command_line(
 ) -> None:
     flags = ["--data=here", "--weights=more:resnet18=c.pt", "--weights", "alone:resnet18=d.pt"]
     main([str(file), "--output", str(tmp_path), "--settings=a_pspnet", *flags])
-    assert [config.weights for config in done[::2]] == ["d.pt", "one.pt", "c.pt"]
+    expected = [whole_path(name) for name in ("d.pt", "one.pt", "c.pt")]
+    assert [config.weights for config in done[::2]] == expected

@@ -26,6 +26,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
     file_digest,
     load_checkpoint,
+    refuse_links,
     save_checkpoint,
     write_atomically,
     write_text,
@@ -85,6 +86,8 @@ def export_backbone(run: Path, output: Path, *, trust: bool = False) -> Exported
             than its configuration says.
         OSError: Something cannot be written.
     """
+    if output.parent == run:
+        refuse_links(run)
     if not (run / "config.yaml").is_file():
         raise ConfigError(f"{run}: expected the folder of a run, found no config.yaml")
     student, result = run_config(run, [TRUST] * trust).student, _read_result(run)

@@ -136,6 +136,20 @@ def _new_file(path: Path) -> tuple[int, Path]:
         os.close(handle)
 
 
+def refuse_links(folder: Path) -> None:
+    """Checks that nothing in a folder is a symbolic link, through which one would write elsewhere.
+
+    Raises:
+        ConfigError: Something is; names it.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink():
+            raise ConfigError(
+                f"{path}: a symbolic link to {path.readlink()}; what is written into this folder "
+                "would be written there"
+            )
+
+
 def remove_unfinished(folder: Path) -> None:
     """Removes what processes that were killed amid `write_atomically` have left in a folder."""
     for path in folder.glob(f"{UNFINISHED}*"):

@@ -67,12 +67,24 @@ def check_same_config(text: str, folder: Path, place: Collection[str]) -> None:
     """
     if not (folder / CONFIG).is_file():
         return
-    own, theirs = flat(parse_yaml(text)), flat(read_yaml(folder / CONFIG, "--resume"))
+    if changes := differences(parse_yaml(text), read_yaml(folder / CONFIG, "--resume"), place):
+        raise ConfigError(f"output: {folder} holds a run of another configuration: {changes}")
+
+
+def differences(
+    own: Mapping[str, Any], theirs: Mapping[str, Any], place: Collection[str] = ()
+) -> str:
+    """The keys that two configurations differ in, with both values; empty if they do not.
+
+    Args:
+        own: One of them.
+        theirs: The other.
+        place: Keys that may differ.
+    """
+    own, theirs = flat(own), flat(theirs)
     keys = [key for key in {**own, **theirs} if key.split(".")[0] not in place]
     changed = [key for key in keys if own.get(key) != theirs.get(key)]
-    if changed:
-        values = ", ".join(f"{key} {own.get(key)} instead of {theirs.get(key)}" for key in changed)
-        raise ConfigError(f"output: {folder} holds a run of another configuration: {values}")
+    return ", ".join(f"{key} {own.get(key)} instead of {theirs.get(key)}" for key in changed)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

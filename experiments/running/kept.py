@@ -12,14 +12,21 @@ from typing import Any, Generic, Protocol, TypeVar
 from agents.isolation import Isolation, random_states, set_random_states
 from experiments.config import CheckpointConfig
 from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
-from experiments.running.folder import CONFIG, check_same_config, clear, holds_run, make_new
+from experiments.running.folder import (
+    CONFIG,
+    check_same_config,
+    clear,
+    differences,
+    holds_run,
+    make_new,
+)
 from experiments.running.lock import RunLock
 from experiments.running.log import MetricsLog, open_log
 from experiments.running.result import RESULT, RunResult, read_result
 from experiments.running.signals import Stopped, StopRequest, way_back
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import write_text
+from mtkd_env.files import parse_yaml, write_text
 
 # Steps after which several processes agree anew on whether to stop or to write a checkpoint.
 AGREEMENT = 20
@@ -151,11 +158,32 @@ class KeptRun(ABC, Generic[Found]):
             held.enter_context(Isolation()())
             identity = self.prepare()
             if state is not None:
-                _check_identity(identity, state["identity"])
+                self._check_identity(identity, state)
             ready = self._ready(folder, held, anew=state is None) if writes else None
             kept = distributed.agree(ready) or Path()
             with way_back(self.program, kept):
                 return self._train(kept, identity, state)
+
+    def _check_identity(self, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+        """Checks that a checkpoint is of the same run.
+
+        Raises:
+            ConfigError: It is another configuration's, other teachers', or of another device, whose
+                random generators and rounding are others.
+        """
+        # Where a run has a digest of its configuration, some other keys may differ.
+        same = "configuration" in identity and (
+            identity["configuration"] == state["identity"]["configuration"]
+        )
+        own, theirs = parse_yaml(self.config_text()), parse_yaml(state["configuration"])
+        if not same and (changes := differences(own, theirs, self.place)):
+            raise ConfigError(f"resume: the checkpoint is of another configuration: {changes}")
+        for name, expected in identity.items():
+            if (found := state["identity"][name]) != expected:
+                raise ConfigError(
+                    f"resume: the checkpoint is of another {name}: expected {expected}, "
+                    f"found {found}"
+                )
 
     def _find(
         self, folder: Path | Callable[[], Path], held: ExitStack, *, resume: bool
@@ -204,20 +232,6 @@ class KeptRun(ABC, Generic[Found]):
                 Checkpoints(folder).clear()
             keeper.stop_if_asked()
         return result
-
-
-def _check_identity(own: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Checks that a checkpoint is of the same run.
-
-    Raises:
-        ConfigError: It is another configuration's, other teachers', or of another device, whose
-            random generators and rounding are others.
-    """
-    for name, expected in own.items():
-        if (found := theirs[name]) != expected:
-            raise ConfigError(
-                f"resume: the checkpoint is of another {name}: expected {expected}, found {found}"
-            )
 
 
 class _Keeper:
@@ -305,6 +319,7 @@ class _Keeper:
 
     def _state_dict(self) -> dict[str, Any]:
         return {
+            "configuration": self._run.config_text(),
             "identity": self._identity,
             "trainee": self._trainee.state_dict(),
             "log": self._log.state_dict(),

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import IO, Self
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import named_errors, remove_unfinished
+from mtkd_env.files import named_errors, refuse_links, remove_unfinished
 
 LOCK = "run.lock"
 
@@ -23,12 +23,13 @@ class RunLock:
     """Keeps a second process from a run's folder; ends with the process, however that ends.
 
     What a killed process has left of files that it was writing is removed.
+    Nothing in the folder may be a symbolic link.
 
     Args:
         folder: The run's folder.
 
     Raises:
-        ConfigError: Another process has it, when entered; names folder and process.
+        ConfigError: When entered: another process has it, or something in it is a link.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,6 +37,7 @@ class RunLock:
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
+        refuse_links(self._folder)
         path = self._folder / LOCK
         for _ in range(TRIES):
             file = path.open("a+", encoding="utf-8")

@@ -357,6 +357,38 @@ def test_other_teachers_and_devices_are_refused(
         run_experiment(configuration(small, "uniform"), Interrupting(), crashed, resume=True)
 
 
+def test_a_checkpoint_of_another_configuration_is_refused_with_the_keys_and_both_values(
+    small: str, crashed: Path
+) -> None:
+    config = configuration(small, "uniform")
+    changed = replace(config, student=replace(config.student, width=0.25))
+    (crashed / "config.yaml").write_text(changed.to_yaml())
+    message = "checkpoint is of another configuration: student.width 0.25 instead of 0.125$"
+    with pytest.raises(ConfigError, match=message):
+        run_experiment(changed, Interrupting(), crashed, resume=True)
+
+
+LINKS = ("run.lock", "metrics.jsonl", "config.yaml", "result.json", "checkpoints", "tensorboard")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link_in_a_run_folder(
+    name: str, small: str, midway: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(midway, folder)
+    target = tmp_path / "target"
+    if (folder / name).exists():
+        (folder / name).rename(target)
+    else:
+        target.write_text("precious")
+    (folder / name).symlink_to(target)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"{name}: a symbolic link to {target}; what is written"):
+        run_experiment(configuration(small, "uniform"), Interrupting(), folder, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_second_process_is_refused(small: str, tmp_path: Path) -> None:
     config, folder = configuration(small, "uniform"), tmp_path / "run"
 

@@ -457,6 +457,11 @@ def test_the_checkpoint_of_another_training_is_refused_and_stays(tmp_path: Path,
         run(tmp_path, task)
     with pytest.raises(ConfigError, match=f"holds a run of another configuration: {name}"):
         run(tmp_path, resume=True, **CHANGES[name])
+    written = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").unlink()
+    with pytest.raises(ConfigError, match=f"checkpoint is of another configuration: {name}"):
+        run(tmp_path, resume=True, **CHANGES[name])
+    (tmp_path / "config.yaml").write_text(written)
     run(tmp_path, resume=True)
 
 

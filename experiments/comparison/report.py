@@ -15,9 +15,9 @@ from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.statistics import (
     Difference,
     Spread,
-    bootstrap_interval,
     paired_difference,
     spread,
+    t_interval,
 )
 from experiments.console import console
 from experiments.drawing import LENGTH, drawn, picture
@@ -34,8 +34,7 @@ HEADING_WIDTH = 8
 NOTE = (
     "last: accuracy after the last epoch, the result; best: the highest, chosen on test. "
     "± is the standard deviation over seeds.\n"
-    "Differences in points, paired by seed, with 95 % bootstrap intervals: too narrow for three to "
-    "five seeds.\n"
+    "Differences in points, paired by seed, with 95 % t intervals.\n"
     "agent score: 0 is equal weights, 1 all weight on each sample's best teacher. "
     "Scores and weights are those of the last epoch."
 )
@@ -50,7 +49,7 @@ class Summary:
         setting: Name of the setting.
         accuracies: Accuracy after the last epoch, by seed.
         accuracy: Their mean and standard deviation.
-        interval: Bootstrap interval of their mean; none from a single seed.
+        interval: 95 % t interval of their mean; see `t_interval`.
         best: The same for the best epoch, chosen on the test images.
         difference: Paired difference to the baseline; none for itself and without it.
         score: Mean agent score.
@@ -98,7 +97,7 @@ def _summary(
         setting=setting,
         accuracies=accuracies,
         accuracy=spread(list(accuracies.values())),
-        interval=bootstrap_interval(list(accuracies.values())),
+        interval=t_interval(list(accuracies.values())),
         best=spread([result.best for result in results.values()]),
         difference=None if method == comparison.baseline else paired_difference(accuracies, other),
         score=_mean(results, lambda result: result.score),
@@ -351,7 +350,7 @@ def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: 
         panels[0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
         panels[0].set_ylim(len(methods) - 0.5, -0.5)
         title = drawn(comparison.title, 2 * LENGTH)
-        figure.suptitle(f"{title}: seeds, mean and 95 % bootstrap interval")
+        figure.suptitle(f"{title}: seeds, mean and 95 % t interval")
 
 
 def _draw_setting(

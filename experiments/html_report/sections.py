@@ -123,11 +123,9 @@ def _summary(contents: Contents) -> Section:
         title="Summary",
         intro=(
             "Accuracy on the test images after the last epoch, mean ± standard deviation over "
-            "seeds. IQM: interquartile mean, of fewer than four seeds the mean. Intervals are "
-            "95\u00a0% bootstrap intervals; from three to five seeds they are too narrow. The "
-            "difference to aver is paired by seed, and bold where its interval excludes zero. "
-            "Agent score of the last epoch: 0 is equal weights, 1 all weight on the best teacher "
-            "of every sample."
+            "seeds. Intervals are 95\u00a0% t intervals of the mean. The difference to aver is "
+            "paired by seed, and bold where its interval excludes zero. Agent score of the last "
+            "epoch: 0 is equal weights, 1 all weight on the best teacher of every sample."
         ),
         template="summary.html",
         content={"summaries": contents.summaries, "palette": contents.palette},

@@ -9,10 +9,9 @@ from matplotlib.figure import Figure
 from experiments.comparison.statistics import (
     Difference,
     Spread,
-    bootstrap_interval,
-    interquartile_mean,
     paired_difference,
     spread,
+    t_interval,
 )
 from experiments.drawing import drawn
 from experiments.experiment import Result
@@ -32,8 +31,7 @@ class Summary:
     Attributes:
         group: Its runs.
         accuracy: Accuracy after the last epoch.
-        middle: Interquartile mean of the same.
-        interval: Bootstrap interval of the interquartile mean; none from a single seed.
+        interval: 95 % t interval of its mean; see `t_interval`.
         difference: Paired difference to the baseline; none for itself and without common seeds.
         score: Agent score of the last epoch.
         seconds: Seconds of the student's training.
@@ -41,7 +39,6 @@ class Summary:
 
     group: Group
     accuracy: Spread
-    middle: float
     interval: tuple[float, float] | None
     difference: Difference | None
     score: Spread
@@ -67,8 +64,7 @@ def _summarize(group: Group, baseline: Group | None) -> Summary:
     return Summary(
         group=group,
         accuracy=spread(values),
-        middle=float(interquartile_mean(values)),
-        interval=bootstrap_interval(values, interquartile_mean),
+        interval=t_interval(values),
         difference=paired_difference(accuracies, other),
         score=_spread(group, lambda result: result.score),
         seconds=_spread(group, lambda result: result.seconds),

@@ -3,14 +3,15 @@ import statistics
 
 import numpy as np
 import pytest
-from scipy.stats import bootstrap
+import scipy.stats
 
 from experiments.comparison.statistics import (
     Difference,
     Spread,
-    bootstrap_interval,
+    holm,
     paired_difference,
     spread,
+    t_interval,
 )
 
 
@@ -24,43 +25,70 @@ def test_spread_has_one_less_than_n_in_the_denominator() -> None:
 
 def test_a_single_number_has_no_spread_and_no_interval() -> None:
     assert spread([0.5]) == Spread(0.5, None)
-    assert bootstrap_interval([0.5]) is None
+    assert t_interval([0.5]) is None
 
 
-def test_an_interval_is_scipys_percentile_bootstrap_of_the_mean() -> None:
+def test_equal_numbers_leave_their_interval_unknown() -> None:
+    assert t_interval([0.1, 0.1, 0.1]) is None
+    # Equal but for rounding.
+    assert t_interval([0.9 - 0.8, 0.6 - 0.5, 0.4 - 0.3]) is None
+
+
+def test_an_interval_is_scipys_t_interval() -> None:
     values = [0.3, -0.1, 0.4, 0.2, 0.25]
-    expected = bootstrap(
-        (values,), np.mean, method="percentile", random_state=np.random.default_rng(0)
-    ).confidence_interval
-    assert bootstrap_interval(values) == (expected.low, expected.high)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert t_interval(values) == pytest.approx((expected.low, expected.high), rel=1e-12)
 
 
-def test_an_interval_is_the_same_every_time_and_stays_within_the_values() -> None:
-    values = [0.0, 1.0, 5.0]
-    low, high = bootstrap_interval(values) or (math.nan, math.nan)
-    assert bootstrap_interval(values) == (low, high)
-    # Each end is drawn with probability 1/27, which is more than 2.5 %.
-    assert (low, high) == (0.0, 5.0)
+@pytest.mark.parametrize("n", [3, 5])
+def test_95_of_100_intervals_cover_the_mean(n: int) -> None:
+    draws = np.random.default_rng(0).normal(1.0, 2.0, size=(4000, n)).tolist()
+    intervals = [t_interval(values) or (math.nan, math.nan) for values in draws]
+    covered = statistics.mean(low < 1.0 < high for low, high in intervals)
+    # Three standard errors.
+    assert covered == pytest.approx(0.95, abs=3 * math.sqrt(0.05 * 0.95 / 4000))
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert bootstrap_interval([0.1, 0.1, 0.1]) == (0.1, 0.1)
+def test_differences_are_those_of_scipys_paired_test() -> None:
+    ours, others = {0: 0.5, 1: 0.75, 7: 0.9, 8: 0.7}, {8: 0.4, 1: 0.5, 0: 0.5, 3: 0.1}
+    test = scipy.stats.ttest_rel([0.5, 0.75, 0.7], [0.5, 0.5, 0.4])
+    interval = test.confidence_interval(0.95)
+    found = paired_difference(ours, others)
+    assert found is not None
+    assert (found.mean, found.n) == (pytest.approx(0.55 / 3), 3)
+    assert found.interval == pytest.approx((interval.low, interval.high))
+    assert found.p == pytest.approx(test.pvalue)
 
 
-def test_differences_are_taken_seed_by_seed() -> None:
-    found = paired_difference({0: 0.5, 1: 0.75, 7: 0.9}, {1: 0.5, 0: 0.5, 3: 0.1})
-    assert found == Difference(0.125, (0.0, 0.25), 2)
-
-
-def test_a_difference_that_is_the_same_for_all_seeds_is_certain() -> None:
+def test_a_difference_that_is_the_same_for_all_seeds_says_nothing_of_its_spread() -> None:
     found = paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
-    assert found == Difference(0.25, (0.25, 0.25), 2)
+    assert found == Difference(0.25, None, 2, None)
 
 
 def test_one_common_seed_gives_a_difference_without_an_interval() -> None:
-    assert paired_difference({0: 0.5, 1: 1.0}, {0: 0.25}) == Difference(0.25, None, 1)
+    assert paired_difference({0: 0.5, 1: 1.0}, {0: 0.25}) == Difference(0.25, None, 1, None)
 
 
 def test_without_a_common_seed_there_is_no_difference() -> None:
     assert paired_difference({0: 0.5}, {1: 0.25}) is None
     assert paired_difference({0: 0.5}, {}) is None
+
+
+# Several differences.
+
+
+def test_holms_adjustment_is_that_of_a_worked_example() -> None:
+    # 4 × 0.005, 3 × 0.01, 2 × 0.03, and 0.04, which must not be less than the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+def test_an_adjusted_p_is_at_most_1_and_a_single_one_is_left_alone() -> None:
+    assert holm([0.6, 0.5, 0.9]) == [1.0, 1.0, 1.0]
+    assert holm([0.04]) == [0.04]
+    assert holm([]) == []
+
+
+def test_of_true_hypotheses_one_in_twenty_tables_finds_a_difference() -> None:
+    tables = np.random.default_rng(0).uniform(size=(2000, 13)).tolist()
+    found = statistics.mean(min(holm(table)) < 0.05 for table in tables)
+    assert found == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 2000))

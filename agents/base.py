@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
+from mtkd_env.inference import as_under_no_grad, leave_inference
 from mtkd_env.types import TeacherWeights
 
 EpochEnd = Callable[[], None]
@@ -94,6 +95,10 @@ class Agent(ABC):
 
     settings_type: type[Settings] = Settings
 
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        leave_inference(cls, "learn", "step")
+
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         self.env = env
         self.seed = seed
@@ -128,6 +133,7 @@ class Agent(ABC):
             _ = self.env.observation
             self.env.distill(equal)
 
+    @as_under_no_grad
     def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Trains the student under weights of its own for some epochs, and learns from that.
 
@@ -145,6 +151,7 @@ class Agent(ABC):
                 self.step()
             on_epoch_end()
 
+    @as_under_no_grad
     def step(self) -> None:
         """Trains the student on the batch that waits."""
         self.env.distill(self.env.to_weights(self.act(self.env.observation)))

@@ -218,6 +218,7 @@ class LearningAgent(Agent, Generic[Step]):
         if len(self.history) == self.settings.agent_every or self.history.full:
             self.update()
 
+    @torch.enable_grad()
     def update(self) -> None:
         """Learns from what has been kept, and forgets it."""
         if len(self.history):

@@ -266,6 +266,8 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         # Under any precision but fp16 the scaler does nothing.
         self.scaler.scale(total.mean()).backward()
+        if not self.optimizer.state:  # In the first step, since the others use the same.
+            distributed.check_gradients(self.module)
         # Not by the optimiser itself, so that what clips gradients sees their true size.
         self.scaler.unscale_(self.optimizer)
         if if_finite and not self.scaler.is_enabled() and not self._gradient_is_finite():

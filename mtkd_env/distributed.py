@@ -155,6 +155,22 @@ def average_gradients(parameters: Iterable[Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def check_gradients(module: nn.Module) -> None:
+    """Checks that every parameter of a `data_parallel` module has a gradient, after a backward.
+
+    Raises:
+        ConfigError: Some have none, for which the processes would wait in vain; names them.
+    """
+    if not active():
+        return
+    lacking = [n for n, p in module.named_parameters() if p.requires_grad and p.grad is None]
+    if lacking:
+        raise ConfigError(
+            f"several processes: the forward of {type(module).__name__} does not use "
+            f"{', '.join(lacking)}; remove these parameters, or set requires_grad to False"
+        )
+
+
 def data_parallel(module: nn.Module) -> nn.Module:
     """A module whose parameters get the gradients of the whole batch in every process.
 

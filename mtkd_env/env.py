@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -20,6 +20,7 @@ from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.evaluation import Evaluation
+from mtkd_env.inference import as_under_no_grad, ordinary
 from mtkd_env.observation import (
     OBSERVATIONS,
     Observer,
@@ -309,13 +310,16 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return self.stream.steps_per_epoch
 
     @property
+    @as_under_no_grad
     def state(self) -> DistillState:
         """The batch that waits for its weights; computed when first asked for.
 
         Raises:
             ResetNeeded: The environment was never reset.
+            ClosedEnvironmentError: It was closed.
             FloatingPointError: Batches are to be skipped, but too many came one after the other.
         """
+        self._check_open()
         if not self._ready:
             raise ResetNeeded("call env.reset() before env.step() or env.distill()")
         if self._state is None:
@@ -382,12 +386,14 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         """R of every teacher in the current state."""
         return self.reward.teacher_rewards(self.state)
 
+    @as_under_no_grad
     def distill(self, weights: TeacherWeights) -> StepRecord:
         """One SGD step of the student under given weights; every method goes through here.
 
         The next batch is drawn when its state is first asked for.
         """
         state = self.state
+        weights = replace(weights, logit=ordinary(weights.logit), feature=ordinary(weights.feature))
         losses = self.distiller.update(state, weights, if_finite=self.skips)
         updated = self.distiller.revisit(state) if self.reward.needs_update else None
         record = StepRecord(
@@ -411,6 +417,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         """Calls `subscriber` after every SGD step, whoever chose the weights."""
         self._subscribers.append(subscriber)
 
+    @as_under_no_grad
     def evaluate(self, split: str = "test") -> Evaluation:
         """The student's accuracy and cross-entropy on a split; nothing is trained.
 
@@ -457,6 +464,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
     # Gymnasium's interface.
 
+    @as_under_no_grad
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -464,7 +472,9 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
         Raises:
             ValueError: A seed per sub-environment (they share one student), or an unknown option.
+            ClosedEnvironmentError: The environment was closed.
         """
+        self._check_open()
         if seed is not None and not isinstance(seed, int | np.integer):
             raise ValueError(f"seed: expected one int, the student is shared; got {seed!r}")
         for name in options or {}:
@@ -485,6 +495,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 
         Raises:
             ResetNeeded: The environment was never reset.
+            ClosedEnvironmentError: It was closed.
             ValueError: Wrong shape, or a row with NaN or infinity; the student is not touched.
         """
         outcome = self.advance(actions)
@@ -496,6 +507,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._info(outcome),
         )
 
+    @as_under_no_grad
     def advance(self, actions: Any) -> StepOutcome:
         """`step` with tensors on the device and flags on the host; for adapters."""
         before = self.observation
@@ -512,6 +524,23 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             terminated=ended and self.episode == "batch",
             truncated=ended and self.episode != "batch",
             final_observation=final if ended else None,
+        )
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ClosedEnvironmentError(
+                "the environment was closed by env.close(); make a new one"
+            )
+
+    def __reduce__(self) -> NoReturn:
+        """Refuses to be copied or pickled: subscribers, streams and graphs would come along.
+
+        Raises:
+            TypeError: Always; says what to do instead.
+        """
+        raise TypeError(
+            "an MTKDVectorEnv cannot be copied or pickled; make another one with the same "
+            "arguments, and give it the state of this one by load_state_dict(env.state_dict())"
         )
 
     def _episode_ended(self) -> bool:
@@ -534,6 +563,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self._state = self._observation = None
         self._counted = False
 
+    @as_under_no_grad
     def _observe(self) -> tuple[Tensor, Tensor]:
         if self._observation is None:
             raw = self.observer(self.state)
@@ -587,14 +617,18 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
 def _as_numbers(actions: Any) -> Tensor:
     """Actions as float32, where they are."""
     if isinstance(actions, Tensor):
-        numbers, kind = not actions.is_complex(), str(actions.dtype)
+        dense = actions.layout is torch.strided
+        numbers = dense and not actions.is_complex() and not actions.is_quantized
+        kind = str(actions.dtype if dense else actions.layout)
     else:
         try:
             # A copy, because torch warns of arrays that it could not write into.
             actions = np.array(actions)
         except ValueError as error:
             raise ValueError(f"actions: expected rows of one length: {error}") from None
-        numbers, kind = actions.dtype.kind in "biuf", str(actions.dtype)
+        # Torch has no wider floats than of 8 bytes.
+        numbers = actions.dtype.kind in "biuf" and actions.dtype.itemsize <= 8
+        kind = str(actions.dtype)
     if not numbers:
         raise ValueError(f"actions: expected real numbers, got {kind}")
     return torch.as_tensor(actions, dtype=torch.float32)

@@ -21,6 +21,7 @@ from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv, Splits, check_choices
 from mtkd_env.errors import ConfigError, check_arguments, check_types
 from mtkd_env.files import cache_folder
+from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe, make_recipe
@@ -124,6 +125,7 @@ class Assembly:
     fidelities: dict[str, Fidelity] = field(default_factory=dict)
 
 
+@as_under_no_grad
 def assemble(
     *,
     dataset: str = "digits",

@@ -142,6 +142,8 @@ def _train_epoch(
         loss = losses.cross_entropy(network(batch.inputs).logits, targets, smoothing).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if not optimizer.state:
+            distributed.check_gradients(network)
         optimizer.step()
         schedule.step()
         terms.append(loss.detach())

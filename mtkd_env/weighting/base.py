@@ -6,6 +6,7 @@ from typing import Any
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import lookup
+from mtkd_env.inference import leave_inference
 from mtkd_env.types import DistillState, TeacherWeights
 
 
@@ -19,6 +20,10 @@ class Weighting(ABC):
         distiller: The distillation that is weighted: its teachers, its student, its constants.
         seed: Seed of everything the weighting draws.
     """
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        leave_inference(cls, "__call__", "after_update")
 
     def __init__(self, distiller: Distiller, *, seed: int = 0) -> None:
         self.distiller = distiller

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from jaxtyping import Float
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
@@ -108,9 +110,12 @@ class SB3VecEnv(VecEnv):
         """Observations (B, F); consumes the seed and the options that were set.
 
         Raises:
-            RuntimeError: Called by `evaluate_policy`, before anything is trained.
+            RuntimeError: Called by `evaluate_policy`, or by a `learn` that would call it in a
+                callback, before anything is trained.
         """
-        if _called_by_evaluate_policy():
+        if _caller(evaluate_policy) or _evaluates(
+            _caller(BaseAlgorithm._setup_learn).get("callback")
+        ):
             raise RuntimeError(
                 "evaluate_policy and EvalCallback step the environment, and every step trains its "
                 "student; use env.evaluate(), or the callback agents.callbacks.StudentEvaluation"
@@ -288,13 +293,23 @@ def _fill(infos: list[dict[str, Any]], key: str, values: Iterable[Any]) -> None:
         info[key] = value
 
 
-def _called_by_evaluate_policy() -> bool:
-    """Whether `evaluate_policy` is among the callers.
+def _caller(function: Callable[..., Any]) -> dict[str, Any]:
+    """The variables of a function if it is among the callers; else nothing.
 
-    It resets what it steps, through any wrappers, and announces itself by nothing else: it asks
-    `env_is_wrapped` only where there is no `VecMonitor`, which asks the same on its own.
+    `evaluate_policy` resets what it steps, through any wrappers, and announces itself by nothing
+    else: it asks `env_is_wrapped` only where there is no `VecMonitor`, which asks the same on its
+    own. An algorithm that begins to learn resets before it looks at its callbacks.
     """
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not evaluate_policy.__code__:
+    while frame is not None and frame.f_code is not function.__code__:
         frame = frame.f_back
-    return frame is not None
+    return {} if frame is None else frame.f_locals
+
+
+def _evaluates(callback: Any) -> bool:
+    """Whether a callback, or one within it, evaluates a policy in an `SB3VecEnv`."""
+    if isinstance(callback, EvalCallback):
+        return isinstance(callback.eval_env.unwrapped, SB3VecEnv)
+    several = callback if isinstance(callback, list) else getattr(callback, "callbacks", [])
+    one = getattr(callback, "callback", None)
+    return any(map(_evaluates, several)) or (one is not None and _evaluates(one))

@@ -513,6 +513,17 @@ class TestEveryAgent:
         assert ends == [STEPS * epoch for epoch in (1, 2, 3)]
         assert env.steps == ends[-1]
 
+    def test_learns_in_inference_mode_as_elsewhere(self, name: str) -> None:
+        students = []
+        for mode in (torch.no_grad, torch.inference_mode):
+            env = started_env()
+            agent = build_agent(name, env, seed=0, arguments={})
+            with mode():
+                agent.learn(1, lambda: None)
+            students.append(env.distiller.module.state_dict())
+        expected, found = students
+        assert all(tensor.equal(found[key]) for key, tensor in expected.items())
+
     def test_acts_on_observations_without_a_graph(self, name: str) -> None:
         env = started_env()
         agent = build_agent(name, env, seed=0, arguments={})

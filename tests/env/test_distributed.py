@@ -151,6 +151,29 @@ def test_gradients_are_averaged(pair: Pair) -> None:
     assert pair(_average) == [([2.0, 4.0], True)] * 2
 
 
+class _Spare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.spare = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.used(inputs)
+        return outputs
+
+
+def _lacking() -> str:
+    module = _Spare()
+    distributed.data_parallel(module)(torch.ones(1, 2)).sum().backward()
+    with pytest.raises(ConfigError) as error:
+        distributed.check_gradients(module)
+    return str(error.value)
+
+
+def test_parameters_that_a_forward_does_not_use_are_named(pair: Pair) -> None:
+    for said in pair(_lacking):
+        assert "of _Spare does not use spare.weight, spare.bias; remove" in said
+
+
 def _evaluate_norm() -> Tensor:
     module = distributed.synchronize_norms(_norm_layers((WIDTH,))).eval()
     return module(batch(WIDTH)).detach()

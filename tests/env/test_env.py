@@ -1,3 +1,4 @@
+import pickle
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.wrappers import vector as wrappers
 from torch import Tensor, nn
 
@@ -539,6 +540,68 @@ def test_a_seeded_reset_begins_an_epoch_and_an_unseeded_one_does_not() -> None:
 def test_nothing_can_be_used_before_the_first_reset(use: Callable[[MTKDVectorEnv], Any]) -> None:
     with pytest.raises(ResetNeeded):
         use(make_tiny_env())
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda env: env.reset(),
+        lambda env: env.step(random_action(env)),
+        lambda env: env.distill(TeacherWeights.uniform(torch.zeros(NUM_ENVS, M))),
+    ],
+    ids=["reset", "step", "distill"],
+)
+def test_a_closed_environment_is_refused(use: Callable[[MTKDVectorEnv], Any]) -> None:
+    env = started()
+    env.close()
+    with pytest.raises(ClosedEnvironmentError, match=r"closed by env\.close\(\)"):
+        use(env)
+    assert env.steps == 0
+
+
+@pytest.mark.parametrize("copy", [deepcopy, pickle.dumps], ids=["deepcopy", "pickle"])
+def test_a_copy_is_refused_and_the_state_named_instead(copy: Callable[[Any], Any]) -> None:
+    with pytest.raises(TypeError, match=r"load_state_dict\(env\.state_dict\(\)\)"):
+        copy(started())
+
+
+@pytest.mark.parametrize(
+    ("actions", "found"),
+    [
+        (np.zeros((NUM_ENVS, 2 * M), dtype=np.longdouble), str(np.dtype(np.longdouble))),
+        (torch.zeros(NUM_ENVS, 2 * M).to_sparse(), "torch.sparse_coo"),
+    ],
+    ids=["longdouble", "sparse"],
+)
+def test_actions_that_torch_cannot_take_are_refused(actions: Any, found: str) -> None:
+    env = started()
+    with pytest.raises(ValueError, match=f"actions: expected real numbers, got {found}"):
+        env.step(actions)
+    assert env.steps == 0
+
+
+# Inference mode.
+
+
+def trained_in(mode: Callable[[], Any], **kwargs: Any) -> list[Tensor]:
+    """Observations and rewards of a few steps that were made in a mode of torch."""
+    env, found = make_tiny_env(output="torch", **kwargs), []
+    with mode():
+        env.reset(seed=0)
+        for _ in range(3):
+            observation, reward, *_ = env.step(torch.zeros(NUM_ENVS, 2 * M) + env.steps)
+            found += [observation, reward]
+    # What was made in inference mode can be trained on outside of it.
+    return [*found, *env.step(torch.zeros(NUM_ENVS, 2 * M))[:2]]
+
+
+@pytest.mark.parametrize("variant", ["epochs", "trainings"])
+@pytest.mark.parametrize("timing", ["before", "after"])
+def test_inference_mode_is_as_no_grad(variant: str, timing: str) -> None:
+    arguments = {**VARIANTS[variant], "reward_timing": timing}
+    expected = trained_in(torch.no_grad, **arguments)
+    found = trained_in(torch.inference_mode, **arguments)
+    assert all(one.equal(other) for one, other in zip(found, expected, strict=True))
 
 
 def test_bad_actions_leave_the_student_alone() -> None:

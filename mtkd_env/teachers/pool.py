@@ -120,21 +120,25 @@ class PoolSpec:
         recipe: Optimiser, schedule and epochs.
         batch_size: Images in a training batch.
         store: Whether their outputs are kept.
+        seed: Added to the seed of every teacher: another seed is another pool.
 
     Raises:
-        ConfigError: No teacher, a name used twice, or a batch size below 1.
+        ConfigError: No teacher, a name used twice, a batch size below 1, or a negative seed.
     """
 
     teachers: tuple[TeacherSpec, ...]
     recipe: Recipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
+    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.teachers:
             raise ConfigError("teachers: expected at least one, got none")
         if self.batch_size < 1:
             raise ConfigError(f"teachers.batch_size: expected at least 1, got {self.batch_size}")
+        if self.seed < 0:
+            raise ConfigError(f"teachers.seed: expected 0 or more, got {self.seed}")
         names = [teacher.label for teacher in self.teachers]
         for name in names:
             if names.count(name) > 1:
@@ -259,7 +263,7 @@ class _Builder:
                 in_channels=data.image_shape[0],
                 image_size=data.image_shape[1:],
                 width=teacher.width,
-                seed=derive_seed(teacher.seed, "teacher"),
+                seed=derive_seed(self._seed(teacher), "teacher"),
                 **teacher.arguments,
             )
         return network.to(self._device)
@@ -303,9 +307,13 @@ class _Builder:
             keep(network, path, made_from)
         return path
 
+    def _seed(self, teacher: TeacherSpec) -> int:
+        """Seed of a teacher in this pool: its own in pool 0, another in every other."""
+        return derive_seed(self._spec.seed, str(teacher.seed)) if self._spec.seed else teacher.seed
+
     def _stream(self, teacher: TeacherSpec) -> BatchStream:
         try:
-            return self._images.stream(self._spec.batch_size, self._device, teacher.seed)
+            return self._images.stream(self._spec.batch_size, self._device, self._seed(teacher))
         except ConfigError as error:
             raise ConfigError(f"teachers.{error}") from error
 
@@ -320,7 +328,7 @@ class _Builder:
         index = self._images.splits.train.index.numpy().tobytes()
         return {
             "version": RECIPE_VERSION,
-            "teacher": _in_digest(replace(teacher, name="")),
+            "teacher": _in_digest(replace(teacher, name="", seed=self._seed(teacher))),
             "recipe": _in_digest(self._spec.recipe),
             "batch_size": self._spec.batch_size,
             "data": self._images.data.digest,

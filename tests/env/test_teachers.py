@@ -373,6 +373,7 @@ CHANGES: dict[str, tuple[PoolSpec, int]] = {
     "epochs": (pool_spec(recipe=replace(RECIPE, epochs=1)), LEARNABLE),
     "batch size": (pool_spec(batch_size=48), LEARNABLE),
     "seed": (pool_spec(TeacherSpec("resnet8", width=0.25, seed=1)), LEARNABLE),
+    "seed of the pool": (pool_spec(seed=1), LEARNABLE),
     "width": (pool_spec(TeacherSpec("resnet8", width=0.125)), LEARNABLE),
     "kind": (pool_spec(TeacherSpec("resnet8", width=0.25, kind="permuted")), LEARNABLE),
     "arguments": (
@@ -479,8 +480,9 @@ def test_a_random_teacher_is_as_it_was_initialised(tmp_path: Path) -> None:
         build_pool(pool_spec(random), training_set(), cache=tmp_path / name) for name in "ab"
     )
     assert states_equal(first.ensemble, second.ensemble)
-    other = build_pool(pool_spec(replace(random, seed=1)), training_set(), cache=tmp_path)
-    assert not states_equal(first.ensemble, other.ensemble)
+    for spec in (pool_spec(replace(random, seed=1)), pool_spec(random, seed=1)):
+        other = build_pool(spec, training_set(), cache=tmp_path)
+        assert not states_equal(first.ensemble, other.ensemble)
     assert cached(tmp_path) == set()
 
 
@@ -736,6 +738,7 @@ def test_a_pool_without_recipe_has_the_papers(tmp_path: Path) -> None:
         ("teachers: [{network: resnet8}]\nrecipe: {epochs: 0}", r"recipe\.epochs: expected at"),
         ("teachers: [{network: resnet8, arguments: {x: 1}}]", r"resnet8\.arguments\.x: unknown"),
         ("batch_size: 32", "teachers"),
+        ("teachers: [{network: resnet8}]\nseed: -1", r"teachers\.seed: expected 0 or more"),
         ("", "pool"),
         ("just text", "pool"),
         ("teachers: [", "YAML"),

@@ -1,12 +1,16 @@
-"""Compares methods over settings and seeds, as a YAML file describes them.
+r"""Compares methods over settings and seeds, as a YAML file describes them.
 
 python experiments/compare.py table1
 python experiments/compare.py experiments/configs/benchmark/table1.yaml --jobs 2 --seeds 0,1,2
 python experiments/compare.py robustness --methods pg,aver --optimizer.epochs 60
 python experiments/compare.py table1 --executor ray --address auto --gpus-per-run 0.5
 python experiments/compare.py table1 --status
+python experiments/compare.py table4 --data COCO --settings '*_resnet18' \
+    --weights baseline:resnet18=EXPORT1 --weights mtkd_rl:resnet18=EXPORT2
+torchrun --nproc-per-node 8 experiments/compare.py table5 --data CITYSCAPES ...
 
-Runs that are finished are not run again: the same command goes on where it was interrupted.
+Runs that are finished are not run again: the same command goes on where it was interrupted. The
+tables show what was asked for, and what else in the folder is finished of the file.
 On a cluster, the working folder, --output and the cache of teachers must be on a file system that
 all nodes share, and the project must be installed on each of them.
 """
@@ -22,21 +26,19 @@ from experiments.comparison.execution import ERROR, Execution
 from experiments.comparison.plan import (
     Comparison,
     Selection,
-    check_data,
     find_file,
     load_comparison,
 )
-from experiments.comparison.report import print_comparison, write_comparison
+from experiments.comparison.report import find_finished, print_comparison, write_comparison
 from experiments.comparison.status import print_status
-from experiments.config import read_flags
 from experiments.console import console
-from experiments.executors import Executor, LocalExecutor
+from experiments.executors import Executor, HereExecutor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
-from experiments.experiment import Result
+from experiments.running.device import together
 from experiments.running.failures import Parser, run_program
-from experiments.running.result import read_result
+from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.files import cache_folder, user_path
+from mtkd_env.files import user_path
 
 EXECUTORS = ("local", "ray")
 
@@ -48,13 +50,21 @@ def _parser() -> Parser:
     parser = Parser(
         prog="compare.py",
         description=__doc__,
-        epilog="Every other flag is one of run.py, for all runs: --optimizer.epochs 60 ...; ",
+        epilog="Every other flag is one of run.py, detection.py or segmentation.py, for all runs: "
+        "--optimizer.epochs 60 ...; ",
     )
-    parser.add_argument("file", help="YAML file, or the name of one in configs/benchmark")
+    parser.add_argument("file", help="YAML file, or the name of one in configs")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")
     parser.add_argument("--seeds", help="instead of the file's: 0,1,2")
     parser.add_argument("--methods", help="only these of the file's: pg,aver")
-    parser.add_argument("--settings", help="only these of the file's")
+    parser.add_argument("--settings", help="only these, with * for anything: 'mask_*,retina*'")
+    parser.add_argument(
+        "--weights",
+        action="append",
+        default=[],
+        metavar="METHOD:RESNET=PATH",
+        help="of detectors and segmenters: an export, or random; may be given several times",
+    )
     parser.add_argument("--status", action="store_true", help="show how far it is, and do nothing")
     parser.add_argument("--executor", default="local", help="local (default) or ray")
     parser.add_argument(
@@ -133,11 +143,11 @@ def make_execution(
     if arguments.executor == "ray":
         cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
         resources = RunResources(cpus, arguments.gpus_per_run)
-        caches = {cache_folder(run.config.cache) for run in comparison.runs}
+        shared = {path for run in comparison.runs for path in comparison.kind.shared(run.config)}
 
         def on_ray() -> Executor:
-            shared = [output, *sorted(caches)]
-            return RayExecutor(arguments.address, resources, most=arguments.jobs, shared=shared)
+            folders = [output, *sorted(shared)]
+            return RayExecutor(arguments.address, resources, most=arguments.jobs, shared=folders)
 
         return Execution(
             comparison, output, on_ray, out, threads=resources.threads, retries=retries
@@ -146,15 +156,14 @@ def make_execution(
     threads = 1 if jobs > 1 else None
 
     def local() -> Executor:
-        return LocalExecutor(jobs, output)
+        return HereExecutor() if distributed.launched() else LocalExecutor(jobs, output)
 
     return Execution(comparison, output, local, out, threads=threads, retries=retries)
 
 
 def _report(comparison: Comparison, output: Path, out: Console) -> None:
     """Tables and picture of the runs that are finished."""
-    results = [(run, read_result(Result, run.folder)) for run in comparison.runs]
-    finished = [(run, result) for run, result in results if result is not None]
+    finished = find_finished(comparison, output)
     if finished:
         write_comparison(comparison, finished, output)
         print_comparison(out, comparison, finished, output)
@@ -166,18 +175,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    out = console()
     arguments, flags = parse(argv)
     path = find_file(arguments.file)
     output = user_path(arguments.output or f"runs/{path.stem}")
-    comparison = load_comparison(path, read_flags(flags), selection(arguments), output)
+    comparison = load_comparison(path, flags, selection(arguments), output, arguments.weights)
     if arguments.status:
-        print_status(out, comparison)
+        print_status(console(), comparison)
         return 0
-    check_data(comparison)
-    execution = make_execution(arguments, comparison, output, out)
-    execution.work()
-    _report(comparison, output, out)
+    with together(comparison.runs[0].config.device):
+        out = console(quiet=distributed.rank() != 0)
+        comparison.kind.check_data([run.config for run in comparison.runs])
+        execution = make_execution(arguments, comparison, output, out)
+        execution.work()
+        if distributed.rank() == 0:
+            _report(comparison, output, out)
     for run, failure in execution.failures:
         sys.stderr.write(f"failed: {run.name}: {failure.message}; see {run.folder / ERROR}\n")
     return 1 if execution.failures else 0

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison.plan import Comparison, Selection, load_comparison
-from experiments.config import read_flags
 from experiments.experiment import Result
 
 TEACHERS = ("resnet8", "wrn_16_1")
@@ -35,7 +34,7 @@ def load(
     """The comparison that a text describes; runs are kept in `folder`."""
     path = folder / "trial.yaml"
     path.write_text(base + text, encoding="utf-8")
-    return load_comparison(path, read_flags(flags), selection, folder / "out")
+    return load_comparison(path, flags, selection, folder / "out")
 
 
 def make_result(**changes: Any) -> Result:

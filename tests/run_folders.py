@@ -38,6 +38,8 @@ def write_run(
     shares = weights or {TEACHERS[0]: 0.75, TEACHERS[1]: 0.25}
     values = {
         "algo": config.algo,
+        "method": config.method or changes.get("algo", config.algo),
+        "setting": config.setting,
         "seed": config.seed,
         "epochs": len(accuracies),
         "last": accuracies[-1],

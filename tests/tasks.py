@@ -4,9 +4,10 @@ import os
 import signal
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
-from experiments.executors import Failure, Task
+from experiments.executors import Failure, Task, attempt
 
 
 class Notes:
@@ -30,6 +31,29 @@ class Notes:
 
     def look(self, tasks: Sequence[Task]) -> None:
         self.most = max(self.most, len(tasks))
+
+
+class Inline:
+    """Does its tasks at once, in this process."""
+
+    def __init__(self, jobs: int, folder: Path) -> None:
+        assert folder.is_dir()
+        self.jobs = jobs
+        self.closed = False
+
+    def room(self) -> int:
+        return self.jobs
+
+    def start(self, task: Task) -> "Future[Failure | None]":
+        future: Future[Failure | None] = Future()
+        future.set_result(attempt(task.work))
+        return future
+
+    def collect(self, future: "Future[Failure | None]") -> Failure | None:
+        return future.result()
+
+    def close(self) -> None:
+        self.closed = True
 
 
 def make_task(name: str, work: Callable[[], None], folder: Path) -> Task:

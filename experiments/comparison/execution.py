@@ -8,11 +8,9 @@ from rich.console import Console
 
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import Board
-from experiments.comparison.tasks import pool_tasks, run_task
 from experiments.executors import Executor, Failure, Task, work_off
-from experiments.experiment import Result
 from experiments.running.lock import RunLock
-from experiments.running.result import read_result
+from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import remove_unfinished, write_text
 
@@ -45,12 +43,13 @@ class Execution:
         threads: int | None = None,
         retries: int = 0,
     ) -> None:
-        left = [run for run in comparison.runs if read_result(Result, run.folder) is None]
+        left = distributed.agree([run for run in comparison.runs if run.result is None])
+        self._kind = comparison.kind
         self._output = output
         self._folders = [run.folder for run in comparison.runs]
         self._make_executor = make_executor
         self._retries = retries
-        self._runs = {run_task(run, threads): run for run in left}
+        self._runs = {run.task(threads): run for run in left}
         finished = len(comparison.runs) - len(left)
         self._board = Board(out, runs=list(self._runs), finished=finished)
         self.failures: list[tuple[PlannedRun, Failure]] = []
@@ -68,7 +67,8 @@ class Execution:
             return
         with ExitStack() as stack:
             _make_folder(self._output)
-            stack.enter_context(RunLock(self._output))
+            if distributed.rank() == 0:
+                stack.enter_context(RunLock(self._output))
             executor = self._make_executor()
             stack.callback(executor.close)
             stack.enter_context(self._board)
@@ -81,13 +81,14 @@ class Execution:
 
     def _train_teachers(self, executor: Executor) -> dict[Task, Failure]:
         """One pool after the other, since they share teachers; gives the runs that lack theirs."""
-        lacking: dict[Path, Failure] = {}
-        for pool, users in pool_tasks(self._runs.values(), self._output / "teachers.jsonl"):
+        runs, lacking = list(self._runs.values()), dict[int, Failure]()
+        log = self._output / "teachers.jsonl"
+        for pool, users in self._kind.teachers([run.config for run in runs], log):
             failures = work_off([pool], executor, self._board, retries=self._retries)
             for failure in failures.values():
                 told = Failure(f"{pool.name}: {failure.message}", failure.details)
-                lacking |= {run.folder: told for run in users}
-        return {t: lacking[run.folder] for t, run in self._runs.items() if run.folder in lacking}
+                lacking |= dict.fromkeys(users, told)
+        return {task: lacking[n] for n, task in enumerate(self._runs) if n in lacking}
 
     def started(self, task: Task) -> None:
         """A run is about to begin, or to go on; why it failed before is no longer true."""

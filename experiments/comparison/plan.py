@@ -2,41 +2,29 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison.kinds import DISTILLATION, Entry, Kind, find_kind
 from experiments.comparison.statistics import Spread
-from experiments.config import (
-    CONFIGS,
-    ExperimentConfig,
-    Flags,
-    Layer,
-    algo_layers,
-    build_config,
-    default_layer,
-    mapping_layer,
-    read_yaml,
-    recipe_layers,
-)
-from experiments.experiment import check_names
+from experiments.config import CONFIGS, read_yaml
+from experiments.executors import Task
+from experiments.running.log import ROWS
+from experiments.running.result import RunResult, read_result
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import name_in_path, path_or_name, user_path
-from mtkd_env.registration import load_images
 
-BENCHMARKS = CONFIGS / "benchmark"
+FOLDERS = (CONFIGS / "benchmark", CONFIGS / "transfer" / "tables")
 
 KEYS = (
-    *("title", "baseline", "recipe", "base", "settings", "methods", "seeds"),
+    *("title", "kind", "baseline", "recipe", "base", "settings", "methods", "seeds"),
     *("paper", "paper_title"),
 )
 
-# Keys of a configuration that a comparison says elsewhere.
-SAID_ELSEWHERE = {
-    "seed": "seeds",
-    "output": "--output",
-    "algo": "methods",
-    "recipe": "recipe of the file or of a setting",
-}
+# Keys of every configuration that a comparison says elsewhere.
+LABELS = {"method": "methods", "setting": "settings"}
 
 # Of a comparison that has but one.
 UNNAMED = ""
@@ -47,8 +35,8 @@ class Selection:
     """What the command line leaves of a comparison; none keeps all.
 
     Attributes:
-        methods: Labels of methods.
-        settings: Names of settings.
+        methods: Labels of methods, with * for anything.
+        settings: Names of settings, likewise.
         seeds: Seeds, which need not be those of the file.
     """
 
@@ -66,17 +54,34 @@ class PlannedRun:
         setting: Name of its setting.
         config: Its configuration.
         folder: Where it is kept; the same for the same configuration.
+        kind: What kind of run it is.
     """
 
     method: str
     setting: str
-    config: ExperimentConfig
+    config: Any
     folder: Path
+    kind: Kind
 
     @property
     def name(self) -> str:
         """Method, setting and seed."""
         return " ".join(filter(None, (self.method, self.setting, f"seed {self.config.seed}")))
+
+    @property
+    def result(self) -> RunResult | None:
+        """What it came to, if it is finished."""
+        return read_result(self.kind.result_type, self.folder)
+
+    def task(self, threads: int | None = None) -> Task:
+        """Does the run in a process of its own.
+
+        Args:
+            threads: CPU threads, unless its configuration says how many.
+        """
+        config = replace(self.config, threads=self.config.threads or threads)
+        work = partial(self.kind.train, config, self.folder, self.name)
+        return Task(self.name, work, self.folder / ROWS, *self.kind.length(config))
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Comparison:
 
     Attributes:
         title: Heading of the tables.
+        kind: What kind of runs it compares.
         baseline: Label of the method that differences are taken against.
         methods: Labels of the methods, in the order of the tables' rows.
         settings: Names of the settings.
@@ -94,6 +100,7 @@ class Comparison:
     """
 
     title: str
+    kind: Kind
     baseline: str | None
     methods: Sequence[str]
     settings: Sequence[str]
@@ -103,7 +110,7 @@ class Comparison:
 
 
 def find_file(name: str) -> Path:
-    """The file of a comparison: a path, or the short name of one in configs/benchmark.
+    """The file of a comparison: a path, or the short name of one that comes along.
 
     Raises:
         ConfigError: Neither.
@@ -111,34 +118,37 @@ def find_file(name: str) -> Path:
     path = user_path(name)
     if path_or_name(name) or path.is_file():
         return path
-    shipped = {path.stem: path for path in BENCHMARKS.glob("*.yaml")}
+    shipped = {path.stem: path for folder in FOLDERS for path in folder.glob("*.yaml")}
     check_name(shipped, name, "comparison")
     return shipped[name]
 
 
-def load_comparison(path: Path, flags: Flags, selection: Selection, output: Path) -> Comparison:
-    """Reads a comparison and checks all its configurations; the images are left to `check_data`.
-
-    Layers of a run, later ones win: configs/default.yaml, configs/recipe/<recipe>.yaml, `base`, its
-    setting, configs/algo/<algo>.yaml, its method, `--config` files, flags. The recipe is that of
-    `--recipe`, of the setting or of the file; students are settings.
+def load_comparison(
+    path: Path,
+    flags: Sequence[str],
+    selection: Selection,
+    output: Path,
+    weights: Sequence[str] = (),
+) -> Comparison:
+    """Reads a comparison and checks all its configurations; the data are left to its kind.
 
     Args:
         path: The YAML file.
         flags: Flags for every run.
         selection: What to leave out.
         output: Folder of the comparison.
+        weights: Further files of backbones, as `METHOD:RESNET=PATH`.
 
     Raises:
         ConfigError: Anything that cannot be used; names file and key.
     """
-    return _Reader(path, flags).read(selection, output)
+    return _Reader(path, flags).read(selection, output, weights)
 
 
 class _Reader:
     """The file of a comparison, entry by entry."""
 
-    def __init__(self, path: Path, flags: Flags) -> None:
+    def __init__(self, path: Path, flags: Sequence[str]) -> None:
         self._path = path
         self._flags = flags
         self._content = read_yaml(path, "comparison")
@@ -148,11 +158,15 @@ class _Reader:
             )
         for key in self._content:
             self._check(KEYS, str(key), "key")
-        if flags.algos:
-            raise ConfigError("--algo: a comparison's methods stand in its file; see --methods")
+        try:
+            self._kind = find_kind(str(self._content.get("kind", DISTILLATION)))
+        except ConfigError as error:
+            raise self._error(str(error)) from error
 
-    def read(self, selection: Selection, output: Path) -> Comparison:
+    def read(self, selection: Selection, output: Path, weights: Sequence[str]) -> Comparison:
         methods = self._sections("methods")
+        for text in weights:
+            self._add_weights(methods, text)
         settings = self._sections("settings") or {UNNAMED: {}}
         if not methods:
             raise self._error("methods: expected at least one")
@@ -163,13 +177,33 @@ class _Reader:
         configs = {pair: self._config(pair, methods[pair[0]], settings[pair[1]]) for pair in pairs}
         return Comparison(
             title=str(self._content.get("title", self._path.stem)),
+            kind=self._kind,
             baseline=self._baseline(methods),
-            methods=labels,
-            settings=names,
-            runs=[_plan(*pair, configs[pair], seed, output) for seed in seeds for pair in pairs],
+            methods=list(methods),
+            settings=list(settings),
+            runs=[
+                self._plan(pair, configs[pair], seed, output) for seed in seeds for pair in pairs
+            ],
             paper=self._paper(methods, settings),
             paper_title=str(self._content.get("paper_title", Comparison.paper_title)),
         )
+
+    def _add_weights(self, methods: dict[str, dict[str, Any]], text: str) -> None:
+        """Adds the file of a backbone to those of a method."""
+        where, equals, path = text.partition("=")
+        method, colon, resnet = where.partition(":")
+        if "weights" not in self._kind.reserved:
+            raise ConfigError(f"--weights: means nothing for the runs of {self._path}")
+        if not (equals and colon):
+            raise ConfigError(f"--weights: expected METHOD:RESNET=PATH, got '{text}'")
+        methods[method] = methods.get(method, {}) | {resnet: path}
+
+    def _plan(self, pair: tuple[str, str], config: Any, seed: int, output: Path) -> PlannedRun:
+        method, setting = pair
+        config = replace(config, seed=seed, method=method, setting=setting)
+        parts = [*filter(None, pair), f"seed{seed}", config.digest[:8]]
+        folder = output / "runs" / "-".join(map(name_in_path, parts))
+        return PlannedRun(method, setting, self._kind.placed(config, folder), folder, self._kind)
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"{self._path}: {message}")
@@ -191,9 +225,10 @@ class _Reader:
         return {str(name): self._mapping(f"{key}.{name}", entry) for name, entry in entries.items()}
 
     def _chosen(self, known: Iterable[str], chosen: Sequence[str] | None, key: str) -> list[str]:
-        for name in chosen or ():
-            self._check(known, name, key.removesuffix("s"))
-        return [name for name in known if chosen is None or name in chosen]
+        for pattern in chosen or ():
+            if not any(fnmatch(name, pattern) for name in known):
+                self._check(known, pattern, key.removesuffix("s"))
+        return [n for n in known if chosen is None or any(fnmatch(n, p) for p in chosen)]
 
     def _seeds(self, chosen: Sequence[int] | None) -> list[int]:
         seeds = self._content.get("seeds", [0]) if chosen is None else chosen
@@ -210,49 +245,19 @@ class _Reader:
 
     def _config(
         self, pair: tuple[str, str], method: dict[str, Any], setting: dict[str, Any]
-    ) -> ExperimentConfig:
+    ) -> Any:
         label, name = pair
-        overrides = {key: value for key, value in method.items() if key != "algo"}
-        algo = str(method.get("algo", label))
-        recipe = self._recipe(setting)
-        layers = [
-            default_layer(),
-            *self._recipe_layers(recipe),
-            self._layer("base", self._mapping("base", self._content.get("base"))),
-            self._layer(
-                f"settings.{name}", {key: setting[key] for key in setting if key != "recipe"}
-            ),
-            *algo_layers(algo),
-            self._layer(f"methods.{label}", overrides),
-        ]
-        config = build_config(algo, layers, self._flags, recipe=recipe, program="compare.py")
-        try:
-            check_names(config)
-        except ConfigError as error:
-            raise self._error(f"methods.{label}: {error}") from error
-        return config
-
-    def _recipe(self, setting: dict[str, Any]) -> str | None:
-        """The flag's recipe, the setting's or the file's; one of a path stands beside the file."""
-        named = setting.get("recipe", self._content.get("recipe"))
-        if self._flags.recipe is not None or named is None:
-            return self._flags.recipe
-        path = path_or_name(str(named))
-        return str(self._path.parent / path) if path else str(named)
-
-    def _recipe_layers(self, recipe: str | None) -> list[Layer]:
-        try:
-            return recipe_layers(recipe)
-        except ConfigError as error:
-            raise self._error(f"recipe: {error}") from error
-
-    def _layer(self, key: str, values: dict[str, Any]) -> Layer:
-        for reserved, instead in SAID_ELSEWHERE.items():
-            if reserved in values:
-                raise self._error(f"{key}.{reserved}: cannot be given here; see {instead}")
-        if isinstance(pool := values.get("teachers"), str):
-            values = {**values, "teachers": str(self._path.parent / user_path(pool))}
-        return mapping_layer(f"{self._path}: {key}", values)
+        base = self._mapping("base", self._content.get("base"))
+        recipe = setting.get("recipe", self._content.get("recipe"))
+        own = {key: value for key, value in setting.items() if key != "recipe"}
+        sections = {"base": base, f"settings.{name}": own, f"methods.{label}": method}
+        for section, values in sections.items():
+            for key, instead in {**self._kind.reserved, **LABELS}.items():
+                if key in values and not (section.startswith("methods") and key == "algo"):
+                    raise self._error(f"{section}.{key}: cannot be given here; see {instead}")
+        named = None if recipe is None else str(recipe)
+        entry = Entry(self._path, named, base, name, own, label, method)
+        return self._kind.config(entry, self._flags)
 
     def _paper(
         self, methods: Iterable[str], settings: Iterable[str]
@@ -277,27 +282,3 @@ class _Reader:
         if mean is None:
             raise self._error(f"{key}: expected '78.39 ± 0.14' or a number, got {value!r}")
         return Spread(mean, std)
-
-
-def check_data(comparison: Comparison) -> None:
-    """Loads every distinct set of images once, so that mistakes show before the first run.
-
-    Raises:
-        ConfigError: Images that cannot be loaded.
-    """
-    for data in {repr(run.config.data): run.config.data for run in comparison.runs}.values():
-        load_images(
-            data.dataset,
-            data.arguments,
-            val_fraction=data.val_fraction,
-            train_size=data.train_size,
-        )
-
-
-def _plan(
-    method: str, setting: str, config: ExperimentConfig, seed: int, output: Path
-) -> PlannedRun:
-    config = replace(config, seed=seed, output=str(output / "runs"))
-    parts = [*filter(None, (method, setting)), f"seed{seed}", config.digest[:8]]
-    name = "-".join(map(name_in_path, parts))
-    return PlannedRun(method, setting, config, output / "runs" / name)

@@ -12,6 +12,9 @@ from experiments.console import plain_column
 from experiments.executors import Failure, Task
 from experiments.running.log import parse_rows
 
+# What the names of metrics begin with.
+JUDGED = ("test/", "val/")
+
 
 def rows_of(task: Task) -> list[dict[str, Any]]:
     """What a task has told so far: the complete lines of its log."""
@@ -22,14 +25,24 @@ def rows_of(task: Task) -> list[dict[str, Any]]:
     return parse_rows(content[: content.rfind(b"\n") + 1], task.log)
 
 
+def done(task: Task, rows: Sequence[dict[str, Any]]) -> float:
+    """How far a task is, of its `epochs`; of teachers every line is an epoch."""
+    if not rows or "teacher" in rows[-1]:
+        return len(rows)
+    return float(rows[-1][task.clock])
+
+
 def describe(task: Task, rows: Sequence[dict[str, Any]]) -> str:
-    """How far a task is: epoch and accuracy of a student, or epoch of a teacher."""
+    """How far a task is: epoch or step and the metric, or epoch of a teacher."""
     if not rows:
         return "starting"
     row = rows[-1]
     if "teacher" in row:
         return f"{row['teacher']} epoch {row['epoch']}/{row['epochs']}"
-    return f"epoch {row['epoch']}/{task.epochs}  {row['test/accuracy']:.2%}"
+    # The main metric stands first in a row; not every row has it.
+    judged = [next((v for k, v in row.items() if k.startswith(JUDGED)), None) for row in rows]
+    value = next((f"  {v:.2%}" for v in reversed(judged) if v is not None), "")
+    return f"{task.clock} {done(task, rows):g}/{task.epochs}{value}"
 
 
 def duration(seconds: float) -> str:
@@ -62,7 +75,7 @@ class Board:
         self._total = finished + len(runs)
         self._epochs = sum(task.epochs for task in runs)
         # A run that is resumed has epochs that took no time now.
-        self._done = {task: len(rows_of(task)) for task in runs}
+        self._done = {task: done(task, rows_of(task)) for task in runs}
         self._before = sum(self._done.values())
         self._clock = clock
         self._since: float | None = None
@@ -125,16 +138,16 @@ class Board:
     def _look(self, task: Task) -> None:
         rows = rows_of(task)
         if task in self._runs:
-            self._done[task] = len(rows)
+            self._done[task] = done(task, rows)
         if task not in self._lines:
             self._lines[task] = self._bars.add_task(task.name, total=task.epochs, text="")
-        self._bars.update(self._lines[task], completed=len(rows), text=describe(task, rows))
+        self._bars.update(self._lines[task], completed=done(task, rows), text=describe(task, rows))
 
     def _time_left(self, form: str) -> str:
         """The time left at the speed so far, in epochs; nothing before there is one."""
-        done = sum(self._done.values())
-        now = done - self._before
-        if self._since is None or now <= 0 or done >= self._epochs:
+        total = sum(self._done.values())
+        now = total - self._before
+        if self._since is None or now <= 0 or total >= self._epochs:
             return ""
         elapsed = self._clock() - self._since
-        return form.format(duration(elapsed / now * (self._epochs - done)))
+        return form.format(duration(elapsed / now * (self._epochs - total)))

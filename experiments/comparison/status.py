@@ -13,10 +13,7 @@ from rich.table import Table
 from experiments.comparison.execution import ERROR
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import describe, duration, rows_of
-from experiments.comparison.tasks import run_task
-from experiments.experiment import Result
 from experiments.running.lock import is_running
-from experiments.running.result import read_result
 
 
 class State(StrEnum):
@@ -59,9 +56,9 @@ def run_status(run: PlannedRun, now: float) -> RunStatus:
         run: The run.
         now: The time, on the clock of files [s].
     """
-    if read_result(Result, run.folder) is not None:
+    if run.result is not None:
         return RunStatus(run, State.DONE)
-    task, error = run_task(run, None), run.folder / ERROR
+    task, error = run.task(), run.folder / ERROR
     rows = rows_of(task)
     progress = describe(task, rows) if rows else ""
     silence = now - task.log.stat().st_mtime if rows else None

@@ -8,11 +8,12 @@ from experiments.executors.base import (
     attempt,
     work_off,
 )
-from experiments.executors.local import LocalExecutor
+from experiments.executors.local import HereExecutor, LocalExecutor
 
 __all__ = [
     "Executor",
     "Failure",
+    "HereExecutor",
     "LocalExecutor",
     "Task",
     "Watcher",

@@ -23,13 +23,15 @@ class Task:
         name: What people call it.
         work: What to do; goes through pickle. It may be begun again after its process has died.
         log: A file of one JSON object a line in which the work tells how far it is.
-        epochs: How many lines that will be.
+        epochs: How far it will be at its end.
+        clock: What in a line of the log says how far it is; with none in it, the lines count.
     """
 
     name: str
     work: Callable[[], None]
     log: Path
     epochs: int
+    clock: str = "epoch"
 
 
 @dataclass(frozen=True)

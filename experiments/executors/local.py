@@ -15,6 +15,31 @@ from pathlib import Path
 from experiments.executors.base import GRACE_SECONDS, Failure, Task, attempt
 
 
+class HereExecutor:
+    """This process, which does its tasks together with the others that `torchrun` has started.
+
+    What goes wrong ends the program, and with it the other processes, which would wait for it.
+    """
+
+    def room(self) -> int:
+        """One task at a time."""
+        return 1
+
+    def start(self, task: Task) -> "Future[Failure | None]":
+        """Does a task."""
+        task.work()
+        future: Future[Failure | None] = Future()
+        future.set_result(None)
+        return future
+
+    def collect(self, future: "Future[Failure | None]") -> Failure | None:
+        """How a task ended."""
+        return future.result()
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 class LocalExecutor:
     """As many processes as there are jobs.
 

@@ -1,21 +1,18 @@
 """Which runs belong together: methods, settings and seeds.
 
-The runs of a comparison say so in the names of their folders and in `runs.csv`. Other runs are
-named by their algorithm, and by those keys of their configurations that differ.
+Results say what their method and setting are called. Runs that were not given such names are named
+by their algorithm, and by those keys of their configurations that differ.
 """
 
 import csv
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.config import PLACE, algo_layers
+from experiments.experiment import Result
 from experiments.html_report.runs import Run, describe, flatten
-
-# Folder of a run of a comparison: method, setting if there are several, seed, digest.
-PLANNED = re.compile(r"(?P<method>[^-]+)(-(?P<setting>[^-]+))?-seed\d+-[0-9a-f]{8}")
 
 # What belongs to the method rather than to the setting that it is compared in.
 OF_METHOD = ("env.", "agent.")
@@ -57,9 +54,9 @@ class Group:
         return tuple(self.runs[0].result.weights)
 
     @property
-    def by_seed(self) -> dict[int, Run]:
-        """The runs by their seeds."""
-        return {run.result.seed: run for run in self.runs}
+    def results(self) -> dict[int, Result]:
+        """What the runs came to, by their seeds."""
+        return {run.result.seed: run.result for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -143,42 +140,21 @@ Labels = tuple[str, str]
 
 def _label(origin: Path, runs: Sequence[Run]) -> list[tuple[Run, Labels]]:
     """Method and setting of every run of one folder, in the order of the page."""
-    listed = _listed(origin)
-    methods, settings = _known_labels(listed)
-    bases: dict[str, Labels] = {}
-    for run in runs:
-        match = PLANNED.fullmatch(run.folder.name)
-        if match is None:
-            bases[run.name] = run.result.algo, ""
-        else:
-            method, setting = match["method"], match["setting"] or ""
-            bases[run.name] = methods.get(method, method), settings.get(setting, setting)
+    bases = {run.name: (run.result.method, run.result.setting) for run in runs}
     clashing, said = _clashing_keys(runs, bases), _said_keys(runs)
     keys = {run.name: clashing | said.get(run.name, set()) for run in runs}
     labelled = [(run, _extend(run, bases[run.name], keys[run.name])) for run in runs]
-    order = [*listed.values()]
+    order = _order(origin)
     return sorted(labelled, key=lambda pair: _rank(bases[pair[0].name], order))
 
 
-def _listed(origin: Path) -> dict[str, Labels]:
-    """Method and setting by the name of the folder, from the `runs.csv` of a comparison."""
+def _order(origin: Path) -> list[Labels]:
+    """Methods and settings in the order of a comparison, from its `runs.csv`."""
     try:
         with (origin.parent / "runs.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {Path(row["folder"]).name: (row["method"], row["setting"]) for row in rows}
-    except (OSError, KeyError, TypeError, ValueError):
-        return {}
-
-
-def _known_labels(listed: Mapping[str, Labels]) -> tuple[dict[str, str], dict[str, str]]:
-    """Labels of methods and settings by how they stand in names of folders."""
-    methods: dict[str, str] = {}
-    settings: dict[str, str] = {}
-    for name, (method, setting) in listed.items():
-        if match := PLANNED.fullmatch(name):
-            methods[match["method"]] = method
-            settings[match["setting"] or ""] = setting
-    return methods, settings
+            return [(row["method"], row["setting"]) for row in csv.DictReader(file)]
+    except (OSError, KeyError, ValueError):
+        return []
 
 
 def _rank(base: Labels, order: Sequence[Labels]) -> tuple[int, int, Labels]:
@@ -197,11 +173,11 @@ def _clashing_keys(runs: Sequence[Run], bases: Mapping[str, Labels]) -> set[str]
 
 
 def _said_keys(runs: Sequence[Run]) -> dict[str, set[str]]:
-    """Keys that say in which setting a run of no comparison took place, by the run's name.
+    """Keys that say in which setting a run without given names took place, by the run's name.
 
     These are the keys that differ between such runs, but for those that a method's own file sets.
     """
-    plain = [run for run in runs if not PLANNED.fullmatch(run.folder.name)]
+    plain = [run for run in runs if run.config.get("method") is None]
     free = {run.name: _without_own(run) for run in plain}
     differing = differing_keys(list(free.values()))
     keys = {key for key in differing if not key.startswith(OF_METHOD)}

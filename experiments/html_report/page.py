@@ -8,17 +8,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import mtkd_env
+from experiments.comparison.summary import NOTHING, difference_text, interval_text, text_of
 from experiments.html_report.naming import Grouping, group_runs
 from experiments.html_report.runs import Found
 from experiments.html_report.sections import SECTIONS, Contents
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import (
-    NOTHING,
-    difference_text,
-    interval_text,
-    summarize,
-    text_of,
-)
+from experiments.html_report.summary import summarize_groups
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -34,7 +29,7 @@ def render(found: Found, title: str) -> str:
     contents = Contents(
         runs=found.runs,
         grouping=grouping,
-        summaries={name: summarize(groups) for name, groups in grouping.settings.items()},
+        summaries={name: summarize_groups(groups) for name, groups in grouping.settings.items()},
         palette=make_palette(grouping.methods, grouping.teachers),
     )
     with drawing():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison.statistics import Spread
-from experiments.html_report.summary import NOTHING, Summary, text_of
+from experiments.comparison.summary import NOTHING, Summary, text_of
 
 # arXiv 2502.18510, Table 6(a): ShuffleNetV2 on CIFAR-100, mean and standard deviation of three
 # runs, in %.
@@ -42,12 +42,11 @@ def paper_rows(summaries: Sequence[Summary]) -> list[PaperRow]:
     rows: list[PaperRow] = []
     for algo, figure in TABLE_6A.items():
         paper = text_of(figure)
-        ours = [summary for summary in summaries if summary.group.algo == algo]
+        ours = [summary for summary in summaries if summary.algo == algo]
         rows += [_row(algo, paper, summary) for summary in ours] or [PaperRow(algo, paper)]
     return rows
 
 
 def _row(algo: str, paper: str, summary: Summary) -> PaperRow:
-    group = summary.group
-    ours = text_of(summary.accuracy, scale=100)
-    return PaperRow(algo, paper, group.method, group.setting, len(group.runs), ours)
+    ours = text_of(summary.last, scale=100)
+    return PaperRow(algo, paper, summary.method, summary.setting, len(summary.values), ours)

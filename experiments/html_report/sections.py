@@ -6,6 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments.comparison.summary import Summary
 from experiments.html_report.breakdown import (
     SYMBOLS,
     correctness_rows,
@@ -31,7 +32,7 @@ from experiments.html_report.naming import Group, Grouping
 from experiments.html_report.paper import paper_rows
 from experiments.html_report.runs import Run
 from experiments.html_report.style import GUIDE_COLOUR, Palette
-from experiments.html_report.summary import Summary, draw_cost
+from experiments.html_report.summary import draw_cost
 from experiments.html_report.svg import Key, Picture, inline
 
 OLDER = "No run below this folder has recorded it; runs of older versions have not."

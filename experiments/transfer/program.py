@@ -1,5 +1,6 @@
 """What the programs of this package share: configuration, flags, folder, beginning and end."""
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -126,6 +127,12 @@ class TransferConfig:
                 f"processes, got {self.batch_size}"
             )
         return images // self.batch_size
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that the numbers of a run depend on; not of where it runs."""
+        values = {k: v for k, v in asdict(self).items() if k not in PLACE}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     @property
     def label(self) -> str:

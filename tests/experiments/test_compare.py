@@ -3,7 +3,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,18 +13,19 @@ import pytest
 
 from comparisons import BASE, TEACHERS, make_result
 from experiments import compare
+from experiments.comparison import distillation as comparison_tasks
 from experiments.comparison import report as comparison_report
-from experiments.comparison import tasks as comparison_tasks
+from experiments.comparison.distillation import Distillation, Silence
 from experiments.comparison.plan import PlannedRun
 from experiments.comparison.progress import Board, duration
-from experiments.comparison.tasks import Silence, pool_tasks, run_task
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import console
-from experiments.executors import Failure, Task, attempt
+from experiments.executors import Failure, Task
 from experiments.executors.cluster import RunResources
 from experiments.experiment import Result, run_experiment
 from experiments.running.lock import RunLock
 from experiments.running.result import read_result
+from tasks import Inline
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
@@ -38,29 +38,6 @@ seeds: [0, 1]
 """
 
 Start = Callable[..., int]
-
-
-class Inline:
-    """Does its tasks at once, in this process."""
-
-    def __init__(self, jobs: int, folder: Path) -> None:
-        assert folder.is_dir()
-        self.jobs = jobs
-        self.closed = False
-
-    def room(self) -> int:
-        return self.jobs
-
-    def start(self, task: Task) -> "Future[Failure | None]":
-        future: Future[Failure | None] = Future()
-        future.set_result(attempt(task.work))
-        return future
-
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        return future.result()
-
-    def close(self) -> None:
-        self.closed = True
 
 
 @pytest.fixture
@@ -78,7 +55,14 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         if config.optimizer.lr > 1000:
             raise FloatingPointError("loss/total became NaN")
         accuracy = 0.5 + config.seed / 8 + (config.algo == "pg") / 4
-        result = make_result(algo=config.algo, seed=config.seed, last=accuracy, folder=str(folder))
+        result = make_result(
+            algo=config.algo,
+            method=config.method,
+            setting=config.setting,
+            seed=config.seed,
+            last=accuracy,
+            folder=str(folder),
+        )
         (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
     def pool(spec: Any, *_: Any, **arguments: Any) -> None:
@@ -138,13 +122,13 @@ def test_every_run_is_done_once_and_kept(
     assert {folder.parent for _, folder in done.runs} == {out / "runs"}
     found = {(row["method"], row["seed"]): row for row in rows(out / "runs.csv")}
     assert len(found) == 6
-    assert float(found["pg (alignment)", "1"]["accuracy"]) == 0.875
+    assert float(found["pg (alignment)", "1"]["last"]) == 0.875
     summary = {row["method"]: row for row in rows(out / "comparison.csv")}
     assert float(summary["pg (alignment)"]["difference_mean"]) == 0.25
     assert (out / "comparison.md").read_text(encoding="utf-8").startswith("# Trial\n")
     shown = capsys.readouterr().out
     assert "[6/6]" in shown
-    assert "+25.00 [+25.00, +25.00]" in shown
+    assert "+25.00" in shown
 
 
 def test_finished_runs_are_not_run_again(
@@ -448,9 +432,8 @@ def test_off_a_terminal_every_run_is_a_line(
 
 def test_teachers_are_shown_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (config,) = parse_arguments([])
-    runs = [PlannedRun("pg", "", config, tmp_path / "run")]
-    ((task, users),) = pool_tasks(runs, tmp_path / "teachers.jsonl")
-    assert (task.name, task.epochs, users) == ("teachers", 48, runs)
+    ((task, users),) = Distillation().teachers([config], tmp_path / "teachers.jsonl")
+    assert (task.name, task.epochs, users) == ("teachers", 48, [0])
     board = Board(console(width=100), runs=[])
     board.ended(task, None)
     assert "teachers: ready" in capsys.readouterr().out
@@ -502,6 +485,6 @@ def test_two_processes_do_what_one_does(
 
 def test_a_run_takes_its_task_along(tmp_path: Path) -> None:
     (config,) = parse_arguments(["--optimizer.epochs", "3"])
-    task = run_task(PlannedRun("pg", "half", config, tmp_path / "run"), threads=1)
+    task = PlannedRun("pg", "half", config, tmp_path / "run", Distillation()).task(threads=1)
     assert (task.name, task.epochs) == ("pg half seed 0", 3)
     assert task.log == tmp_path / "run" / "metrics.jsonl"

@@ -9,27 +9,26 @@ import pytest
 from matplotlib.figure import Figure
 
 from comparisons import TEACHERS, make_result
-from experiments.comparison.plan import UNNAMED, Comparison, PlannedRun
+from experiments.comparison.distillation import Distillation
+from experiments.comparison.plan import UNNAMED, Comparison
 from experiments.comparison.report import (
     Finished,
     draw_comparison,
     markdown,
     print_comparison,
-    summarize,
+    summaries_of,
     write_comparison,
 )
 from experiments.comparison.statistics import Spread, paired_difference, t_interval
-from experiments.config import parse_arguments
 from experiments.console import console
 from odd_names import ODD_NAMES
-
-(CONFIG,) = parse_arguments(["--algo", "pg"])
 
 # Accuracy after the last epoch, by method and seed.
 ACCURACIES = {"aver": {0: 0.5, 1: 0.625, 2: 0.75}, "pg": {0: 0.75, 1: 0.75}}
 
 COMPARISON = Comparison(
     title="Trial",
+    kind=Distillation(),
     baseline="aver",
     methods=["pg", "aver", "none"],
     settings=[UNNAMED],
@@ -44,10 +43,11 @@ def finished(setting: str = UNNAMED) -> Finished:
     found = []
     for method, accuracies in ACCURACIES.items():
         for seed, accuracy in accuracies.items():
-            config = replace(CONFIG, seed=seed)
             seconds = 10.0 * (seed + 1) * (1 if method == "aver" else 0.5)
-            result = make_result(last=accuracy, seed=seed, seconds=seconds)
-            found.append((PlannedRun(method, setting, config, Path("runs")), result))
+            result = make_result(
+                method=method, setting=setting, last=accuracy, seed=seed, seconds=seconds
+            )
+            found.append(result)
     return found
 
 
@@ -62,30 +62,30 @@ def printed(width: int, comparison: Comparison = COMPARISON, runs: Finished | No
 
 
 def test_methods_are_summarised_in_the_order_of_the_file() -> None:
-    assert [summary.method for summary in summarize(COMPARISON, finished())] == ["pg", "aver"]
+    assert [summary.method for summary in summaries_of(COMPARISON, finished())] == ["pg", "aver"]
 
 
 def test_a_summary_is_that_of_the_seeds() -> None:
-    pg, aver = summarize(COMPARISON, finished())
-    assert aver.accuracies == ACCURACIES["aver"]
-    assert aver.accuracy == Spread(0.625, 0.125)
+    pg, aver = summaries_of(COMPARISON, finished())
+    assert aver.values == ACCURACIES["aver"]
+    assert aver.last == Spread(0.625, 0.125)
     assert aver.interval == t_interval([0.5, 0.625, 0.75])
     assert aver.best == Spread(0.875, 0)
     assert aver.difference is None
-    assert aver.seconds == 20
+    assert aver.seconds == Spread(20, 10)
     assert aver.slowness == 1
     # The third seed has no partner.
     assert pg.difference == paired_difference({0: 0.25, 1: 0.125}, {0: 0.0, 1: 0.0})
     assert pg.slowness == 0.5
-    assert pg.score == 0.5
+    assert pg.score == Spread(0.5, 0)
     assert pg.weights == {"resnet8": 0.75, "wrn_16_1": 0.25}
     assert (pg.paper, aver.paper) == (Spread(78.39, 0.14), Spread(76.83, None))
 
 
 def test_without_the_baselines_runs_there_is_no_difference() -> None:
-    only = [(run, result) for run, result in finished() if run.method == "pg"]
+    only = [result for result in finished() if result.method == "pg"]
     for comparison in (COMPARISON, replace(COMPARISON, baseline=None)):
-        (summary,) = summarize(comparison, only)
+        (summary,) = summaries_of(comparison, only)
         assert summary.difference is None
         assert summary.slowness is None
 
@@ -93,7 +93,7 @@ def test_without_the_baselines_runs_there_is_no_difference() -> None:
 def test_settings_are_summarised_apart() -> None:
     comparison = replace(COMPARISON, settings=["near", "far"])
     runs = [*finished("far"), *finished("near")]
-    found = [(summary.setting, summary.method) for summary in summarize(comparison, runs)]
+    found = [(summary.setting, summary.method) for summary in summaries_of(comparison, runs)]
     assert found == [("near", "pg"), ("near", "aver"), ("far", "pg"), ("far", "aver")]
 
 
@@ -118,12 +118,12 @@ def test_the_table_says_what_the_methods_came_to() -> None:
     assert re.split("  +", lines["aver"].strip())[4:] == [
         *("–", "0.500", "0.750", "0.250", "1.00", "76.83")
     ]
-    assert "chosen on test" in text
+    assert "chosen on the same images" in text
     assert "kept in runs/trial" in text
 
 
 def test_a_single_seed_has_neither_spread_nor_interval() -> None:
-    text = printed(200, runs=[pair for pair in finished() if pair[0].config.seed == 0])
+    text = printed(200, runs=[result for result in finished() if result.seed == 0])
     line = next(line for line in text.splitlines() if line.startswith(" pg"))
     assert re.split("  +", line.strip())[:5] == ["pg", "1", "75.00", "87.50", "+25.00"]
 
@@ -155,8 +155,8 @@ def test_without_a_baseline_the_table_shows_seconds() -> None:
 
 def test_markdown_holds_a_table_for_every_setting() -> None:
     comparison = replace(COMPARISON, settings=["near", "far"])
-    text = markdown(comparison, summarize(comparison, [*finished("near"), *finished("far")]))
-    assert text.startswith("# Trial\n\n## near\n\n| method | n | test last [%] |")
+    text = markdown(comparison, summaries_of(comparison, [*finished("near"), *finished("far")]))
+    assert text.startswith("# Trial\n\n## near\n\n| method | n | test accuracy last [%] |")
     assert text.count("| pg | 2 | 75.00 ± 0.00 |") == 2
     assert "\n\n## far\n\n" in text
     assert "| paper (elsewhere) |" in text
@@ -173,16 +173,16 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
     third = [
-        (run, replace(result, last=result.last / 3, weights={"other": 1.0}))
-        if run.method == "pg"
-        else (run, result)
-        for run, result in finished()
+        replace(result, last=result.last / 3, weights={"other": 1.0})
+        if result.method == "pg"
+        else result
+        for result in finished()
     ]
     write_comparison(COMPARISON, third, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"comparison.csv", "comparison.md", "comparison.png", "runs.csv"}
     pg, aver = read(tmp_path / "comparison.csv")
-    assert (pg["method"], pg["n"], float(pg["accuracy_mean"])) == ("pg", "2", 0.25)
+    assert (pg["method"], pg["n"], float(pg["last_mean"])) == ("pg", "2", 0.25)
     assert float(pg["difference_mean"]) == -0.3125
     assert [float(pg[f"difference_{end}"]) for end in ("low", "high")] == pytest.approx(
         [-1.1066, 0.4816], abs=1e-4
@@ -191,12 +191,12 @@ def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
     assert float(pg["seconds_ratio"]) == 0.5
     assert (pg["weight_other"], pg["weight_resnet8"]) == ("1.0", "")
     assert (aver["difference_mean"], aver["paper_std"]) == ("", "")
-    assert float(aver["accuracy_std"]) == 0.125
+    assert float(aver["last_std"]) == 0.125
     runs = read(tmp_path / "runs.csv")
     assert [(row["method"], row["seed"]) for row in runs] == [
-        (run.method, str(run.config.seed)) for run, _ in third
+        (result.method, str(result.seed)) for result in third
     ]
-    assert [float(row["accuracy"]) for row in runs] == [result.last for _, result in third]
+    assert [float(row["last"]) for row in runs] == [result.last for result in third]
 
 
 # The picture.
@@ -209,7 +209,7 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     comparison = replace(COMPARISON, settings=["near", "far"])
     runs = [*finished("near"), *finished("far")]
-    draw_comparison(comparison, summarize(comparison, runs), tmp_path / "picture.png")
+    draw_comparison(comparison, summaries_of(comparison, runs), tmp_path / "picture.png")
     (figure,) = figures
     assert [axes.get_title() for axes in figure.axes] == ["near", "far"]
     for axes in figure.axes:
@@ -226,7 +226,7 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
-    draw_comparison(COMPARISON, summarize(COMPARISON, finished()), path)
+    draw_comparison(COMPARISON, summaries_of(COMPARISON, finished()), path)
     image = matplotlib.image.imread(path)
     assert min(image.shape[:2]) > 150
     assert 0.005 < (image[..., :3] < 0.99).any(-1).mean() < 0.5
@@ -239,8 +239,8 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 def test_odd_names_are_text_in_every_medium(tmp_path: Path) -> None:
     names = list(ODD_NAMES)
     comparison = replace(COMPARISON, title=names[0], methods=names, settings=names, baseline="[/]")
-    result = make_result(weights=dict.fromkeys(names, 0.1))
-    runs = [(PlannedRun(n, n, replace(CONFIG, seed=0), Path("runs")), result) for n in names]
+    weights = dict.fromkeys(names, 0.1)
+    runs = [make_result(method=name, setting=name, weights=weights) for name in names]
     write_comparison(comparison, runs, tmp_path)
     assert {row["method"] for row in read(tmp_path / "comparison.csv")} == set(names)
     lines = (tmp_path / "comparison.md").read_text(encoding="utf-8").splitlines()

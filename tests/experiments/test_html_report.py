@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
+from experiments.comparison.summary import text_of
 from experiments.html_report.breakdown import breakdown_of, correctness_rows
 from experiments.html_report.configurations import configurations, version_rows
 from experiments.html_report.curves import Series, panels, series, settled_range
@@ -25,7 +26,7 @@ from experiments.html_report.page import render
 from experiments.html_report.paper import TABLE_6A, paper_rows
 from experiments.html_report.runs import describe, find_runs, flatten
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import spread_out, summarize, text_of
+from experiments.html_report.summary import spread_out, summarize_groups
 from experiments.html_report.svg import inline
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 
@@ -442,19 +443,18 @@ def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
 
 def write_comparison(root: Path) -> None:
     """The runs of a comparison, of which one is newer than its table."""
-    for name, algo, seed in (
-        ("aver-clean-seed0-01234567", "aver", "0"),
-        ("pg_alignment-clean-seed0-01234567", "pg", "0"),
-        ("pg_alignment-clean-seed1-01234567", "pg", "1"),
-        ("aver-one_broken-seed0-01234567", "aver", "0"),
-        ("unknown-clean-seed0-01234567", "ppo", "0"),
+    for algo, method, setting, seed in (
+        ("aver", "aver", "clean", "0"),
+        ("pg", "pg (alignment)", "clean", "0"),
+        ("pg", "pg (alignment)", "clean", "1"),
+        ("aver", "aver", "one broken", "0"),
+        ("ppo", "unknown", "clean", "0"),
     ):
-        write_run(root / "runs" / name, "--algo", algo, "--seed", seed)
+        labels = ("--method", method, "--setting", setting)
+        folder = root / "runs" / f"{method}-{setting}-{seed}"
+        write_run(folder, "--algo", algo, "--seed", seed, *labels)
     (root / "runs.csv").write_text(
-        "setting,method,seed,folder\n"
-        "clean,pg (alignment),0,/elsewhere/pg_alignment-clean-seed0-01234567\n"
-        "clean,aver,0,/elsewhere/aver-clean-seed0-01234567\n"
-        "one broken,aver,0,/elsewhere/aver-one_broken-seed0-01234567\n",
+        "setting,method,seed\nclean,pg (alignment),0\nclean,aver,0\none broken,aver,0\n",
         encoding="utf-8",
     )
 
@@ -467,14 +467,12 @@ def test_runs_of_a_comparison_have_its_labels_in_its_order(tmp_path: Path) -> No
     }
 
 
-def test_without_its_table_runs_of_a_comparison_have_the_labels_of_their_folders(
-    tmp_path: Path,
-) -> None:
+def test_without_its_table_runs_of_a_comparison_have_its_labels_too(tmp_path: Path) -> None:
     write_comparison(tmp_path)
     (tmp_path / "runs.csv").unlink()
     assert names(grouped(tmp_path)) == {
-        "clean": [("aver", 1), ("pg_alignment", 2), ("unknown", 1)],
-        "one_broken": [("aver", 1)],
+        "clean": [("aver", 1), ("pg (alignment)", 2), ("unknown", 1)],
+        "one broken": [("aver", 1)],
     }
 
 
@@ -516,12 +514,12 @@ def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
         write_run(tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last=accuracy)
     for seed, accuracy in ((1, 0.75), (2, 1.0)):
         write_run(tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last=accuracy)
-    baseline, ours = summarize(grouped(tmp_path).groups)
+    baseline, ours = summarize_groups(grouped(tmp_path).groups)
     assert baseline.difference is None
     assert ours.difference is not None
     assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
     assert ours.is_ahead is None
-    assert ours.accuracy == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
+    assert ours.last == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
 
 
 def test_texts_have_no_minus_nothing() -> None:
@@ -659,7 +657,7 @@ def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
 def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> None:
     for reward in ("paper", "alignment"):
         write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
-    rows = paper_rows(summarize(grouped(tmp_path).groups))
+    rows = paper_rows(summarize_groups(grouped(tmp_path).groups))
     assert [row.algo for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
     assert TABLE_6A["ppo"] == Spread(78.28, 0.08)
 

@@ -12,7 +12,7 @@ from agents import check_agent
 from experiments import benchmark, compare, run, train_teachers
 from experiments.benchmarks import BENCHMARKS
 from experiments.comparison.plan import find_file, load_comparison
-from experiments.config import parse_arguments, read_flags
+from experiments.config import parse_arguments
 from mtkd_env.data import DATASETS, ImageData
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_comparisons_are_understood(tmp_path: Path) -> None:
         arguments, others = compare.parse(flags)
         chosen = compare.selection(arguments)
         file = find_file(arguments.file)
-        assert load_comparison(file, read_flags(others), chosen, tmp_path).runs
+        assert load_comparison(file, others, chosen, tmp_path, arguments.weights).runs
 
 
 def test_benchmarks_are_understood() -> None:

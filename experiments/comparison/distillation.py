@@ -1,0 +1,177 @@
+"""Students under several methods, as runs of a comparison; and the teachers that they share."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments.comparison.kinds import Entry, Kind
+from experiments.config import (
+    DataConfig,
+    ExperimentConfig,
+    Layer,
+    algo_layers,
+    build_config,
+    default_layer,
+    mapping_layer,
+    read_flags,
+    recipe_layers,
+)
+from experiments.console import draw_curves
+from experiments.executors import Task
+from experiments.experiment import Result, check_names, prepare_device, run_experiment
+from experiments.running.log import read_rows
+from mtkd_env.env import StepRecord
+from mtkd_env.errors import ConfigError
+from mtkd_env.files import cache_folder, path_or_name, user_path
+from mtkd_env.registration import load_images
+from mtkd_env.teachers import build_pool
+
+
+class Silence:
+    """Tells nothing of a run; its `metrics.jsonl` does."""
+
+    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """A teacher has been trained for another epoch."""
+
+    def note(self, text: str) -> None:
+        """Something about the teachers is worth a line."""
+
+    def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
+        """The student's training begins."""
+        del config, steps
+        return nullcontext()
+
+    def step(self, record: StepRecord) -> None:
+        """The student made a step."""
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """An epoch ended."""
+
+
+class Distillation(Kind):
+    """Students under methods of weighting.
+
+    Layers of a run, later ones win: configs/default.yaml, configs/recipe/<recipe>.yaml, `base`, its
+    setting, configs/algo/<algo>.yaml, its method, `--config` files, flags. The recipe is that of
+    `--recipe`, of the setting or of the file; students are settings.
+    """
+
+    result_type = Result
+    reserved: ClassVar = {
+        "seed": "seeds",
+        "output": "--output",
+        "algo": "methods",
+        "recipe": "recipe of the file or of a setting",
+    }
+
+    def config(self, entry: Entry, flags: Sequence[str]) -> ExperimentConfig:
+        """The configuration of an entry's runs, but for the seed and where they are kept."""
+        given = read_flags(flags)
+        if given.algos:
+            raise ConfigError("--algo: a comparison's methods stand in its file; see --methods")
+        own = {key: value for key, value in entry.of_method.items() if key != "algo"}
+        algo = str(entry.of_method.get("algo", entry.method))
+        recipe = given.recipe if given.recipe is not None else _recipe(entry)
+        layers = [
+            default_layer(),
+            *_recipe_layers(entry, recipe),
+            self._layer(entry, "base", entry.base),
+            self._layer(entry, f"settings.{entry.setting}", entry.of_setting),
+            *algo_layers(algo),
+            self._layer(entry, f"methods.{entry.method}", own),
+        ]
+        config = build_config(algo, layers, given, recipe=recipe, program="compare.py")
+        try:
+            check_names(config)
+        except ConfigError as error:
+            raise entry.error(f"methods.{entry.method}: {error}") from error
+        return config
+
+    def _layer(self, entry: Entry, key: str, values: Mapping[str, Any]) -> Layer:
+        if isinstance(pool := values.get("teachers"), str):
+            values = {**values, "teachers": str(entry.path.parent / user_path(pool))}
+        return mapping_layer(f"{entry.path}: {key}", dict(values))
+
+    def placed(self, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
+        """The configuration of the run in a folder."""
+        return replace(config, output=str(folder.parent))
+
+    def length(self, config: ExperimentConfig) -> tuple[int, str]:
+        """Epochs of the student."""
+        return config.optimizer.epochs, "epoch"
+
+    def check_data(self, configs: Sequence[ExperimentConfig]) -> None:
+        """Loads every distinct set of images once, so that mistakes show before the first run."""
+        for data in {repr(config.data): config.data for config in configs}.values():
+            _images(data)
+
+    def teachers(
+        self, configs: Sequence[ExperimentConfig], log: Path
+    ) -> list[tuple[Task, Sequence[int]]]:
+        """A task for every distinct pool of teachers, and the runs that need it."""
+        users: dict[str, list[int]] = {}
+        for number, config in enumerate(configs):
+            # The student's own, which teachers do not depend on.
+            data = replace(config.data, batch_size=1, mixup=0.0, cutmix=0.0)
+            users.setdefault(repr((config.teachers, data)), []).append(number)
+        return [(_pool_task(configs[numbers[0]], log), numbers) for numbers in users.values()]
+
+    def train(self, config: ExperimentConfig, folder: Path, name: str) -> None:
+        """Does a run, and draws its curves."""
+        run_experiment(config, Silence(), folder, resume=True)
+        draw_curves(read_rows(folder), folder / "curves.png", name)
+
+    def shared(self, config: ExperimentConfig) -> Sequence[Path]:
+        """The cache of teachers."""
+        return [cache_folder(config.cache)]
+
+
+def _recipe(entry: Entry) -> str | None:
+    """The recipe of an entry; one of a path stands beside the file."""
+    if entry.recipe is None:
+        return None
+    path = path_or_name(entry.recipe)
+    return str(entry.path.parent / path) if path else entry.recipe
+
+
+def _recipe_layers(entry: Entry, recipe: str | None) -> list[Layer]:
+    try:
+        return recipe_layers(recipe)
+    except ConfigError as error:
+        raise entry.error(f"recipe: {error}") from error
+
+
+def _images(data: DataConfig) -> Any:
+    return load_images(
+        data.dataset, data.arguments, val_fraction=data.val_fraction, train_size=data.train_size
+    )
+
+
+def _pool_task(config: ExperimentConfig, log: Path) -> Task:
+    pool = config.teachers
+    name = " ".join(filter(None, ("teachers", config.setting)))
+    work = partial(_train_teachers, config, log)
+    return Task(name, work, log, len(pool.teachers) * pool.recipe.epochs)
+
+
+def _train_teachers(config: ExperimentConfig, log: Path) -> None:
+    """Trains the teachers that are not in the cache; a run then finds them all there."""
+    images = _images(config.data)
+    with log.open("w", encoding="utf-8") as file:
+
+        def note(name: str, epoch: int, epochs: int, loss: float) -> None:
+            row = {"teacher": name, "epoch": epoch, "epochs": epochs, "loss": loss}
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        build_pool(
+            config.teachers,
+            images,
+            device=prepare_device(config),
+            cache=cache_folder(config.cache),
+            progress=note,
+        )

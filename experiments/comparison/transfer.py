@@ -1,0 +1,87 @@
+"""Detectors and segmenters that begin with several backbones, as runs of a comparison."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from experiments.comparison.kinds import Entry, Kind
+from experiments.console import console
+from experiments.transfer import detection, segmentation
+from experiments.transfer.program import TaskResult, TransferConfig, parse
+from mtkd_env import distributed
+from mtkd_env.errors import ConfigError
+
+# A backbone that begins at random, in place of a file.
+RANDOM = "random"
+
+
+class Transfer(Kind):
+    """Networks for another task; methods are backbones: the file of each, by its ResNet.
+
+    Layers of a run, later ones win: configs/transfer/<recipe>.yaml, `base`, its setting, flags.
+    """
+
+    result_type = TaskResult
+    reserved: ClassVar = {"seed": "seeds", "output": "--output", "weights": "methods"}
+    config_type: type[TransferConfig]
+    run: Callable[..., TaskResult]
+
+    def config(self, entry: Entry, flags: Sequence[str]) -> TransferConfig:
+        """The configuration of an entry's runs, but for the seed and where they are kept."""
+        recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
+        own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
+        config, _ = parse(self.config_type, [*recipe, *own], "compare.py")
+        path = entry.of_method.get(config.backbone)
+        if path is None:
+            raise entry.error(
+                f"methods.{entry.method}: expected a file for {config.backbone}, which "
+                f"{entry.setting} begins with: --weights {entry.method}:{config.backbone}=PATH, or "
+                f"{RANDOM} in its place"
+            )
+        return replace(config, weights=None if path == RANDOM else str(path))
+
+    def length(self, config: TransferConfig) -> tuple[int, str]:
+        """Epochs or steps, whatever the schedule counts."""
+        schedule = config.schedule
+        if schedule.iterations is not None:
+            return schedule.iterations, "step"
+        return schedule.epochs or 0, "epoch"
+
+    def check_data(self, configs: Sequence[TransferConfig]) -> None:
+        """Looks whether images and backbones are there, before the first run."""
+        for config in configs:
+            if not Path(config.data).is_dir():
+                raise ConfigError(f"data: no such folder: {config.data}")
+            if config.weights is not None and not Path(config.weights).exists():
+                raise ConfigError(f"--weights: no such file: {config.weights}")
+
+    def train(self, config: TransferConfig, folder: Path, name: str) -> None:
+        """Does a run; of several processes one shows how it goes."""
+        del name
+        out = console(quiet=distributed.rank() != 0 or not distributed.launched())
+        type(self).run(config, folder, resume=True, out=out)
+
+
+class Detection(Transfer):
+    """Detectors."""
+
+    config_type = detection.DetectionConfig
+    run = detection.run
+
+
+class Segmentation(Transfer):
+    """Segmenters."""
+
+    config_type = segmentation.SegmentationConfig
+    run = segmentation.run
+
+
+def _flags(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Nested keys and values as flags."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flags(value, f"{prefix}{key}.")
+        else:
+            yield f"--{prefix}{key}={json.dumps(value) if isinstance(value, list) else value}"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from experiments.comparison.distillation import Silence
 from experiments.comparison.plan import Comparison, Selection, load_comparison
-from experiments.comparison.tasks import Silence
 from experiments.config import ExperimentConfig, parse_arguments, read_flags
 from experiments.experiment import DistillationRun, check_names
 from experiments.export import export_backbone

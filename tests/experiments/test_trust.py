@@ -11,7 +11,7 @@ import yaml
 
 from experiments.comparison.distillation import Silence
 from experiments.comparison.plan import Comparison, Selection, load_comparison
-from experiments.config import ExperimentConfig, parse_arguments, read_flags
+from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import DistillationRun, check_names
 from experiments.export import export_backbone
 from experiments.run import planned
@@ -111,7 +111,7 @@ def pool_of(values: dict[str, Any], *flags: str) -> list[tuple[ExperimentConfig,
 def compared(values: dict[str, Any], *flags: str) -> Comparison:
     methods = {"first": {"algo": values.pop("algo", "aver"), **values}}
     path = write("comparison.yaml", {"methods": methods})
-    return load_comparison(Path(path), read_flags(flags), Selection(), Path("out"))
+    return load_comparison(Path(path), flags, Selection(), Path("out"))
 
 
 FILES: dict[str, Callable[..., Any]] = {

@@ -10,13 +10,17 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from experiments.comparison.plan import Comparison
 from experiments.comparison.statistics import Spread
 from experiments.comparison.summary import (
     NOTHING,
     Summary,
+    adjust,
     difference_text,
+    interval_text,
+    p_text,
     summarize,
     teachers_of,
     text_of,
@@ -35,7 +39,8 @@ HEADING_WIDTH = 8
 NOTE = (
     "last: after the last epoch, the result; best: the highest, chosen on the same images. "
     "± is the standard deviation over seeds.\n"
-    "Differences in points, paired by seed, with 95 % t intervals."
+    "Differences in points, paired by seed; intervals are 95 % t intervals. Bold: other than zero "
+    "by Holm's correction (p < 0.05) over all differences of these tables."
 )
 SCORES = (
     "agent score: 0 is equal weights, 1 all weight on each sample's best teacher. "
@@ -72,16 +77,18 @@ def summaries_of(comparison: Comparison, finished: Finished) -> list[Summary]:
     for result in finished:
         groups.setdefault((result.method, result.setting), {})[result.seed] = result
     order = [(method, setting) for setting in comparison.settings for method in comparison.methods]
-    return [
-        summarize(
-            pair,
-            groups[pair],
-            groups.get((comparison.baseline or "", pair[1]), {}),
-            comparison.paper.get(pair),
-        )
-        for pair in order
-        if pair in groups
-    ]
+    return adjust(
+        [
+            summarize(
+                pair,
+                groups[pair],
+                groups.get((comparison.baseline or "", pair[1]), {}),
+                comparison.paper.get(pair),
+            )
+            for pair in order
+            if pair in groups
+        ]
+    )
 
 
 @dataclass(frozen=True)
@@ -92,11 +99,17 @@ class _Column:
         heading: Its heading.
         text: Its text for a method.
         room: How much it matters where there is little room: the largest go first, 0 stays.
+        bold: Whether what is certain is bold.
     """
 
     heading: str
     text: Callable[[Summary], str]
     room: int = 0
+    bold: bool = False
+
+    def is_bold(self, summary: Summary) -> bool:
+        """Whether its text for a method is bold."""
+        return self.bold and summary.is_certain
 
 
 def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Column]:
@@ -105,10 +118,14 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Colu
     columns = [
         _Column("n", lambda s: str(len(s.values))),
         _Column(f"{metric} last [%]", lambda s: text_of(s.last, scale=100)),
+        _Column("95 % interval", lambda s: interval_text(s.interval) or NOTHING, room=2),
         _Column(f"{metric} best [%]", lambda s: text_of(s.best, scale=100)),
     ]
     if baseline is not None:
-        columns.append(_Column(f"− {baseline}", lambda s: difference_text(s.difference)))
+        columns += [
+            _Column(f"− {baseline}", difference_text, bold=True),
+            _Column("p (Holm)", lambda s: p_text(s.adjusted_p), room=2),
+        ]
     if any(summary.score for summary in summaries):
         columns.append(_Column("agent score", lambda s: _score(s.score), room=1))
     columns += [_Column(f"weight {name}", _weight(name), room=3) for name in teachers_of(summaries)]
@@ -171,7 +188,8 @@ def _table(title: str, columns: Sequence[_Column], summaries: Sequence[Summary])
         lines = textwrap.wrap(column.heading, HEADING_WIDTH, break_long_words=False)
         table.add_column("\n".join(lines), justify="right")
     for summary in summaries:
-        table.add_row(summary.method, *(column.text(summary) for column in columns))
+        cells = [Text(c.text(summary), "bold" if c.is_bold(summary) else "") for c in columns]
+        table.add_row(summary.method, *cells)
     return table
 
 
@@ -198,11 +216,16 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         columns = _columns(comparison, group)
         rows = [["method", *(column.heading for column in columns)]]
         rows.append(["---", *("---:" for _ in columns)])
-        rows += [[summary.method, *(c.text(summary) for c in columns)] for summary in group]
+        rows += [[summary.method, *(_markdown(c, summary) for c in columns)] for summary in group]
         heading = f"## {setting}\n\n" if setting else ""
         parts.append(heading + "".join(map(markdown_row, rows)))
     parts.append(_note(summaries) + "\n")
     return "\n".join(parts)
+
+
+def _markdown(column: _Column, summary: Summary) -> str:
+    text = column.text(summary)
+    return f"**{text}**" if column.is_bold(summary) else text
 
 
 # For programs.
@@ -217,6 +240,7 @@ def summary_rows(summaries: Sequence[Summary]) -> list[dict[str, object]]:
 def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]:
     difference, paper = summary.difference, summary.paper
     low, high = (difference and difference.interval) or (None, None)
+    interval = summary.interval or (None, None)
     return {
         "setting": summary.setting,
         "method": summary.method,
@@ -224,12 +248,16 @@ def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]
         "metric": summary.metric,
         "last_mean": summary.last.mean,
         "last_std": summary.last.std,
+        "last_low": interval[0],
+        "last_high": interval[1],
         "best_mean": summary.best.mean,
         "best_std": summary.best.std,
         "difference_n": difference and difference.n,
         "difference_mean": difference and difference.mean,
         "difference_low": low,
         "difference_high": high,
+        "difference_p": difference and difference.p,
+        "difference_p_adjusted": summary.adjusted_p,
         "score": summary.score and summary.score.mean,
         "seconds": summary.seconds.mean,
         "seconds_ratio": summary.slowness,

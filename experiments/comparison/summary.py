@@ -1,12 +1,14 @@
 """What a method came to in a setting: one summary for terminal, CSV, Markdown, picture and page."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.comparison.statistics import (
+    CONFIDENCE,
     Difference,
     Spread,
+    holm,
     paired_difference,
     spread,
     t_interval,
@@ -38,6 +40,8 @@ class Summary:
         seconds: Seconds of a run.
         slowness: Seconds as a ratio to the baseline's with the same seeds.
         paper: The published figure in %.
+        adjusted_p: The difference's p after Holm's correction over all differences that are shown
+            together; see `adjust`.
     """
 
     method: str
@@ -54,12 +58,12 @@ class Summary:
     seconds: Spread
     slowness: float | None
     paper: Spread | None
+    adjusted_p: float | None = None
 
     @property
-    def is_ahead(self) -> bool | None:
-        """Whether the method is ahead of the baseline, behind it (False), or neither (None)."""
-        low, high = (self.difference and self.difference.interval) or (0, 0)
-        return True if low > 0 else False if high < 0 else None
+    def is_certain(self) -> bool:
+        """Whether the difference is other than zero, by Holm's correction."""
+        return self.adjusted_p is not None and self.adjusted_p < 1 - CONFIDENCE
 
 
 def summarize(
@@ -114,6 +118,16 @@ def _slowness(results: Results, baseline: Results) -> float | None:
     return own / other if other > 0 else None
 
 
+def adjust(summaries: Sequence[Summary]) -> list[Summary]:
+    """Corrects p for the number of differences among summaries that are shown together."""
+    p_values = [None if s.difference is None else s.difference.p for s in summaries]
+    corrected = iter(holm([p for p in p_values if p is not None]))
+    return [
+        summary if p is None else replace(summary, adjusted_p=next(corrected))
+        for summary, p in zip(summaries, p_values, strict=True)
+    ]
+
+
 # Texts.
 
 
@@ -131,11 +145,17 @@ def interval_text(interval: tuple[float, float] | None, form: str = "z.2f") -> s
     return f"[{100 * low:{form}}, {100 * high:{form}}]"
 
 
-def difference_text(difference: Difference | None) -> str:
-    """A difference in points with its interval."""
-    if difference is None:
+def difference_text(summary: Summary) -> str:
+    """The difference in points with its interval, and of how many pairs, if not of all runs."""
+    if (difference := summary.difference) is None:
         return NOTHING
-    return f"{100 * difference.mean:+z.2f} {interval_text(difference.interval, '+z.2f')}".strip()
+    text = f"{100 * difference.mean:+z.2f} {interval_text(difference.interval, '+z.2f')}".strip()
+    return text if difference.n == len(summary.values) else f"{text} (n = {difference.n})"
+
+
+def p_text(p: float | None) -> str:
+    """An adjusted p."""
+    return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def teachers_of(summaries: Sequence[Summary]) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import mtkd_env
-from experiments.comparison.summary import NOTHING, difference_text, interval_text, text_of
+from experiments.comparison.summary import NOTHING, difference_text, interval_text, p_text, text_of
 from experiments.html_report.naming import Grouping, group_runs
 from experiments.html_report.runs import Found
 from experiments.html_report.sections import SECTIONS, Contents
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import summarize_groups
+from experiments.html_report.summary import summarize_settings
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -29,7 +29,7 @@ def render(found: Found, title: str) -> str:
     contents = Contents(
         runs=found.runs,
         grouping=grouping,
-        summaries={name: summarize_groups(groups) for name, groups in grouping.settings.items()},
+        summaries=summarize_settings(grouping.settings),
         palette=make_palette(grouping.methods, grouping.teachers),
     )
     with drawing():
@@ -60,6 +60,7 @@ def _environment() -> Environment:
         "spread": text_of,
         "interval": interval_text,
         "difference": difference_text,
+        "p": p_text,
         "number": _number,
     }
     return environment

@@ -125,8 +125,9 @@ def _summary(contents: Contents) -> Section:
         intro=(
             "Accuracy on the test images after the last epoch, mean ± standard deviation over "
             "seeds. Intervals are 95\u00a0% t intervals of the mean. The difference to aver is "
-            "paired by seed, and bold where its interval excludes zero. Agent score of the last "
-            "epoch: 0 is equal weights, 1 all weight on the best teacher of every sample."
+            "paired by seed, and bold where it is other than zero by Holm's correction (p < 0.05) "
+            "over all differences of this page. Agent score of the last epoch: 0 is equal weights, "
+            "1 all weight on the best teacher of every sample."
         ),
         template="summary.html",
         content={"summaries": contents.summaries, "palette": contents.palette},

@@ -1,11 +1,11 @@
 """What every method came to, with how sure that is; and its cost."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice, pairwise
 
 from matplotlib.figure import Figure
 
-from experiments.comparison.summary import Summary, summarize
+from experiments.comparison.summary import Summary, adjust, summarize
 from experiments.drawing import drawn
 from experiments.html_report.naming import Group, baseline_of
 from experiments.html_report.style import GUIDE_COLOUR, Palette
@@ -14,8 +14,14 @@ from experiments.html_report.style import GUIDE_COLOUR, Palette
 COST_SIZE, LABEL_GAP = (8.4, 4.2), 0.055
 
 
-def summarize_groups(groups: Sequence[Group]) -> list[Summary]:
-    """A summary of every method of a setting."""
+def summarize_settings(settings: Mapping[str, Sequence[Group]]) -> dict[str, list[Summary]]:
+    """A summary of every method of every setting."""
+    summaries = {name: _summarize(groups) for name, groups in settings.items()}
+    adjusted = iter(adjust(list(chain.from_iterable(summaries.values()))))
+    return {name: list(islice(adjusted, len(found))) for name, found in summaries.items()}
+
+
+def _summarize(groups: Sequence[Group]) -> list[Summary]:
     baseline = baseline_of(groups)
     other = {} if baseline is None else baseline.results
     return [summarize((group.method, group.setting), group.results, other) for group in groups]

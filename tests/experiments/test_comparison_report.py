@@ -107,16 +107,18 @@ def test_the_table_says_what_the_methods_came_to() -> None:
         "pg",
         "2",
         "75.00 ± 0.00",
+        "–",
         "87.50 ± 0.00",
         "+18.75 [-60.66, +98.16]",
+        "0.205",
         "0.500",
         "0.750",
         "0.250",
         "0.50",
         "78.39 ± 0.14",
     ]
-    assert re.split("  +", lines["aver"].strip())[4:] == [
-        *("–", "0.500", "0.750", "0.250", "1.00", "76.83")
+    assert re.split("  +", lines["aver"].strip())[3:] == [
+        *("[31.45, 93.55]", "87.50 ± 0.00", "–", "–", "0.500", "0.750", "0.250", "1.00", "76.83")
     ]
     assert "chosen on the same images" in text
     assert "kept in runs/trial" in text
@@ -125,14 +127,14 @@ def test_the_table_says_what_the_methods_came_to() -> None:
 def test_a_single_seed_has_neither_spread_nor_interval() -> None:
     text = printed(200, runs=[result for result in finished() if result.seed == 0])
     line = next(line for line in text.splitlines() if line.startswith(" pg"))
-    assert re.split("  +", line.strip())[:5] == ["pg", "1", "75.00", "87.50", "+25.00"]
+    assert re.split("  +", line.strip())[:6] == [*("pg", "1", "75.00", "–", "87.50", "+25.00")]
 
 
 @pytest.mark.parametrize(
     ("width", "shown"),
     [
-        (140, {"weight", "seconds", "score", "last"}),
-        (105, {"seconds", "score", "last"}),
+        (165, {"weight", "seconds", "score", "last"}),
+        (130, {"seconds", "score", "last"}),
         (90, {"score", "last"}),
         (80, {"last"}),
     ],
@@ -151,6 +153,51 @@ def test_without_a_baseline_the_table_shows_seconds() -> None:
     assert "seconds" in head
     assert "aver" not in head
     assert "paper" not in head
+
+
+def behind(setting: str = UNNAMED) -> Finished:
+    """A method that is certainly behind the baseline, and one that may be."""
+    accuracies = {"aver": (0.5, 0.625, 0.75), "pg": (0.375, 0.51, 0.62), "none": (0.4, 0.5, 0.7)}
+    return [
+        make_result(method=method, setting=setting, seed=seed, last=last)
+        for method, values in accuracies.items()
+        for seed, last in enumerate(values)
+    ]
+
+
+def test_what_holms_correction_leaves_of_all_differences_is_bold() -> None:
+    comparison = replace(COMPARISON, settings=["near", "far"])
+    one, two = (
+        summaries_of(comparison, [r for s in settings for r in behind(s)])
+        for settings in (["near"], ["near", "far"])
+    )
+    p = {s.method: s.difference.p for s in one if s.difference and s.difference.p}
+    assert (p["pg"], p["none"]) == (
+        pytest.approx(0.0013, abs=1e-4),
+        pytest.approx(0.0533, abs=1e-4),
+    )
+    # 2 × pg, 1 × none; and of four, 4 × pg and 2 × none.
+    assert {s.method: s.adjusted_p for s in one} == {
+        "pg": pytest.approx(2 * p["pg"]),
+        "none": p["none"],
+        "aver": None,
+    }
+    assert [s.adjusted_p for s in two if s.method == "pg"] == pytest.approx([4 * p["pg"]] * 2)
+    text = markdown(comparison, one)
+    assert "| **-12.33 [-14.23, -10.44]** | 0.003 |" in text
+    assert text.count("**") == 2
+    assert "Holm's correction" in text
+    out = StringIO()
+    print_comparison(
+        console(file=out, width=200, force_terminal=True), comparison, behind("near"), Path("runs")
+    )
+    assert "\x1b[1m-12.33 [-14.23, -10.44]\x1b[0m" in out.getvalue()
+
+
+def test_a_difference_of_fewer_pairs_than_runs_says_so() -> None:
+    runs = [r for r in behind() if (r.method, r.seed) != ("aver", 2)]
+    text = markdown(COMPARISON, summaries_of(COMPARISON, runs))
+    assert text.count("(n = 2)") == 2
 
 
 def test_markdown_holds_a_table_for_every_setting() -> None:

@@ -26,7 +26,7 @@ from experiments.html_report.page import render
 from experiments.html_report.paper import TABLE_6A, paper_rows
 from experiments.html_report.runs import describe, find_runs, flatten
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import spread_out, summarize_groups
+from experiments.html_report.summary import spread_out, summarize_settings
 from experiments.html_report.svg import inline
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 
@@ -205,13 +205,13 @@ class TestSummaryTable:
         for algo, values in ACCURACIES.items():
             mean, std = 100 * statistics.mean(values), 100 * statistics.stdev(values)
             low, high = t_interval(values) or (math.nan, math.nan)
-            n, accuracy, interval, _, _, seconds = cells[algo]
+            n, accuracy, interval, _, _, _, seconds = cells[algo]
             assert n == "3"
             assert accuracy == f"{mean:.2f} ± {std:.2f}"
             assert interval == f"[{100 * low:.2f}, {100 * high:.2f}]"
             assert seconds == "10.0 ± 0.0"
-        assert cells["pg"][4] == "0.100 ± 0.100"
-        assert cells["aver"][4] == "0.000 ± 0.000"
+        assert cells["pg"][5] == "0.100 ± 0.100"
+        assert cells["aver"][5] == "0.000 ± 0.000"
 
     def test_compares_with_equal_weights_seed_by_seed(self, written: tuple[str, Page]) -> None:
         (table,) = written[1].tables["summary"]
@@ -221,9 +221,10 @@ class TestSummaryTable:
         assert cells["pg"] == "+15.83 [-13.52, +45.18]"
         assert cells[EVIL] == "-24.58 [-29.33, -19.84]"
 
-    def test_marks_differences_whose_interval_excludes_zero(
-        self, written: tuple[str, Page]
-    ) -> None:
+    def test_marks_differences_that_holm_leaves(self, written: tuple[str, Page]) -> None:
+        (table,) = written[1].tables["summary"]
+        # Two tests: 2 × 0.0020 and 0.1461.
+        assert {row[0]: row[5] for row in table[1:]} == {"aver": "–", "pg": "0.146", EVIL: "0.004"}
         marked = [each for each in written[1].all_of("td") if each.get("class") == "clear"]
         assert len(marked) == 1
 
@@ -514,11 +515,11 @@ def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
         write_run(tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last=accuracy)
     for seed, accuracy in ((1, 0.75), (2, 1.0)):
         write_run(tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last=accuracy)
-    baseline, ours = summarize_groups(grouped(tmp_path).groups)
+    (baseline, ours) = summarize_settings(grouped(tmp_path).settings)[""]
     assert baseline.difference is None
     assert ours.difference is not None
     assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
-    assert ours.is_ahead is None
+    assert not ours.is_certain
     assert ours.last == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
 
 
@@ -657,7 +658,9 @@ def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
 def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> None:
     for reward in ("paper", "alignment"):
         write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
-    rows = paper_rows(summarize_groups(grouped(tmp_path).groups))
+    rows = paper_rows(
+        [s for found in summarize_settings(grouped(tmp_path).settings).values() for s in found]
+    )
     assert [row.algo for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
     assert TABLE_6A["ppo"] == Spread(78.28, 0.08)
 

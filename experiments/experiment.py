@@ -13,16 +13,17 @@ import gymnasium
 import stable_baselines3
 import torch
 
-from agents import build_agent, check_agent
+from agents import build_agent
 from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
-from experiments.running.device import find_device
 from experiments.running.folder import CONFIG, new_folder
 from experiments.running.kept import KeptRun
 from experiments.running.log import ROWS, MetricsLog
 from experiments.running.result import RunResult, versions
 from experiments.training import BREAKDOWN, Progress, Training
-from mtkd_env import Assembly, ConfigError, assemble, registration
+from mtkd_env import Assembly, assemble
+from mtkd_env.computing import find_device
+from mtkd_env.errors import ConfigError
 from mtkd_env.files import name_in_path, save_checkpoint
 from mtkd_env.imports import Trust, trust_of
 from mtkd_env.seeding import derive_seed
@@ -64,33 +65,24 @@ class Result(RunResult):
     fidelities: dict[str, Any]
 
 
-def check_names(config: ExperimentConfig) -> None:
-    """Checks what a configuration names, before anything is loaded or trained.
+def set_threads(config: ExperimentConfig) -> None:
+    """Sets the number of CPU threads of a run.
 
-    Raises:
-        ConfigError: An agent, a network or a choice that does not exist, or an unknown argument.
+    Sharing the work of tiny images costs more than it saves, and many times more where other
+    programs use the cores.
     """
-    check_agent(config.agent_name, config.agent.arguments)
-    registration.check_names(
-        student=config.student.network,
-        student_arguments=config.student.arguments,
-        logit=config.distillation.logit,
-        feature=config.distillation.feature,
-        **asdict(config.env),
-    )
+    if threads := config.threads or (1 if config.data.dataset == "digits" else None):
+        torch.set_num_threads(threads)
 
 
 def prepare_device(config: ExperimentConfig) -> torch.device:
     """The device of a run, after setting the number of CPU threads.
 
-    Sharing the work of tiny images costs more than it saves, and many times more where other
-    programs use the cores.
-
     Raises:
         ConfigError: A device that does not exist here.
     """
-    threads = config.threads or (1 if config.data.dataset == "digits" else None)
-    return find_device(config.device, threads)
+    set_threads(config)
+    return find_device(config.device)
 
 
 def make_folder(config: ExperimentConfig) -> Path:
@@ -105,34 +97,16 @@ def make_folder(config: ExperimentConfig) -> Path:
 
 def build(config: ExperimentConfig, progress: Progress) -> Assembly:
     """Data, teachers, student and environment of a configuration."""
+    set_threads(config)
     return assemble(
-        dataset=config.data.dataset,
-        dataset_kwargs=config.data.arguments,
-        num_envs=config.data.batch_size,
-        val_fraction=config.data.val_fraction,
-        train_size=config.data.train_size,
-        mixup=config.data.mixup,
-        cutmix=config.data.cutmix,
-        views=config.data.views,
-        view_seed=config.data.view_seed,
+        data=config.data,
         teachers=config.teachers,
-        prefetch=config.prefetch,
-        student=config.student.network,
-        student_width=config.student.width,
-        student_arguments=config.student.arguments,
-        recipe=config.optimizer,
-        precision=config.precision,
-        teacher_precision=config.teacher_precision,
-        compile=config.compile,
-        device=str(prepare_device(config)),
-        cache=config.cache,
-        seed=config.seed,
-        progress=progress.teacher,
-        note=progress.note,
-        output="torch",
-        on_nan=config.on_nan,
-        **asdict(config.distillation),
-        **asdict(config.env),
+        student=config.student,
+        optimizer=config.optimizer,
+        distillation=config.distillation,
+        env=config.env,
+        computing=config,
+        progress=progress,
     )
 
 
@@ -154,7 +128,6 @@ def run_experiment(
         folder: The run's folder; by default a new one named after the run and the time.
         resume: Whether the folder may hold this run.
     """
-    check_agent(config.agent_name, config.agent.arguments)
     try:
         run = DistillationRun(config, progress)
         return run.complete(folder or partial(make_folder, config), resume=resume)
@@ -248,11 +221,10 @@ class DistillationRun(KeptRun[Result]):
 
     def write(self, folder: Path) -> None:
         """Writes student, agent and gallery."""
-        student = self._assembly.env.distiller.student
+        student, images = self._assembly.env.distiller.student, self._assembly.images
         if self._last.record is not None:
-            config, data = self._config.data, self._assembly.data
-            splits = data.split(config.val_fraction, train_size=config.train_size)
-            write_gallery(collect_gallery(self._last.record, data, splits.train), folder)
+            gallery = collect_gallery(self._last.record, images.data, images.splits.train)
+            write_gallery(gallery, folder)
         save_checkpoint(folder / "student.pt", {"network": student.state_dict()})
         self._agent.save(folder)
 

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.config import StudentConfig
 from experiments.experiment import run_config
 from experiments.gallery import read_gallery
 from experiments.running.failures import Parser, path_argument, run_program
@@ -32,7 +31,7 @@ from mtkd_env.files import (
     write_text,
 )
 from mtkd_env.imports import TRUST
-from mtkd_env.networks import Network, build_network
+from mtkd_env.networks import Network, StudentSpec, build_network
 from mtkd_env.networks.foreign import ForeignNetwork
 
 TORCH, SAFETENSORS, ABOUT = "backbone.pt", "backbone.safetensors", "backbone.json"
@@ -137,7 +136,7 @@ def _image_shape(run: Path, trained: Mapping[str, Tensor]) -> tuple[int, tuple[i
 
 
 def _skeleton(
-    student: StudentConfig, classes: int, in_channels: int, image_size: tuple[int, int] | None
+    student: StudentSpec, classes: int, in_channels: int, image_size: tuple[int, int] | None
 ) -> Network:
     """A student's network without numbers."""
     try:
@@ -188,7 +187,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return copy.clone(memory_format=torch.contiguous_format)
 
 
-def takers(student: StudentConfig, in_channels: int) -> list[str]:
+def takers(student: StudentSpec, in_channels: int) -> list[str]:
     """What takes the exported tensors by `load_state_dict(state, strict=False)`, in Python.
 
     Only the classifier is missing then, where there is one. A ResNet has the same names in several

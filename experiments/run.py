@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from agents import check_agent
 from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
 from experiments.experiment import Result, run_config, run_experiment
@@ -29,8 +28,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     runs = planned(argv)
-    for config, _ in runs:
-        check_agent(config.agent_name, config.agent.arguments)
     with together(runs[0][0].device):
         complete(runs)
     return 0

@@ -26,12 +26,7 @@ from mtkd_env.teachers import TeacherPool, build_pool
 
 def train(config: ExperimentConfig, out: Console) -> TeacherPool:
     """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
-    images = load_images(
-        config.data.dataset,
-        config.data.arguments,
-        val_fraction=config.data.val_fraction,
-        train_size=config.data.train_size,
-    )
+    images = load_images(config.data)
     folder = Path(config.output) / "teachers" / "tensorboard"
     with SummaryWriter(str(folder)) as writer, closing(ConsoleProgress(out)) as progress:
 

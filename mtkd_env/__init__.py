@@ -4,17 +4,19 @@ Importing the package registers an environment of every dataset for `gymnasium.m
 `MTKD/Digits-v0`.
 """
 
-from mtkd_env.data import DATASETS
+from mtkd_env.computing import Computing
+from mtkd_env.data import DATASETS, DataSpec
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import EnvSpec, MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
-from mtkd_env.networks import NETWORKS
+from mtkd_env.networks import NETWORKS, StudentSpec
 from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import Recipe
 from mtkd_env.registration import Assembly, assemble, make_env, register_envs
 from mtkd_env.reward import REWARDS
-from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec
+from mtkd_env.teachers import PoolSpec, StoreSpec, TeacherEnsemble, TeacherSpec
+from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
 from mtkd_env.wrappers.sb3 import SB3VecEnv
@@ -27,9 +29,13 @@ __all__ = [
     "WEIGHTINGS",
     "Assembly",
     "Batch",
+    "Computing",
     "ConfigError",
+    "DataSpec",
     "DistillState",
+    "Distillation",
     "Distiller",
+    "EnvSpec",
     "Evaluation",
     "LossTerms",
     "MTKDVectorEnv",
@@ -38,6 +44,8 @@ __all__ = [
     "Recipe",
     "SB3VecEnv",
     "StepRecord",
+    "StoreSpec",
+    "StudentSpec",
     "TeacherEnsemble",
     "TeacherSpec",
     "TeacherWeights",

@@ -20,17 +20,14 @@ from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import FULL, autocast, check_precision, widened
-from mtkd_env.seeding import seeded
+from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.terms import (
     FEATURE_TERMS,
     LOGIT_TERMS,
     Comparison,
-    Terms,
-    check_scales,
+    Distillation,
     combine,
-    needs_directions,
-    parse_terms,
 )
 from mtkd_env.types import (
     Batch,
@@ -85,29 +82,24 @@ class Distiller:
 
     Args:
         student: Makes a new, randomly initialised student.
-        teachers: The frozen teachers; they decide the device.
+        teachers: The frozen teachers, on the device of all.
         image_shape: (K, H, W) of the images.
         steps_per_epoch: Batches in one epoch, which the schedule counts in.
+        distillation: What the teachers add to the loss.
         recipe: Optimiser and schedule of the student and the regressors.
-        alpha: α, weight of the logit terms.
-        beta: β, weight of the feature terms.
-        temperature: T of the logit terms; the paper never states it, its code has 4.
-        logit: Losses of the logit terms: a name in `LOGIT_TERMS`, `none`, or names with
-            coefficients.
-        feature: Losses of the feature terms, likewise in `FEATURE_TERMS`.
         directions: Mean feature (C, D_m) of every class, for each teacher; needed by `nd`. See
             `mtkd_env.teachers.class_means`.
         precision: What the student and the regressors compute in: `fp32`, `bf16` or `fp16`, whose
             gradients are scaled. The teachers have a precision of their own.
         compile: How the student's training step is compiled; see `mtkd_env.compilation`.
-        seed: Seed of the first student's initialisation.
+
+    The first student is that of seed 0.
 
     Attributes:
         skipped: Batches that were left out because something of them was NaN or infinite.
 
     Raises:
-        ConfigError: A negative weight of the terms, a temperature that is not positive, an unknown
-            loss, missing directions, or a precision that the device does not have.
+        ConfigError: Missing directions, or a precision that the device does not have.
     """
 
     def __init__(
@@ -117,36 +109,25 @@ class Distiller:
         *,
         image_shape: tuple[int, int, int],
         steps_per_epoch: int,
-        recipe: Recipe | None = None,
-        alpha: float = 1.0,
-        beta: float = 5.0,
-        temperature: float = 4.0,
-        logit: Terms = "kd",
-        feature: Terms = "mse",
+        distillation: Distillation,
+        recipe: Recipe,
         directions: tuple[Tensor, ...] = (),
         precision: str = FULL,
         compile: str = NONE,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
     ) -> None:
-        check_scales(alpha=alpha, beta=beta, temperature=temperature)
-        self.logit_terms = parse_terms(logit, LOGIT_TERMS, "logit")
-        self.feature_terms = parse_terms(feature, FEATURE_TERMS, "feature")
-        self._embeds = needs_directions(self.feature_terms)
-        if self._embeds and len(directions) != len(teachers):
+        self.distillation = distillation
+        self._terms = distillation.logit_terms, distillation.feature_terms
+        if distillation.needs_directions and len(directions) != len(teachers):
             raise ConfigError(
-                f"directions: {feature!r} needs the class means of each of the "
+                f"directions: {distillation.feature!r} needs the class means of each of the "
                 f"{len(teachers)} teachers, got {len(directions)}"
             )
-        check_precision(precision, device)
+        self.device = next(teachers.parameters()).device
+        check_precision(precision, self.device)
         self.precision = precision
         self._compile = compile
-        self.device = torch.device(device)
-        self.teachers = teachers.to(self.device)
-        self.recipe = recipe or Recipe()
-        self.alpha = alpha
-        self.beta = beta
-        self.temperature = temperature
+        self.teachers = teachers
+        self.recipe = recipe
         self.directions = tuple(means.to(self.device) for means in directions)
         self.steps_per_epoch = steps_per_epoch
         self._make_student = student
@@ -155,7 +136,7 @@ class Distiller:
         self._probe = torch.zeros(2, *image_shape, device=self.device)
         maps = self.teachers(self._probe).feature_maps
         self._map_sizes = [(one.shape[2], one.shape[3]) for one in maps]
-        self.reinitialize(seed)
+        self.reinitialize(derive_seed(0, "student"))
 
     def reinitialize(self, seed: int) -> None:
         """Starts over with a new student, new regressors, a new optimiser and schedule."""
@@ -165,12 +146,12 @@ class Distiller:
             regressors = Regressors(
                 student.map_channels, known.map_channels, self._map_sizes, known.signed_maps
             )
-            widths = known.feature_dims if self._embeds else ()
+            widths = known.feature_dims if self.distillation.needs_directions else ()
             projections = [FeatureProjection(student.feature_dim, width) for width in widths]
         module = StudentModule(student, regressors, projections).to(self.device)
         _prefer_channels_last(module, self._probe)
         # What no loss reaches gets no gradient, for which several processes would wait.
-        module.regressors.requires_grad_("mse" in self.feature_terms)
+        module.regressors.requires_grad_("mse" in self.distillation.feature_terms)
         self.module = distributed.synchronize_norms(module)
         self._parallel = distributed.data_parallel(self.module)
         self._compiled = compiled(self._parallel, self._compile)
@@ -238,10 +219,11 @@ class Distiller:
         replaced = {**_copied_buffers(self.module), **parameters}
         return self._state(batch, self._view(self.module, batch.inputs, replaced), teachers)
 
-    def distillation(self, state: DistillState, weights: TeacherWeights) -> Float[Tensor, " B"]:
+    def teacher_loss(self, state: DistillState, weights: TeacherWeights) -> Float[Tensor, " B"]:
         """α Σ_m w_l kd + β Σ_m w_f feature: what the teachers add to the loss of each sample."""
         logit = (weights.logit * state.kd).sum(1)
-        return self.alpha * logit + self.beta * (weights.feature * state.feature).sum(1)
+        feature = (weights.feature * state.feature).sum(1)
+        return self.distillation.alpha * logit + self.distillation.beta * feature
 
     @torch.enable_grad()
     def update(
@@ -262,7 +244,7 @@ class Distiller:
         Returns:
             The terms of the loss before the step.
         """
-        total = state.cross_entropy + self.distillation(state, weights)
+        total = state.cross_entropy + self.teacher_loss(state, weights)
         self.optimizer.zero_grad(set_to_none=True)
         # Under any precision but fp16 the scaler does nothing.
         self.scaler.scale(total.mean()).backward()
@@ -323,7 +305,7 @@ class Distiller:
     def _state(self, batch: Batch, view: StudentView, teachers: TeacherOutputs) -> DistillState:
         output = widened(view.output)
         logits = output.logits
-        kd = losses.kd_divergence(logits, teachers.logits, self.temperature)
+        kd = losses.kd_divergence(logits, teachers.logits, self.distillation.temperature)
         mse = losses.feature_mse(view.projected, teachers.feature_maps)
         with torch.no_grad():
             similarity = losses.feature_cosine(view.projected, teachers.feature_maps)
@@ -333,19 +315,20 @@ class Distiller:
             embedded=view.embedded,
             teachers=teachers,
             targets=batch.targets,
-            temperature=self.temperature,
+            temperature=self.distillation.temperature,
             directions=self.directions,
         )
         # The evidence of Equ. 3-6 is needed in any case, whatever the student is trained by.
         known = {"kd": kd, "mse": mse}
+        logit_terms, feature_terms = self._terms
         return DistillState(
             batch=batch,
             student=output,
             teachers=teachers,
             projected=view.projected,
             cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
-            kd=combine(self.logit_terms, LOGIT_TERMS, comparison, known),
-            feature=combine(self.feature_terms, FEATURE_TERMS, comparison, known),
+            kd=combine(logit_terms, LOGIT_TERMS, comparison, known),
+            feature=combine(feature_terms, FEATURE_TERMS, comparison, known),
             teacher_cross_entropy=losses.teacher_cross_entropy(teachers.logits, batch.labels),
             divergence=kd.detach(),
             distance=mse.detach(),

@@ -1,7 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
@@ -15,10 +15,10 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mtkd_env.action import FUSIONS, WeightFusion
+from mtkd_env.action import FUSIONS, WeightFusion, check_logit_bound, fusion_coefficients
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.errors import check_name, lookup
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.inference import as_under_no_grad, ordinary
 from mtkd_env.observation import (
@@ -27,7 +27,7 @@ from mtkd_env.observation import (
     RunningStandardizer,
     ShortObservation,
 )
-from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards, Scale
+from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
@@ -54,15 +54,51 @@ MOST_SKIPPED = 10
 RESET_OPTIONS = ("reinit",)
 
 
-def check_choices(**arguments: Any) -> None:
-    """Checks those arguments of the environment that are names.
+@dataclass(frozen=True)
+class EnvSpec:
+    """What an agent sees, does and is paid for.
+
+    Attributes:
+        reward: paper, alignment, aggregate, reference, improvement or cross_entropy; see
+            `mtkd_env.reward`.
+        reward_timing: before or after the student's step; after costs a student forward.
+        reward_normalization: minmax_center, raw_mean, center, zscore, zscore_clamp or none, in
+            place of the reward's own.
+        observation: all, performance or gaps: the blocks of Equ. 5 that are seen.
+        normalize_observation: Whether observations are standardised, column by column.
+        observation_dtype: float32, or float16 to halve what agents store.
+        fusion: paper, generator, learnable, ...; or the three coefficients of Equ. 9-14.
+        logit_bound: Bound of the action box.
+        episode: batch, epoch or training.
+        output: numpy, or torch for tensors on the device: what reset and step give; agents of this
+            package get tensors in any case.
+        on_nan: What becomes of batches with NaN or infinity in a loss or a gradient: stop lets
+            them pass, so that whoever watches the steps can stop; skip draws another batch
+            instead, before anyone has seen it, or leaves out the student's step where only the
+            gradient is bad, and counts them. The host then waits for the device in every step.
 
     Raises:
         ConfigError: A value that is not among the valid ones.
     """
-    for name, value in arguments.items():
-        if name in CHOICES and isinstance(value, str):
-            check_name(CHOICES[name], value, name)
+
+    reward: str = "paper"
+    reward_timing: str = "before"
+    reward_normalization: str | None = None
+    observation: str = "all"
+    normalize_observation: bool = True
+    observation_dtype: str = "float32"
+    fusion: str | list[float] = "paper"
+    logit_bound: float = 3.0
+    episode: str = "batch"
+    output: str = "numpy"
+    on_nan: str = "stop"
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if isinstance(value := getattr(self, name), str):
+                check_name(choices, value, name)
+        fusion_coefficients(self.fusion)
+        check_logit_bound(self.logit_bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +217,9 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     bootstrap from a terminated episode, so no second forward is spent on it.
 
     ## Arguments
-    See `Args` for those of the class; `mtkd_env.registration.make_env` documents the keyword
-    arguments that `gymnasium.make_vec("MTKD/Digits-v0", ...)` takes.
+    `gymnasium.make_vec("MTKD/Digits-v0", ...)` takes those of `mtkd_env.make_env`; what they mean
+    stands in `EnvSpec`, `DataSpec`, `PoolSpec`, `StudentSpec`, `Recipe`, `Distillation` and
+    `Computing`.
 
     ## Autoreset
     `AutoresetMode.SAME_STEP`: the observation returned by a step that ends an episode is the first
@@ -199,23 +236,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         distiller: Student and teachers.
         stream: Training batches; its batch size is `num_envs`, of several processes that of each.
         splits: What `evaluate` can evaluate on: name to a maker of batches.
-        reward: Name in `REWARDS`.
-        reward_timing: `before` or `after` the student's step; `after` costs a student forward.
-        reward_normalization: Name in `NORMALIZATIONS` that replaces the reward's own.
-        observation: Name in `OBSERVATIONS`.
-        normalize_observation: Whether to standardise columns.
-        observation_dtype: `float32`, or `float16` to halve what agents store.
-        fusion: Name in `FUSIONS`, or three coefficients.
-        logit_bound: Bound of the action box.
-        episode: `batch`, `epoch` or `training`.
-        output: Whether `reset` and `step` give NumPy arrays or tensors on the device.
-        on_nan: What becomes of batches with NaN or infinity in a loss or a gradient: `stop` lets
-            them pass, so that whoever watches the steps can stop; `skip` draws another batch
-            instead, before anyone has seen it, or leaves out the student's step where only the
-            gradient is bad. The host then waits for the device in every step.
-
-    Raises:
-        ConfigError: An argument that is not among the valid choices.
+        options: What the agent sees, does and is paid for.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own declaration
@@ -229,52 +250,37 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         distiller: Distiller,
         stream: BatchStream,
         splits: Splits,
-        *,
-        reward: str = "paper",
-        reward_timing: str = "before",
-        reward_normalization: str | None = None,
-        observation: str = "all",
-        normalize_observation: bool = True,
-        observation_dtype: str = "float32",
-        fusion: str | Sequence[float] = "paper",
-        logit_bound: float = 3.0,
-        episode: str = "batch",
-        output: str = "numpy",
-        on_nan: str = "stop",
+        options: EnvSpec | None = None,
     ) -> None:
+        options = options or EnvSpec()
         self.distiller = distiller
         self.stream = stream
         self.splits = splits
         self.device = distiller.device
-        check_choices(
-            reward=reward,
-            reward_timing=reward_timing,
-            reward_normalization=reward_normalization,
-            observation=observation,
-            observation_dtype=observation_dtype,
-            episode=episode,
-            output=output,
-            on_nan=on_nan,
+        self.options = options
+        self.skips = options.on_nan == "skip"
+        self.reward = RewardFunction(
+            REWARDS[options.reward],
+            distiller.distillation,
+            options.reward_normalization,
+            options.reward_timing,
         )
-        self.episode = episode
-        self.output = output
-        self.skips = on_nan == "skip"
-        scale = Scale(distiller.alpha, distiller.beta, distiller.temperature)
-        self.reward = RewardFunction(REWARDS[reward], scale, reward_normalization, reward_timing)
-        self.fusion = WeightFusion(fusion).to(self.device)
+        self.fusion = WeightFusion(options.fusion).to(self.device)
         teachers = distiller.teachers
         self.teacher_names = teachers.names
         self.observer = Observer(
-            observation,
+            options.observation,
             names=teachers.names,
             feature_dims=teachers.feature_dims,
             num_classes=teachers.num_classes,
         )
         self.normalizer = (
-            RunningStandardizer(self.observer.width, self.device) if normalize_observation else None
+            RunningStandardizer(self.observer.width, self.device)
+            if options.normalize_observation
+            else None
         )
-        self._dtype = OBSERVATION_DTYPES[observation_dtype]
-        self._set_spaces(np.dtype(observation_dtype), logit_bound)
+        self._dtype = OBSERVATION_DTYPES[options.observation_dtype]
+        self._set_spaces(np.dtype(options.observation_dtype), options.logit_bound)
         self.steps = 0
         self._ready = False
         self._state: DistillState | None = None
@@ -287,8 +293,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self._subscribers: list[Callable[[StepRecord], None]] = []
 
     def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
-        if not (0 < logit_bound < float("inf")):
-            raise ConfigError(f"logit_bound: expected a finite number > 0, got {logit_bound}")
         self.num_envs = self.stream.local_batch_size
         self.render_mode = None
         width, actions = self.observer.width, 2 * len(self.teacher_names)
@@ -514,15 +518,15 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         record = self.distill(self.to_weights(self._checked(actions)))
         ended = self._episode_ended()
         final = before
-        if self.episode != "batch":
+        if self.options.episode != "batch":
             final = self.observation
-        if ended and self.episode == "training":
+        if ended and self.options.episode == "training":
             self._reinitialize(int(self.np_random.integers(2**31)))
         return StepOutcome(
             observation=self.observation,
             record=record,
-            terminated=ended and self.episode == "batch",
-            truncated=ended and self.episode != "batch",
+            terminated=ended and self.options.episode == "batch",
+            truncated=ended and self.options.episode != "batch",
             final_observation=final if ended else None,
         )
 
@@ -544,10 +548,10 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def _episode_ended(self) -> bool:
-        if self.episode == "batch":
+        if self.options.episode == "batch":
             return True
         length = self.steps_per_epoch
-        if self.episode == "training":
+        if self.options.episode == "training":
             length *= self.distiller.recipe.epochs
         return self.steps % length == 0
 
@@ -606,10 +610,10 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     def _export(self, tensor: Tensor) -> Any:
         """A copy in the requested kind, so that callers may write into what they get."""
         tensor = tensor.detach().clone()
-        return tensor if self.output == "torch" else tensor.cpu().numpy()
+        return tensor if self.options.output == "torch" else tensor.cpu().numpy()
 
     def _export_flag(self, flag: bool) -> Any:
-        if self.output == "torch":
+        if self.options.output == "torch":
             return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
         return np.full(self.num_envs, flag)
 

@@ -11,7 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import ConfigError
 
 Groups = list[dict[str, Any]]
 
@@ -20,8 +20,9 @@ Groups = list[dict[str, Any]]
 class Recipe:
     """How a network is trained: optimiser, and a learning rate that depends on the time alone.
 
-    The defaults are the CIFAR-100 student's of the paper: 240 epochs, lr 0.05, divided by ten
-    after epochs 150, 180 and 210 (the paper prints "multiplied by 10"; its code divides).
+    The defaults are the CIFAR-100 student's of the paper in an eighth of its 240 epochs, enough for
+    the digits: lr 0.05, divided by ten at the same fractions, which are epochs 150, 180 and 210 of
+    240 (the paper prints "multiplied by 10"; its code divides).
 
     Attributes:
         epochs: Passes over the training images.
@@ -47,7 +48,7 @@ class Recipe:
         ConfigError: A value out of its range, or an unknown optimiser or schedule.
     """
 
-    epochs: int = 240
+    epochs: int = 30
     lr: float = 0.05
     momentum: float = 0.9
     weight_decay: float = 1e-4
@@ -231,16 +232,3 @@ SCHEDULES: Mapping[str, Callable[[Recipe, float], float]] = {
     "poly": _poly,
     "constant": lambda *_: 1.0,
 }
-
-
-def make_recipe(values: Mapping[str, Any], path: str) -> Recipe:
-    """A recipe from its keyword arguments, with errors that say where those stand.
-
-    Raises:
-        ConfigError: An unknown key or a value that cannot be, named as `path.key`.
-    """
-    check_arguments(Recipe, values, path)
-    try:
-        return Recipe(**values)
-    except ConfigError as error:
-        raise ConfigError(f"{path}.{error}") from None

@@ -20,6 +20,11 @@ PRECISIONS: Mapping[str, torch.dtype] = {
     "fp16": torch.float16,
 }
 
+INT8 = "int8"
+
+# On a CPU teachers, which learn nothing, can also compute in whole numbers.
+TEACHER_PRECISIONS = (*PRECISIONS, INT8)
+
 
 def check_precision(precision: str, device: torch.device | str) -> None:
     """Checks that a device computes in a precision, by a small convolution.

@@ -13,39 +13,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env import distributed, losses
+from mtkd_env.terms import Distillation
 from mtkd_env.types import DistillState, TeacherWeights
 
 EPSILON = 1e-8
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """The constants of the training loss that rewards share with it.
-
-    Attributes:
-        alpha: α of the logit terms.
-        beta: β of the feature terms.
-        temperature: T of the softened predictions.
-    """
-
-    alpha: float
-    beta: float
-    temperature: float
+Credit = Callable[[DistillState, Distillation], Tensor]
 
 
-Credit = Callable[[DistillState, Scale], Tensor]
-
-
-def paper_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
+def paper_credit(state: DistillState, distillation: Distillation) -> Float[Tensor, "B M"]:
     """Equ. 6: R_i^m = −CE_i − α KL_i^m − β dis_i^m.
 
     KL and distance are those of Equ. 2, whatever losses the student is trained with.
     """
     student = state.cross_entropy.detach().unsqueeze(1)
-    return -student - scale.alpha * state.divergence - scale.beta * state.distance
+    return -student - distillation.alpha * state.divergence - distillation.beta * state.distance
 
 
-def alignment_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
+def alignment_credit(state: DistillState, distillation: Distillation) -> Float[Tensor, "B M"]:
     """How well each teacher's logit gradient serves the true class; not in the paper.
 
     a_i^m = T (p_1(z_i^S) − onehot(y_i)) · (p_T(z_i^S) − p_T(z_i^m)), the inner product in logit
@@ -53,7 +39,7 @@ def alignment_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
     the sample's cross-entropy in proportion to it. Where Equ. 6 pays for teachers that the student
     already agrees with, this pays for those that move it towards the truth.
     """
-    temperature = scale.temperature
+    temperature = distillation.temperature
     logits = state.student.logits.detach().float()
     error = logits.softmax(1) - losses.class_shares(state.batch.labels, logits.shape[1])
     teachers = (state.teachers.logits.float() / temperature).softmax(-1)
@@ -61,25 +47,27 @@ def alignment_credit(state: DistillState, scale: Scale) -> Float[Tensor, "B M"]:
     return temperature * torch.einsum("bc,mbc->bm", error, pull)
 
 
-def aggregate(state: DistillState, weights: TeacherWeights, scale: Scale) -> Float[Tensor, " B"]:
+def aggregate(
+    state: DistillState, weights: TeacherWeights, distillation: Distillation
+) -> Float[Tensor, " B"]:
     """Minus the sample's training loss: −CE_i − α Σ_m w_l KL_i^m − β Σ_m w_f dis_i^m.
 
     What the authors' released code rewards: one number per sample, no credit per teacher.
     """
     logit = (weights.logit.detach() * state.divergence).sum(1)
     feature = (weights.feature.detach() * state.distance).sum(1)
-    return -state.cross_entropy.detach() - scale.alpha * logit - scale.beta * feature
+    return -state.cross_entropy.detach() - distillation.alpha * logit - distillation.beta * feature
 
 
 def loss_improvement(
-    before: DistillState, after: DistillState, weights: TeacherWeights, scale: Scale
+    before: DistillState, after: DistillState, weights: TeacherWeights, distillation: Distillation
 ) -> Float[Tensor, " B"]:
     """How much the student's step has lowered the sample's training loss, at the same weights.
 
     Not in the paper. Depends on the action, but mostly on the sample: what one sample's weights
     change is of the order of the learning rate over the batch size.
     """
-    return aggregate(after, weights, scale) - aggregate(before, weights, scale)
+    return aggregate(after, weights, distillation) - aggregate(before, weights, distillation)
 
 
 def updated_cross_entropy(after: DistillState) -> Float[Tensor, " B"]:
@@ -141,8 +129,8 @@ NORMALIZATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 # Of the state before the student's step and after it (the same one where nobody asked for it), the
-# executed weights and the scale: one reward per sample.
-SampleReward = Callable[[DistillState, DistillState, TeacherWeights, Scale], Tensor]
+# executed weights and the training loss: one reward per sample.
+SampleReward = Callable[[DistillState, DistillState, TeacherWeights, Distillation], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,8 +151,10 @@ class RewardRule:
     needs_update: bool = False
 
 
-def _aggregate_after(_: DistillState, after: DistillState, w: TeacherWeights, s: Scale) -> Tensor:
-    return aggregate(after, w, s)
+def _aggregate_after(
+    _: DistillState, after: DistillState, w: TeacherWeights, d: Distillation
+) -> Tensor:
+    return aggregate(after, w, d)
 
 
 REWARDS: Mapping[str, RewardRule] = {
@@ -209,7 +199,7 @@ class RewardFunction:
 
     Args:
         rule: How rewards come about.
-        scale: α, β and T of the training loss.
+        distillation: The training loss, whose α, β and T rewards share.
         normalization: Replaces the rule's own, if given.
         timing: Whether teachers get credit for the student `before` or `after` its step.
 
@@ -220,19 +210,19 @@ class RewardFunction:
     def __init__(
         self,
         rule: RewardRule,
-        scale: Scale,
+        distillation: Distillation,
         normalization: str | None = None,
         timing: str = "before",
     ) -> None:
         self.rule = rule
-        self.scale = scale
+        self.distillation = distillation
         self._normalize = NORMALIZATIONS[normalization or rule.normalization]
         self._after = timing == "after"
         self.needs_update = self._after or rule.needs_update
 
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:
         """R of every teacher; does not depend on any action."""
-        return self.rule.credit(state, self.scale)
+        return self.rule.credit(state, self.distillation)
 
     @torch.no_grad()
     def __call__(
@@ -248,7 +238,7 @@ class RewardFunction:
         after = state if updated is None else updated
         raw = teacher = self.teacher_rewards(after if self._after else state)
         if self.rule.sample is not None:
-            reward = self.rule.sample(state, after, weights, self.scale)
+            reward = self.rule.sample(state, after, weights, self.distillation)
             raw = reward.unsqueeze(1).expand_as(teacher)
         advantages = self._normalize(raw)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))

@@ -82,27 +82,49 @@ def parse_terms(terms: Terms, known: Collection[str], path: str) -> dict[str, fl
     return dict(terms)
 
 
-def check_scales(*, alpha: float, beta: float, temperature: float, path: str = "") -> None:
-    """Checks the constants of Equ. 2.
+@dataclass(frozen=True)
+class Distillation:
+    """What the teachers add to the student's loss (Equ. 2).
 
-    Args:
+    Attributes:
         alpha: α, weight of the logit terms.
         beta: β, weight of the feature terms.
-        temperature: T of the logit terms.
-        path: What messages put before their names.
+        temperature: T, softening of the logit terms; the paper never states it, its code has 4.
+        logit: Losses of the logit terms: kd, dist, none, or names with coefficients.
+        feature: Losses of the feature terms: mse, nd, none, or names with coefficients.
 
     Raises:
-        ConfigError: A weight that is negative, a temperature that is not positive, or one of them
-            infinite or NaN.
+        ConfigError: A weight that is negative, a temperature that is not positive, one of them
+            infinite or NaN, or an unknown loss.
     """
-    check_not_negative(**{f"{path}alpha": alpha, f"{path}beta": beta})
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"{path}temperature: expected a finite number > 0, got {temperature}")
 
+    alpha: float = 1.0
+    beta: float = 5.0
+    temperature: float = 4.0
+    logit: str | dict[str, float] = "kd"
+    feature: str | dict[str, float] = "mse"
 
-def needs_directions(terms: Terms) -> bool:
-    """Whether feature terms need the class means of the teachers' features."""
-    return not NEED_DIRECTIONS.isdisjoint([terms] if isinstance(terms, str) else terms)
+    def __post_init__(self) -> None:
+        check_not_negative(alpha=self.alpha, beta=self.beta)
+        if not 0 < self.temperature < math.inf:
+            raise ConfigError(f"temperature: expected a finite number > 0, got {self.temperature}")
+        parse_terms(self.logit, LOGIT_TERMS, "logit")
+        parse_terms(self.feature, FEATURE_TERMS, "feature")
+
+    @property
+    def logit_terms(self) -> dict[str, float]:
+        """The losses of the logit terms with their coefficients."""
+        return parse_terms(self.logit, LOGIT_TERMS, "logit")
+
+    @property
+    def feature_terms(self) -> dict[str, float]:
+        """The losses of the feature terms with their coefficients."""
+        return parse_terms(self.feature, FEATURE_TERMS, "feature")
+
+    @property
+    def needs_directions(self) -> bool:
+        """Whether feature terms need the class means of the teachers' features."""
+        return not NEED_DIRECTIONS.isdisjoint(self.feature_terms)
 
 
 def combine(

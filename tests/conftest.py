@@ -115,11 +115,11 @@ def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Not for tests that change a file between two readings of a configuration that names it.
     """
-    from experiments import config
+    from experiments.config import parsing
 
-    parse = config._parse
+    parse = parsing._parse
 
-    def parsed(algo: str, layers: Any, *others: Any) -> config.ExperimentConfig:
+    def parsed(algo: str, layers: Any, *others: Any) -> parsing.ExperimentConfig:
         # Whatever the layers are called.
         contents = [(layer.source, layer.values, layer.shipped) for layer in layers]
         key = repr((algo, contents, others))
@@ -127,7 +127,7 @@ def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
             PARSED[key] = parse(algo, layers, *others)
         return deepcopy(PARSED[key])
 
-    monkeypatch.setattr(config, "_parse", parsed)
+    monkeypatch.setattr(parsing, "_parse", parsed)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def started_env(*, steps: int = STEPS, num_envs: int = NUM_ENVS, **kwargs: Any) 
 def known_env(credit: Credit = one_favourite, **kwargs: Any) -> MTKDVectorEnv:
     """The same, but the agent decides alone, and `credit` says which teachers pay."""
     env = started_env(**{"fusion": "generator", **kwargs})
-    env.reward = RewardFunction(RewardRule(credit), env.reward.scale)
+    env.reward = RewardFunction(RewardRule(credit), env.distiller.distillation)
     return env
 
 

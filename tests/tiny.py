@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from mtkd_env.data import BatchStream, ImageData, evaluation_batches
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.networks.base import Network, pool_and_classify
 from mtkd_env.optimization import Recipe
+from mtkd_env.options import field_names
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
+from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, NetworkOutput, TeacherOutputs
 
 CLASSES = 4
@@ -194,20 +196,25 @@ def make_tiny_distiller(
     count: int = len(TEACHERS),
     ensemble: TeacherEnsemble | None = None,
     recipe: Recipe | None = None,
+    seed: int = 0,
     **kwargs: Any,
 ) -> Distiller:
     """A distiller with `count` untrained teachers, or with the given ones.
 
-    `kwargs` are arguments of `Distiller`.
+    `kwargs` are fields of `Distillation` and further arguments of `Distiller`.
     """
-    return Distiller(
+    loss = {name: kwargs.pop(name) for name in field_names(Distillation) if name in kwargs}
+    distiller = Distiller(
         TinyNetwork,
         teachers(count) if ensemble is None else ensemble,
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
+        distillation=Distillation(**loss),
         recipe=recipe or Recipe(epochs=4, lr=0.1),
         **kwargs,
     )
+    distiller.reinitialize(seed)
+    return distiller
 
 
 def make_tiny_env(
@@ -218,33 +225,43 @@ def make_tiny_env(
 ) -> MTKDVectorEnv:
     """An environment of `NUM_ENVS` samples and `STEPS_PER_EPOCH` steps an epoch, not yet reset.
 
-    Arguments of `Distiller` and of `make_tiny_distiller` build the distiller unless one is given;
-    all others are arguments of `MTKDVectorEnv`.
+    Fields of `EnvSpec` are those of the environment; all others are arguments of
+    `make_tiny_distiller`, unless a distiller is given.
     """
+    options = {name: kwargs.pop(name) for name in field_names(EnvSpec) if name in kwargs}
     if distiller is None:
-        names = ("count", "ensemble", "recipe", "alpha", "beta", "temperature", "seed")
-        names += ("logit", "feature", "directions", "precision")
-        distiller = make_tiny_distiller(**{n: kwargs.pop(n) for n in names if n in kwargs})
+        distiller = make_tiny_distiller(**kwargs)
     splits = {
         "train": partial(_evaluated, "train"),
         "test": partial(_evaluated, "test"),
     }
-    return MTKDVectorEnv(distiller, batches or stream(), splits, **kwargs)
+    return MTKDVectorEnv(distiller, batches or stream(), splits, EnvSpec(**options))
 
 
 def make_tiny_env_on(
     device: str, *, recipe: Recipe | None = None, precision: str = "fp32", **kwargs: Any
 ) -> MTKDVectorEnv:
-    """A tiny environment on a device, reset. `kwargs` are arguments of `MTKDVectorEnv`."""
+    """A tiny environment on a device, reset. `kwargs` are fields of `EnvSpec`."""
     # Not the teachers that tests share, which would move there.
-    ensemble = deepcopy(teachers())
-    distiller = make_tiny_distiller(
-        ensemble=ensemble, recipe=recipe, device=device, precision=precision
-    )
+    ensemble = deepcopy(teachers()).to(device)
+    distiller = make_tiny_distiller(ensemble=ensemble, recipe=recipe, precision=precision)
     batches = training_set().stream(NUM_ENVS, torch.device(device), 0)
     env = make_tiny_env(distiller=distiller, batches=batches, **kwargs)
     env.reset(seed=0)
     return env
+
+
+class Told:
+    """Progress that keeps its notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 def _evaluated(part: str) -> Any:

@@ -18,7 +18,7 @@ from rich.progress import (
 from experiments.benchmarks.variants import Variant
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, plain_column
-from experiments.experiment import build, check_names
+from experiments.experiment import build
 from mtkd_env import Assembly
 from mtkd_env.errors import ConfigError
 
@@ -61,8 +61,6 @@ class Request:
         """
         algos = ["--algo", ",".join(methods)]
         configs = parse_arguments([*self.flags, *flags, *algos], "benchmark.py")
-        for config in configs:
-            check_names(config)
         return dict(zip(methods, configs, strict=True))
 
     def build(self, config: ExperimentConfig) -> Assembly:

@@ -18,8 +18,7 @@ from experiments.benchmarks.timing import (
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly, MTKDVectorEnv
-from mtkd_env.data import ImageData, Mixing
-from mtkd_env.data.views import ViewSet
+from mtkd_env.data import ImageData
 from mtkd_env.types import TeacherWeights
 
 STREAM, LOADER = "stream", "torchvision"
@@ -61,16 +60,16 @@ def measure(request: Request) -> Outcome:
 
 def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[str, Subject]:
     """Everything that is measured, read by the batch."""
-    env, data, wanted = assembly.env, assembly.data, config.data
-    split = data.split(wanted.val_fraction, train_size=wanted.train_size).train
+    env, data, wanted = assembly.env, assembly.images.data, config.data
+    split = assembly.images.splits.train
     # Not the environment's, whose batches may bring the teachers' outputs along.
     stream = data.stream(
         split,
         batch_size=wanted.batch_size,
         device=env.device,
         seed=config.seed,
-        mixing=Mixing(wanted.mixup, wanted.cutmix),
-        view_set=ViewSet(wanted.views, wanted.view_seed),
+        mixing=wanted.mixing,
+        view_set=wanted.view_set,
     )
     subjects = {
         REFERENCE: _repeating(_step_of(make_env(assembly, config)), steps),
@@ -87,7 +86,7 @@ def _stream_batches(assembly: Assembly, steps: int) -> int:
 
     Of images that are read from files, as many as of the others.
     """
-    return assembly.env.steps_per_epoch if isinstance(assembly.data, ImageData) else steps
+    return assembly.env.steps_per_epoch if isinstance(assembly.images.data, ImageData) else steps
 
 
 def _step_of(env: MTKDVectorEnv) -> Callable[[], object]:

@@ -103,9 +103,9 @@ class Probes:
         self._held_out: Batch = next(iter(self.env.splits[self.held_out_split]()))
         self._pool = pool
         self._batches = request.rounds
-        scale = self.env.reward.scale
+        loss = self.env.distiller.distillation
         self._rewards: dict[Paid, RewardFunction] = {
-            (name, timing): RewardFunction(REWARDS[name], scale, timing=timing)
+            (name, timing): RewardFunction(REWARDS[name], loss, timing=timing)
             for name, timing in product(rewards, CHOICES["reward_timing"])
         }
         if request.rounds > self.env.steps_per_epoch:

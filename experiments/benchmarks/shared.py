@@ -1,13 +1,12 @@
 """One set of images and one ensemble of teachers for all methods of a benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from mtkd_env.registration import make_learner, student_maker
+from mtkd_env.registration import make_learner
 
 
 def check_shareable(configs: dict[str, ExperimentConfig]) -> None:
@@ -36,22 +35,15 @@ def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
     Environments that draw from one stream see different batches, which does not change what a step
     costs; their students are not to be compared by what they learn.
     """
-    env, student = assembly.env, config.student
     own = make_learner(
-        student_maker(assembly.data, student.network, student.width, student.arguments),
-        env.distiller.teachers,
-        assembly.data,
-        env.stream,
-        env.splits,
-        seed=config.seed,
-        distillation={
-            "recipe": config.optimizer,
-            "precision": config.precision,
-            "compile": config.compile,
-            **asdict(config.distillation),
-        },
-        output="torch",
-        **asdict(config.env),
+        assembly.images,
+        assembly.env.stream,
+        assembly.pool.ensemble,
+        student=config.student,
+        optimizer=config.optimizer,
+        distillation=config.distillation,
+        env=config.env,
+        computing=config,
     )
     own.reset(seed=config.seed)
     return own

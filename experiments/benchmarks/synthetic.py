@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.config import DataConfig
+from mtkd_env import DataSpec
 
 LEVELS = 256
 
@@ -43,7 +43,7 @@ class Noise:
         return path
 
 
-def on_noise(data: DataConfig, path: Path, batch_size: int) -> DataConfig:
+def on_noise(data: DataSpec, path: Path, batch_size: int) -> DataSpec:
     """The same on a file of noise, all of it, in batches of another size."""
     return replace(
         data,

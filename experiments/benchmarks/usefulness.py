@@ -112,14 +112,17 @@ def usefulness(distiller: Distiller, state: DistillState, held_out: Batch) -> di
     }
 
     def terms(parameters: Parameters) -> Tensor:
-        temperature = distiller.temperature
+        temperature = distiller.distillation.temperature
         return distillation_terms(module, parameters, batch.inputs, teachers, temperature)
 
     found = {
         truth: inner_products(terms, parameters_of(module), gradient).detach()
         for truth, gradient in directions.items()
     }
-    return {"sample": _with_own_gradients(module, state, distiller.temperature), **found}
+    return {
+        "sample": _with_own_gradients(module, state, distiller.distillation.temperature),
+        **found,
+    }
 
 
 def inner_products(

@@ -10,19 +10,17 @@ from typing import Any, ClassVar
 
 from experiments.comparison.kinds import Entry, Kind
 from experiments.config import (
-    DataConfig,
     ExperimentConfig,
     Layer,
     algo_layers,
     build_config,
-    default_layer,
     mapping_layer,
     read_flags,
     recipe_layers,
 )
 from experiments.console import draw_curves
 from experiments.executors import Task
-from experiments.experiment import Result, check_names, prepare_device, run_experiment
+from experiments.experiment import Result, prepare_device, run_experiment
 from experiments.running.log import read_rows
 from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
@@ -55,9 +53,9 @@ class Silence:
 class Distillation(Kind):
     """Students under methods of weighting.
 
-    Layers of a run, later ones win: configs/default.yaml, configs/recipe/<recipe>.yaml, `base`, its
-    setting, configs/algo/<algo>.yaml, its method, `--config` files, flags. The recipe is that of
-    `--recipe`, of the setting or of the file; students are settings.
+    Layers of a run, later ones win: configs/recipe/<recipe>.yaml, `base`, its setting,
+    configs/algo/<algo>.yaml, its method, `--config` files, flags. The recipe is that of `--recipe`,
+    of the setting or of the file; students are settings.
     """
 
     result_type = Result
@@ -77,19 +75,13 @@ class Distillation(Kind):
         algo = str(entry.of_method.get("algo", entry.method))
         recipe = given.recipe if given.recipe is not None else _recipe(entry)
         layers = [
-            default_layer(),
             *_recipe_layers(entry, recipe),
             self._layer(entry, "base", entry.base),
             self._layer(entry, f"settings.{entry.setting}", entry.of_setting),
             *algo_layers(algo),
             self._layer(entry, f"methods.{entry.method}", own),
         ]
-        config = build_config(algo, layers, given, recipe=recipe, program="compare.py")
-        try:
-            check_names(config)
-        except ConfigError as error:
-            raise entry.error(f"methods.{entry.method}: {error}") from error
-        return config
+        return build_config(algo, layers, given, recipe=recipe, program="compare.py")
 
     def _layer(self, entry: Entry, key: str, values: Mapping[str, Any]) -> Layer:
         if isinstance(pool := values.get("teachers"), str):
@@ -107,7 +99,7 @@ class Distillation(Kind):
     def check_data(self, configs: Sequence[ExperimentConfig]) -> None:
         """Loads every distinct set of images once, so that mistakes show before the first run."""
         for data in {repr(config.data): config.data for config in configs}.values():
-            _images(data)
+            load_images(data)
 
     def teachers(
         self, configs: Sequence[ExperimentConfig], log: Path
@@ -145,12 +137,6 @@ def _recipe_layers(entry: Entry, recipe: str | None) -> list[Layer]:
         raise entry.error(f"recipe: {error}") from error
 
 
-def _images(data: DataConfig) -> Any:
-    return load_images(
-        data.dataset, data.arguments, val_fraction=data.val_fraction, train_size=data.train_size
-    )
-
-
 def _pool_task(config: ExperimentConfig, log: Path) -> Task:
     pool = config.teachers
     name = " ".join(filter(None, ("teachers", config.setting)))
@@ -160,7 +146,7 @@ def _pool_task(config: ExperimentConfig, log: Path) -> Task:
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:
     """Trains the teachers that are not in the cache; a run then finds them all there."""
-    images = _images(config.data)
+    images = load_images(config.data)
     with log.open("w", encoding="utf-8") as file:
 
         def note(name: str, epoch: int, epochs: int, loss: float) -> None:

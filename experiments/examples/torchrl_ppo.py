@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reward=given.reward,
             fusion=given.fusion,
             device=given.device,
-            recipe={"epochs": given.epochs, "lr": 0.05},
+            epochs=given.epochs,
             output="torch",
         )
     except mtkd_env.ConfigError as error:

@@ -25,7 +25,7 @@ from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
-from mtkd_env.errors import ConfigError, check_fields, check_name, did_you_mean
+from mtkd_env.errors import ConfigError, check_name, did_you_mean
 from mtkd_env.files import path_or_name, user_path, whole_path
 from mtkd_env.precision import FULL, PRECISIONS
 
@@ -260,10 +260,7 @@ def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(kind)
-    parsed = parser.parse_args(_one_length(flags))
-    check_fields(kind, parsed.as_dict())
-    values = parser.instantiate(parsed).as_dict()
-    return kind(**{entry.name: values[entry.name] for entry in fields(kind)})
+    return parser.build(kind, _one_length(flags))
 
 
 def _one_length(flags: Sequence[str]) -> list[str]:

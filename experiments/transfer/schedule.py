@@ -47,14 +47,12 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.iterations is None):
             raise ConfigError(
-                "schedule: expected either epochs or iterations, got "
+                "expected either epochs or iterations, got "
                 f"epochs {self.epochs} and iterations {self.iterations}"
             )
         for name, (fits, expected) in self._ranges().items():
             if not fits:
-                raise ConfigError(
-                    f"schedule.{name}: expected {expected}, got {getattr(self, name)}"
-                )
+                raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)}")
         self.recipe(1 + self.warmup_steps)
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
@@ -81,7 +79,7 @@ class Schedule:
         steps = self.steps(steps_per_epoch)
         if self.warmup_steps > steps:
             raise ConfigError(
-                f"schedule.warmup_steps: expected 0 to {steps}, all steps of the training, got "
+                f"warmup_steps: expected 0 to {steps}, all steps of the training, got "
                 f"{self.warmup_steps}"
             )
         unit = 1 if self.iterations is not None else steps_per_epoch
@@ -102,4 +100,4 @@ class Schedule:
                 clip_norm=self.clip,
             )
         except ConfigError as error:
-            raise ConfigError(f"schedule.{error}".replace("clip_norm", "clip")) from None
+            raise ConfigError(str(error).replace("clip_norm", "clip")) from None

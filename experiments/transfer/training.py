@@ -14,7 +14,6 @@ from torch.amp import GradScaler
 from torchvision.utils import make_grid
 
 from experiments.console import console
-from experiments.running.device import find_device
 from experiments.running.finite import check_module
 from experiments.running.kept import AtRest, KeptRun
 from experiments.running.log import ROWS, MetricsLog
@@ -23,6 +22,7 @@ from experiments.transfer.program import PLACE, TaskResult, TransferConfig
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
 from experiments.transfer.task import Task
 from mtkd_env import distributed
+from mtkd_env.computing import find_device
 from mtkd_env.files import save_checkpoint, write_atomically
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import autocast, check_precision, widen
@@ -94,7 +94,9 @@ class TaskRun(KeptRun[TaskResult]):
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""
         config = self._config
-        self._device = find_device(config.device, config.threads)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self._device = find_device(config.device)
         check_precision(config.precision, self._device)
         self._task = self._make_task(self._device)
         self.program = self._task.program

@@ -5,6 +5,7 @@ Data know neither what is trained on them nor how.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,12 +15,14 @@ from mtkd_env.data.image_files import ImageFiles
 from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
+from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
 from mtkd_env.files import whole_path
 
 __all__ = [
     "DATASETS",
     "BatchStream",
+    "DataSpec",
     "ImageData",
     "ImageFiles",
     "ImageSet",
@@ -27,9 +30,9 @@ __all__ = [
     "Split",
     "Splits",
     "StreamState",
+    "check_dataset",
     "evaluation_batches",
     "load_dataset",
-    "with_whole_paths",
 ]
 
 DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
@@ -43,6 +46,77 @@ DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
 }
 
 
+@dataclass(frozen=True)
+class DataSpec:
+    """The images, and how the student's batches are made of them.
+
+    Attributes:
+        dataset: Name of a dataset, in `DATASETS`.
+        arguments: Keyword arguments of the dataset, such as path for npz.
+        batch_size: B, images in a batch; also the number of sub-environments.
+        val_fraction: Share of the training images to hold out for choices, the split val.
+        train_size: Training images to keep; all by default.
+        mixup: Alpha of the mixup of the student's batches; 0 is none. Teachers in training see
+            whole images.
+        cutmix: Alpha of their cutmix; with both, every batch takes either.
+        views: Views that each image is seen in, one after the other in the epochs; by default a new
+            one at random every time. Teacher outputs on a few views can be kept.
+        view_seed: Seed of the choice of so many views; not the run's, so that runs of all seeds can
+            share the teachers' outputs.
+
+    Raises:
+        ConfigError: An unknown dataset or argument, or a number that is out of its range whatever
+            the images are.
+    """
+
+    dataset: str = "digits"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    batch_size: int = 64
+    val_fraction: float = 0.0
+    train_size: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    views: int | None = None
+    view_seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_dataset(self.dataset, self.arguments, "arguments")
+        object.__setattr__(self, "arguments", with_whole_paths(self.dataset, self.arguments))
+        Mixing(self.mixup, self.cutmix)
+        ViewSet(self.views, self.view_seed)
+
+    @property
+    def mixing(self) -> Mixing:
+        """How strongly the student's images are mixed."""
+        return Mixing(self.mixup, self.cutmix)
+
+    @property
+    def view_set(self) -> ViewSet:
+        """Which of its views an image is seen in."""
+        return ViewSet(self.views, self.view_seed)
+
+
+def check_dataset(name: str, arguments: Mapping[str, Any], path: str) -> None:
+    """Checks the name of a dataset and its arguments, without loading it.
+
+    Args:
+        name: Key of `DATASETS`.
+        arguments: Arguments of the dataset itself.
+        path: Where they stand, for errors.
+
+    Raises:
+        ConfigError: An unknown name, or an argument that the dataset does not take, that is of
+            another type, or that is missing.
+    """
+    load = lookup(DATASETS, name, "dataset")
+    check_arguments(load, arguments, path)
+    try:
+        inspect.signature(load).bind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"dataset '{name}': {error}") from error
+    check_types(load, arguments, path)
+
+
 def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
     """A dataset of the table.
 
@@ -51,23 +125,16 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         **kwargs: Arguments of the dataset itself, such as `path`.
 
     Raises:
-        ConfigError: An unknown name, or an argument that the dataset does not take, that is of
-            another type, or that is missing.
+        ConfigError: A name or an argument that `check_dataset` refuses, or images that cannot be
+            read.
     """
-    load = lookup(DATASETS, name, "dataset")
-    check_arguments(load, kwargs, name)
-    try:
-        inspect.signature(load).bind(**kwargs)
-    except TypeError as error:
-        raise ConfigError(f"dataset '{name}': {error}") from error
-    check_types(load, kwargs, name)
-    return load(**kwargs)
+    check_dataset(name, kwargs, name)
+    return DATASETS[name](**kwargs)
 
 
 def with_whole_paths(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a dataset, of which paths mean the same from another working directory."""
-    load = DATASETS.get(name)
-    parameters = inspect.signature(load).parameters if load else {}
+    parameters = inspect.signature(DATASETS[name]).parameters
     paths = {key for key, one in parameters.items() if Path in get_args(one.annotation)}
     return {
         key: whole_path(value) if key in paths and isinstance(value, str | Path) else value

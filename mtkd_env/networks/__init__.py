@@ -6,6 +6,7 @@ of timm and of the user are found by their names.
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from mtkd_env.seeding import seeded
 __all__ = [
     "NETWORKS",
     "Network",
+    "StudentSpec",
     "build_network",
     "check_network",
     "check_network_arguments",
@@ -137,6 +139,29 @@ def build_network(
         kwargs["image_size"] = image_size
     with nullcontext() if seed is None else seeded(seed):
         return constructor(num_classes=num_classes, in_channels=in_channels, **kwargs)
+
+
+@dataclass(frozen=True)
+class StudentSpec:
+    """The student.
+
+    Attributes:
+        network: Name of a network; see `find_network`.
+        width: Factor on all its channel counts.
+        arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
+            of timm.
+
+    Raises:
+        ConfigError: No such network, or an argument that it does not take.
+    """
+
+    network: str = "resnet8"
+    width: float = 0.25
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_network(self.network, "student")
+        check_network_arguments(self.network, self.arguments, "arguments")
 
 
 def _nearest(name: str) -> str:

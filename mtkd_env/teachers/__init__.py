@@ -8,11 +8,8 @@ from mtkd_env.teachers.pool import (
     build_pool,
     load_pool_spec,
 )
-from mtkd_env.teachers.prefetch import check_prefetch
-from mtkd_env.teachers.preparation import prepare_teachers
+from mtkd_env.teachers.preparation import Progress, prepare_teachers
 from mtkd_env.teachers.quantization import (
-    INT8,
-    TEACHER_PRECISIONS,
     Fidelity,
     Note,
     check_teacher_precision,
@@ -21,18 +18,16 @@ from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet
 
 __all__ = [
-    "INT8",
-    "TEACHER_PRECISIONS",
     "Fidelity",
     "Note",
     "PoolSpec",
+    "Progress",
     "StoreSpec",
     "TeacherEnsemble",
     "TeacherPool",
     "TeacherSpec",
     "TrainingSet",
     "build_pool",
-    "check_prefetch",
     "check_teacher_precision",
     "class_means",
     "load_pool_spec",

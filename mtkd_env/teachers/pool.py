@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
 
 from mtkd_env import distributed
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.errors import ConfigError, check_fields, check_name, check_types, plain_message
+from mtkd_env.errors import ConfigError, check_name, check_types
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
@@ -26,7 +25,8 @@ from mtkd_env.files import (
 from mtkd_env.imports import Trust, check_trusted
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
-from mtkd_env.optimization import Recipe, make_recipe
+from mtkd_env.optimization import Recipe
+from mtkd_env.options import build
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -52,9 +52,9 @@ KINDS = ("trained", "random", "permuted")
 PoolProgress = Callable[[str, int, int, float], None]
 
 
-def teacher_recipe(epochs: int = Recipe.epochs) -> Recipe:
-    """The paper's teachers: weight decay 5e-4 and no Nesterov, otherwise the student's recipe."""
-    return Recipe(epochs=epochs, weight_decay=5e-4, nesterov=False)
+def teacher_recipe() -> Recipe:
+    """The paper's teachers: weight decay 5e-4 and no Nesterov; in as many epochs as digits need."""
+    return Recipe(epochs=12, weight_decay=5e-4, nesterov=False)
 
 
 @dataclass(frozen=True)
@@ -85,30 +85,29 @@ class TeacherSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_types(TeacherSpec, vars(self), f"teachers.{self.name or self.network}")
-        try:
-            check_network(self.network)
-            check_name(KINDS, self.kind, "kind of teacher")
-        except ConfigError as error:
-            raise ConfigError(f"teachers.{self.label}: {error}") from error
-        check_network_arguments(self.network, self.arguments, f"teachers.{self.label}.arguments")
+        check_types(TeacherSpec, vars(self), "")
+        check_network(self.network)
+        check_name(KINDS, self.kind, "kind of teacher")
+        check_network_arguments(self.network, self.arguments, "arguments")
         if self.checkpoint is not None and user_path(self.checkpoint).exists():
             # So that a run's configuration means the same from another working directory.
             object.__setattr__(self, "checkpoint", whole_path(self.checkpoint))
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
         if self.seed < 0:
-            raise ConfigError(f"teachers.{self.label}.seed: expected 0 or more, got {self.seed}")
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.checkpoint is not None and self.kind != "trained":
-            raise ConfigError(
-                f"teachers.{self.label}: a {self.kind} teacher cannot have a checkpoint"
-            )
+            raise ConfigError(f"checkpoint: a {self.kind} teacher cannot have one")
 
     @property
     def label(self) -> str:
         """The teacher's name."""
         suffix = "" if self.kind == "trained" else f"-{self.kind}"
         return self.name or self.network + suffix
+
+
+# The digits need seconds each to train them.
+SMALL_TEACHERS = tuple(map(TeacherSpec, ("resnet8", "resnet14", "resnet20", "wrn_16_1")))
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class PoolSpec:
         ConfigError: No teacher, a name used twice, a batch size below 1, or a negative seed.
     """
 
-    teachers: tuple[TeacherSpec, ...]
+    teachers: tuple[TeacherSpec, ...] = SMALL_TEACHERS
     recipe: Recipe = field(default_factory=teacher_recipe)
     batch_size: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
@@ -136,9 +135,9 @@ class PoolSpec:
         if not self.teachers:
             raise ConfigError("teachers: expected at least one, got none")
         if self.batch_size < 1:
-            raise ConfigError(f"teachers.batch_size: expected at least 1, got {self.batch_size}")
+            raise ConfigError(f"batch_size: expected at least 1, got {self.batch_size}")
         if self.seed < 0:
-            raise ConfigError(f"teachers.seed: expected 0 or more, got {self.seed}")
+            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         names = [teacher.label for teacher in self.teachers]
         for name in names:
             if names.count(name) > 1:
@@ -174,22 +173,15 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
     path = user_path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")
-    parser = ArgumentParser(exit_on_error=False, default_env=False)
-    parser.add_class_arguments(PoolSpec, "pool")
+    content = load_yaml(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {content!r}")
     try:
-        written = load_yaml(path)
         with Trust(None if trust else frozenset()).applied():
-            check_trusted(written)
-        content = parser.parse_string("pool: " + json.dumps(written))
-        check_fields(PoolSpec, content.pool.as_dict())
-        make_recipe(content.pool.recipe.as_dict(), "recipe")
-        spec: PoolSpec = parser.instantiate(content).pool
-    except ArgumentError as error:
-        reason = plain_message(str(error)).removeprefix("pool.")
-        raise ConfigError(f"{path}: {reason}") from error
+            check_trusted(content)
+        return build(PoolSpec, content)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return spec
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def build_pool(

@@ -11,22 +11,11 @@ from itertools import islice
 import torch
 
 from mtkd_env.data.stream import EpochPlan
-from mtkd_env.errors import ConfigError
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.types import Batch, TeacherOutputs
 
 # Images in a call of the teachers on a GPU, if nothing else was said.
 IMAGES_AT_ONCE = 512
-
-
-def check_prefetch(prefetch: int | None) -> None:
-    """Checks a number of batches that the teachers are asked about together.
-
-    Raises:
-        ConfigError: It is below 1.
-    """
-    if prefetch is not None and prefetch < 1:
-        raise ConfigError(f"prefetch: expected at least 1, got {prefetch}")
 
 
 def batches_at_once(prefetch: int | None, batch_size: int, device: torch.device) -> int:

@@ -4,22 +4,35 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from mtkd_env.compilation import NONE
+from mtkd_env.computing import Computing
 from mtkd_env.data.stream import BatchStream, Teaching
 from mtkd_env.data.views import MemoryViews, ViewSet
-from mtkd_env.precision import FULL
-from mtkd_env.teachers.pool import PoolProgress, PoolSpec, TeacherPool, build_pool
+from mtkd_env.files import cache_folder
+from mtkd_env.precision import FULL, INT8
+from mtkd_env.teachers.pool import PoolSpec, TeacherPool, build_pool
 from mtkd_env.teachers.prefetch import PrefetchedTeachers, batches_at_once
-from mtkd_env.teachers.quantization import INT8, Fidelity, Note, quantize_teachers
+from mtkd_env.teachers.quantization import Fidelity, Note, quantize_teachers
 from mtkd_env.teachers.store import StoredTeachers, StoreSpec, TeacherStore, store_folder
 from mtkd_env.teachers.training import TrainingSet
 
 # Enough training images for steady scales of int8 teachers, and how many are looked at together.
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """What is told while teachers are made ready."""
+
+    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
+        """A teacher has been trained for another epoch, at a mean cross-entropy [nats]."""
+
+    def note(self, text: str) -> None:
+        """Something about the teachers is worth a line."""
 
 
 def prepare_teachers(
@@ -28,14 +41,9 @@ def prepare_teachers(
     stream: BatchStream,
     *,
     val_fraction: float,
-    store: StoreSpec,
-    precision: str,
-    compile: str,
-    prefetch: int | None,
-    device: str,
-    cache: Path,
-    progress: PoolProgress | None,
-    note: Note,
+    computing: Computing,
+    device: torch.device,
+    progress: Progress,
 ) -> tuple[TeacherPool, dict[str, Fidelity]]:
     """The teachers of a spec; the batches of the stream bring what is known of their outputs.
 
@@ -44,14 +52,9 @@ def prepare_teachers(
         images: What they are trained, calibrated and evaluated on.
         stream: The student's batches.
         val_fraction: Share of the training images that `images` holds out.
-        store: Whether their outputs are kept, and where.
-        precision: What they compute in.
-        compile: How those in other precisions than int8 are compiled; see `mtkd_env.compilation`.
-        prefetch: Batches that they are asked about together; None for what suits the device.
+        computing: How they compute, and the folder of what is kept.
         device: Where they compute.
-        cache: Folder of trained teachers and of stores on disk.
-        progress: Called while one is being trained.
-        note: Called with a line about each in int8.
+        progress: What is told of them.
 
     Returns:
         The pool, and how near each int8 teacher is to what it was in float32.
@@ -59,19 +62,25 @@ def prepare_teachers(
     Raises:
         ConfigError: A teacher or a store that cannot be.
     """
-    trained_in = FULL if precision == INT8 else precision
+    cache = cache_folder(computing.cache)
+    in_int8 = computing.for_teachers == INT8
     pool = build_pool(
-        spec, images, device=device, cache=cache, precision=trained_in, progress=progress
+        spec,
+        images,
+        device=device,
+        cache=cache,
+        precision=FULL if in_int8 else computing.for_teachers,
+        progress=progress.teacher,
     )
-    fidelities = _quantize(pool, images, val_fraction, note) if precision == INT8 else {}
+    fidelities = _quantize(pool, images, val_fraction, progress.note) if in_int8 else {}
     # The results of int8 teachers are not those of what they were made from.
     found = {name: fidelity.evaluation for name, fidelity in fidelities.items()}
     pool = replace(pool, evaluations=pool.evaluations | found)
-    together = batches_at_once(prefetch, stream.local_batch_size, torch.device(device))
-    if compile != NONE:
-        pool.ensemble.compile_for(together * stream.local_batch_size, compile)
-    if store:
-        stream.teaching = _stored(pool, stream, images, store, together=together, cache=cache)
+    together = batches_at_once(computing.prefetch, stream.local_batch_size, device)
+    if computing.compile != NONE:
+        pool.ensemble.compile_for(together * stream.local_batch_size, computing.compile)
+    if spec.store:
+        stream.teaching = _stored(pool, stream, images, spec.store, together=together, cache=cache)
     elif together > 1:
         stream.teaching = PrefetchedTeachers(pool.ensemble, together)
     return pool, fidelities

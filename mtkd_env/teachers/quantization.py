@@ -16,20 +16,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.losses import cross_entropy
-from mtkd_env.precision import FULL, PRECISIONS, check_precision
+from mtkd_env.precision import FULL, INT8, check_precision
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.types import Batch
 
-INT8 = "int8"
-
 # Called with a line about how the teachers are computed.
 Note = Callable[[str], None]
-
-# What teachers can compute in.
-TEACHER_PRECISIONS = (*PRECISIONS, INT8)
 
 # What torch says of its own future on every use, by the beginnings of its warnings.
 OUTLOOKS = (
@@ -59,9 +54,8 @@ def check_teacher_precision(precision: str, device: torch.device | str) -> None:
     """Checks what teachers are to compute in.
 
     Raises:
-        ConfigError: An unknown precision, or one that the device, or this torch, does not have.
+        ConfigError: A precision that the device, or this torch, does not have.
     """
-    check_name(TEACHER_PRECISIONS, precision, "teacher_precision")
     if precision != INT8:
         check_precision(precision, device)
         return

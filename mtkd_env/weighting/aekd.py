@@ -152,7 +152,7 @@ class AEKD(Weighting):
         """One row of weights, repeated for every sample."""
         with torch.no_grad():
             gradients = logit_gradients(
-                state.student.logits, state.teachers.logits, self.distiller.temperature
+                state.student.logits, state.teachers.logits, self.distiller.distillation.temperature
             )
         logit = self._solve(_gram(gradients))
         feature = torch.full_like(logit, 1 / len(logit))

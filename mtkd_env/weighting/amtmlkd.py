@@ -108,7 +108,7 @@ class AMTMLKD(Weighting):
             weights,
             state.student.logits.detach(),
             state.teachers.logits,
-            self.distiller.temperature,
+            self.distiller.distillation.temperature,
         )
         return divergence.mean() + self._penalty * self.factors.penalty()
 

@@ -274,7 +274,7 @@ class MMKD(Weighting):
         student = VirtualStudent(distiller)
         for _ in range(self._virtual_steps):
             state = distiller.imagine(batch, teachers, student.parameters)
-            student.step(distiller.distillation(state, meta(state)).mean())
+            student.step(distiller.teacher_loss(state, meta(state)).mean())
         state = distiller.imagine(batch, teachers, student.parameters)
         student.step(state.cross_entropy.mean())
         return distiller.imagine(batch, teachers, student.parameters).cross_entropy.mean()

@@ -232,7 +232,7 @@ def test_without_a_cap_that_binds_the_combined_gradient_improves_every_teacher()
     state = distiller.forward(batch())
     weights = AEKD(distiller, cap=1.0)(state).logit[0].double()
     gradients = logit_gradients(
-        state.student.logits.detach(), state.teachers.logits, distiller.temperature
+        state.student.logits.detach(), state.teachers.logits, distiller.distillation.temperature
     ).double()
     combined = weights @ gradients
     gain = gradients @ combined - combined.square().sum()

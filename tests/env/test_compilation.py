@@ -61,7 +61,7 @@ def test_nothing_is_compiled_by_default(counter: Counter) -> None:
 def test_only_the_steps_of_the_student_are_compiled(mode: str, counter: Counter) -> None:
     expected = trained(NONE)
     found = trained(mode)
-    assert counter.modes == [mode]
+    assert set(counter.modes) == {mode}
     assert counter.calls == [len(INPUTS)] * 3
     assert all(found[name].equal(value) for name, value in expected.items())
 
@@ -121,7 +121,7 @@ def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_another_word_for_compile_is_named() -> None:
     for call in (
-        lambda: assemble(compile="max-autotun"),
+        lambda: assemble(computing={"compile": "max-autotun"}),
         lambda: parse_arguments(["--compile=max-autotun"]),
     ):
         with pytest.raises(

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtkd_env import Recipe, assemble
-from mtkd_env.data import Mixing
+from mtkd_env.data import DataSpec, Mixing
 from mtkd_env.data.mixing import Mixer
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
@@ -143,13 +143,11 @@ NAMED = [{**teacher, "name": str(m)} for m, teacher in enumerate(TEACHERS)]
 
 def environment(**changes: Any) -> Any:
     return assemble(
-        num_envs=64,
+        data=DataSpec(train_size=200, **changes),
         teachers=NAMED,
-        student_width=0.125,
-        recipe=Recipe(epochs=1),
-        output="torch",
-        train_size=200,
-        **changes,
+        student={"width": 0.125},
+        optimizer=Recipe(epochs=1),
+        env={"output": "torch"},
     ).env
 
 
@@ -174,4 +172,4 @@ def test_images_are_whole_by_default() -> None:
 
 def test_strength_is_checked_before_anything_is_loaded() -> None:
     with pytest.raises(ConfigError, match=r"mixup: expected a number >= 0, found -1\.0"):
-        assemble(dataset="imagenet", dataset_kwargs={"root": "nowhere"}, mixup=-1.0)
+        DataSpec("imagenet", {"root": "nowhere"}, mixup=-1.0)

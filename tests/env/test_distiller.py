@@ -11,6 +11,7 @@ from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import TeacherEnsemble
+from mtkd_env.terms import Distillation
 from mtkd_env.types import DistillState, NetworkOutput, TeacherWeights
 from tiny import (
     CLASSES,
@@ -143,16 +144,16 @@ def loss_by_hand(distiller: Distiller, weights: TeacherWeights) -> Tensor:
     images = batch()
     output, projected, _ = distiller.module(images.inputs)
     known = distiller.teachers(images.inputs)
-    temperature = distiller.temperature
+    temperature = distiller.distillation.temperature
     loss = functional.cross_entropy(output.logits, images.targets)
     log_q = (output.logits / temperature).log_softmax(1)
     for m in range(M):
         p = (known.logits[m] / temperature).softmax(1)
         divergence = functional.kl_div(log_q, p, reduction="none").sum(1) * temperature**2
         distance = functional.mse_loss(projected[m], known.feature_maps[m], reduction="none")
-        loss = loss + distiller.alpha * (weights.logit[:, m] * divergence).mean()
+        loss = loss + distiller.distillation.alpha * (weights.logit[:, m] * divergence).mean()
         distance = distance.mean((1, 2, 3))
-        loss = loss + distiller.beta * (weights.feature[:, m] * distance).mean()
+        loss = loss + distiller.distillation.beta * (weights.feature[:, m] * distance).mean()
     return loss
 
 
@@ -194,7 +195,9 @@ def test_weights_with_a_graph_get_the_gradient_of_the_loss() -> None:
     logits = torch.randn(4, M, generator=generator(1)).requires_grad_()
     state = distiller.forward(batch())
     terms = distiller.update(state, TeacherWeights(logits.softmax(1), logits.softmax(1)))
-    value = (distiller.alpha * terms.kd + distiller.beta * terms.feature) / 4
+    value = (
+        distiller.distillation.alpha * terms.kd + distiller.distillation.beta * terms.feature
+    ) / 4
     p = logits.detach().softmax(1)
     expected = p * (value - (p * value).sum(1, keepdim=True))
     torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-6)
@@ -312,7 +315,7 @@ def test_imagined_losses_are_differentiable_in_the_given_parameters_alone() -> N
     distiller = make_tiny_distiller()
     own = list(distiller.module.parameters())
     expected = torch.autograd.grad(
-        distiller.distillation(distiller.forward(batch()), random_weights()).mean(),
+        distiller.teacher_loss(distiller.forward(batch()), random_weights()).mean(),
         own,
         allow_unused=True,
     )
@@ -322,7 +325,7 @@ def test_imagined_losses_are_differentiable_in_the_given_parameters_alone() -> N
         name: scale * parameter.detach() for name, parameter in distiller.module.named_parameters()
     }
     known = distiller.teachers(batch().inputs)
-    loss = distiller.distillation(distiller.imagine(batch(), known, given), random_weights()).mean()
+    loss = distiller.teacher_loss(distiller.imagine(batch(), known, given), random_weights()).mean()
     found = torch.autograd.grad(loss, [*given.values(), scale, *own], allow_unused=True)
     for gradient, other in zip(found, expected, strict=False):
         assert (gradient is None) == (other is None)
@@ -337,7 +340,7 @@ def test_imagined_losses_are_differentiable_in_the_given_parameters_alone() -> N
 def test_distillation_is_what_the_teachers_add_to_the_loss() -> None:
     distiller = make_tiny_distiller(alpha=0.7, beta=1.3)
     state, weights = distiller.forward(batch()), random_weights()
-    added = distiller.distillation(state, weights)
+    added = distiller.teacher_loss(state, weights)
     expected = sum(
         0.7 * weights.logit[:, m] * state.kd[:, m]
         + 1.3 * weights.feature[:, m] * state.feature[:, m]
@@ -389,7 +392,14 @@ def test_students_compute_channels_last_where_they_can() -> None:
 
 
 def test_a_student_that_cannot_compute_channels_last_keeps_its_layout_and_mode() -> None:
-    distiller = Distiller(Flattening, teachers(), image_shape=IMAGE_SHAPE, steps_per_epoch=2)
+    distiller = Distiller(
+        Flattening,
+        teachers(),
+        image_shape=IMAGE_SHAPE,
+        steps_per_epoch=2,
+        distillation=Distillation(),
+        recipe=Recipe(),
+    )
     assert not is_channels_last(distiller)
     assert distiller.student.training
     assert not any(part.training for part in distiller.student.body.modules())

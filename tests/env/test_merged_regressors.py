@@ -17,6 +17,7 @@ from mtkd_env.networks.regressor import Regressors
 from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble
+from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, TeacherWeights
 from tiny import IMAGE_SHAPE, STEPS_PER_EPOCH, TinyNetwork, batch, generator, perturb
 
@@ -69,17 +70,16 @@ def distiller(pool: str, recipe: Recipe | None = None) -> Distiller:
     kinds, side = POOLS[pool]
     with seeded(0):
         networks = [perturb(TinyNetwork(k, s, signed=sign), 1) for k, s, sign in kinds]
-    return Distiller(
+    found = Distiller(
         lambda: TinyNetwork(side=side),
         TeacherEnsemble(networks, [str(m) for m in range(len(kinds))]),
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
+        distillation=Distillation(ALPHA, BETA, T),
         recipe=recipe or Recipe(lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
-        alpha=ALPHA,
-        beta=BETA,
-        temperature=T,
-        seed=5,
     )
+    found.reinitialize(5)
+    return found
 
 
 def reference(pool: str) -> tuple[nn.Module, Separate]:

@@ -309,7 +309,7 @@ def test_foreign_networks_teach_and_learn_in_an_environment() -> None:
             {"network": "users_networks:Own", "kind": "random"},
         ],
         student=PLAIN,
-        student_width=1.0,
+        width=1.0,
         reward_timing="after",  # sees the student again, with copies of its buffers
     )
     env.reset(seed=0)

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
-from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe, make_recipe
+from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe
+from mtkd_env.options import build
 from mtkd_env.teachers.training import train_teacher
 from tiny import TinyNetwork, generator, stream
 
@@ -368,11 +369,11 @@ def test_values_out_of_range_are_refused_by_name(case: str) -> None:
         Recipe(**values)
     assert str(error.value) == message
     with pytest.raises(ConfigError) as error:
-        make_recipe(values, "some.where")
+        build(Recipe, values, "some.where")
     assert str(error.value) == f"some.where.{message}"
 
 
 def test_unknown_keys_are_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"recipe\.lrr: unknown key; did you mean 'lr'\?"):
-        make_recipe({"lrr": 1.0}, "recipe")
-    assert make_recipe({"lr": 1.0}, "recipe") == Recipe(lr=1.0)
+        build(Recipe, {"lrr": 1.0}, "recipe")
+    assert build(Recipe, {"lr": 1}, "recipe") == Recipe(lr=1.0)

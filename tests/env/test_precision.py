@@ -282,11 +282,10 @@ def test_a_new_student_starts_with_a_new_scale() -> None:
 def test_assembled_environments_compute_in_the_precision_they_are_told() -> None:
     assembly = assemble(
         teachers=[{"network": "resnet8", "width": 0.25, "kind": "random"}],
-        student_width=0.125,
-        train_size=32,
-        num_envs=16,
-        precision="bf16",
-        output="torch",
+        student={"width": 0.125},
+        data={"train_size": 32, "batch_size": 16},
+        computing={"precision": "bf16"},
+        env={"output": "torch"},
     )
     env = assembly.env
     env.reset(seed=0)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtkd_env.computing import Computing
 from mtkd_env.data import BatchStream, Mixing
 from mtkd_env.errors import ConfigError
-from mtkd_env.teachers import check_prefetch
 from mtkd_env.teachers.prefetch import IMAGES_AT_ONCE, PrefetchedTeachers, batches_at_once
 from mtkd_env.types import TeacherOutputs
 from tiny import NUM_ENVS, make_tiny_env, teachers, training_set
@@ -94,6 +94,6 @@ def test_on_a_cpu_nothing_is_prefetched_and_on_a_gpu_many_images() -> None:
 
 
 def test_a_number_below_one_is_refused() -> None:
-    check_prefetch(None)
+    assert Computing().prefetch is None
     with pytest.raises(ConfigError, match="prefetch: expected at least 1, got 0"):
-        check_prefetch(0)
+        Computing(prefetch=0)

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from experiments.config import parse_arguments
 from mtkd_env import registration
+from mtkd_env.data import DataSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
+from mtkd_env.precision import INT8
 from mtkd_env.registration import load_images
-from mtkd_env.teachers import INT8, TeacherEnsemble, quantization
+from mtkd_env.teachers import Progress, TeacherEnsemble, quantization
 from mtkd_env.teachers.quantization import check_teacher_precision, quantize
 from mtkd_env.teachers.training import TrainingSet, train_teacher
 from mtkd_env.types import Batch, NetworkOutput
-from tiny import TinyNetwork, batch, snapshot, teacher_networks
+from tiny import TinyNetwork, Told, batch, snapshot, teacher_networks
 
 # Torch follows a network with stand-ins for its tensors, which are no shapes.
 pytestmark = pytest.mark.usefixtures("_unchecked_shapes")
@@ -26,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("_unchecked_shapes")
 
 @cache
 def digits() -> TrainingSet:
-    return load_images("digits")
+    return load_images(DataSpec())
 
 
 @cache
@@ -178,33 +180,35 @@ def test_every_family_can_be_quantised(name: str) -> None:
 # Arguments.
 
 
-def assemble(cache_folder: Path, **arguments: Any) -> registration.Assembly:
+def assemble(
+    cache_folder: Path, precision: str | None = None, progress: Progress | None = None
+) -> registration.Assembly:
     return registration.assemble(
         teachers=[{"network": "resnet8", "width": 0.25, "kind": "random"}],
-        num_envs=16,
-        cache=cache_folder,
-        **arguments,
+        data={"batch_size": 16},
+        computing={"cache": cache_folder, "teacher_precision": precision},
+        progress=progress,
     )
 
 
 def test_an_environment_has_int8_teachers_and_says_how_near_they_are(tmp_path: Path) -> None:
-    notes: list[str] = []
+    progress = Told()
     full = assemble(tmp_path)
-    assembly = assemble(tmp_path, teacher_precision="int8", note=notes.append)
+    assembly = assemble(tmp_path, "int8", progress)
     assert full.fidelities == {}
     assert assembly.pool.ensemble.precision == "int8"
     assert assembly.env.distiller.precision == "fp32"
     (fidelity,) = assembly.fidelities.values()
     assert assembly.pool.evaluations == {"resnet8-random": fidelity.evaluation}
     assert assembly.pool.digests == full.pool.digests
-    assert len(notes) == 1
+    assert len(progress.notes) == 1
     assembly.env.reset(seed=0)
     _, reward, *_ = assembly.env.step(assembly.env.action_space.sample())
     assert torch.as_tensor(reward).isfinite().all()
 
 
 def test_teachers_can_have_a_precision_of_their_own(tmp_path: Path) -> None:
-    assembly = assemble(tmp_path, teacher_precision="bf16")
+    assembly = assemble(tmp_path, "bf16")
     assert assembly.pool.ensemble.precision == "bf16"
     assert assembly.env.distiller.precision == "fp32"
 

@@ -1,26 +1,33 @@
 import json
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs import registration as registered
 from gymnasium.vector import VectorEnv
 
 import mtkd_env
 from env_contract import equal, rollout
+from experiments.config import parse_arguments
 from mtkd_env import (
     ConfigError,
+    DataSpec,
+    Distillation,
+    EnvSpec,
     MTKDVectorEnv,
     PoolSpec,
     Recipe,
+    StoreSpec,
+    StudentSpec,
     TeacherSpec,
     assemble,
     registration,
 )
-from mtkd_env.registration import DEFAULT_TEACHER_EPOCHS, make_env, pool_spec
+from mtkd_env.options import build, field_names
+from mtkd_env.registration import PARTS, make_env, sorted_keywords
 from mtkd_env.teachers import class_means
 from tiny import data
 
@@ -48,10 +55,10 @@ def npz(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def npz_kwargs(path: str, **changes: Any) -> dict[str, Any]:
     defaults = {
-        "dataset_kwargs": {"path": path},
+        "data": {"arguments": {"path": path}},
         "num_envs": 4,
         "teachers": RANDOM,
-        "student_width": 0.125,
+        "width": 0.125,
     }
     return defaults | changes
 
@@ -64,7 +71,7 @@ def npz_env(path: str, **changes: Any) -> VectorEnv[Any, Any, Any]:
 
 
 def test_digits_are_one_call_away() -> None:
-    env = gymnasium.make_vec("MTKD/Digits-v0", num_envs=8, teachers=RANDOM, student_width=0.125)
+    env = gymnasium.make_vec("MTKD/Digits-v0", num_envs=8, teachers=RANDOM, width=0.125)
     assert isinstance(env, MTKDVectorEnv)
     assert env.num_envs == 8
     assert env.teacher_names == ("resnet8-random", "wrn_16_1-random")
@@ -109,7 +116,7 @@ def test_an_environment_can_be_made_again_from_its_spec(npz: str) -> None:
     assert env.spec is not None
     copies = [
         gymnasium.make_vec(env.spec),
-        gymnasium.make_vec(EnvSpec.from_json(env.spec.to_json())),
+        gymnasium.make_vec(registered.EnvSpec.from_json(env.spec.to_json())),
     ]
     json.loads(env.spec.to_json())
     env.reset(seed=1)
@@ -124,18 +131,17 @@ def test_max_episode_steps_is_refused_with_the_alternative(npz: str) -> None:
         npz_env(npz, max_episode_steps=5)
 
 
-def test_the_seed_argument_is_the_seed_of_a_first_reset(npz: str) -> None:
-    by_argument, by_reset = npz_env(npz, seed=3), npz_env(npz)
-    first, _ = by_argument.reset()
-    assert equal(first, by_reset.reset(seed=3)[0])
-    assert equal(rollout(by_argument, 2), rollout(by_reset, 2))
+def test_the_first_student_is_that_of_seed_0(npz: str) -> None:
+    unseeded, seeded = npz_env(npz), npz_env(npz)
+    assert equal(unseeded.reset()[0], seeded.reset(seed=0)[0])
+    assert equal(rollout(unseeded, 2), rollout(seeded, 2))
 
 
-def test_teachers_do_not_depend_on_the_seed(npz: str) -> None:
-    first, second = (assemble(dataset="npz", **npz_kwargs(npz, seed=seed)) for seed in (0, 1))
-    assert first.pool.digests == second.pool.digests
-    assert first.pool.evaluations == second.pool.evaluations
-    assert set(first.pool.evaluations) == set(first.env.teacher_names)
+def test_an_assembly_knows_its_teachers_and_images(npz: str) -> None:
+    data = {"dataset": "npz", "arguments": {"path": npz}, "batch_size": 4}
+    assembly = assemble(data=data, teachers=RANDOM, student={"width": 0.125})
+    assert set(assembly.pool.evaluations) == set(assembly.env.teacher_names)
+    assert len(assembly.images.splits.train) == 9
 
 
 # Arguments.
@@ -146,8 +152,8 @@ def test_student_recipe_and_loss_are_as_asked_for(npz: str) -> None:
         dataset="npz",
         **npz_kwargs(
             npz,
-            student="resnet14",
-            recipe={"epochs": 7, "lr": 0.3},
+            network="resnet14",
+            optimizer={"epochs": 7, "lr": 0.3},
             alpha=0.5,
             beta=0.0,
             temperature=2.0,
@@ -157,13 +163,15 @@ def test_student_recipe_and_loss_are_as_asked_for(npz: str) -> None:
     student = env.distiller.student
     assert str(student) == str(expected)
     assert env.distiller.recipe == Recipe(epochs=7, lr=0.3)
-    assert (env.distiller.alpha, env.distiller.beta, env.distiller.temperature) == (0.5, 0.0, 2.0)
+    assert env.distiller.distillation == Distillation(alpha=0.5, beta=0.0, temperature=2.0)
+    assert env.reward.distillation is env.distiller.distillation
 
 
 def test_networks_are_made_with_arguments_of_their_own(npz: str) -> None:
     teacher = {"network": "resnet8", "kind": "random", "arguments": {"channels": (3, 4, 5, 6)}}
     arguments = {"channels": (2, 3, 4, 5)}
-    kwargs = npz_kwargs(npz, teachers=[teacher], student_width=1.0, student_arguments=arguments)
+    student = {"arguments": arguments}
+    kwargs = npz_kwargs(npz, teachers=[teacher], width=1.0, student=student)
     distiller = make_env(dataset="npz", **kwargs).distiller
     assert distiller.student.feature_dim == 5
     assert distiller.teachers.feature_dims == (6,)
@@ -180,20 +188,18 @@ def test_a_student_that_cannot_be_made_is_known_before_teachers_are_trained(
             dataset="npz",
             **npz_kwargs(
                 npz,
-                student="torchvision:resnet18",
-                student_width=1.0,
-                student_arguments={"drop": 1},
+                student={"network": "torchvision:resnet18", "arguments": {"drop": 1}},
+                width=1.0,
             ),
         )
 
 
 def test_loss_terms_are_as_asked_for(npz: str) -> None:
     env = make_env(dataset="npz", **npz_kwargs(npz, logit="dist", feature={"mse": 0.5, "nd": 2.0}))
-    assert env.distiller.logit_terms == {"dist": 1.0}
-    assert env.distiller.feature_terms == {"mse": 0.5, "nd": 2.0}
+    assert env.distiller.distillation.logit_terms == {"dist": 1.0}
+    assert env.distiller.distillation.feature_terms == {"mse": 0.5, "nd": 2.0}
     plain = make_env(dataset="npz", **npz_kwargs(npz))
-    assert plain.distiller.logit_terms == {"kd": 1.0}
-    assert plain.distiller.feature_terms == {"mse": 1.0}
+    assert plain.distiller.distillation == Distillation()
     assert plain.distiller.directions == ()
 
 
@@ -212,8 +218,7 @@ def test_directions_are_the_class_means_of_the_training_images(npz: str) -> None
 
 
 def test_held_out_images_make_a_split_and_are_not_trained_on(npz: str) -> None:
-    assembly = assemble(dataset="npz", **npz_kwargs(npz, val_fraction=0.4))
-    env = assembly.env
+    env = make_env(dataset="npz", **npz_kwargs(npz, val_fraction=0.4))
     assert set(env.splits) == {"train", "val", "test"}
     assert env.evaluate("val").cross_entropy > 0
     assert env.stream.samples == 5  # of 9
@@ -227,44 +232,54 @@ def test_fewer_training_images_can_be_asked_for(npz: str) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "dataset": ({"dataset": "digit"}, "unknown dataset 'digit'; did you mean 'digits'"),
-    "dataset argument": ({"dataset_kwargs": {"paths": "x"}}, "'?path'?"),
+    "dataset argument": (
+        {"data": {"arguments": {"paths": "x"}}},
+        r"data\.arguments\.paths: unknown key; did you mean 'path'?",
+    ),
     "student": ({"student": "resnet9"}, "unknown student 'resnet9'; did you mean"),
-    "env argument": ({"rewrad": "paper"}, r"env\.rewrad: unknown key; did you mean 'reward'"),
-    "env value": ({"reward": "papr"}, "unknown reward 'papr'"),
-    "recipe": ({"recipe": {"lrr": 1.0}}, r"recipe\.lrr: unknown key; did you mean 'lr'"),
-    "recipe value": ({"recipe": {"epochs": 0}}, r"recipe\.epochs: expected at least 1, got 0"),
+    "keyword": ({"rewrad": "paper"}, "unknown keyword 'rewrad'; did you mean 'reward'"),
+    "keyword of two": ({"arguments": {}}, r"arguments: several.* data=.* or student="),
+    "field twice": ({"student": {"width": 1.0}}, "width: given twice, by itself and in student"),
+    "other dataset": ({"data": "digits"}, "dataset: given twice, by itself and in data"),
+    "list": ({"teachers": {"teachers": "resnet8"}}, "expected list, got 'resnet8'"),
+    "seed": ({"seed": 3}, "unknown keyword 'seed'"),
+    "part": ({"student": 3}, r"student: expected StudentSpec or its fields by name, got 3"),
+    "env key": ({"env": {"rewrad": "x"}}, r"env\.rewrad: unknown key; did you mean 'reward'"),
+    "env value": ({"reward": "papr"}, "env: unknown reward 'papr'; did you mean 'paper'"),
+    "type": ({"alpha": "much"}, r"distillation\.alpha: expected float, got 'much'"),
+    "optimizer": ({"optimizer": {"lrr": 1.0}}, r"optimizer\.lrr: unknown key; did you mean 'lr'"),
+    "epochs": ({"epochs": 0}, r"optimizer\.epochs: expected at least 1, got 0"),
     "student argument": (
-        {"student_arguments": {"chanels": 3}},
+        {"student": {"arguments": {"chanels": 3}}},
         r"student\.arguments\.chanels: unknown key; did you mean 'channels'",
     ),
     "student's width twice": (
-        {"student_arguments": {"width": 2}},
+        {"student": {"arguments": {"width": 2}}},
         r"student\.arguments\.width: cannot be given here",
     ),
     "teacher argument": (
         {"teachers": [{"network": "resnet8", "arguments": {"chanels": 3}}]},
-        r"teachers\.resnet8\.arguments\.chanels: unknown key; did you mean 'channels'",
+        r"teachers\.teachers\.0\.arguments\.chanels: unknown key; did you mean 'channels'",
     ),
-    "precision": ({"precision": "half"}, r"unknown precision 'half'"),
+    "precision": ({"precision": "half"}, "computing: unknown precision 'half'"),
     "logit": ({"logit": "dits"}, "unknown logit 'dits'; did you mean 'dist'"),
     "feature": ({"feature": {"msee": 1.0}}, "unknown feature 'msee'; did you mean 'mse'"),
-    "coefficient": ({"logit": {"kd": -1.0}}, r"logit\.kd: expected a finite number >= 0, got -1.0"),
+    "coefficient": (
+        {"logit": {"kd": -1.0}},
+        r"distillation\.logit\.kd: expected a finite number >= 0, got -1.0",
+    ),
     "num_envs": ({"num_envs": 1000}, "expected 1 to 9, the number of images, found 1000"),
-    "teacher": ({"teachers": ["resnet9"]}, "unknown network 'resnet9'"),
+    "teacher": ({"teachers": ["resnet9"]}, r"teachers\.teachers\.0: unknown network 'resnet9'"),
     "teacher key": (
         {"teachers": [{"network": "resnet8", "kid": "random"}]},
-        r"teachers\.0\.kid: unknown key; did you mean 'kind'",
+        r"teachers\.teachers\.0\.kid: unknown key; did you mean 'kind'",
     ),
     "teacher without network": (
         {"teachers": [{"kind": "random"}]},
-        r"teachers\.0: .*'network'",
+        r"teachers\.teachers\.0: lacks the key 'network'",
     ),
-    "no teachers": ({"teachers": []}, "teachers: expected at least one, got none"),
+    "no teachers": ({"teachers": []}, r"teachers\.teachers: expected at least one, got none"),
     "pool file": ({"teachers": "gone.yaml"}, r"gone\.yaml: no such file"),
-    "epochs said twice": (
-        {"teachers": PoolSpec((TeacherSpec("resnet8"),)), "teacher_epochs": 3},
-        "teacher_epochs: the pool's own recipe says",
-    ),
 }
 
 
@@ -275,17 +290,64 @@ def test_arguments_that_cannot_be_used_are_named(case: str, npz: str) -> None:
         make_env(**({"dataset": "npz"} | npz_kwargs(npz, **changes)))
 
 
-def test_teachers_can_be_given_in_every_form(tmp_path: Path) -> None:
-    yaml = tmp_path / "pool.yaml"
-    yaml.write_text("teachers: [{network: resnet8, seed: 1}]\nrecipe: {epochs: 2}\n")
-    spec = TeacherSpec("resnet8", seed=1)
-    assert pool_spec([{"network": "resnet8", "seed": 1}, "resnet14"]).teachers == (
-        spec,
-        TeacherSpec("resnet14"),
-    )
-    assert pool_spec(["resnet8"]).recipe.epochs == DEFAULT_TEACHER_EPOCHS
-    assert pool_spec(["resnet8"], epochs=2).recipe.epochs == 2
-    for path in (yaml, str(yaml)):
-        assert pool_spec(path).teachers == (spec,)
-        assert pool_spec(path).recipe.epochs == 2
-    assert pool_spec(PoolSpec((spec,))) == PoolSpec((spec,))
+def options(**keywords: Any) -> dict[str, Any]:
+    """The options that `make_env` makes of keywords."""
+    given = sorted_keywords(keywords)
+    return {part: build(kind, given.get(part), part) for part, kind in PARTS.items()}
+
+
+def test_teachers_can_be_given_in_every_form() -> None:
+    first, second = TeacherSpec("resnet8", seed=1), TeacherSpec("resnet14")
+
+    def pool(**keywords: Any) -> Any:
+        return options(**keywords)["teachers"]
+
+    assert pool(teachers=["resnet14"]) == PoolSpec((second,))
+    mixed = [{"network": "resnet8", "seed": 1}, "resnet14", TeacherSpec("resnet20")]
+    assert pool(teachers=mixed).teachers == (first, second, TeacherSpec("resnet20"))
+    whole: dict[str, Any] = {"teachers": ["resnet14"], "recipe": {"epochs": 2}}
+    assert pool(teachers=whole).recipe == replace(PoolSpec().recipe, epochs=2)
+    whole["store"] = {"place": "host"}
+    assert pool(teachers=whole).store == StoreSpec("host")
+    assert pool(teachers=PoolSpec((first,))) == PoolSpec((first,))
+    assert pool() == PoolSpec()
+
+
+def test_parts_can_be_objects_fields_or_names() -> None:
+    expected = {
+        "data": DataSpec("digits", batch_size=8, train_size=100),
+        "student": StudentSpec("resnet14", width=0.5),
+        "env": EnvSpec("alignment", episode="epoch"),
+        "distillation": Distillation(alpha=2.0),
+    }
+    forms: list[dict[str, Any]] = [
+        expected,
+        {
+            "data": {"train_size": 100, "batch_size": 8},
+            "student": {"network": "resnet14", "width": 0.5},
+            "env": {"reward": "alignment", "episode": "epoch"},
+            "distillation": {"alpha": 2},
+        },
+        {
+            "data": {"batch_size": 8},
+            "train_size": 100,
+            "student": "resnet14",
+            "width": 0.5,
+            "env": "alignment",
+            "episode": "epoch",
+            "alpha": 2.0,
+        },
+    ]
+    for form in forms:
+        found = options(**form)
+        assert {part: found[part] for part in expected} == expected
+
+
+def test_nothing_said_is_the_defaults_of_a_run() -> None:
+    (config,) = parse_arguments([])
+    found = options()
+    assert {part: getattr(config, part) for part in PARTS if part != "computing"} == {
+        part: found[part] for part in PARTS if part != "computing"
+    }
+    for name in field_names(PARTS["computing"]):
+        assert getattr(config, name) == getattr(found["computing"], name)

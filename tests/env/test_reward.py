@@ -9,7 +9,6 @@ from mtkd_env.reward import (
     NORMALIZATIONS,
     REWARDS,
     RewardFunction,
-    Scale,
     aggregate,
     alignment_credit,
     center,
@@ -22,10 +21,11 @@ from mtkd_env.reward import (
     zscore,
     zscore_clamp,
 )
+from mtkd_env.terms import Distillation
 from mtkd_env.types import TeacherWeights
 from tiny import generator, make_state, random_state, reorder_teachers
 
-SCALE = Scale(alpha=2.0, beta=3.0, temperature=4.0)
+LOSS = Distillation(alpha=2.0, beta=3.0, temperature=4.0)
 ORDER = [2, 0, 1]
 # Per teacher: what its evidence ranks, whatever the other rows of the batch are.
 PER_TEACHER = ["paper", "alignment"]
@@ -50,7 +50,7 @@ def test_paper_credit_is_equation_6() -> None:
         distance=torch.tensor([[0.1, 0.0], [1.0, 2.0]]),
     )
     expected = torch.tensor([[-0.5 - 2.0 - 0.3, -0.5 - 4.0], [-1.0 - 3.0, -1.0 - 0.5 - 6.0]])
-    torch.testing.assert_close(paper_credit(state, SCALE), expected)
+    torch.testing.assert_close(paper_credit(state, LOSS), expected)
 
 
 def test_alignment_credit_is_the_inner_product_of_the_logit_gradients() -> None:
@@ -59,13 +59,13 @@ def test_alignment_credit_is_the_inner_product_of_the_logit_gradients() -> None:
     (of_truth,) = torch.autograd.grad(
         cross_entropy(logits, state.batch.targets).sum(), logits, retain_graph=True
     )
-    divergence = kd_divergence(logits, state.teachers.logits, SCALE.temperature)
+    divergence = kd_divergence(logits, state.teachers.logits, LOSS.temperature)
     columns = []
     for m in range(divergence.shape[1]):
         (of_teacher,) = torch.autograd.grad(divergence[:, m].sum(), logits, retain_graph=True)
         columns.append((of_truth * of_teacher).sum(1))
     expected = torch.stack(columns, dim=1)
-    torch.testing.assert_close(alignment_credit(state, SCALE), expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(alignment_credit(state, LOSS), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_alignment_credits_a_teacher_that_is_right_and_not_one_that_is_wrong() -> None:
@@ -75,7 +75,7 @@ def test_alignment_credits_a_teacher_that_is_right_and_not_one_that_is_wrong() -
     state.teachers.logits.zero_()
     state.teachers.logits[0, 0, target] = 5.0
     state.teachers.logits[1, 0, target] = -5.0
-    right, wrong = alignment_credit(state, SCALE)[0]
+    right, wrong = alignment_credit(state, LOSS)[0]
     assert right > 0 > wrong
 
 
@@ -88,7 +88,7 @@ def test_aggregate_is_minus_the_training_loss() -> None:
     )
     weights = TeacherWeights(torch.tensor([[0.25, 0.75]]), torch.tensor([[0.5, 0.5]]))
     expected = -0.5 - 2.0 * (0.25 + 1.5) - 3.0 * 0.2
-    assert aggregate(state, weights, SCALE).item() == pytest.approx(expected)
+    assert aggregate(state, weights, LOSS).item() == pytest.approx(expected)
 
 
 def test_minmax_center_is_equation_8_as_its_text_reads() -> None:
@@ -131,22 +131,22 @@ def test_zscore_of_a_single_sample_is_zero() -> None:
 
 def test_improvement_is_by_how_much_the_loss_has_fallen_at_the_same_weights() -> None:
     before, after, weights = random_state(0), random_state(1), random_weights()
-    expected = aggregate(after, weights, SCALE) - aggregate(before, weights, SCALE)
-    assert loss_improvement(before, after, weights, SCALE).equal(expected)
-    rewards = RewardFunction(REWARDS["improvement"], SCALE, "none")(before, weights, after)
+    expected = aggregate(after, weights, LOSS) - aggregate(before, weights, LOSS)
+    assert loss_improvement(before, after, weights, LOSS).equal(expected)
+    rewards = RewardFunction(REWARDS["improvement"], LOSS, "none")(before, weights, after)
     torch.testing.assert_close(rewards.scalar, expected)
     assert expected.abs().min() > 0.01
 
 
 def test_the_reward_of_a_step_that_changes_nothing_is_no_improvement() -> None:
     state = random_state()
-    rewards = RewardFunction(REWARDS["improvement"], SCALE)(state, random_weights(), state)
+    rewards = RewardFunction(REWARDS["improvement"], LOSS)(state, random_weights(), state)
     assert rewards.scalar.eq(0).all()
 
 
 def test_cross_entropy_pays_minus_that_of_the_updated_student() -> None:
     before, after = random_state(0), random_state(1)
-    rewards = RewardFunction(REWARDS["cross_entropy"], SCALE, "none")(
+    rewards = RewardFunction(REWARDS["cross_entropy"], LOSS, "none")(
         before, random_weights(), after
     )
     torch.testing.assert_close(rewards.scalar, -after.cross_entropy)
@@ -156,17 +156,17 @@ def test_cross_entropy_pays_minus_that_of_the_updated_student() -> None:
 def test_rewards_of_a_step_ask_for_the_updated_student_and_credit_teachers_before_it(
     name: str,
 ) -> None:
-    function = RewardFunction(REWARDS[name], SCALE)
+    function = RewardFunction(REWARDS[name], LOSS)
     assert function.needs_update
     before, after = random_state(0), random_state(1)
     rewards = function(before, random_weights(), after)
-    assert rewards.teacher.equal(paper_credit(before, SCALE))
+    assert rewards.teacher.equal(paper_credit(before, LOSS))
     assert rewards.advantages.std(1).eq(0).all()
 
 
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_teachers_get_credit_for_the_updated_student_if_asked(name: str) -> None:
-    function = RewardFunction(REWARDS[name], SCALE, timing="after")
+    function = RewardFunction(REWARDS[name], LOSS, timing="after")
     assert function.needs_update
     rewards = function(random_state(0), random_weights(), random_state(1))
     assert rewards.teacher.equal(function.teacher_rewards(random_state(1)))
@@ -204,7 +204,7 @@ def test_a_constant_per_sample_changes_no_advantage(name: str) -> None:
 
 
 def test_the_students_cross_entropy_changes_no_paper_advantage() -> None:
-    function = RewardFunction(REWARDS["paper"], SCALE)
+    function = RewardFunction(REWARDS["paper"], LOSS)
     state, weights = random_state(), random_weights()
     harder = random_state()
     harder.cross_entropy.add_(3.0)
@@ -228,13 +228,13 @@ def test_a_constant_per_sample_changes_no_gradient_of_the_expected_advantage() -
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_uniform_weights_earn_nothing(name: str) -> None:
     state = random_state()
-    rewards = RewardFunction(REWARDS[name], SCALE)(state, TeacherWeights.uniform(state.divergence))
+    rewards = RewardFunction(REWARDS[name], LOSS)(state, TeacherWeights.uniform(state.divergence))
     torch.testing.assert_close(rewards.scalar, torch.zeros(5), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_all_weight_on_the_best_teacher_earns_its_advantage_which_is_the_most(name: str) -> None:
-    function, state = RewardFunction(REWARDS[name], SCALE), random_state()
+    function, state = RewardFunction(REWARDS[name], LOSS), random_state()
     best = torch.nn.functional.one_hot(function.teacher_rewards(state).argmax(1), 3).float()
     rewards = function(state, TeacherWeights(best, best))
     torch.testing.assert_close(rewards.scalar, rewards.advantages.amax(1))
@@ -251,13 +251,13 @@ def test_expected_advantage_is_the_mean_over_the_heads() -> None:
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_the_default_rewards_lie_in_minus_one_to_one(name: str) -> None:
     for seed in range(5):
-        rewards = RewardFunction(REWARDS[name], SCALE)(random_state(seed), random_weights())
+        rewards = RewardFunction(REWARDS[name], LOSS)(random_state(seed), random_weights())
         assert rewards.advantages.abs().le(1).all()
         assert rewards.scalar.abs().le(1).all()
 
 
 def test_reference_rewards_lie_in_zero_to_one_and_credit_no_teacher() -> None:
-    function = RewardFunction(REWARDS["reference"], SCALE)
+    function = RewardFunction(REWARDS["reference"], LOSS)
     rewards = function(random_state(size=12), random_weights(12))
     assert rewards.scalar.ge(0).all()
     assert rewards.scalar.le(1).all()
@@ -268,15 +268,15 @@ def test_reference_rewards_lie_in_zero_to_one_and_credit_no_teacher() -> None:
 
 def test_aggregate_rewards_are_the_aggregate_and_keep_teacher_rewards_of_equation_6() -> None:
     state, weights = random_state(), random_weights()
-    rewards = RewardFunction(REWARDS["aggregate"], SCALE)(state, weights)
-    torch.testing.assert_close(rewards.scalar, aggregate(state, weights, SCALE))
-    torch.testing.assert_close(rewards.teacher, paper_credit(state, SCALE))
+    rewards = RewardFunction(REWARDS["aggregate"], LOSS)(state, weights)
+    torch.testing.assert_close(rewards.scalar, aggregate(state, weights, LOSS))
+    torch.testing.assert_close(rewards.teacher, paper_credit(state, LOSS))
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reordering_teachers_reorders_advantages_and_keeps_the_reward(name: str) -> None:
     state, weights = random_state(), random_weights()
-    function = RewardFunction(REWARDS[name], SCALE)
+    function = RewardFunction(REWARDS[name], LOSS)
     rewards = function(state, weights)
     moved = TeacherWeights(weights.logit[:, ORDER], weights.feature[:, ORDER])
     reordered = function(reorder_teachers(state, ORDER), moved)
@@ -288,11 +288,11 @@ def test_reordering_teachers_reorders_advantages_and_keeps_the_reward(name: str)
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_rewards_of_a_sample_ignore_the_other_samples(name: str) -> None:
     state, weights = random_state(), random_weights()
-    before = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    before = RewardFunction(REWARDS[name], LOSS)(state, weights)
     weights.logit[1] = torch.tensor([1.0, 0.0, 0.0])
     state.divergence[1] += 1
     state.student.logits[1] -= 5
-    after = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    after = RewardFunction(REWARDS[name], LOSS)(state, weights)
     others = [0, 2, 3, 4]
     assert after.scalar[others].equal(before.scalar[others])
     assert after.advantages[others].equal(before.advantages[others])
@@ -301,7 +301,7 @@ def test_rewards_of_a_sample_ignore_the_other_samples(name: str) -> None:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_teacher_rewards_do_not_depend_on_weights(name: str) -> None:
-    function, state = RewardFunction(REWARDS[name], SCALE), random_state()
+    function, state = RewardFunction(REWARDS[name], LOSS), random_state()
     alone = function.teacher_rewards(state)
     assert function(state, random_weights()).teacher.equal(alone)
     assert function(state, TeacherWeights.uniform(state.divergence)).teacher.equal(alone)
@@ -313,13 +313,13 @@ def test_rewards_carry_no_gradient(name: str) -> None:
     for tensor in (state.cross_entropy, state.distance, state.student.logits):
         tensor.requires_grad_()
     weights.logit.requires_grad_()
-    rewards = RewardFunction(REWARDS[name], SCALE)(state, weights)
+    rewards = RewardFunction(REWARDS[name], LOSS)(state, weights)
     assert not rewards.teacher.requires_grad
     assert not rewards.advantages.requires_grad
     assert not rewards.scalar.requires_grad
 
 
 def test_a_normalization_replaces_the_rules_own() -> None:
-    function = RewardFunction(REWARDS["paper"], SCALE, "center")
+    function = RewardFunction(REWARDS["paper"], LOSS, "center")
     rewards = function(random_state(), random_weights())
     torch.testing.assert_close(rewards.advantages, center(rewards.teacher))

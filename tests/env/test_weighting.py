@@ -384,7 +384,7 @@ def test_averaged_features_teach_student_and_regressors() -> None:
     """Published codes detach the mean of the feature terms."""
     distiller = make_tiny_distiller(alpha=0.0, beta=1.0)
     state = distiller.forward(batch())
-    loss = distiller.distillation(state, WEIGHTINGS["aver"](distiller)(state)).mean()
+    loss = distiller.teacher_loss(state, WEIGHTINGS["aver"](distiller)(state)).mean()
     loss.backward()
     named = dict(distiller.module.named_parameters())
     for name in ("student.body.0.weight", *(f"regressors.{m}.norm.weight" for m in range(3))):

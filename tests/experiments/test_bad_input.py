@@ -163,7 +163,7 @@ NAMES: dict[str, tuple[str, Words]] = {
     "logit loss": ("--distillation.logit=kdd", ("logit", "did you mean 'kd'?")),
     "feature loss": ("--distillation.feature=mes", ("feature", "did you mean 'mse'?")),
     "logit loss of several": ("--distillation.logit={kd: 1, dits: 1}", ("did you mean 'dist'?",)),
-    "warm-up": ("--warmup.weights=one", ("warmup.weights", "did you mean 'ones'?")),
+    "warm-up": ("--warmup.weights=one", ("warmup", "weights", "did you mean 'ones'?")),
     "device": ("--device=cudda", ("device", "'cudda'")),
     "device without numbers": ("--device=meta", ("device", "'meta'")),
     "argument of the agent": (
@@ -171,7 +171,7 @@ NAMES: dict[str, tuple[str, Words]] = {
         ("agent.arguments.sede", "did you mean 'seed'?"),
     ),
     "argument that the run sets": ("--agent.arguments={seed: 3}", ("agent.arguments.seed",)),
-    "argument of the dataset": ("--data.arguments={pth: x}", ("digits.pth", "known: none")),
+    "argument of the dataset": ("--data.arguments={pth: x}", ("data.arguments.pth", "known: none")),
     "unknown key": ("--optimizer.lrr=1", ("optimizer.lrr", "did you mean 'optimizer.lr'?")),
     "unknown section": ("--optimzer.lr=1", ("optimzer.lr", "did you mean 'optimizer.lr'?")),
     "unknown flag": ("--sede=1", ("sede", "did you mean 'seed'?")),
@@ -192,7 +192,7 @@ def test_unknown_names_are_refused_with_the_nearest(
 
 ARGUMENTS: dict[str, tuple[str, str, Words]] = {
     "optimizer": ("pg", "{optimizer: adm}", ("optimizer", "did you mean 'adam'?")),
-    "loss": ("pg", "{loss: clippd}", ("agent loss", "did you mean 'clipped'?")),
+    "loss": ("pg", "{loss: clippd}", ("loss", "did you mean 'clipped'?")),
     "negative rate": ("pg", "{lr: -1}", ("agent.arguments.lr", ">= 0", "-1")),
     "no width": ("pg", "{hidden: 0}", ("hidden", "at least 1", "0")),
     "no passes": ("pg", "{passes: 0}", ("passes", "at least 1", "0")),
@@ -399,7 +399,7 @@ POOLS: dict[str, tuple[bytes, Words]] = {
     "negative seed": (b"teachers: [{network: resnet8, seed: -1}]\n", ("seed", "-1")),
     "broken one with a checkpoint": (
         b"teachers: [{network: resnet8, kind: random, checkpoint: a.pt}]\n",
-        ("resnet8-random", "checkpoint"),
+        ("teachers.0.checkpoint", "random"),
     ),
     "argument of its network": (
         b"teachers: [{network: resnet8, arguments: {channel: 3}}]\n",
@@ -727,18 +727,21 @@ def test_archives_are_refused_wherever_they_are_cut(
 
 DATASETS: dict[str, tuple[Flags, Words]] = {
     "no path": ([NPZ], ("npz", "'path'")),
-    "number for a path": ([NPZ, "--data.arguments={path: 3}"], ("npz.path", "str or Path", "3")),
+    "number for a path": (
+        [NPZ, "--data.arguments={path: 3}"],
+        ("data.arguments.path", "str or Path", "3"),
+    ),
     "number for a root": (
         ["--data.dataset=folder", "--data.arguments={root: 3}"],
-        ("folder.root", "str or Path", "3"),
+        ("data.arguments.root", "str or Path", "3"),
     ),
     "word for a size": (
         ["--data.dataset=folder", "--data.arguments={root: x, image_size: big}"],
-        ("folder.image_size", "int", "'big'"),
+        ("data.arguments.image_size", "int", "'big'"),
     ),
     "misspelt root": (
         ["--data.dataset=fashion_mnist", "--data.arguments={rot: x}"],
-        ("fashion_mnist.rot", "did you mean 'root'?"),
+        ("data.arguments.rot", "did you mean 'root'?"),
     ),
     "no images of cifar10": (["--data.dataset=cifar10"], ("cifar10", "data_batch_1", "download")),
     "no images of cifar100": (["--data.dataset=cifar100"], ("cifar100", "train", "download")),
@@ -964,15 +967,18 @@ def test_comparisons_that_are_not_there_are_refused(
 
 
 KEYWORDS: dict[str, tuple[dict[str, Any], Words]] = {
-    "unknown keyword": ({"rewrd": "paper"}, ("env.rewrd", "did you mean 'reward'?")),
+    "unknown keyword": ({"rewrd": "paper"}, ("rewrd", "did you mean 'reward'?")),
     "reward": ({"reward": "papr"}, ("reward", "did you mean 'paper'?")),
     "output": ({"output": "nmpy"}, ("output", "did you mean 'numpy'?")),
     "fusion": ({"fusion": [1.0, 1.0, 1.0]}, ("fusion", "sum 1")),
     "bound": ({"logit_bound": float("nan")}, ("logit_bound", "nan")),
     "student": ({"student": "resnet9"}, ("student", "did you mean 'resnet8'?")),
-    "width of the student": ({"student_width": -1.0}, ("width", "-1")),
-    "argument of the student": ({"student_arguments": {"channel": 1}}, ("channel", "channels")),
-    "argument of the dataset": ({"dataset_kwargs": {"pth": "x"}}, ("digits.pth",)),
+    "width of the student": ({"width": -1.0}, ("width", "-1")),
+    "argument of the student": (
+        {"student": {"arguments": {"channel": 1}}},
+        ("channel", "channels"),
+    ),
+    "argument of the dataset": ({"data": {"arguments": {"pth": "x"}}}, ("data.arguments.pth",)),
     "no samples": ({"num_envs": 0}, ("batch_size", "0")),
     "too many samples": ({"num_envs": 10**6}, ("batch_size", "1000000")),
     "images": ({"train_size": 0}, ("train_size", "0")),
@@ -987,8 +993,8 @@ KEYWORDS: dict[str, tuple[dict[str, Any], Words]] = {
     "precision": ({"precision": "fp61"}, ("precision", "did you mean 'fp16'?")),
     "device": ({"device": "cudda"}, ("device", "'cudda'")),
     "device without numbers": ({"device": "meta"}, ("device", "'meta'")),
-    "recipe": ({"recipe": {"lrr": 1}}, ("recipe.lrr", "did you mean 'lr'?")),
-    "rate": ({"recipe": {"lr": float("nan")}}, ("recipe.lr", "nan")),
+    "optimizer": ({"optimizer": {"lrr": 1}}, ("optimizer.lrr", "did you mean 'lr'?")),
+    "rate": ({"lr": float("nan")}, ("optimizer.lr", "nan")),
     "no teachers": ({"teachers": []}, ("teachers", "at least one")),
     "teacher": ({"teachers": ["resnet9"]}, ("did you mean 'resnet8'?",)),
     "teacher twice": ({"teachers": ["resnet8", "resnet8"]}, ("'resnet8'", "more than once")),
@@ -998,7 +1004,6 @@ KEYWORDS: dict[str, tuple[dict[str, Any], Words]] = {
     ),
     "teacher without a network": ({"teachers": [{"seed": 1}]}, ("teachers.0", "'network'")),
     "pool": ({"teachers": "no.yaml"}, ("no.yaml", "no such file")),
-    "epochs of a pool": ({"teachers": "no.yaml", "teacher_epochs": 3}, ("teacher_epochs",)),
     "steps": ({"max_episode_steps": 3}, ("max_episode_steps", "episode='epoch'")),
 }
 
@@ -1006,7 +1011,7 @@ KEYWORDS: dict[str, tuple[dict[str, Any], Words]] = {
 @pytest.mark.parametrize("case", KEYWORDS)
 def test_environments_that_cannot_be_made_are_refused(case: str) -> None:
     keywords, words = KEYWORDS[case]
-    small = {"train_size": 64, "num_envs": 16, "student_width": 0.125}
+    small = {"train_size": 64, "num_envs": 16, "width": 0.125}
     teachers = {"teachers": [{"network": "resnet8", "width": 0.125, "kind": "random"}]}
     given = {**small, **teachers, **keywords}
     assert_refused(lambda: gymnasium.make_vec("MTKD/Digits-v0", **given), words, ConfigError)

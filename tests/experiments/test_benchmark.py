@@ -358,7 +358,7 @@ def test_usefulness_is_what_a_small_step_of_sgd_gains(
         dict(module.named_parameters()),
         state.batch.inputs,
         state.teachers,
-        distiller.temperature,
+        distiller.distillation.temperature,
     )
     by_term(terms)[term][i, m].backward()
     optimizer.step()
@@ -380,7 +380,7 @@ def test_usefulness_on_images_held_out_is_that_of_their_own_gradient() -> None:
         dict(module.named_parameters()),
         state.batch.inputs,
         state.teachers,
-        distiller.temperature,
+        distiller.distillation.temperature,
     )
     assert terms.shape == found.shape == (len(state.batch.targets), 2 * M)
     for place in ((0, 0), (2, M - 1), (3, 2 * M - 1)):
@@ -412,7 +412,7 @@ def test_ties_find_the_best_teacher_as_often_as_drawing_one_of_them() -> None:
 def test_alignment_finds_the_best_teacher_more_often_than_chance() -> None:
     env = make_tiny_env()
     env.reset(seed=0)
-    scale = env.reward.scale
+    scale = env.distiller.distillation
     rewards = {(name, "before"): RewardFunction(REWARDS[name], scale) for name in REWARDS}
     looks = [look(env, rewards, batch(seed=1, size=16)) for _ in range(8)]
     truth = by_term(torch.cat([known["sample"] for known, _ in looks]))["logit"]

@@ -160,7 +160,7 @@ methods:
   none: {distillation: {temperature: 2}}
 """
     found = configs(load(tmp_path, text, "--data.train_size", "50", base=base))
-    # configs/default.yaml under base under the setting ...
+    # the defaults under base under the setting ...
     assert found["aver", "short"].student.width == 0.25
     assert found["aver", "short"].optimizer.lr == 0.2
     assert [found["aver", name].optimizer.epochs for name in ("short", "long")] == [10, 40]

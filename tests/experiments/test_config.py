@@ -6,12 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from agents import check_agent
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from experiments.experiment import make_folder
-from mtkd_env.env import check_choices
 from mtkd_env.errors import ConfigError
-from mtkd_env.networks import check_network
 
 ALGOS = sorted(path.stem for path in CONFIGS.glob("algo/*.yaml"))
 POOLS = sorted(CONFIGS.glob("pool/*.yaml"))
@@ -43,9 +40,6 @@ def parse(*flags: str) -> ExperimentConfig:
 def test_shipped_methods_load_and_their_arguments_fit(algo: str) -> None:
     config = parse("--algo", algo)
     assert config.algo == algo
-    check_agent(config.agent_name, config.agent.arguments)
-    check_choices(**dataclasses.asdict(config.env))
-    check_network(config.student.network, "student")
 
 
 @pytest.mark.parametrize("algo", ALGOS)
@@ -98,7 +92,7 @@ def test_later_layers_win(write: WriteFile) -> None:
     default = parse("--algo", "aver")
     assert default.warmup.weights == "uniform"
     assert default.optimizer.epochs == 30
-    # configs/algo over configs/default.yaml ...
+    # configs/algo over the defaults of the classes ...
     assert parse("--algo", "reference").warmup.weights == "ones"
     first = write("warmup: {weights: uniform}\noptimizer: {epochs: 9, lr: 0.3}\n")
     second = write("optimizer: {epochs: 8}\n")

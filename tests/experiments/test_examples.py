@@ -150,7 +150,7 @@ def test_the_programs_make_the_environment_that_their_flags_describe(
     (name, kwargs), trained = made
     assert name == "MTKD/Digits-v0"
     assert (kwargs["num_envs"], kwargs["reward"], kwargs["fusion"]) == (8, "paper", "paper")
-    assert kwargs["recipe"]["epochs"] == 3
+    assert kwargs["epochs"] == 3
     assert trained == (True, 3, 5)
     assert not capsys.readouterr().err
 

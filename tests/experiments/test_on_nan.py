@@ -163,8 +163,8 @@ def test_other_choices_are_refused(small: str) -> None:
 
 def test_the_choice_makes_no_other_run(small: str) -> None:
     skipping = configuration(small, "pg", "--on-nan", "skip")
-    assert skipping.on_nan == "skip"
-    assert configuration(small, "pg", "--on_nan=skip") == skipping
+    assert skipping.env.on_nan == "skip"
+    assert configuration(small, "pg", "--env.on_nan=skip") == skipping
     assert configuration(small, "pg").digest == skipping.digest
 
 
@@ -220,7 +220,7 @@ SLOW = [pytest.param(algo, marks=pytest.mark.slow) for algo in ("ppo", "sac")]
 @pytest.mark.usefixtures("bad_images")
 @pytest.mark.parametrize("algo", ["pg", *SLOW])
 def test_an_interrupted_run_skips_the_same_batches(algo: str, small: str, tmp_path: Path) -> None:
-    config = configuration(small, algo, "--on_nan", "skip")
+    config = configuration(small, algo, "--env.on_nan", "skip")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert_skips(config, whole)
     with pytest.raises(KeyboardInterrupt):

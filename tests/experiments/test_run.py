@@ -377,7 +377,7 @@ MISTAKES = {
     "width": (["--student.width", "0"], "width: expected a positive factor"),
     "reward": (["--env.reward", "papper"], "did you mean 'paper'?"),
     "fusion": (["--env.fusion", "[1, 1, 1]"], "fusion: expected 3 coefficients"),
-    "warm-up": (["--warmup.weights", "one"], "unknown warmup.weights 'one'; did you mean 'ones'?"),
+    "warm-up": (["--warmup.weights", "one"], "warmup: unknown weights 'one'; did you mean 'ones'?"),
     "temperature": (["--distillation.temperature", "0"], "temperature: expected a finite number"),
     "momentum": (["--optimizer.momentum", "-1"], "momentum: expected a number >= 0, got -1"),
     "batch": (["--data.batch_size", "1000"], "batch_size: expected 1 to 64"),
@@ -474,7 +474,7 @@ def test_the_digits_take_one_thread_unless_told_otherwise() -> None:
         prepare_device(*parse_arguments([]))
         assert torch.get_num_threads() == 1
         torch.set_num_threads(2)
-        prepare_device(*parse_arguments(["--data.dataset", "npz"]))
+        prepare_device(*parse_arguments(["--data.dataset", "cifar10"]))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -12,13 +12,13 @@ import yaml
 from experiments.comparison.distillation import Silence
 from experiments.comparison.plan import Comparison, Selection, load_comparison
 from experiments.config import ExperimentConfig, parse_arguments
-from experiments.experiment import DistillationRun, check_names
+from experiments.experiment import DistillationRun
 from experiments.export import export_backbone
 from experiments.run import planned
 from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Trust, check_trusted, import_name, trust_of
 from mtkd_env.networks import build_network
-from mtkd_env.registration import pool_spec
+from mtkd_env.registration import assemble
 from mtkd_env.teachers import load_pool_spec
 
 # Leaves a file when it is imported, and another when something of it is called.
@@ -166,12 +166,10 @@ def test_the_configuration_of_another_run_is_compared_and_not_imported() -> None
 
 
 def test_flags_may_name_anything_of_the_expected_kind() -> None:
-    (config,) = parse_arguments(
+    parse_arguments(
         ["--student.network=theirs:Net@body", "--teachers={teachers: [{network: theirs:Net@body}]}"]
     )
-    (named,) = parse_arguments(["--algo", "theirs:Algorithm"])
-    check_names(config)
-    check_names(named)
+    parse_arguments(["--algo", "theirs:Algorithm"])
     assert not touched("called")
 
 
@@ -222,7 +220,7 @@ def test_a_name_is_not_called_to_be_imported() -> None:
     assert not touched("called")
 
 
-@pytest.mark.parametrize("load", [load_pool_spec, pool_spec])
+@pytest.mark.parametrize("load", [load_pool_spec, lambda path: assemble(teachers=path)])
 def test_a_pool_file_is_a_file_in_python_too(load: Callable[[str], Any]) -> None:
     path = write("pool.yaml", {"teachers": [{"network": "theirs:Net@body"}]})
     with pytest.raises(ConfigError, match=r"pool.yaml: teachers.0.network: .* with --trust"):

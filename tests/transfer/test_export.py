@@ -18,13 +18,12 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import mtkd_env
 import users_networks
-from experiments.config import StudentConfig
 from experiments.export import ABOUT, SAFETENSORS, TORCH, export_backbone, main, takers
 from experiments.gallery import Gallery, write_gallery
 from experiments.transfer.backbones import fill, load_backbone
 from mtkd_env import ConfigError
 from mtkd_env.files import file_digest, save_checkpoint
-from mtkd_env.networks import build_network
+from mtkd_env.networks import StudentSpec, build_network
 from mtkd_env.networks.base import Network
 from run_folders import IMAGES, gallery, write_run
 
@@ -202,7 +201,7 @@ def evaluated(taker: str) -> nn.Module:
 
 
 def test_torchvision_has_no_resnet_for_grey_images() -> None:
-    grey = takers(StudentConfig("torchvision:resnet18"), in_channels=1)
+    grey = takers(StudentSpec("torchvision:resnet18"), in_channels=1)
     assert grey[0].endswith(" with a first convolution of 1 channels")
     assert "in_chans=1" in grey[1]
     assert "in_channels=1" in grey[2]

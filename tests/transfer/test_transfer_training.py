@@ -161,30 +161,30 @@ def test_the_warm_up_is_linear_in_steps() -> None:
 BAD_SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
     "no length": (
         {"epochs": None},
-        "schedule: expected either epochs or iterations, got epochs None and iterations None",
+        "expected either epochs or iterations, got epochs None and iterations None",
     ),
     "two lengths": (
         {"iterations": 5},
-        "schedule: expected either epochs or iterations, got epochs 3 and iterations 5",
+        "expected either epochs or iterations, got epochs 3 and iterations 5",
     ),
-    "epochs": ({"epochs": 0}, "schedule.epochs: expected at least 1, got 0"),
+    "epochs": ({"epochs": 0}, "epochs: expected at least 1, got 0"),
     "iterations": (
         {"epochs": None, "iterations": -1},
-        "schedule.iterations: expected at least 1, got -1",
+        "iterations: expected at least 1, got -1",
     ),
-    "kind": ({"kind": "cosine"}, "schedule.kind: expected step or poly, got cosine"),
+    "kind": ({"kind": "cosine"}, "kind: expected step or poly, got cosine"),
     "milestones": (
         {"milestones": (0, 3)},
-        "schedule.milestones: expected numbers from 1, got (0, 3)",
+        "milestones: expected numbers from 1, got (0, 3)",
     ),
-    "warmup_steps": ({"warmup_steps": -1}, "schedule.warmup_steps: expected at least 0, got -1"),
+    "warmup_steps": ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
     "warmup_factor": (
         {"warmup_factor": 2.0},
-        "schedule.warmup_factor: expected a share in [0, 1], got 2.0",
+        "warmup_factor: expected a share in [0, 1], got 2.0",
     ),
-    "lr": ({"lr": -1.0}, "schedule.lr: expected a number >= 0, got -1.0"),
-    "clip": ({"clip": 0.0}, "schedule.clip: expected a finite number > 0, got 0.0"),
-    "power": ({"power": -1.0}, "schedule.power: expected a number >= 0, got -1.0"),
+    "lr": ({"lr": -1.0}, "lr: expected a number >= 0, got -1.0"),
+    "clip": ({"clip": 0.0}, "clip: expected a finite number > 0, got 0.0"),
+    "power": ({"power": -1.0}, "power: expected a number >= 0, got -1.0"),
 }
 
 

@@ -1,0 +1,54 @@
+"""What an experiment is made of, and where its values come from.
+
+`ExperimentConfig` composes the options of `mtkd_env`, whose defaults hold for every run unless it
+is told otherwise, and adds where and how to run. Layers over them, later ones win:
+`configs/recipe/<recipe>.yaml`, `configs/algo/<algo>.yaml`, `--config` files, flags; a comparison
+has further ones around the method's. Arguments of the agent are merged key by key; everything else
+is replaced.
+"""
+
+from experiments.config.experiment import (
+    MOST_THREADS,
+    PLACE,
+    CheckpointConfig,
+    ExperimentConfig,
+)
+from experiments.config.layers import (
+    CONFIGS,
+    Layer,
+    algo_layers,
+    file_layer,
+    mapping_layer,
+    read_yaml,
+    recipe_layers,
+    shipped_recipes,
+)
+from experiments.config.parsing import (
+    ConfigurationParser,
+    Flags,
+    build_config,
+    parse_arguments,
+    read_flags,
+    take,
+)
+
+__all__ = [
+    "CONFIGS",
+    "MOST_THREADS",
+    "PLACE",
+    "CheckpointConfig",
+    "ConfigurationParser",
+    "ExperimentConfig",
+    "Flags",
+    "Layer",
+    "algo_layers",
+    "build_config",
+    "file_layer",
+    "mapping_layer",
+    "parse_arguments",
+    "read_flags",
+    "read_yaml",
+    "recipe_layers",
+    "shipped_recipes",
+    "take",
+]

@@ -1,0 +1,221 @@
+"""What an experiment is made of: the options of what it builds, and where and how it runs."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+import yaml
+
+from agents import check_agent
+from agents.base import WARMUP_WEIGHTS
+from mtkd_env.computing import Computing
+from mtkd_env.data import DataSpec
+from mtkd_env.env import EnvSpec
+from mtkd_env.errors import ConfigError, check_name, check_not_negative
+from mtkd_env.files import path_or_name, user_path, whole_path
+from mtkd_env.networks import StudentSpec
+from mtkd_env.optimization import Recipe
+from mtkd_env.options import default_values
+from mtkd_env.teachers import PoolSpec
+from mtkd_env.terms import Distillation
+
+# Where and how a run is computed, what its values are called, and how images are read; the numbers
+# do not depend on it. A run that skips batches, where it would otherwise have stopped, says so in
+# its result.
+PLACE = (
+    *(
+        "device",
+        "threads",
+        "output",
+        "cache",
+        "recipe",
+        "checkpoint",
+        "prefetch",
+        "compile",
+        "method",
+        "setting",
+    ),
+    *("env.on_nan", "env.output", "teachers.store"),
+    *("data.arguments.download", "data.arguments.workers", "data.arguments.prefetch_bytes"),
+)
+
+# More are a mistake, and more than a process can start.
+MOST_THREADS = 4096
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """The agent.
+
+    Attributes:
+        name: Name of an agent, a weighting or an algorithm; by default that of --algo.
+        arguments: Its keyword arguments.
+    """
+
+    name: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """The epochs in which all teachers count the same.
+
+    Attributes:
+        epochs: Number of epochs, the first of the student's.
+        weights: uniform (1/M each) or ones.
+
+    Raises:
+        ConfigError: Unknown weights.
+    """
+
+    epochs: int = 1
+    weights: str = "uniform"
+
+    def __post_init__(self) -> None:
+        check_name(WARMUP_WEIGHTS, self.weights, "weights")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a run keeps what it can go on from, beside when it is stopped by a signal.
+
+    Attributes:
+        epochs: Epochs between two checkpoints; 0 for none by epochs.
+        minutes: Minutes between two checkpoints; 0 for none by time. Both 0: none at all.
+        share: Largest share of the time that they may take; those that would exceed it are put off.
+
+    Raises:
+        ConfigError: A negative number, or a share above 1.
+    """
+
+    epochs: int = 1
+    minutes: float = 10.0
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        check_not_negative(epochs=self.epochs, minutes=self.minutes)
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share: expected a number in [0, 1], got {self.share}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are any checkpoints."""
+        return self.epochs > 0 or self.minutes > 0
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(Computing):
+    """One run: a student, its teachers, and who weights them.
+
+    Attributes:
+        algo: Name of the method; selects configs/algo/<algo>.yaml.
+        recipe: Name of an experiment of the paper, which selects configs/recipe/<recipe>.yaml, or a
+            YAML file.
+        data: The images.
+        teachers: The pool of teachers, or a YAML file that describes one.
+        student: The student.
+        optimizer: Optimiser and schedule of the student; its epochs are those of the run.
+        distillation: The loss of the student.
+        env: What the agent sees, does and is paid for.
+        agent: The agent.
+        warmup: The epochs in which all teachers count the same.
+        seed: Seed of the student, the data order and the agent.
+        threads: CPU threads; by default one for the digits, whose images are too small to share,
+            and torch's choice for everything else.
+        output: Folder that run folders are made in.
+        checkpoint: When the run keeps what it can go on from.
+        method: What tables and pages call the method; by default its name.
+        setting: What they call the setting that the method is run in.
+
+    Raises:
+        ConfigError: A value that cannot be used, an unknown agent, or an argument that it does not
+            take.
+    """
+
+    algo: str = "ppo"
+    recipe: str | None = None
+    data: DataSpec = field(default_factory=DataSpec)
+    teachers: PoolSpec = field(default_factory=PoolSpec)
+    student: StudentSpec = field(default_factory=StudentSpec)
+    optimizer: Recipe = field(default_factory=Recipe)
+    distillation: Distillation = field(default_factory=Distillation)
+    env: EnvSpec = field(default_factory=EnvSpec)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    seed: int = 0
+    threads: int | None = None
+    output: str = "runs"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    method: str | None = None
+    setting: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        object.__setattr__(self, "output", str(user_path(self.output)))
+        if self.recipe is not None and path_or_name(self.recipe):
+            object.__setattr__(self, "recipe", whole_path(self.recipe))
+        if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
+            raise ConfigError(
+                f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "
+                f"got {self.warmup.epochs}"
+            )
+        check_agent(self.agent_name, self.agent.arguments)
+
+    @property
+    def agent_name(self) -> str:
+        """The agent's name: its own, or else the method's."""
+        return self.agent.name or self.algo
+
+    def to_yaml(self) -> str:
+        """The whole configuration; as a `--config` file it gives an equal one."""
+        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that the numbers of a run depend on; not of where it runs.
+
+        Values that are the defaults of their class do not count, so that a new key, whose default
+        changes nothing, leaves the digests of finished runs as they are.
+        """
+        values = _without_place(_plain(_set_values(self)))
+        if self.teachers.store:  # It counts how outputs are rounded, not where they are kept.
+            values["store"] = self.teachers.store.dtype
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _set_values(value: Any) -> Any:
+    """The fields of a dataclass that differ from their defaults, as `asdict` would give them."""
+    if isinstance(value, list | tuple):
+        return [_set_values(entry) for entry in value]
+    if not is_dataclass(value):
+        return value
+    kept = {entry.name: getattr(value, entry.name) for entry in fields(value)}
+    defaults = default_values(type(value))
+    differ = {name for name in kept if name not in defaults or kept[name] != defaults[name]}
+    return {name: _set_values(kept[name]) for name in kept if name in differ}
+
+
+def _without_place(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values that the numbers of a run depend on."""
+    kept = {}
+    for name, value in values.items():
+        path = f"{prefix}{name}"
+        inner = _without_place(value, f"{path}.") if isinstance(value, dict) else value
+        # What holds nothing else is as good as not set.
+        if path not in PLACE and (inner or not value):
+            kept[name] = inner
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which YAML can hold."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,310 @@
+"""The command line: which layers it asks for, and the configuration that they give together."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+
+from experiments.config.experiment import ExperimentConfig
+from experiments.config.layers import (
+    YAML,
+    Layer,
+    algo_layers,
+    file_layer,
+    pool_path,
+    read_yaml,
+    recipe_layers,
+    shipped_recipes,
+)
+from mtkd_env.errors import ConfigError, did_you_mean, plain_message
+from mtkd_env.files import parse_yaml, user_path
+from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of
+from mtkd_env.options import build, field_names
+
+T = TypeVar("T")
+
+# A value may name a class of an option; the parser would import it from wherever it is.
+set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(PROJECT))
+
+# How the parser's messages name a key that it does not know.
+UNKNOWN_KEY = re.compile(
+    r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)'"
+    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
+)
+
+# Where the parser notes the file that a part was read from.
+FILE = "__path__"
+
+
+class ConfigurationParser(ArgumentParser):
+    """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Does not end the program itself."""
+        text = " ".join(message.split()).removeprefix('Parser key "config": ')
+        raise ConfigError(plain_message(text) + self._hint(text)) from ex
+
+    def build(self, kind: type[T], argv: Sequence[str]) -> T:
+        """The object of a class whose fields the arguments are.
+
+        Raises:
+            ConfigError: A value that cannot be, or that names what is not to be trusted.
+        """
+        try:
+            parsed = self.parse_args(argv)
+        except ImportError as error:  # What a value names, and is not to be imported.
+            self.error(str(error), error)
+        values = {name: plain_values(parsed[name]) for name in field_names(kind)}
+        check_trusted(values)
+        return build(kind, values)
+
+    def _hint(self, message: str) -> str:
+        unknown = UNKNOWN_KEY.search(message)
+        if unknown is None or "did you mean" in message:
+            return ""
+        key = ".".join(part for part in unknown.groups() if part)
+        return did_you_mean(key, self.get_defaults(skip_validation=True).keys())
+
+
+@cache
+def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
+    parser = ConfigurationParser(
+        prog=Path(program).name,
+        description=(
+            "Distils a student from its teachers under a method's weights. Layers, later ones "
+            "win: configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, --config files, flags. "
+            "--algo takes several methods with commas between them. "
+            "--epochs N is short for --optimizer.epochs N; the learning rate falls at the same "
+            "fractions of the training. --on-nan X is short for --env.on_nan X. "
+            "--resume RUN_DIR goes on with an unfinished run. "
+            f"{TRUST} lets files name a module:Name of any module, whose code then runs; flags "
+            "may in any case. "
+            "--debug shows where an error came from. "
+            f"Recipes: {', '.join(sorted(shipped_recipes()))}."
+        ),
+        default_config_files=list(defaults),
+        default_env=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
+    parser.add_class_arguments(ExperimentConfig)
+    # The parser cannot print objects in a list.
+    pool = ExperimentConfig().teachers.teachers
+    parser.set_defaults({"teachers.teachers": [asdict(teacher) for teacher in pool]})
+    return parser
+
+
+@dataclass(frozen=True)
+class Flags:
+    """A command line, with what needs care taken out.
+
+    Attributes:
+        layers: The `--config` files.
+        algos: The methods in the last `--algo`; empty without one.
+        recipe: The recipe in the last `--recipe`, or else in the last `--config` file with one.
+        agent_arguments: What each `--agent.arguments` says.
+        pools: What each `--teachers` says.
+        trust: What the files may name.
+        others: All other flags.
+    """
+
+    layers: list[Layer]
+    algos: list[str]
+    recipe: str | None
+    agent_arguments: list[dict[str, Any]]
+    pools: list[str]
+    trust: Trust
+    others: list[str]
+
+
+def read_flags(argv: Sequence[str]) -> Flags:
+    """Sorts the flags of a command line.
+
+    Raises:
+        ConfigError: A flag without its value, or a file that cannot be read.
+    """
+    paths, flags = take([flag for flag in argv if flag != TRUST], "--config")
+    named, flags = take(flags, "--algo")
+    recipes, flags = take(flags, "--recipe")
+    epochs, flags = take(flags, "--epochs")
+    on_nan, flags = take(flags, "--on-nan")
+    given, flags = take(flags, "--agent.arguments")
+    flags = _with_pool_paths(flags)
+    layers = [file_layer(user_path(path)) for path in paths]
+    in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
+    return Flags(
+        layers=layers,
+        algos=_names(named[-1]) if named else [],
+        recipe=[None, *in_files, *recipes][-1],
+        agent_arguments=[_load_arguments(text) for text in given],
+        pools=take(flags, "--teachers")[0],
+        trust=trust_of(argv),
+        others=[
+            *flags,
+            *(f"--optimizer.epochs={count}" for count in epochs),
+            *(f"--env.on_nan={choice}" for choice in on_nan),
+        ],
+    )
+
+
+def _with_pool_paths(flags: Sequence[str]) -> list[str]:
+    """Some flags, with the whole paths of the files in `--teachers FILE` and `--teachers=FILE`."""
+    whole = []
+    for before, flag in zip(["", *flags], flags, strict=False):
+        name, equals, value = flag.partition("=")
+        if before == "--teachers":
+            whole.append(pool_path(flag))
+        else:
+            whole.append(f"{name}={pool_path(value)}" if name == "--teachers" and equals else flag)
+    return whole
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if "" in names:
+        raise ConfigError(f"--algo: expected names with commas between them, got '{text}'")
+    return names
+
+
+def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[ExperimentConfig]:
+    """The configurations that a command line asks for: one for each method in `--algo`.
+
+    Args:
+        argv: Flags, without the program's name; `--algo` may hold several names with commas.
+        program: The program's name, for its help.
+
+    Raises:
+        ConfigError: An unknown key, a value of the wrong type, or a file that cannot be read.
+        SystemExit: After `--help` or `--print_config`.
+    """
+    flags = read_flags(argv)
+    in_files = [str(layer.values["algo"]) for layer in flags.layers if "algo" in layer.values]
+    algos = flags.algos or [ExperimentConfig.algo, *in_files][-1:]
+    first = recipe_layers(flags.recipe)
+    return [
+        build_config(
+            algo, [*first, *algo_layers(algo)], flags, recipe=flags.recipe, program=program
+        )
+        for algo in algos
+    ]
+
+
+def build_config(
+    algo: str,
+    layers: Sequence[Layer],
+    flags: Flags,
+    *,
+    recipe: str | None = None,
+    program: str = "run.py",
+) -> ExperimentConfig:
+    """The configuration of one method: the layers, then the `--config` files, then the flags.
+
+    Args:
+        algo: The method's name.
+        layers: Earlier layers first.
+        flags: The command line.
+        recipe: Name of the recipe that is among the layers, for the record.
+        program: The program's name, for its help.
+
+    Raises:
+        ConfigError: An unknown key or a value of the wrong type; names the layer it stands in.
+        SystemExit: After `--help` or `--print_config`.
+    """
+    layers = [*layers, *flags.layers]
+    arguments = [*(layer.agent_arguments for layer in layers), *flags.agent_arguments]
+    others = [*flags.others, *(["--recipe", recipe] if recipe else [])]
+    # Options import what they name when they are built, if only to be checked.
+    with flags.trust.applied():
+        for named in (*(layer.values.get("teachers") for layer in layers), *flags.pools):
+            _check_pool_file(named)
+        try:
+            return _parse(algo, layers, arguments, others, program)
+        except ConfigError as error:
+            name = _culprit(layers, str(error), program)
+            if name is None:
+                raise
+            raise ConfigError(f"{name}: {error}") from error
+
+
+def _parse(
+    algo: str,
+    layers: Sequence[Layer],
+    arguments: Sequence[Mapping[str, Any]],
+    flags: Sequence[str],
+    program: str,
+) -> ExperimentConfig:
+    shipped = list(takewhile(lambda layer: layer.shipped, layers))
+    sources = [layer.source for layer in layers[len(shipped) :] if layer.values]
+    configs = [part for source in sources for part in ("--config", source)]
+    together = {key: value for layer in arguments for key, value in layer.items()}
+    # As YAML, because JSON has no word for NaN or infinity.
+    merged = ["--agent.arguments", yaml.safe_dump(together)] if together else []
+    parser = _parser(tuple(layer.source for layer in shipped), program)
+    return parser.build(ExperimentConfig, [*configs, *merged, *flags, "--algo", algo])
+
+
+def plain_values(value: Any) -> Any:
+    """What a parser gave, with dictionaries for its namespaces."""
+    if isinstance(value, Namespace):
+        value = value.as_dict()
+    if isinstance(value, dict):
+        return {name: plain_values(entry) for name, entry in value.items() if name != FILE}
+    return tuple(map(plain_values, value)) if isinstance(value, tuple) else value
+
+
+def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
+    """Name of the first layer that brings the message about; none where a flag does."""
+    algo = ExperimentConfig.algo
+    for count in range(1, len(layers) + 1):
+        try:
+            _parse(algo, layers[:count], [], [], program)
+        except ConfigError as error:
+            if str(error) == message:
+                return layers[count - 1].name
+    return None
+
+
+def _check_pool_file(named: Any) -> None:
+    """Checks the file of a pool, which the parser reads less strictly, if it is one.
+
+    Raises:
+        ConfigError: It cannot be read, holds something else, or names what is not to be trusted.
+    """
+    if isinstance(named, str) and named.endswith(YAML):
+        path = user_path(named)
+        if path.exists():
+            check_trusted(read_yaml(path, "teachers"), f"{path}: ")
+
+
+def _load_arguments(text: str) -> dict[str, Any]:
+    try:
+        arguments = parse_yaml(text)
+    except yaml.YAMLError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ConfigError(f"agent.arguments: expected keys and values, got '{text}'")
+    return arguments
+
+
+def take(flags: Sequence[str], name: str) -> tuple[list[str], list[str]]:
+    """The values of a flag, given as `--flag value` or `--flag=value`, and all other flags."""
+    values: list[str] = []
+    others: list[str] = []
+    remaining = iter(flags)
+    for flag in remaining:
+        if flag == name:
+            value = next(remaining, "--")
+            if value.startswith("--"):
+                raise ConfigError(f"{name}: expected a value")
+            values.append(value)
+        elif flag.startswith(f"{name}="):
+            values.append(flag.partition("=")[2])
+        else:
+            others.append(flag)
+    return values, others

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtkd_env.action import PRIOR
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
 from mtkd_env.inference import as_under_no_grad, leave_inference
@@ -23,7 +24,7 @@ PATH = "agent.arguments"
 
 # 1/M keeps the scale of the loss for what follows; the paper's "equal weights" are ones, which
 # make the teachers count M times as much during the warm-up.
-WARMUP_WEIGHTS = ("uniform", "ones")
+WARMUP_WEIGHTS = ("uniform", "ones", PRIOR)
 
 
 def nothing() -> None:
@@ -35,17 +36,21 @@ def steps_left(env: MTKDVectorEnv) -> int:
     return env.steps_per_epoch - env.steps % env.steps_per_epoch
 
 
-def equal_weights(env: MTKDVectorEnv, kind: str) -> TeacherWeights:
-    """The weights of a warm-up, the same for all teachers.
+def warm_up_weights(env: MTKDVectorEnv, kind: str) -> TeacherWeights:
+    """The weights of a warm-up for the batch that waits.
 
     Args:
         env: The environment.
-        kind: `uniform` (1/M) or `ones`.
+        kind: `uniform` (1/M), `ones`, or `prior`: those of the fusion's prior.
 
     Raises:
-        ConfigError: Unknown weights.
+        ConfigError: Unknown weights, or a prior where there is none.
     """
     check_name(WARMUP_WEIGHTS, kind, "warm-up weights")
+    if kind == PRIOR:
+        if env.fusion.prior is None:
+            raise ConfigError("warmup.weights: 'prior' needs env.fusion prior")
+        return env.fusion.prior(env.state)
     teachers = len(env.teacher_names)
     weight = 1.0 if kind == "ones" else 1 / teachers
     equal = torch.full((env.num_envs, teachers), weight, device=env.device)
@@ -126,12 +131,11 @@ class Agent(ABC):
         Raises:
             ConfigError: Unknown weights.
         """
-        equal = equal_weights(self.env, weights)
         for _ in range(steps):
             at_rest()
             # The statistics that normalise observations know of those that were asked for.
             _ = self.env.observation
-            self.env.distill(equal)
+            self.env.distill(warm_up_weights(self.env, weights))
 
     @as_under_no_grad
     def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:

@@ -167,4 +167,4 @@ class DPG(LearningAgent[Tried]):
         weights = generated_weights(self.policy(tried.observation))
         loss = actor_loss(self.critic(tried.observation, weights))
         bonus = self.settings.entropy_coef * mean_entropy(weights)
-        descend(self.optimizer, [loss - bonus])
+        descend(self.optimizer, [loss - bonus, *self.label_losses()])

@@ -10,7 +10,6 @@ from torch import Tensor
 from agents.base import Agent, Settings
 from mtkd_env.errors import check_positive
 from mtkd_env.files import write_text
-from mtkd_env.reward import minmax_center
 
 
 class _FixedAgent(Agent):
@@ -47,13 +46,14 @@ class OracleSettings(Settings):
 class Oracle(_FixedAgent):
     """Looks up what an agent has to learn: generates softmax(A/τ) in both heads.
 
-    A is Equ. 8 of the reward per teacher, known before the action is chosen. Under the rewards
-    `paper` and `alignment`, normalised over the teachers, no agent can have a higher expected
-    reward than the oracle at τ → 0 with fixed fusion; one that does not come near it has not
-    learned. It is no bound under `zscore` and `zscore_clamp`, which compare samples, nor under
-    rewards of the sample as a whole: `aggregate` and `reference` pay most where each head follows
-    the teacher that is nearest in its own term, `improvement` and `cross_entropy` depend on the
-    student's step.
+    A is the reward per teacher by the reward's own normalisation, known before the action is
+    chosen. Under the rewards `paper`, `alignment`, `heldout` and `cross`, whose normalisations
+    compare the teachers of a sample, no agent can have a higher expected reward than the oracle at
+    τ → 0 with fixed fusion; one that does not come near it has not learned. Where A is noisy, as
+    under `heldout`, an agent that learns its expectation still leads to better students. It is no
+    bound under `zscore` and `zscore_clamp`, which compare samples, nor under rewards of the sample
+    as a whole: `aggregate` and `reference` pay most where each head follows the teacher that is
+    nearest in its own term, `improvement` and `cross_entropy` depend on the student's step.
     """
 
     settings_type = OracleSettings
@@ -63,5 +63,5 @@ class Oracle(_FixedAgent):
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
         """A/τ of the batch that waits in the environment, whatever the observation says."""
         del observation
-        logits = minmax_center(self.env.teacher_rewards()) / self.settings.temperature
+        logits = self.env.advantages() / self.settings.temperature
         return torch.cat([logits, logits], dim=1)

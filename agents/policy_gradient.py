@@ -6,7 +6,7 @@ agents share; and the agent itself, with Algorithm 1.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agents.base import Agent, AtRest, EpochEnd, Settings, equal_weights, nothing, steps_left
+from agents.base import Agent, AtRest, EpochEnd, Settings, nothing, steps_left, warm_up_weights
 from agents.history import History, Step
 from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, make_optimizer
-from mtkd_env.action import fuse, generated_weights
+from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
     ConfigError,
@@ -29,6 +29,8 @@ from mtkd_env.errors import (
     check_positive,
 )
 from mtkd_env.files import save_checkpoint
+from mtkd_env.losses import mixture_log_likelihood
+from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import TeacherWeights
 
@@ -40,17 +42,24 @@ class TeacherPolicy(nn.Module):
     """The paper's agent: one network over the observations of all teachers (its appendix).
 
     Linear(F, hidden) without bias, ReLU, and one linear head of M logits each for the logit-level
-    and the feature-level weights.
+    and the feature-level weights. Further hidden layers are an extension.
 
     Args:
         observation_width: F.
         teachers: M.
-        hidden: Width of the hidden layer; the paper's is 128.
+        hidden: Width of the hidden layers; the paper's is 128.
+        layers: Number of hidden layers; the paper has one.
     """
 
-    def __init__(self, observation_width: int, teachers: int, hidden: int = 128) -> None:
+    def __init__(
+        self, observation_width: int, teachers: int, hidden: int = 128, layers: int = 1
+    ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(nn.Linear(observation_width, hidden, bias=False), nn.ReLU())
+        first = [nn.Linear(observation_width, hidden, bias=False), nn.ReLU()]
+        further = [
+            part for _ in range(layers - 1) for part in (nn.Linear(hidden, hidden), nn.ReLU())
+        ]
+        self.trunk = nn.Sequential(*first, *further)
         # Both heads in one layer: the first M outputs are the logit head's.
         self.heads = nn.Linear(hidden, 2 * teachers)
 
@@ -122,6 +131,19 @@ def mean_entropy(weights: TeacherWeights) -> Float[Tensor, ""]:
     return (entropy(weights.logit) + entropy(weights.feature)).mean()
 
 
+def prior_divergence(weights: TeacherWeights) -> Float[Tensor, ""]:
+    """KL(w ‖ w0) of executed weights and their prior, summed over heads, batch mean [nats].
+
+    The entropy bonus is the same for a prior of equal weights, but for a constant.
+    """
+    prior = weights.parts[PRIOR]
+    total = torch.zeros((), device=weights.logit.device)
+    for own, before in ((weights.logit, prior.logit), (weights.feature, prior.feature)):
+        cross = -(own * before.clamp(min=SMALLEST_PRIOR).log()).sum(1)
+        total = total + (cross - entropy(own)).mean()
+    return total
+
+
 @dataclass(frozen=True)
 class LearningSettings(Settings):
     """Hyperparameters of every learning agent.
@@ -132,6 +154,11 @@ class LearningSettings(Settings):
         agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2. An
             update at the end of every epoch takes what is left.
         hidden: Width of the hidden layers; the paper's is 128.
+        layers: Number of hidden layers of the policy; the paper has one.
+        likelihood: λ of a second task, which the policy learns with every step of its optimiser:
+            log Σ_m w^m p^m(y) of labelled images, seen with the student as it is now. The gate's
+            objective; needs an observation that does not look at labels.
+        likelihood_size: Labelled images drawn anew for every such step.
         history_bytes: Bytes that the batches between two updates may take. When it has come to
             that, the agent learns from them as if `agent_every` batches were there. Without a
             store of teacher outputs, a batch of 64 takes 0.44 MB at the paper's sizes.
@@ -144,12 +171,16 @@ class LearningSettings(Settings):
     lr: float = 1e-3
     agent_every: int | None = None
     hidden: int = 128
+    layers: int = 1
+    likelihood: float = 0.0
+    likelihood_size: int = 64
     history_bytes: int = HISTORY_BYTES
 
     def __post_init__(self) -> None:
         check_choice(OPTIMIZERS, optimizer=self.optimizer)
-        check_not_negative(lr=self.lr)
-        check_at_least_1(hidden=self.hidden, history_bytes=self.history_bytes)
+        check_not_negative(lr=self.lr, likelihood=self.likelihood)
+        check_at_least_1(hidden=self.hidden, layers=self.layers, history_bytes=self.history_bytes)
+        check_at_least_1(likelihood_size=self.likelihood_size)
         if self.agent_every is not None:
             check_at_least_1(agent_every=self.agent_every)
 
@@ -180,11 +211,25 @@ class LearningAgent(Agent, Generic[Step]):
 
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
+        settings = self.settings
         with seeded(derive_seed(seed, "agent")):
-            policy = TeacherPolicy(env.observer.width, len(env.teacher_names), self.settings.hidden)
+            policy = TeacherPolicy(
+                env.observer.width, len(env.teacher_names), settings.hidden, settings.layers
+            )
+        if env.fusion.prior is not None:  # Which is what an agent begins with, then.
+            nn.init.zeros_(policy.heads.weight)
+            nn.init.zeros_(policy.heads.bias)
         self.policy: nn.Module = policy.to(env.device)
-        self.history: History[Step] = History(self.step_type, env, self.settings.history_bytes)
+        self.history: History[Step] = History(self.step_type, env, settings.history_bytes)
         self.parts: dict[str, Stateful] = {"policy": self.policy, "history": self.history}
+        if settings.likelihood:
+            if env.observer.needs_label:
+                raise ConfigError(
+                    "likelihood: needs an observation that does not look at labels, such as "
+                    "'label_free'"
+                )
+            self._draws = LabelledDraws(env.distiller.reference, derive_seed(seed, "labelled"))
+            self.parts["draws"] = self._draws
 
     def optimize(self, *modules: nn.Module) -> None:
         """Makes the optimiser of the policy and of what is learned together with it."""
@@ -229,6 +274,17 @@ class LearningAgent(Agent, Generic[Step]):
     def learn_from(self, history: History[Step]) -> None:
         """Updates the policy from some steps."""
 
+    def label_losses(self) -> Iterator[Float[Tensor, ""]]:
+        """What labelled images add to the loss of a step of the optimiser; nothing without λ."""
+        if not self.settings.likelihood:
+            return
+        env = self.env
+        state = env.distiller.examine(self._draws(self.settings.likelihood_size))
+        generated = generated_weights(self.policy(env.look(state)))
+        weights = env.fusion.fuse(generated, env.fusion.evidence(state))
+        found = mixture_log_likelihood(weights.logit, state.teachers.logits, state.batch.targets)
+        yield -self.settings.likelihood * found.mean()
+
     @property
     def updates(self) -> int:
         """Steps of the policy's optimiser so far."""
@@ -264,6 +320,8 @@ class PolicyGradientSettings(LearningSettings):
         clip_range: ε of `clipped`.
         entropy_coef: τ of an entropy bonus on the generated weights; at the optimum of Equ. 7 they
             are then softmax(A/τ) instead of a one-hot.
+        prior_weight: τ of a penalty KL(w ‖ w0) on the executed weights, w0 the fusion's prior: at
+            the optimum w ∝ w0 exp(A/τ).
         passes: Passes over the remembered batches at each update, one optimiser step a batch.
 
     Raises:
@@ -273,13 +331,14 @@ class PolicyGradientSettings(LearningSettings):
     loss: str = "policy_gradient"
     clip_range: float = 0.2
     entropy_coef: float = 0.0
+    prior_weight: float = 0.0
     passes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice([*LOSSES, "clipped"], loss=self.loss)
         check_positive(clip_range=self.clip_range)
-        check_not_negative(entropy_coef=self.entropy_coef)
+        check_not_negative(entropy_coef=self.entropy_coef, prior_weight=self.prior_weight)
         check_at_least_1(passes=self.passes)
 
 
@@ -314,19 +373,24 @@ class PolicyGradient(LearningAgent[Transition]):
 
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
-        if self.settings.loss == "clipped" and env.fusion.learnable:
+        changed = env.fusion.learnable or env.fusion.prior is not None
+        if self.settings.loss == "clipped" and changed:
             raise ConfigError(
-                "loss: 'clipped' compares the generated weights alone, so it cannot train a "
-                "learnable fusion; choose 'policy_gradient' or a fixed fusion"
+                "loss: 'clipped' compares the generated weights alone, so it knows nothing of a "
+                "learnable fusion or a prior; choose 'policy_gradient' or another fusion"
             )
+        if self.settings.prior_weight and env.fusion.prior is None:
+            raise ConfigError("prior_weight: needs env.fusion prior; without, see entropy_coef")
         self.optimize(env.fusion)
 
     def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
-        """Algorithm 1: the student learns under equal weights, then the policy from that."""
-        equal = equal_weights(self.env, weights)
+        """Algorithm 1: the student learns under equal weights, then the policy from that.
+
+        With `agent_every` it learns while they last.
+        """
         for _ in range(steps):
             at_rest()
-            self.keep(self.train_student(equal))
+            self.keep(self.train_student(warm_up_weights(self.env, weights)))
         self.update()
 
     def collect(self) -> Transition:
@@ -352,14 +416,18 @@ class PolicyGradient(LearningAgent[Transition]):
                 generated = generated_weights(self.policy(known.observation))
                 loss = self._loss(generated, known, before)
                 bonus = self.settings.entropy_coef * mean_entropy(generated)
-                descend(self.optimizer, [loss - bonus])
+                descend(self.optimizer, [loss - bonus, *self.label_losses()])
 
     def _loss(
         self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None
     ) -> Float[Tensor, ""]:
         """The loss of a step under the weights that the policy generates now, or did before."""
+        settings = self.settings
+        weights = self.env.fusion.fuse(generated, known.evidence)
         if before is not None:
-            return clipped_loss(generated, before, known.advantages, self.settings.clip_range)
-        parts = {**known.evidence, "generator": generated}
-        weights = fuse(self.env.fusion.coefficients, parts)
-        return LOSSES[self.settings.loss](weights, known.advantages)
+            loss = clipped_loss(generated, before, known.advantages, settings.clip_range)
+        else:
+            loss = LOSSES[settings.loss](weights, known.advantages)
+        if settings.prior_weight:
+            loss = loss + settings.prior_weight * prior_divergence(weights)
+        return loss

@@ -1,6 +1,7 @@
 """REINFORCE (Williams, 1992): learns from choices that it drew, and from what they earned."""
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -170,8 +171,8 @@ class Reinforce(LearningAgent[Drawn]):
         """One step of the optimiser on all choices together."""
         advantages = self._advantages(torch.cat([drawn.earned for drawn in history.steps]))
         parts = advantages.split(len(advantages) // len(history))
-        losses = (self._loss(*known) for known in zip(history, parts, strict=True))
-        descend(self.optimizer, (loss / len(history) for loss in losses))
+        losses = (self._loss(*known) / len(history) for known in zip(history, parts, strict=True))
+        descend(self.optimizer, chain(losses, self.label_losses()))
 
     def _loss(self, drawn: Drawn, advantages: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
         outputs = self.policy(drawn.observation)

@@ -13,6 +13,7 @@ from mtkd_env.data import ImageSet
 from mtkd_env.data.npz import UNREADABLE
 from mtkd_env.env import StepRecord
 from mtkd_env.files import write_atomically
+from mtkd_env.types import UNKNOWN
 
 FILE = "gallery.npz"
 
@@ -81,9 +82,15 @@ def collect_gallery(record: StepRecord, data: ImageSet[Any], split: Any) -> Gall
         index=split.index[position].numpy(),
         targets=targets,
         correct=first(record.correct),
-        names=np.array(data.class_names)[targets] if data.class_names else targets.astype(str),
+        names=_names(targets, data),
         **weights,
     )
+
+
+def _names(targets: Array, data: ImageSet[Any]) -> Array:
+    """Name of each image's class, as far as it is known."""
+    names = data.class_names or tuple(map(str, range(data.num_classes)))
+    return np.array([*names, "no label"])[np.where(targets == UNKNOWN, len(names), targets)]
 
 
 def write_gallery(gallery: Gallery, folder: Path) -> None:

@@ -12,7 +12,7 @@ from mtkd_env import distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.env import StepRecord
 from mtkd_env.reward import minmax_center
-from mtkd_env.types import TeacherWeights
+from mtkd_env.types import UNKNOWN, TeacherWeights
 
 HEADS = ("logit", "feature")
 
@@ -183,13 +183,15 @@ def breakdown_sums(record: StepRecord, classes: Tensor) -> dict[str, Tensor]:
     weights = torch.stack([record.weights.logit, record.weights.feature]).float()
     members = (classes.unsqueeze(1) == record.targets).float()
     right = record.correct.float()
+    # Of images without a label nobody knows who is right.
+    wrong = (record.targets != UNKNOWN).unsqueeze(1) * (1 - right)
     return {
         "class": members @ weights,
         "class/count": members.sum(1),
         "right": (weights * right).sum(1),
         "right/count": right.sum(0),
-        "wrong": (weights * (1 - right)).sum(1),
-        "wrong/count": (1 - right).sum(0),
+        "wrong": (weights * wrong).sum(1),
+        "wrong/count": wrong.sum(0),
     }
 
 

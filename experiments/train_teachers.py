@@ -26,7 +26,7 @@ from mtkd_env.teachers import TeacherPool, build_pool
 
 def train(config: ExperimentConfig, out: Console) -> TeacherPool:
     """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
-    images = load_images(config.data)
+    images = load_images(config.data, config.teachers)
     folder = Path(config.output) / "teachers" / "tensorboard"
     with SummaryWriter(str(folder)) as writer, closing(ConsoleProgress(out)) as progress:
 

@@ -5,7 +5,7 @@ fused with two parts that need no learning: how sure each teacher is, and how fa
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,16 @@ FUSIONS: Mapping[str, tuple[float, float, float]] = {
     "generator+divergence": (0.5, 0.0, 0.5),
     "confidence+divergence": (0.0, 0.5, 0.5),
 }
+
+
+# The fusion that multiplies the generated weights with weights that are there before; see `fuse`.
+PRIOR = "prior"
+
+# No weight of a prior is taken as smaller, so that an agent can bring back any teacher.
+SMALLEST_PRIOR = 1e-4
+
+# Weights that are there before an agent acts.
+Prior = Callable[[DistillState], TeacherWeights]
 
 
 def fusion_coefficients(fusion: str | Sequence[float]) -> tuple[float, ...]:
@@ -104,21 +114,49 @@ def fuse(coefficients: Float[Tensor, "2 3"], parts: Mapping[str, TeacherWeights]
     return TeacherWeights(logit @ coefficients[0], feature @ coefficients[1], parts)
 
 
+def with_prior(prior: TeacherWeights, generated: TeacherWeights) -> TeacherWeights:
+    """softmax(log prior + action) per head, for an action whose softmaxes are `generated`.
+
+    The product of both, divided by its sum. At action 0 it is the prior, but for `SMALLEST_PRIOR`.
+    """
+    smallest = torch.finfo(torch.float32).tiny
+    logit, feature = (
+        (before.clamp(min=SMALLEST_PRIOR).log() + own.clamp(min=smallest).log()).softmax(1)
+        for before, own in (
+            (prior.logit, generated.logit),
+            (prior.feature, generated.feature),
+        )
+    )
+    return TeacherWeights(logit, feature, {"generator": generated, PRIOR: prior})
+
+
 class WeightFusion(nn.Module):
-    """The fusion of Equ. 9-14 with fixed or learnable coefficients γ.
+    """What becomes of generated weights: the fusion of Equ. 9-14, or their product with a prior.
 
     Args:
-        fusion: A name in `FUSIONS`, or the three coefficients themselves. `learnable` starts as
-            `paper`; its coefficients are the softmax of parameters that an agent may train.
+        fusion: A name in `FUSIONS`, the three coefficients γ themselves, or `prior`. `learnable`
+            starts as `paper`; its coefficients are the softmax of parameters that an agent may
+            train.
+        prior: Weights that are there before, for `prior`.
 
     Raises:
-        ConfigError: Unknown name, or coefficients that are not three, negative, or do not sum to 1.
+        ConfigError: Unknown name; coefficients that are not three, negative, or do not sum to 1; or
+            a prior that is missing, or not asked for.
     """
 
-    def __init__(self, fusion: str | Sequence[float]) -> None:
+    def __init__(self, fusion: str | Sequence[float], prior: Prior | None = None) -> None:
         super().__init__()
-        values = fusion_coefficients(fusion)
+        if (fusion == PRIOR) != (prior is not None):
+            raise ConfigError(
+                "fusion: 'prior' needs weights that are there before an agent acts; see env.prior"
+                if prior is None
+                else f"prior: only the fusion 'prior' has one, found {fusion!r}"
+            )
+        self.prior = prior
         self.learnable = fusion == "learnable"
+        if prior is not None:
+            return
+        values = fusion_coefficients(fusion)
         rows = torch.tensor([values, values], dtype=torch.float32)
         if self.learnable:
             self.logits = nn.Parameter(rows.log())
@@ -127,17 +165,31 @@ class WeightFusion(nn.Module):
 
     @property
     def coefficients(self) -> Float[Tensor, "2 3"]:
-        """γ: one row per head, each on the simplex."""
+        """γ: one row per head, each on the simplex; of a fusion without prior."""
         return self.logits.softmax(1) if self.learnable else self.get_buffer("fixed")
 
     def evidence(self, state: DistillState) -> dict[str, TeacherWeights]:
         """The parts that need no action."""
+        if self.prior is not None:
+            return {PRIOR: self.prior(state)}
         return {
             "confidence": confidence_weights(state.teacher_cross_entropy),
             "divergence": divergence_weights(state.divergence, state.similarity),
         }
 
+    def fuse(
+        self, generated: TeacherWeights, evidence: Mapping[str, TeacherWeights]
+    ) -> TeacherWeights:
+        """Executed weights of generated ones, with their parts.
+
+        Args:
+            generated: What an agent generates.
+            evidence: What `evidence` gave for the batch.
+        """
+        if self.prior is not None:
+            return with_prior(evidence[PRIOR], generated)
+        return fuse(self.coefficients, {"generator": generated, **evidence})
+
     def forward(self, action: Float[Tensor, "B A"], state: DistillState) -> TeacherWeights:
-        """Fused weights of an action, with their parts."""
-        parts = {"generator": generated_weights(action), **self.evidence(state)}
-        return fuse(self.coefficients, parts)
+        """Executed weights of an action, with their parts."""
+        return self.fuse(generated_weights(action), self.evidence(state))

@@ -20,6 +20,7 @@ from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import FULL, autocast, check_precision, widened
+from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.terms import (
@@ -92,6 +93,7 @@ class Distiller:
         precision: What the student and the regressors compute in: `fp32`, `bf16` or `fp16`, whose
             gradients are scaled. The teachers have a precision of their own.
         compile: How the student's training step is compiled; see `mtkd_env.compilation`.
+        reference: Images beside the batches, for those who learn from labels or are paid by them.
 
     The first student is that of seed 0.
 
@@ -114,6 +116,7 @@ class Distiller:
         directions: tuple[Tensor, ...] = (),
         precision: str = FULL,
         compile: str = NONE,
+        reference: ReferenceImages | None = None,
     ) -> None:
         self.distillation = distillation
         self._terms = distillation.logit_terms, distillation.feature_terms
@@ -131,6 +134,7 @@ class Distiller:
         self.directions = tuple(means.to(self.device) for means in directions)
         self.steps_per_epoch = steps_per_epoch
         self._make_student = student
+        self._reference = reference
         self.skipped = 0
         # Two images, because of one all layouts are the same.
         self._probe = torch.zeros(2, *image_shape, device=self.device)
@@ -157,6 +161,22 @@ class Distiller:
         self._compiled = compiled(self._parallel, self._compile)
         self.optimizer, self.schedule = self.recipe.build(self.module, self.steps_per_epoch)
         self.scaler = GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    @property
+    def reference(self) -> ReferenceImages:
+        """Images beside the batches.
+
+        Raises:
+            ConfigError: It was made without.
+        """
+        if self._reference is None:
+            raise ConfigError("reference: expected reference images, the distiller was given none")
+        return self._reference
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image that the student learns from has a label."""
+        return self._reference is None or self._reference.complete
 
     @property
     def student(self) -> Network:
@@ -196,6 +216,22 @@ class Distiller:
         for name, buffer in self.module.named_buffers():
             buffer.copy_(before[name])
         return None
+
+    @torch.no_grad()
+    def examine(self, batch: Batch) -> DistillState:
+        """A batch as the student sees it in evaluation mode, without augmentation, graph or trace.
+
+        Args:
+            batch: The batch; it brings the teachers' outputs, feature maps or not.
+        """
+        assert batch.teachers is not None
+        student = self.student
+        was_training = student.training
+        student.eval()
+        with autocast(self.precision, self.device):
+            output = student(batch.inputs)
+        student.train(was_training)
+        return self._state(batch, StudentView(output, (), ()), batch.teachers)
 
     @torch.no_grad()
     def revisit(self, state: DistillState) -> DistillState:
@@ -305,10 +341,15 @@ class Distiller:
     def _state(self, batch: Batch, view: StudentView, teachers: TeacherOutputs) -> DistillState:
         output = widened(view.output)
         logits = output.logits
+        logit_terms, feature_terms = self._terms
         kd = losses.kd_divergence(logits, teachers.logits, self.distillation.temperature)
-        mse = losses.feature_mse(view.projected, teachers.feature_maps)
-        with torch.no_grad():
-            similarity = losses.feature_cosine(view.projected, teachers.feature_maps)
+        if view.projected:
+            mse = losses.feature_mse(view.projected, teachers.feature_maps)
+            with torch.no_grad():
+                similarity = losses.feature_cosine(view.projected, teachers.feature_maps)
+        else:  # Nobody asked for the maps.
+            mse = similarity = torch.zeros_like(kd, requires_grad=False)
+            feature_terms = {}
         comparison = Comparison(
             logits=logits,
             projected=view.projected,
@@ -320,7 +361,6 @@ class Distiller:
         )
         # The evidence of Equ. 3-6 is needed in any case, whatever the student is trained by.
         known = {"kd": kd, "mse": mse}
-        logit_terms, feature_terms = self._terms
         return DistillState(
             batch=batch,
             student=output,

@@ -15,17 +15,27 @@ from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from mtkd_env.action import FUSIONS, WeightFusion, check_logit_bound, fusion_coefficients
+from mtkd_env.action import (
+    FUSIONS,
+    PARTS,
+    PRIOR,
+    Prior,
+    WeightFusion,
+    check_logit_bound,
+    fusion_coefficients,
+)
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import check_name, lookup
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name, lookup
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.inference import as_under_no_grad, ordinary
 from mtkd_env.observation import (
+    LABEL_FREE,
     OBSERVATIONS,
-    Observer,
     RunningStandardizer,
     ShortObservation,
+    make_observer,
+    needs_label,
 )
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards
 from mtkd_env.seeding import derive_seed
@@ -43,7 +53,7 @@ CHOICES: Mapping[str, Collection[str]] = {
     "reward_normalization": NORMALIZATIONS,
     "observation": OBSERVATIONS,
     "observation_dtype": OBSERVATION_DTYPES,
-    "fusion": FUSIONS,
+    "fusion": (*FUSIONS, PRIOR),
     "episode": ("batch", "epoch", "training"),
     "output": ("numpy", "torch"),
     "on_nan": ("stop", "skip"),
@@ -59,15 +69,22 @@ class EnvSpec:
     """What an agent sees, does and is paid for.
 
     Attributes:
-        reward: paper, alignment, aggregate, reference, improvement or cross_entropy; see
-            `mtkd_env.reward`.
+        reward: paper, alignment, aggregate, reference, improvement, cross_entropy, heldout or
+            cross; see `mtkd_env.reward`.
         reward_timing: before or after the student's step; after costs a student forward.
-        reward_normalization: minmax_center, raw_mean, center, zscore, zscore_clamp or none, in
-            place of the reward's own.
-        observation: all, performance or gaps: the blocks of Equ. 5 that are seen.
-        normalize_observation: Whether observations are standardised, column by column.
+        reward_normalization: minmax_center, raw_mean, center, running, zscore, zscore_clamp or
+            none, in place of the reward's own.
+        heldout_size: Labelled images that the reward heldout draws anew for every batch.
+        observation: all, performance or gaps: the blocks of Equ. 5 that are seen; or label_free,
+            which does not look at the sample's label. By default all if every label is there, and
+            label_free if not.
+        normalize_observation: Whether observations are standardised, column by column; by default
+            all but label_free are, whose numbers are of the order of 1.
         observation_dtype: float32, or float16 to halve what agents store.
-        fusion: paper, generator, learnable, ...; or the three coefficients of Equ. 9-14.
+        fusion: paper, generator, learnable, ...; or the three coefficients of Equ. 9-14; or prior.
+            By default paper if every label is there, and generator if not.
+        prior: Weights that an action adds to, for the fusion prior: name of a weighting, such as
+            gate; or in Python what makes one of a distiller.
         logit_bound: Bound of the action box.
         episode: batch, epoch or training.
         output: numpy, or torch for tensors on the device: what reset and step give; agents of this
@@ -84,10 +101,12 @@ class EnvSpec:
     reward: str = "paper"
     reward_timing: str = "before"
     reward_normalization: str | None = None
-    observation: str = "all"
-    normalize_observation: bool = True
+    heldout_size: int = 128
+    observation: str | None = None
+    normalize_observation: bool | None = None
     observation_dtype: str = "float32"
-    fusion: str | list[float] = "paper"
+    fusion: str | list[float] | None = None
+    prior: Any = None
     logit_bound: float = 3.0
     episode: str = "batch"
     output: str = "numpy"
@@ -97,8 +116,45 @@ class EnvSpec:
         for name, choices in CHOICES.items():
             if isinstance(value := getattr(self, name), str):
                 check_name(choices, value, name)
-        fusion_coefficients(self.fusion)
+        if self.fusion is not None and self.fusion != PRIOR:
+            fusion_coefficients(self.fusion)
+        if (self.fusion == PRIOR) != (self.prior is not None):
+            expected = "fusion prior" if self.prior is not None else "a prior, such as gate"
+            raise ConfigError(f"prior: expected {expected}, got {self.prior!r} and {self.fusion!r}")
         check_logit_bound(self.logit_bound)
+        check_at_least_1(heldout_size=self.heldout_size)
+
+    def resolved(self, *, complete: bool) -> "EnvSpec":
+        """The same with what was left open chosen.
+
+        Args:
+            complete: Whether every image that the student learns from has a label.
+
+        Raises:
+            ConfigError: Something that was chosen needs labels that are not there.
+        """
+        observation = self.observation or ("all" if complete else LABEL_FREE)
+        fusion = self.fusion or ("paper" if complete else "generator")
+        standardised = observation != LABEL_FREE
+        if not complete:
+            if REWARDS[self.reward].needs_label:
+                raise _without_labels("reward", self.reward, "heldout")
+            if needs_label(observation):
+                raise _without_labels("observation", observation, LABEL_FREE)
+            if fusion != PRIOR and fusion_coefficients(fusion)[PARTS.index("confidence")] > 0:
+                raise _without_labels("fusion", fusion, "generator")
+        if self.normalize_observation is not None:
+            standardised = self.normalize_observation
+        return replace(
+            self, observation=observation, fusion=fusion, normalize_observation=standardised
+        )
+
+
+def _without_labels(key: str, value: Any, instead: str) -> ConfigError:
+    return ConfigError(
+        f"env.{key}: {value!r} needs the label of every sample, and some are missing; "
+        f"'{instead}' does not"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +293,10 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         stream: Training batches; its batch size is `num_envs`, of several processes that of each.
         splits: What `evaluate` can evaluate on: name to a maker of batches.
         options: What the agent sees, does and is paid for.
+        prior: Weights that an action adds to, for the fusion `prior`.
+
+    Raises:
+        ConfigError: A choice that needs labels that are not there, or a prior and another fusion.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own declaration
@@ -251,24 +311,29 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         stream: BatchStream,
         splits: Splits,
         options: EnvSpec | None = None,
+        prior: Prior | None = None,
     ) -> None:
-        options = options or EnvSpec()
+        options = (options or EnvSpec()).resolved(complete=distiller.complete)
+        assert options.observation is not None
+        assert options.fusion is not None
         self.distiller = distiller
         self.stream = stream
         self.splits = splits
         self.device = distiller.device
         self.options = options
         self.skips = options.on_nan == "skip"
+        rule = REWARDS[options.reward]
         self.reward = RewardFunction(
-            REWARDS[options.reward],
+            rule,
             distiller.distillation,
             options.reward_normalization,
             options.reward_timing,
+            rule.direction(distiller, options.heldout_size) if rule.direction else None,
         )
-        self.fusion = WeightFusion(options.fusion).to(self.device)
+        self.fusion = WeightFusion(options.fusion, prior).to(self.device)
         teachers = distiller.teachers
         self.teacher_names = teachers.names
-        self.observer = Observer(
+        self.observer = make_observer(
             options.observation,
             names=teachers.names,
             feature_dims=teachers.feature_dims,
@@ -336,9 +401,9 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._drawn_from = _random_state(self.device)
             batch = next(self.stream)
             if not self.skips:
-                return self.distiller.forward(batch)
+                return self.reward.observe(self.distiller.forward(batch))
             if (state := self.distiller.forward_if_finite(batch)) is not None:
-                return state
+                return self.reward.observe(state)
             warnings.warn(_why_skipped(batch, self.steps), stacklevel=3)
         raise FloatingPointError(
             f"{MOST_SKIPPED} batches one after the other became NaN or infinite after step "
@@ -359,6 +424,11 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     def normalize(self, raw: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Raw observations as an agent sees them, by the statistics gathered so far."""
         return (self.normalizer(raw) if self.normalizer else raw).to(self._dtype)
+
+    @torch.no_grad()
+    def look(self, state: DistillState) -> Float[Tensor, "B F"]:
+        """The observation of images that are not the batch that waits; nothing is counted."""
+        return self.normalize(self.observer(state))
 
     @property
     def keepable_observation(self) -> Float[Tensor, "B F"] | ShortObservation:
@@ -386,9 +456,12 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return self.fusion(action, self.state)
 
     @torch.no_grad()
-    def teacher_rewards(self) -> Float[Tensor, "B M"]:
-        """R of every teacher in the current state."""
-        return self.reward.teacher_rewards(self.state)
+    def advantages(self) -> Float[Tensor, "B M"]:
+        """A of every teacher in the current state, by the reward's own normalisation.
+
+        Before the student's step, and of the teachers, whatever the reward pays for.
+        """
+        return self.reward.advantages(self.reward.teacher_rewards(self.state))
 
     @as_under_no_grad
     def distill(self, weights: TeacherWeights) -> StepRecord:
@@ -445,6 +518,8 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             "counted": self._counted,
             "random": self.np_random.bit_generator.state,
             "fusion": self.fusion.state_dict(),
+            "reward": self.reward.state_dict(),
+            "direction": self._state.direction if self._state is not None else None,
             "normalizer": self.normalizer.state_dict() if self.normalizer else None,
         }
 
@@ -454,6 +529,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.distiller.load_state_dict(state["distiller"])
         self.stream.load_state_dict(state["stream"])
         self.fusion.load_state_dict(state["fusion"])
+        self.reward.load_state_dict(state["reward"])
         if self.normalizer:
             self.normalizer.load_state_dict(state["normalizer"])
         self.np_random.bit_generator.state = state["random"]
@@ -463,7 +539,9 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._drawn_from = state["drawn_from"]
             # A student with dropout sees the batch through the same mask again.
             with _continued(self._drawn_from, self.device):
-                self._state = self.distiller.forward(next(self.stream), again=True)
+                waiting = self.distiller.forward(next(self.stream), again=True)
+            # The reward has taken it into account already.
+            self._state = replace(waiting, direction=state["direction"])
             self._counted = state["counted"]
 
     # Gymnasium's interface.
@@ -558,6 +636,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     def _reinitialize(self, seed: int) -> None:
         self.distiller.reinitialize(derive_seed(seed, "student"))
         self.stream.reseed(derive_seed(seed, "data"))
+        self.reward.reseed(derive_seed(seed, "reward"))
         if self.normalizer:
             self.normalizer.reset()
         self.steps = 0

@@ -11,8 +11,9 @@ from torch.nn import functional
 
 from mtkd_env import distributed
 from mtkd_env.precision import widen
+from mtkd_env.types import UNKNOWN
 
-# Classes, or the share of every class in each image.
+# Classes (`UNKNOWN` without a label), or the share of every class in each image.
 Labels = Int64[Tensor, " B"] | Float[Tensor, "B C"]
 
 
@@ -21,7 +22,7 @@ def cross_entropy(
 ) -> Float[Tensor, " B"]:
     """Cross-entropy of the predictions with the true classes, per sample [nats].
 
-    First term of Equ. 2 without the mean over the batch.
+    First term of Equ. 2 without the mean over the batch; 0 for an image without a label.
 
     Args:
         logits: The predictions.
@@ -32,24 +33,55 @@ def cross_entropy(
     if labels.is_floating_point():
         labels = labels.to(torch.promote_types(logits.dtype, torch.float32))
     return functional.cross_entropy(
-        widen(logits), labels, reduction="none", label_smoothing=smoothing
+        widen(logits),
+        labels,
+        reduction="none",
+        label_smoothing=smoothing,
+        ignore_index=UNKNOWN,
     )
 
 
 def teacher_cross_entropy(teachers: Float[Tensor, "M B C"], labels: Labels) -> Float[Tensor, "B M"]:
-    """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5."""
+    """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5.
+
+    0 for an image without a label.
+    """
     log_probabilities = functional.log_softmax(widen(teachers), dim=-1)
     if labels.is_floating_point():
         return -(log_probabilities * labels.to(log_probabilities.dtype)).sum(-1).transpose(0, 1)
-    index = labels.expand(len(teachers), -1).unsqueeze(-1)
-    return -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
+    index = labels.clamp(min=0).expand(len(teachers), -1).unsqueeze(-1)
+    entropies = -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
+    return entropies * (labels != UNKNOWN).unsqueeze(1)
 
 
 def class_shares(labels: Labels, num_classes: int) -> Float[Tensor, "B C"]:
-    """Share of every class in each image: ones and zeros where images are not mixed."""
+    """Share of every class in each image: ones and zeros where images are not mixed.
+
+    All zeros for an image without a label.
+    """
     if labels.is_floating_point():
         return labels
-    return functional.one_hot(labels, num_classes).float()
+    # One class more, which is that of images without a label.
+    return functional.one_hot(labels % (num_classes + 1), num_classes + 1)[:, :-1].float()
+
+
+def predictive_entropy(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B M"]:
+    """Shannon entropy of every teacher's prediction at temperature 1, per sample [nats]."""
+    return torch.special.entr(widen(logits).softmax(-1)).sum(-1).transpose(0, 1)
+
+
+def mixture_log_likelihood(
+    weights: Float[Tensor, "B M"], teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
+) -> Float[Tensor, " B"]:
+    """Log Σ_m w^m p_1(z^m)[y]: how likely weighted teachers find the true classes [nats].
+
+    Args:
+        weights: Rows on the simplex; receive a gradient.
+        teachers: Logits of the M teachers.
+        targets: True classes, all of them known.
+    """
+    own = -teacher_cross_entropy(teachers, targets)
+    return (weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + own).logsumexp(1)
 
 
 def kd_divergence(
@@ -71,6 +103,23 @@ def kd_divergence(
     log_p = functional.log_softmax(widen(teachers) / temperature, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return temperature**2 * divergence.transpose(0, 1)
+
+
+def kd_of_mean(
+    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+) -> Float[Tensor, "B M"]:
+    """KL divergence from the softened mean of the teachers' logits to the student, per sample.
+
+    Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning" (NeurIPS
+    2020), times T². The same for every teacher, so weights that sum to one do not change it.
+
+    Args:
+        student: Student logits; the only argument that receives a gradient.
+        teachers: Logits of the M teachers.
+        temperature: Softening T > 0.
+    """
+    mean = widen(teachers).mean(0, keepdim=True)
+    return kd_divergence(student, mean, temperature).expand(-1, len(teachers))
 
 
 def feature_mse(

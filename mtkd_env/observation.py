@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn import functional
 
-from mtkd_env import distributed
+from mtkd_env import distributed, losses
 from mtkd_env.errors import lookup
 from mtkd_env.types import DistillState, TeacherOutputs
 
@@ -29,12 +30,36 @@ MADE_BLOCKS: Mapping[str, Callable[[DistillState, int], Tensor]] = {
     "divergence": lambda state, m: state.divergence[:, m : m + 1],
 }
 
-# Which blocks an observation has; the two parts are the ablation of Table 6(b).
+# Which blocks an observation has; the two parts are the ablation of Table 6(b). That of
+# `LabelFreeObserver` is its own.
 OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
     "all": ("feature", "logits", "cross_entropy", "similarity", "divergence"),
     "performance": ("feature", "logits", "cross_entropy"),
     "gaps": ("similarity", "divergence"),
+    "label_free": (
+        "probabilities",
+        "entropy",
+        "pseudo_cross_entropy",
+        "pseudo_divergence",
+        "agreement",
+    ),
 }
+
+LABEL_FREE = "label_free"
+
+# Blocks of what is the same for all teachers, behind theirs.
+SHARED_BLOCKS = ("mean/probabilities", "student/probabilities", "student/pseudo_cross_entropy")
+
+# Blocks that look at the sample's label.
+LABELLED_BLOCKS = frozenset({"cross_entropy"})
+
+# Numbers that have no bound are cut at so much, since nothing standardises them.
+CLIP = 8.0
+
+
+def needs_label(observation: str) -> bool:
+    """Whether an observation looks at the sample's label."""
+    return not LABELLED_BLOCKS.isdisjoint(OBSERVATIONS[observation])
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +142,7 @@ class Observer:
     Attributes:
         layout: Slice of the observation for every `teacher/block`.
         width: F, the length of an observation; Σ_m (D_m + C + 3) for all blocks.
+        needs_label: Whether it looks at the sample's label.
     """
 
     def __init__(
@@ -128,6 +154,7 @@ class Observer:
         num_classes: int,
     ) -> None:
         self._blocks = lookup(OBSERVATIONS, observation, "observation")
+        self.needs_label = needs_label(observation)
         self.layout: dict[str, slice] = {}
         start = 0
         for name, feature_dim in zip(names, feature_dims, strict=True):
@@ -174,3 +201,62 @@ class Observer:
             for name in self._blocks
         ]
         return torch.cat(blocks, dim=1)
+
+
+class LabelFreeObserver(Observer):
+    """An observation without the sample's label, the teachers' features or their maps.
+
+    Per teacher, all at temperature 1: its probabilities (C); their entropy [nats]; its
+    cross-entropy with the class that the teachers' mean finds most likely, in place of the label,
+    /4; KL(teacher || student) / 4; cosine of its probabilities and the student's. Then, once, the
+    mean of the teachers' probabilities (C), the student's (C), and its cross-entropy with that
+    class. All numbers are of the order of 1, so they need no standardising.
+
+    Args:
+        names: Names of the teachers.
+        num_classes: C.
+    """
+
+    def __init__(self, names: tuple[str, ...], num_classes: int) -> None:
+        self.needs_label = False
+        widths = {"probabilities": num_classes}
+        teachers = [f"{name}/{block}" for name in names for block in OBSERVATIONS[LABEL_FREE]]
+        self.layout = {}
+        start = 0
+        for block in (*teachers, *SHARED_BLOCKS):
+            stop = start + widths.get(block.rpartition("/")[2], 1)
+            self.layout[block] = slice(start, stop)
+            start = stop
+        self.width = start
+
+    @torch.no_grad()
+    def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
+        """The raw observation of every sample, detached."""
+        logits = state.teachers.logits.float()
+        probabilities = logits.softmax(-1).transpose(0, 1)
+        student = state.student.logits.detach().float()
+        own = student.softmax(1)
+        mean = probabilities.mean(1)
+        pseudo = mean.argmax(1)
+        per_teacher = [
+            losses.predictive_entropy(logits),
+            (losses.teacher_cross_entropy(logits, pseudo) / 4).clamp(max=CLIP),
+            (losses.kd_divergence(student, logits, 1.0) / 4).clamp(max=CLIP),
+            functional.cosine_similarity(probabilities, own.unsqueeze(1), dim=-1),
+        ]
+        blocks = torch.cat([probabilities, torch.stack(per_teacher, dim=-1)], dim=-1)
+        gap = losses.cross_entropy(student, pseudo).clamp(max=CLIP).unsqueeze(1)
+        return torch.cat([blocks.flatten(1), mean, own, gap], dim=1)
+
+    def shorten(self, state: DistillState) -> None:
+        """None: there is little that a store would have of it."""
+        del state
+
+
+def make_observer(
+    observation: str, *, names: tuple[str, ...], feature_dims: tuple[int, ...], num_classes: int
+) -> Observer:
+    """What computes an observation by its name; see `Observer` for the arguments."""
+    if observation == LABEL_FREE:
+        return LabelFreeObserver(names, num_classes)
+    return Observer(observation, names=names, feature_dims=feature_dims, num_classes=num_classes)

@@ -10,17 +10,19 @@ from typing import Any, TypeAlias, TypeVar
 import gymnasium
 import torch
 
+from mtkd_env.action import Prior
 from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec, ImageSet, load_dataset
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
-from mtkd_env.errors import ConfigError, did_you_mean
+from mtkd_env.errors import ConfigError, did_you_mean, lookup
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks import StudentSpec, build_network
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import as_fields, build, field_names
+from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import (
     Fidelity,
@@ -35,8 +37,11 @@ from mtkd_env.teachers import (
     load_pool_spec,
     prepare_teachers,
 )
+from mtkd_env.teachers.pool import own_images
 from mtkd_env.teachers.store import check_store
+from mtkd_env.teachers.training import EVALUATION_BATCH
 from mtkd_env.terms import Distillation
+from mtkd_env.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +144,9 @@ def assemble(
     computing = build(Computing, computing, "computing")
     device = computing.place()
     check_teacher_precision(computing.for_teachers, device)
-    images = load_images(data)
+    images = load_images(data, spec)
+    env = env.resolved(complete=images.complete)
+    check_labels(images, data, distillation)
     # Teachers may take days to train, so a student that cannot be made is to be known before.
     student_maker(images.data, student)(seed=0)
     seed = derive_seed(0, "data")
@@ -218,6 +225,14 @@ def make_learner(
         if part is not None
     }
     directions = class_means(teachers, splits["train"]()) if distillation.needs_directions else ()
+    reference = ReferenceImages(
+        teachers,
+        labelled=partial(
+            images.data.evaluation_batches, images.splits.labelled, EVALUATION_BATCH, device=device
+        ),
+        student=splits["train"],
+        complete=images.complete,
+    )
     distiller = Distiller(
         student_maker(images.data, student),
         teachers,
@@ -226,16 +241,58 @@ def make_learner(
         distillation=distillation,
         recipe=optimizer,
         directions=directions,
+        reference=reference,
         precision=computing.precision,
         compile=computing.compile,
     )
-    return MTKDVectorEnv(distiller, stream, splits, env)
+    return MTKDVectorEnv(distiller, stream, splits, env, prior_of(distiller, env.prior))
 
 
-def load_images(data: DataSpec) -> TrainingSet:
-    """A dataset and its parts."""
+def prior_of(distiller: Distiller, named: Any) -> Prior | None:
+    """Weights that an action adds to.
+
+    Args:
+        distiller: What they are the weights of.
+        named: Name of a weighting, what makes one of a distiller, or None.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if named is None:
+        return None
+    make = lookup(WEIGHTINGS, named, "prior") if isinstance(named, str) else named
+    prior: Prior = make(distiller)
+    return prior
+
+
+def load_images(data: DataSpec, teachers: PoolSpec | None = None) -> TrainingSet:
+    """A dataset and its parts, without what is the teachers' own."""
     images = load_dataset(data.dataset, **data.arguments)
-    return TrainingSet(images, images.split(data.val_fraction, train_size=data.train_size))
+    own = own_images(teachers, images) if teachers is not None else {}
+    splits = images.split(
+        data.val_fraction,
+        train_size=data.train_size,
+        labels=data.labels,
+        reserved=torch.cat([*own.values()]) if own else None,
+    )
+    return TrainingSet(images, splits)
+
+
+def check_labels(images: TrainingSet, data: DataSpec, distillation: Distillation) -> None:
+    """Checks that the labels are there that a student's training asks for.
+
+    Raises:
+        ConfigError: They are not.
+    """
+    if images.complete:
+        return
+    if data.mixing:
+        key = "mixup" if data.mixup else "cutmix"
+        raise ConfigError(f"data.{key}: needs the label of every image, and some are missing")
+    if distillation.needs_directions:
+        raise ConfigError(
+            "distillation.feature: 'nd' needs the label of every image, and some are missing"
+        )
 
 
 def make_env(

@@ -6,15 +6,18 @@ one, so r depends on the action only through differences between teachers.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env import distributed, losses
+from mtkd_env.distiller import Distiller
 from mtkd_env.terms import Distillation
 from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.worth import CrossDirection, Direction, HeldOutDirection, RunningDeviation, worth
 
 EPSILON = 1e-8
 
@@ -45,6 +48,16 @@ def alignment_credit(state: DistillState, distillation: Distillation) -> Float[T
     teachers = (state.teachers.logits.float() / temperature).softmax(-1)
     pull = (logits / temperature).softmax(1) - teachers
     return temperature * torch.einsum("bc,mbc->bm", error, pull)
+
+
+def worth_credit(state: DistillState, distillation: Distillation) -> Float[Tensor, "B M"]:
+    """How far a step on each teacher's logit term lowers the cross-entropy of other images.
+
+    To first order, in the student's last layer, along the state's `direction`; see
+    `mtkd_env.worth`. Needs no label of the sample; not in the paper.
+    """
+    assert state.direction is not None
+    return worth(state, state.direction, distillation.temperature)
 
 
 def aggregate(
@@ -124,6 +137,7 @@ NORMALIZATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "center": center,
     "zscore": zscore,
     "zscore_clamp": zscore_clamp,
+    "running": center,  # and divided by a running deviation, which `RewardFunction` keeps
     "none": unchanged,
 }
 
@@ -143,12 +157,17 @@ class RewardRule:
         sample: Reward of the sample as a whole, if every teacher is to get that one.
         needs_update: Whether `sample` compares with the student after its step, which costs a
             forward.
+        direction: Makes what finds the direction that `credit` looks along, of the distiller and
+            the number of labelled images to look at, if it looks along one.
+        needs_label: Whether it is worth anything only for samples with a label.
     """
 
     credit: Credit
     normalization: str = "minmax_center"
     sample: SampleReward | None = None
     needs_update: bool = False
+    direction: Callable[[Distiller, int], Direction] | None = None
+    needs_label: bool = True
 
 
 def _aggregate_after(
@@ -158,7 +177,8 @@ def _aggregate_after(
 
 
 REWARDS: Mapping[str, RewardRule] = {
-    "paper": RewardRule(paper_credit),
+    # The student's cross-entropy is the same for all teachers, and so no part of the advantages.
+    "paper": RewardRule(paper_credit, needs_label=False),
     "aggregate": RewardRule(paper_credit, "none", _aggregate_after),
     "reference": RewardRule(paper_credit, "zscore_clamp", _aggregate_after),
     "alignment": RewardRule(alignment_credit),
@@ -168,6 +188,18 @@ REWARDS: Mapping[str, RewardRule] = {
         "zscore",
         lambda _, after, *__: updated_cross_entropy(after),
         needs_update=True,
+    ),
+    "heldout": RewardRule(
+        worth_credit,
+        "running",
+        direction=HeldOutDirection,
+        needs_label=False,
+    ),
+    "cross": RewardRule(
+        worth_credit,
+        "running",
+        direction=lambda *_: CrossDirection(),
+        needs_label=False,
     ),
 }
 
@@ -202,6 +234,7 @@ class RewardFunction:
         distillation: The training loss, whose α, β and T rewards share.
         normalization: Replaces the rule's own, if given.
         timing: Whether teachers get credit for the student `before` or `after` its step.
+        direction: What finds the direction that the rule's credit looks along, if it does.
 
     Attributes:
         needs_update: Whether rewards need the student's view of the batch after its step.
@@ -213,16 +246,34 @@ class RewardFunction:
         distillation: Distillation,
         normalization: str | None = None,
         timing: str = "before",
+        direction: Direction | None = None,
     ) -> None:
         self.rule = rule
         self.distillation = distillation
-        self._normalize = NORMALIZATIONS[normalization or rule.normalization]
+        normalization = normalization or rule.normalization
+        self._normalize = NORMALIZATIONS[normalization]
+        self._deviation = RunningDeviation() if normalization == "running" else None
         self._after = timing == "after"
+        self._direction = direction
         self.needs_update = self._after or rule.needs_update
+
+    @torch.no_grad()
+    def observe(self, state: DistillState) -> DistillState:
+        """Takes a batch that has just been seen into account, once; gives it with its direction."""
+        if self._direction is not None:
+            state = replace(state, direction=self._direction(state))
+        if self._deviation is not None:
+            self._deviation.update(self._normalize(self.teacher_rewards(state)))
+        return state
 
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:
         """R of every teacher; does not depend on any action."""
         return self.rule.credit(state, self.distillation)
+
+    def advantages(self, rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """A: rewards by the rule's normalisation, or the one that replaces it."""
+        advantages = self._normalize(rewards)
+        return advantages if self._deviation is None else self._deviation(advantages)
 
     @torch.no_grad()
     def __call__(
@@ -231,14 +282,32 @@ class RewardFunction:
         """Rewards for having given these weights in this state.
 
         Args:
-            state: The batch before the student's step.
+            state: The batch before the student's step, as `observe` gave it.
             weights: The executed weights.
             updated: The batch after it; must be given where `needs_update`.
         """
-        after = state if updated is None else updated
+        after = state if updated is None else replace(updated, direction=state.direction)
         raw = teacher = self.teacher_rewards(after if self._after else state)
         if self.rule.sample is not None:
             reward = self.rule.sample(state, after, weights, self.distillation)
             raw = reward.unsqueeze(1).expand_as(teacher)
-        advantages = self._normalize(raw)
+        advantages = self.advantages(raw)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))
+
+    def reseed(self, seed: int) -> None:
+        """Starts all over, with a new student."""
+        for part in self._parts().values():
+            part.reseed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that batches have changed."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+
+    def _parts(self) -> dict[str, Direction | RunningDeviation]:
+        parts = {"direction": self._direction, "deviation": self._deviation}
+        return {name: part for name, part in parts.items() if part is not None}

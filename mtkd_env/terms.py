@@ -51,6 +51,7 @@ Term = Callable[[Comparison], Tensor]
 LOGIT_TERMS: Mapping[str, Term] = {
     "kd": lambda c: losses.kd_divergence(c.logits, c.teachers.logits, c.temperature),
     "dist": lambda c: losses.dist_divergence(c.logits, c.teachers.logits, c.temperature),
+    "kd_of_mean": lambda c: losses.kd_of_mean(c.logits, c.teachers.logits, c.temperature),
 }
 
 FEATURE_TERMS: Mapping[str, Term] = {

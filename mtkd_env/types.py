@@ -8,8 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+# Stands for the class of an image whose label is hidden or was never there.
+UNKNOWN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,8 @@ class Batch:
 
     Attributes:
         inputs: Images, normalised per channel.
-        targets: Class of each image; of a mixed one, that of its largest part.
+        targets: Class of each image, `UNKNOWN` without a label; of a mixed one, that of its largest
+            part.
         index: Position of each image in its split, the same in every epoch.
         mixture: Share of every class in each image where images are mixed (mixup, cutmix).
         teachers: What the teachers know of the images, if they were asked already.
@@ -36,6 +40,11 @@ class Batch:
     def labels(self) -> Int64[Tensor, " B"] | Float[Tensor, "B C"]:
         """What a cross-entropy compares predictions with: the mixture if any, else the classes."""
         return self.targets if self.mixture is None else self.mixture
+
+    @property
+    def labelled(self) -> Bool[Tensor, " B"]:
+        """Which images have a label."""
+        return self.targets != UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,7 @@ class DistillState:
         divergence: KL(teacher || student) at temperature T, times T²; no gradient.
         distance: Mean squared distance of r_m(F) and F^m; no gradient.
         similarity: Cosine of r_m(f) and f^m; no gradient.
+        direction: What the rewards `heldout` and `cross` look along, G of `mtkd_env.worth`.
     """
 
     batch: Batch
@@ -104,6 +114,7 @@ class DistillState:
     divergence: Float[Tensor, "B M"]
     distance: Float[Tensor, "B M"]
     similarity: Float[Tensor, "B M"]
+    direction: Float[Tensor, "C D1"] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.networks.base import Network, pool_and_classify
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import field_names
+from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.terms import Distillation
@@ -203,10 +204,14 @@ def make_tiny_distiller(
 
     `kwargs` are fields of `Distillation` and further arguments of `Distiller`.
     """
+    ensemble = teachers(count) if ensemble is None else ensemble
+    device = next(ensemble.parameters()).device
+    images = partial(_evaluated, "train", device)
+    kwargs.setdefault("reference", ReferenceImages(ensemble, labelled=images, student=images))
     loss = {name: kwargs.pop(name) for name in field_names(Distillation) if name in kwargs}
     distiller = Distiller(
         TinyNetwork,
-        teachers(count) if ensemble is None else ensemble,
+        ensemble,
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
         distillation=Distillation(**loss),
@@ -264,11 +269,11 @@ class Told:
         self.notes.append(text)
 
 
-def _evaluated(part: str) -> Any:
+def _evaluated(part: str, device: torch.device | str = "cpu") -> Any:
     images = training_set()
     split = images.splits.train if part == "train" else images.splits.test
     mean, std = images.data.mean, images.data.std
-    return evaluation_batches(split, 16, mean=mean, std=std, device="cpu")
+    return evaluation_batches(split, 16, mean=mean, std=std, device=device)
 
 
 def make_state(
@@ -331,6 +336,7 @@ def random_state(seed: int = 0, size: int = 5, count: int = 3) -> DistillState:
         student=student,
         teachers=TeacherOutputs(logits, features, maps),
         projected=maps,
+        direction=rand(CLASSES, 3) - 0.5,
     )
 
 

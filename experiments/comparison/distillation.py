@@ -98,8 +98,8 @@ class Distillation(Kind):
 
     def check_data(self, configs: Sequence[ExperimentConfig]) -> None:
         """Loads every distinct set of images once, so that mistakes show before the first run."""
-        for data in {repr(config.data): config.data for config in configs}.values():
-            load_images(data)
+        for config in {repr((config.data, config.teachers)): config for config in configs}.values():
+            load_images(config.data, config.teachers)
 
     def teachers(
         self, configs: Sequence[ExperimentConfig], log: Path
@@ -146,7 +146,7 @@ def _pool_task(config: ExperimentConfig, log: Path) -> Task:
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:
     """Trains the teachers that are not in the cache; a run then finds them all there."""
-    images = load_images(config.data)
+    images = load_images(config.data, config.teachers)
     with log.open("w", encoding="utf-8") as file:
 
         def note(name: str, epoch: int, epochs: int, loss: float) -> None:

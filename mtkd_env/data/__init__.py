@@ -13,7 +13,7 @@ from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz
 from mtkd_env.data.dataset import ImageData, ImageSet
 from mtkd_env.data.image_files import ImageFiles
 from mtkd_env.data.mixing import Mixing
-from mtkd_env.data.split import Split, Splits
+from mtkd_env.data.split import LabelSpec, Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
@@ -54,8 +54,19 @@ class DataSpec:
         dataset: Name of a dataset, in `DATASETS`.
         arguments: Keyword arguments of the dataset, such as path for npz.
         batch_size: B, images in a batch; also the number of sub-environments.
-        val_fraction: Share of the training images to hold out for choices, the split val.
+        val_fraction: Share of the (labelled) training images to hold out for choices, the split
+            val.
         train_size: Training images to keep; all by default.
+        labelled: Number of these that keep their label, as they come; all of them by default. The
+            labels of the others are removed. Images that are held out for choices or rewards are
+            taken from the labelled ones.
+        labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels.
+        heldout: Labelled images to set apart, which no loss sees and whose labels are never wrong,
+            for the reward heldout and whoever else learns from labels; by default they look at
+            those that the student learns from.
+        label_noise: Share of the labels that the student learns from that are drawn anew, uniformly
+            over all classes.
+        label_noise_seed: Seed of which ones, and of what they become.
         mixup: Alpha of the mixup of the student's batches; 0 is none. Teachers in training see
             whole images.
         cutmix: Alpha of their cutmix; with both, every batch takes either.
@@ -74,6 +85,11 @@ class DataSpec:
     batch_size: int = 64
     val_fraction: float = 0.0
     train_size: int | None = None
+    labelled: int | None = None
+    labelled_seed: int = 0
+    heldout: int = 0
+    label_noise: float = 0.0
+    label_noise_seed: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
     views: int | None = None
@@ -84,6 +100,18 @@ class DataSpec:
         object.__setattr__(self, "arguments", with_whole_paths(self.dataset, self.arguments))
         Mixing(self.mixup, self.cutmix)
         ViewSet(self.views, self.view_seed)
+        _ = self.labels
+
+    @property
+    def labels(self) -> LabelSpec:
+        """Which labels are there, and which of them are wrong."""
+        return LabelSpec(
+            self.labelled,
+            self.labelled_seed,
+            self.heldout,
+            self.label_noise,
+            self.label_noise_seed,
+        )
 
     @property
     def mixing(self) -> Mixing:

@@ -16,11 +16,21 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
-from mtkd_env.data.split import WHOLE, S, Shard, Split, Splits, divide
+from mtkd_env.data.split import (
+    ALL_LABELS,
+    WHOLE,
+    LabelSpec,
+    S,
+    Shard,
+    Split,
+    Splits,
+    divide,
+    train_targets,
+)
 from mtkd_env.data.stream import BatchStream, evaluation_batches
 from mtkd_env.data.views import FRESH, ViewSet
 from mtkd_env.errors import ConfigError
-from mtkd_env.types import Batch
+from mtkd_env.types import UNKNOWN, Batch
 
 MIN_SIDE = 8
 
@@ -48,9 +58,18 @@ class ImageSet(ABC, Generic[S]):
     def digest(self) -> str:
         """Names what training and evaluation depend on; where the images are does not count."""
 
+    @property
     @abstractmethod
+    def parts(self) -> tuple[S, S | None, S]:
+        """All training images, the dataset's own validation images if any, its test images."""
+
     def split(
-        self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
+        self,
+        val_fraction: float = 0.0,
+        seed: int = 0,
+        train_size: int | None = None,
+        labels: LabelSpec = ALL_LABELS,
+        reserved: Int64[Tensor, " R"] | None = None,
     ) -> Splits[S]:
         """Divides the training images at random; test images stay what they are.
 
@@ -58,10 +77,29 @@ class ImageSet(ABC, Generic[S]):
             val_fraction: Share of the training images to hold out.
             seed: Seed of the division.
             train_size: Number of the remaining images to keep; all of them by default.
+            labels: Which of their labels are there.
+            reserved: Positions of training images that are somebody else's.
 
         Raises:
-            ConfigError: A share or a size that does not fit the number of images.
+            ConfigError: A share or a size that does not fit the number of images, or images to hold
+                out where the dataset has validation images.
         """
+        whole, val, test = self.parts
+        if val_fraction and val is not None:
+            raise ConfigError(
+                f"val_fraction: expected 0, because {self.name} has images to validate on, "
+                f"found {val_fraction}"
+            )
+        parts = divide(whole.targets, val_fraction, seed, train_size, labels, reserved)
+        seen = train_targets(whole.targets, parts, labels, self.num_classes)
+        train = whole.take(parts.train).relabelled(seen)
+        own = len(parts.heldout)
+        return Splits(
+            train=train,
+            val=whole.take(parts.val) if len(parts.val) else val,
+            test=test,
+            labelled=whole.take(parts.heldout) if own else train.take(_positions(seen != UNKNOWN)),
+        )
 
     @abstractmethod
     def stream(
@@ -101,7 +139,7 @@ class ImageData(ImageSet[Split]):
     Attributes:
         name: Name in reports.
         x_train: Training images, uint8 (N, K, H, W).
-        y_train: Their classes, int64 (N,).
+        y_train: Their classes, int64 (N,); `UNKNOWN` for an image without a label.
         x_test: Test images, uint8 (N2, K, H, W).
         y_test: Their classes, int64 (N2,).
         num_classes: C; labels are 0 to C - 1.
@@ -131,7 +169,7 @@ class ImageData(ImageSet[Split]):
             ("test", self.x_test, self.y_test),
         ):
             _check_images(f"x_{part}", images)
-            _check_targets(f"y_{part}", targets, self.num_classes)
+            _check_targets(f"y_{part}", targets, self.num_classes, missing=part == "train")
             if len(images) != len(targets):
                 raise _wrong(f"y_{part}", f"{len(images)} labels as in x_{part}", len(targets))
         if self.x_test.shape[1:] != self.image_shape:
@@ -182,16 +220,11 @@ class ImageData(ImageSet[Split]):
             sha.update(array.contiguous().numpy().data)
         return sha.hexdigest()
 
-    def split(
-        self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
-    ) -> Splits[Split]:
-        """Divides the training images; see `split.divide`."""
-        train, val = divide(self.y_train, val_fraction, seed, train_size)
-        return Splits(
-            train=self._take(train),
-            val=self._take(val) if len(val) else None,
-            test=Split(self.x_test, self.y_test, torch.arange(len(self.y_test))),
-        )
+    @property
+    def parts(self) -> tuple[Split, None, Split]:
+        """All training images, no validation images, the test images."""
+        train = Split(self.x_train, self.y_train, torch.arange(len(self.y_train)))
+        return train, None, Split(self.x_test, self.y_test, torch.arange(len(self.y_test)))
 
     def stream(
         self,
@@ -231,8 +264,9 @@ class ImageData(ImageSet[Split]):
         """The images at some positions of a split."""
         return split.images[positions]
 
-    def _take(self, index: Int64[Tensor, " N"]) -> Split:
-        return Split(self.x_train[index], self.y_train[index], index)
+
+def _positions(mask: Tensor) -> Int64[Tensor, " N"]:
+    return mask.nonzero().squeeze(1)
 
 
 def _wrong(what: str, expected: str, found: object) -> ConfigError:
@@ -252,8 +286,8 @@ def _check_images(what: str, images: Tensor) -> None:
         raise _wrong(what, expected, f"(K, H, W) = {tuple(images.shape[1:])}")
 
 
-def _check_targets(what: str, targets: Tensor, num_classes: int) -> None:
-    """Raises unless these are int64 labels (N,) from 0 to C - 1, at least one."""
+def _check_targets(what: str, targets: Tensor, num_classes: int, *, missing: bool) -> None:
+    """Raises unless these are int64 labels (N,) from 0 to C - 1, or `UNKNOWN` if some may miss."""
     if targets.dtype != torch.int64:
         raise _wrong(what, "int64 labels", targets.dtype)
     if targets.ndim != 1:
@@ -261,6 +295,7 @@ def _check_targets(what: str, targets: Tensor, num_classes: int) -> None:
     if len(targets) == 0:
         raise _wrong(what, "at least one label", "none")
     low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= num_classes:
-        found = low if low < 0 else high
+    least = UNKNOWN if missing else 0
+    if low < least or high >= num_classes:
+        found = low if low < least else high
         raise _wrong(what, f"labels from 0 to {num_classes - 1}", found)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from mtkd_env.data.decoding import (
     view_bytes,
 )
 from mtkd_env.data.mixing import UNMIXED, Mixing
-from mtkd_env.data.split import WHOLE, ImageSplit, Shard, Splits, divide, shard_rows
+from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
 from mtkd_env.data.stream import BatchStream, check_batch_size
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
@@ -66,10 +66,14 @@ class FileSplit(ImageSplit):
         """The same split with classes and index on a device."""
         return FileSplit(self.root, self.names, self.targets.to(device), self.index.to(device))
 
-    def take(self, index: Int64[Tensor, " N"]) -> "FileSplit":
-        """A part of a whole folder's split."""
-        names = [self.names[position] for position in index.tolist()]
-        return FileSplit(self.root, names, self.targets[index], index)
+    def take(self, positions: Int64[Tensor, " N"]) -> "FileSplit":
+        """A part of the split."""
+        names = [self.names[position] for position in positions.tolist()]
+        return FileSplit(self.root, names, self.targets[positions], self.index[positions])
+
+    def relabelled(self, targets: Int64[Tensor, " N"]) -> "FileSplit":
+        """The same images with other labels."""
+        return replace(self, targets=targets)
 
     def paths(self, positions: Sequence[int]) -> list[str]:
         """Paths of some of the files."""
@@ -167,25 +171,10 @@ class ImageFiles(ImageSet[FileSplit]):
             sha.update(b"\n")
         return sha.hexdigest()
 
-    def split(
-        self, val_fraction: float = 0.0, seed: int = 0, train_size: int | None = None
-    ) -> Splits[FileSplit]:
-        """Divides the training images; see `split.divide`.
-
-        Raises:
-            ConfigError: As there, or images to hold out where the dataset has validation images.
-        """
-        if val_fraction and self.val is not None:
-            raise ConfigError(
-                f"val_fraction: expected 0, because {self.val.root} holds images to validate on, "
-                f"found {val_fraction}"
-            )
-        train, val = divide(self.train.targets, val_fraction, seed, train_size)
-        return Splits(
-            train=self.train.take(train),
-            val=self.train.take(val) if len(val) else self.val,
-            test=self.test,
-        )
+    @property
+    def parts(self) -> tuple[FileSplit, FileSplit | None, FileSplit]:
+        """All training images, the validation images if any, the test images."""
+        return self.train, self.val, self.test
 
     def stream(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
 from mtkd_env.networks import own
 from mtkd_env.networks.base import Network
+from mtkd_env.networks.cnn import CNN
 from mtkd_env.networks.libraries import LIBRARIES, library_model
 from mtkd_env.networks.mobilenet import MobileNetV2
 from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 NETWORKS: dict[str, Callable[..., Network]] = {
+    "cnn3": CNN,
     "resnet8": partial(ResNet, 8),
     "resnet14": partial(ResNet, 14),
     "resnet20": partial(ResNet, 20),

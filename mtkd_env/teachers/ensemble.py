@@ -127,7 +127,7 @@ class TeacherEnsemble(nn.Module):
 def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Tensor, ...]:
     """Mean feature of every class, for each teacher: M tensors (C, D_m).
 
-    Zeros for a class that does not occur.
+    Zeros for a class that does not occur; images without a label do not count.
 
     Args:
         ensemble: The teachers.
@@ -137,10 +137,11 @@ def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Te
     count = torch.zeros(ensemble.num_classes)
     sums = [torch.zeros(ensemble.num_classes, width) for width in ensemble.feature_dims]
     for batch in batches:
-        targets = batch.targets.cpu()
+        known = batch.labelled.cpu()
+        targets = batch.targets.cpu()[known]
         count += targets.bincount(minlength=ensemble.num_classes)
         for total, feature in zip(sums, ensemble(batch.inputs).features, strict=True):
-            total.index_add_(0, targets, feature.cpu().float())
+            total.index_add_(0, targets, feature.cpu().float()[known])
     device = next(ensemble.parameters()).device
     count, *sums = [distributed.total(part.to(device)) for part in (count, *sums)]
     return tuple(total / count.clamp(min=1).unsqueeze(1) for total in sums)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mtkd_env import distributed
+from mtkd_env.data.dataset import ImageSet
+from mtkd_env.data.split import with_noise
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.errors import ConfigError, check_name, check_types
 from mtkd_env.evaluation import Evaluation, evaluate
@@ -31,13 +35,15 @@ from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.teachers.outputs import check_outputs
+from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.teachers.weights import keep, load_given, load_kept, weights_digest
+from mtkd_env.types import UNKNOWN
 
 # Part of every digest: raise it when the same description would train to something else, or be kept
 # in another form.
-RECIPE_VERSION = 2
+RECIPE_VERSION = 3
 
 # Every digest holds these; of keys that came later, only values other than the default, so that a
 # new key leaves the teachers in the cache as they are.
@@ -74,6 +80,14 @@ class TeacherSpec:
             `IMAGENET1K_V1`.
         arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
             of timm.
+        images: Number of images of its own that it is trained on, which no other teacher and not
+            the student sees; a share of the training images if it is below 1. By default it is
+            trained on the student's images that have a label.
+        skew: Concentration of the Dirichlet distribution that the classes' shares of its own images
+            are drawn from: 0.3 is skewed, 100 is even; as they come by default.
+        trained_on: Classes, by name or number, that it is trained on; all by default. It still has
+            an output for every class.
+        label_noise: Share of its training labels that are drawn anew, uniformly over all classes.
     """
 
     network: str
@@ -83,6 +97,10 @@ class TeacherSpec:
     seed: int = 0
     checkpoint: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    images: float | None = None
+    skew: float | None = None
+    trained_on: tuple[str | int, ...] | None = None
+    label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(TeacherSpec, vars(self), "")
@@ -98,6 +116,23 @@ class TeacherSpec:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(f"checkpoint: a {self.kind} teacher cannot have one")
+        self._check_images()
+
+    def _check_images(self) -> None:
+        if self.images is not None and not 0 < self.images < math.inf:
+            raise ConfigError(f"images: expected a number > 0, got {self.images}")
+        if self.skew is not None and not 0 < self.skew < math.inf:
+            raise ConfigError(f"skew: expected a finite number > 0, got {self.skew}")
+        if self.skew is not None and self.images is None:
+            raise ConfigError("skew: expected with images, the number of its own images")
+        if not 0 <= self.label_noise <= 1:
+            raise ConfigError(f"label_noise: expected a share in [0, 1], got {self.label_noise}")
+        training = (self.images, self.trained_on, self.label_noise or None)
+        if self.checkpoint is not None and any(value is not None for value in training):
+            raise ConfigError(
+                "images, trained_on and label_noise say how it is trained, and a "
+                "checkpoint says that it is not"
+            )
 
     @property
     def label(self) -> str:
@@ -119,7 +154,8 @@ class PoolSpec:
         recipe: Optimiser, schedule and epochs.
         batch_size: Images in a training batch.
         store: Whether their outputs are kept.
-        seed: Added to the seed of every teacher: another seed is another pool.
+        seed: Seed of which images are each teacher's own, and added to the seed of every teacher:
+            another seed is another pool.
 
     Raises:
         ConfigError: No teacher, a name used twice, a batch size below 1, or a negative seed.
@@ -184,6 +220,28 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def own_images(spec: PoolSpec, data: ImageSet[Any]) -> dict[str, Tensor]:
+    """Positions of the training images that are a teacher's own, by its name.
+
+    Raises:
+        ConfigError: A class that does not exist, or more images than there are.
+    """
+    parts = {
+        teacher.label: Part(teacher.images, teacher.skew, _classes(teacher, data))
+        for teacher in spec.teachers
+        if teacher.images is not None
+    }
+    return divide_among_teachers(data.parts[0].targets, parts, data.num_classes, spec.seed)
+
+
+def _classes(teacher: TeacherSpec, data: ImageSet[Any]) -> tuple[int, ...] | None:
+    """The classes that a teacher is trained on, by number; None for all."""
+    if teacher.trained_on is None:
+        return None
+    key = f"teachers.{teacher.label}.trained_on"
+    return class_positions(teacher.trained_on, data.class_names, data.num_classes, key)
+
+
 def build_pool(
     spec: PoolSpec,
     images: TrainingSet,
@@ -244,6 +302,7 @@ class _Builder:
         self._cache = cache
         self._precision = precision
         self._progress = progress
+        self._own = own_images(spec, images.data)
 
     def make(self, teacher: TeacherSpec) -> Network:
         """The network of a teacher, as it is initialised."""
@@ -275,7 +334,8 @@ class _Builder:
         return evaluate(network, chain(first, test), self._precision)
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network) -> Path:
-        made_from = json.dumps(self._made_from(teacher), sort_keys=True)
+        split = self._train_split(teacher)
+        made_from = json.dumps(self._made_from(teacher, split), sort_keys=True)
         digest = hashlib.sha256(made_from.encode()).hexdigest()
         folder = self._cache / "teachers" / name_in_path(self._images.data.name)
         path = folder / f"{name_in_path(teacher.label)}-{digest[:16]}.pt"
@@ -283,7 +343,7 @@ class _Builder:
             with _named(teacher):
                 load_kept(network, path, made_from)
             return path
-        stream = self._stream(teacher)
+        stream = self._stream(teacher, split)
         _make_folder(folder)
         classes = self._images.data.num_classes
         permuted = teacher.kind == "permuted"
@@ -303,11 +363,31 @@ class _Builder:
         """Seed of a teacher in this pool: its own in pool 0, another in every other."""
         return derive_seed(self._spec.seed, str(teacher.seed)) if self._spec.seed else teacher.seed
 
-    def _stream(self, teacher: TeacherSpec) -> BatchStream:
+    def _train_split(self, teacher: TeacherSpec) -> Any:
+        """What a teacher is trained on: images of its own, or the student's that have a label."""
+        data, label = self._images.data, teacher.label
+        if label in self._own:
+            split = data.parts[0].take(self._own[label])
+        else:
+            split = self._images.splits.train
+            kept = split.targets != UNKNOWN
+            classes = _classes(teacher, data)
+            if classes is not None:
+                kept &= torch.isin(split.targets, torch.tensor(classes))
+            if not kept.all():
+                split = split.take(kept.nonzero().squeeze(1))
+        noisy = with_noise(
+            split.targets, teacher.label_noise, data.num_classes, self._seed(teacher)
+        )
+        return split if noisy is split.targets else split.relabelled(noisy)
+
+    def _stream(self, teacher: TeacherSpec, split: Any) -> BatchStream:
+        splits = replace(self._images.splits, train=split)
+        images = TrainingSet(self._images.data, splits)
         try:
-            return self._images.stream(self._spec.batch_size, self._device, self._seed(teacher))
+            return images.stream(self._spec.batch_size, self._device, self._seed(teacher))
         except ConfigError as error:
-            raise ConfigError(f"teachers.{error}") from error
+            raise ConfigError(f"teachers.{teacher.label}: {error}") from error
 
     def _report(self, name: str) -> Callable[[int, int, float], None] | None:
         progress = self._progress
@@ -315,16 +395,27 @@ class _Builder:
             return None
         return lambda done, total, loss: progress(name, done, total, loss)
 
-    def _made_from(self, teacher: TeacherSpec) -> dict[str, Any]:
+    def _made_from(self, teacher: TeacherSpec, split: Any) -> dict[str, Any]:
         """Everything that a trained teacher depends on."""
-        index = self._images.splits.train.index.numpy().tobytes()
+        seen = split.index.numpy().tobytes() + split.targets.numpy().tobytes()
         return {
             "version": RECIPE_VERSION,
-            "teacher": _in_digest(replace(teacher, name="", seed=self._seed(teacher))),
+            # How its images were chosen does not count, but which ones they are.
+            "teacher": _in_digest(
+                replace(
+                    teacher,
+                    name="",
+                    seed=self._seed(teacher),
+                    images=None,
+                    skew=None,
+                    trained_on=None,
+                    label_noise=0.0,
+                )
+            ),
             "recipe": _in_digest(self._spec.recipe),
             "batch_size": self._spec.batch_size,
             "data": self._images.data.digest,
-            "train_images": hashlib.sha256(index).hexdigest(),
+            "train_images": hashlib.sha256(seen).hexdigest(),
         }
 
 

@@ -18,7 +18,7 @@ from mtkd_env.data.views import FRESH, ViewSet
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
-from mtkd_env.types import Batch
+from mtkd_env.types import UNKNOWN, Batch
 
 # Only speed and memory depend on it: nothing is trained.
 EVALUATION_BATCH = 512
@@ -37,6 +37,11 @@ class TrainingSet:
 
     data: ImageSet[Any]
     splits: Splits[Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image that the student learns from has a label."""
+        return bool((self.splits.train.targets != UNKNOWN).all())
 
     def stream(
         self,

@@ -11,9 +11,13 @@ from mtkd_env.weighting.amtmlkd import AMTMLKD
 from mtkd_env.weighting.aver import Aver
 from mtkd_env.weighting.base import Weighting
 from mtkd_env.weighting.camkd import CAMKD
+from mtkd_env.weighting.coverage import Coverage
 from mtkd_env.weighting.ebkd import EBKD
+from mtkd_env.weighting.entropy import Entropy
 from mtkd_env.weighting.evidence import Evidence
 from mtkd_env.weighting.fixed import Fixed
+from mtkd_env.weighting.gate import Gate
+from mtkd_env.weighting.heldout_constant import HeldOutConstant
 from mtkd_env.weighting.mmkd import MMKD
 
 __all__ = ["WEIGHTINGS", "Weighting"]
@@ -25,9 +29,13 @@ WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
     "aver": Aver,
     "camkd": CAMKD,
     "confidence": partial(Evidence, fusion="confidence"),
+    "coverage": Coverage,
     "divergence": partial(Evidence, fusion="divergence"),
     "ebkd": EBKD,
+    "entropy": Entropy,
     "evidence": partial(Evidence, fusion="confidence+divergence"),
     "fixed": Fixed,
+    "gate": Gate,
+    "heldout_constant": HeldOutConstant,
     "mmkd": MMKD,
 }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import lookup
+from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.inference import leave_inference
 from mtkd_env.types import DistillState, TeacherWeights
 
@@ -19,13 +19,24 @@ class Weighting(ABC):
     Args:
         distiller: The distillation that is weighted: its teachers, its student, its constants.
         seed: Seed of everything the weighting draws.
+
+    Attributes:
+        needs_label: Whether it looks at the label of the sample that it weights the teachers of.
+
+    Raises:
+        ConfigError: It does, and labels are missing.
     """
+
+    needs_label = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         leave_inference(cls, "__call__", "after_update")
 
     def __init__(self, distiller: Distiller, *, seed: int = 0) -> None:
+        if self.needs_label and not distiller.complete:
+            name = type(self).__name__
+            raise ConfigError(f"{name}: needs the label of every sample, and some are missing")
         self.distiller = distiller
         self.seed = seed
 

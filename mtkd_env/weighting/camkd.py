@@ -29,6 +29,8 @@ class CAMKD(Weighting):
         ConfigError: Unknown `weight_norm`.
     """
 
+    needs_label = True
+
     def __init__(
         self, distiller: Distiller, *, seed: int = 0, weight_norm: str = "simplex"
     ) -> None:

@@ -6,14 +6,9 @@ from torch import Tensor
 
 from mtkd_env.action import complement
 from mtkd_env.distiller import Distiller
+from mtkd_env.losses import predictive_entropy
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting, scale_of
-
-
-def predictive_entropy(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B M"]:
-    """Shannon entropy of every teacher's prediction at temperature 1, per sample [nats]."""
-    probabilities = logits.float().softmax(-1)
-    return torch.special.entr(probabilities).sum(-1).transpose(0, 1)
 
 
 def entropy_weights(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B M"]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from mtkd_env.action import WeightFusion
+from mtkd_env.action import PARTS, WeightFusion, fusion_coefficients
 from mtkd_env.distiller import Distiller
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -25,6 +25,7 @@ class Evidence(Weighting):
     """
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, fusion: str) -> None:
+        self.needs_label = fusion_coefficients(fusion)[PARTS.index("confidence")] > 0
         super().__init__(distiller, seed=seed)
         self._fusion = WeightFusion(fusion).to(distiller.device)
 

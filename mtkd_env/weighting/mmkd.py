@@ -12,6 +12,7 @@ from torch.optim import Adam
 from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_not_negative
+from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -178,7 +179,8 @@ class MMKD(Weighting):
     """Meta-learned weights: those after which a student that follows them classifies best.
 
     Zhang et al., "Adaptive Multi-Teacher Knowledge Distillation with Meta-Learning" (ICME 2023).
-    Every `meta_every` batches, on a batch of samples that the student got wrong lately: virtual
+    Every `meta_every` batches, on a batch of samples that the student got wrong lately, or of
+    labelled images drawn at random where not all have a label: virtual
     steps of the student on the distillation terms under the weights, one virtual step on the
     cross-entropy, and the cross-entropy of where that leads; its gradient through the virtual
     steps trains the two networks. The student itself is not touched.
@@ -228,6 +230,9 @@ class MMKD(Weighting):
         self._lr = lr
         self._weight_decay = weight_decay
         self.buffer = HardBuffer(buffer_size, derive_seed(seed, "buffer"))
+        complete = distiller.reference.complete
+        draws = LabelledDraws(distiller.reference, derive_seed(seed, "labelled"))
+        self._draws = None if complete else draws
         self.steps = 0
         self._nets: tuple[MetaWeights, Adam] | None = None
 
@@ -256,12 +261,24 @@ class MMKD(Weighting):
     def after_update(self, state: DistillState) -> None:
         """Remembers hard samples; every few batches, a meta-update."""
         wrong = state.student.logits.detach().argmax(1) != state.batch.targets
-        self.buffer.add(state.batch, wrong)
+        if self._draws is None:
+            self.buffer.add(state.batch, wrong)
         self.steps += 1
         size = len(state.batch.targets)
         if self.steps % self._meta_every == 0:
-            batch = self.buffer.sample(size)
+            batch = self.buffer.sample(size) if self._draws is None else self._drawn(size)
             self._update(batch, self.distiller.teachers(batch.inputs))
+
+    def _drawn(self, size: int) -> Batch:
+        """So many labelled images; the networks read rows of that length."""
+        assert self._draws is not None
+        batch = self._draws(size)
+        if len(batch.targets) < size:
+            raise ConfigError(
+                f"data.labelled: mmkd needs at least {size} labelled images, one for each sample "
+                f"of a batch, got {len(batch.targets)}"
+            )
+        return batch
 
     @torch.enable_grad()
     def objective(self, batch: Batch, teachers: TeacherOutputs) -> Float[Tensor, ""]:
@@ -297,6 +314,7 @@ class MMKD(Weighting):
             "meta": meta.state_dict() if meta else None,
             "optimizer": optimizer.state_dict() if optimizer else None,
             "buffer": self.buffer.state_dict(),
+            "draws": self._draws.state_dict() if self._draws else None,
             "steps": self.steps,
         }
 
@@ -304,6 +322,8 @@ class MMKD(Weighting):
         """Goes on from what `state_dict` gave."""
         self.steps = int(state["steps"])
         self.buffer.load_state_dict(state["buffer"])
+        if self._draws is not None:
+            self._draws.load_state_dict(state["draws"])
         self._nets = None
         if state["batch_size"] is not None:
             meta, optimizer = self._build(int(state["batch_size"]))

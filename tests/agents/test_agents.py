@@ -486,7 +486,7 @@ def test_a_reward_of_the_sample_pays_more_where_each_head_follows_its_nearest_te
 def test_the_oracle_answers_for_the_batch_that_waits() -> None:
     env = started_env(fusion="generator")
     agent = Oracle(env, temperature=0.5)
-    advantages = minmax_center(env.teacher_rewards())
+    advantages = env.advantages()
     found = generated(agent)
     torch.testing.assert_close(found.logit, (advantages / 0.5).softmax(1))
     assert found.feature.equal(found.logit)

@@ -1,4 +1,5 @@
 from math import exp
+from typing import Any
 
 import pytest
 import torch
@@ -215,3 +216,37 @@ def test_uniform_weights_carry_no_graph() -> None:
     assert not weights.logit.requires_grad
     assert weights.logit.eq(0.25).all()
     assert weights.feature.eq(0.25).all()
+
+
+def test_action_0_is_the_prior() -> None:
+    prior = generated_weights(actions())
+    fusion = WeightFusion("prior", lambda _: prior)
+    found = fusion(torch.zeros(5, 6), random_state())
+    torch.testing.assert_close(found.logit, prior.logit, rtol=0, atol=5e-4)
+    torch.testing.assert_close(found.feature, prior.feature, rtol=0, atol=5e-4)
+
+
+def test_a_prior_is_added_to_an_action_in_logits() -> None:
+    prior, action = generated_weights(actions()), actions(scale=1.0).flip(0)
+    found = WeightFusion("prior", lambda _: prior)(action, random_state())
+    before = prior.logit.clamp(min=1e-4).log()
+    torch.testing.assert_close(found.logit, (before + action[:, :3]).softmax(1))
+
+
+def test_an_action_brings_back_a_teacher_that_the_prior_leaves_out() -> None:
+    nothing = TeacherWeights(*[torch.tensor([[1.0, 0.0, 0.0]] * 5)] * 2)
+    action = torch.tensor([[-20.0, 0.0, 20.0] * 2] * 5)
+    found = WeightFusion("prior", lambda _: nothing)(action, random_state())
+    assert found.logit[:, 2].gt(0.99).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("prior",), "fusion: 'prior' needs weights"),
+        (("generator", lambda _: None), "prior: only the fusion 'prior' has one"),
+    ],
+)
+def test_a_prior_and_its_fusion_come_together(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        WeightFusion(*arguments)

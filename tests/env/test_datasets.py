@@ -291,7 +291,7 @@ def test_a_folder_with_test_and_val_is_chosen_by_val(tmp_path: Path) -> None:
     splits = load_dataset("folder", root=tmp_path).split()
     assert splits.val.root == tmp_path / "val"
     assert splits.test.root == tmp_path / "test"
-    with pytest.raises(ConfigError, match=r"val_fraction: expected 0, because .*val holds"):
+    with pytest.raises(ConfigError, match=r"val_fraction: expected 0, because .* has images to"):
         load_dataset("folder", root=tmp_path).split(0.5)
 
 

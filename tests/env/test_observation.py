@@ -12,16 +12,17 @@ from mtkd_env.observation import (
     OUTPUT_BLOCKS,
     Observer,
     RunningStandardizer,
+    make_observer,
 )
 from mtkd_env.types import DistillState
-from tiny import CLASSES, generator, random_state
+from tiny import CLASSES, generator, random_state, reorder_teachers
 
 NAMES = ("a", "b", "c")
 
 
 def observer(observation: str, state: DistillState) -> Observer:
     widths = tuple(feature.shape[1] for feature in state.teachers.features)
-    return Observer(observation, names=NAMES, feature_dims=widths, num_classes=CLASSES)
+    return make_observer(observation, names=NAMES, feature_dims=widths, num_classes=CLASSES)
 
 
 def rows(count: int, width: int = 3, seed: int = 0) -> Tensor:
@@ -59,8 +60,44 @@ def test_the_parts_of_table_6b_together_are_the_whole() -> None:
     assert set(OBSERVATIONS["all"]) == OUTPUT_BLOCKS.keys() | MADE_BLOCKS.keys()
 
 
-@pytest.mark.parametrize("observation", OBSERVATIONS)
-def test_values_lie_at_their_slices(observation: str) -> None:
+def test_an_observation_without_labels_does_not_change_with_them() -> None:
+    state = random_state()
+    observe = observer("label_free", state)
+    hidden = replace(
+        state, batch=replace(state.batch, targets=-torch.ones_like(state.batch.targets))
+    )
+    other = replace(hidden, teacher_cross_entropy=state.teacher_cross_entropy + 1)
+    assert observe(other).equal(observe(state))
+
+
+def test_an_observation_without_labels_looks_at_the_class_that_the_teachers_agree_on() -> None:
+    state = random_state()
+    found, layout = observer("label_free", state)(state), observer("label_free", state).layout
+    probabilities = state.teachers.logits.softmax(-1)
+    pseudo = probabilities.mean(0).argmax(1, keepdim=True)
+    torch.testing.assert_close(found[:, layout["mean/probabilities"]], probabilities.mean(0))
+    own = state.student.logits.softmax(1)
+    torch.testing.assert_close(
+        found[:, layout["student/pseudo_cross_entropy"]], -own.gather(1, pseudo).log()
+    )
+    for m, name in enumerate(NAMES):
+        cross_entropy = -probabilities[m].gather(1, pseudo).log() / 4
+        torch.testing.assert_close(found[:, layout[f"{name}/probabilities"]], probabilities[m])
+        torch.testing.assert_close(found[:, layout[f"{name}/pseudo_cross_entropy"]], cross_entropy)
+
+
+def test_reordering_teachers_reorders_the_blocks_of_an_observation_without_labels() -> None:
+    state, order = random_state(), [2, 0, 1]
+    observe = observer("label_free", state)
+    found, other = observe(state), observe(reorder_teachers(state, order))
+    width = observe.layout["b/probabilities"].start
+    blocks, others = (x[:, : 3 * width].unflatten(1, (3, width)) for x in (found, other))
+    torch.testing.assert_close(others, blocks[:, order])
+    torch.testing.assert_close(other[:, 3 * width :], found[:, 3 * width :])
+
+
+@pytest.mark.parametrize("observation", ["all", "performance", "gaps"])
+def test_values_lie_at_their_slices_of_equation_5(observation: str) -> None:
     state = random_state()
     observe = observer(observation, state)
     found = observe(state)

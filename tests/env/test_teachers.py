@@ -405,8 +405,9 @@ def test_a_teacher_that_depends_on_something_else_is_another_file(
 def test_keys_that_came_later_leave_the_names_of_files_as_they_are(warm_cache: Path) -> None:
     """A known value: that of the keys which there were when teachers were first cached."""
     index = torch.arange(LEARNABLE).numpy().tobytes()
+    index += training_set(LEARNABLE).splits.train.targets.numpy().tobytes()
     made_from = {
-        "version": 2,
+        "version": 3,
         "teacher": {"network": "resnet8", "kind": "trained", "width": 0.25, "seed": 0},
         "recipe": {
             "epochs": 3,

@@ -1,0 +1,52 @@
+"""Three strided convolutions: a network for studies of many runs, a second of CPU time an epoch."""
+
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
+from mtkd_env.types import NetworkOutput
+
+CHANNELS = (16, 32, 64)
+
+
+class CNN(Network):
+    """3x3 convolutions of stride 2, each with a batch norm and a ReLU; mean and linear classifier.
+
+    Args:
+        channels: Channels of each convolution.
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        width: Factor on all of `channels`.
+
+    Raises:
+        ConfigError: A width that is not positive.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...] = CHANNELS,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in pairwise([in_channels, *(scaled(one, width) for one in channels)]):
+            convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+        self.num_classes = num_classes
+        self.feature_dim = self.map_channels = after
+        self.body = nn.Sequential(*layers)
+        self.classifier = nn.Linear(after, num_classes)
+        initialise_convolutions(self)
+
+    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
+        """Output of the last convolution, after its ReLU."""
+        return self.body(inputs)
+
+    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """Global average pooling and a linear classifier."""
+        return pool_and_classify(feature_map, self.classifier)

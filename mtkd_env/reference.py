@@ -1,0 +1,142 @@
+"""What is known of images beside the batches: the few that have labels, and all of the student's.
+
+Nothing here is augmented. Who learns from these images, or is paid by them, spends the same labels
+as everybody else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env import distributed
+from mtkd_env.errors import ConfigError
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.types import Batch, TeacherOutputs
+
+# With every label there, so many are enough to learn or to be paid by, and fit into memory.
+MOST_LABELLED = 4096
+
+Pass = Callable[[], Iterable[Batch]]
+
+
+class ReferenceImages:
+    """Images to learn from or to be paid by, with what the teachers say of them.
+
+    Args:
+        teachers: The teachers, which are asked when an answer is first needed.
+        labelled: Makes a pass over the images with labels; of several processes, each over all.
+        student: Makes a pass over all of the student's images; of several processes, each over a
+            share.
+        complete: Whether every image that the student learns from has a label.
+
+    Attributes:
+        complete: Whether every image that the student learns from has a label.
+    """
+
+    def __init__(
+        self, teachers: TeacherEnsemble, *, labelled: Pass, student: Pass, complete: bool = True
+    ) -> None:
+        self.complete = complete
+        self._teachers = teachers
+        self._labelled = labelled
+        self._student = student
+
+    @cached_property
+    def labelled(self) -> Batch:
+        """The labelled images as one batch, up to `MOST_LABELLED`, with the teachers' outputs.
+
+        These are without feature maps.
+
+        Raises:
+            ConfigError: No image has a label.
+        """
+        parts = list(_first(self._labelled(), MOST_LABELLED))
+        if not parts:
+            raise ConfigError("data.labelled: expected at least one image with a label, got none")
+        outputs = [self._teachers(part.inputs) for part in parts]
+        return Batch(
+            inputs=torch.cat([part.inputs for part in parts]),
+            targets=torch.cat([part.targets for part in parts]),
+            index=torch.cat([part.index for part in parts]),
+            teachers=TeacherOutputs(
+                logits=torch.cat([one.logits for one in outputs], dim=1),
+                features=tuple(map(torch.cat, zip(*(o.features for o in outputs), strict=True))),
+                feature_maps=(),
+            ),
+        )
+
+    @cached_property
+    def class_probabilities(self) -> Float[Tensor, "M C"]:
+        """P_m: every teacher's mean probabilities over all of the student's images."""
+        device = next(self._teachers.parameters()).device
+        shape = len(self._teachers), self._teachers.num_classes
+        totals = torch.zeros(*shape, dtype=torch.float64, device=device)
+        count = torch.zeros((), dtype=torch.float64, device=device)
+        for batch in self._student():
+            totals += self._teachers(batch.inputs).logits.softmax(-1).double().sum(1)
+            count += len(batch.targets)
+        return (distributed.total(totals) / distributed.total(count)).float()
+
+
+class LabelledDraws:
+    """Draws labelled images again and again, the same ones in each of several processes.
+
+    Args:
+        reference: What they are drawn from.
+        seed: Seed of what is drawn.
+    """
+
+    def __init__(self, reference: ReferenceImages, seed: int = 0) -> None:
+        self._reference = reference
+        self._random = torch.Generator()
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Starts all over."""
+        self._random.manual_seed(seed)
+
+    def __call__(self, size: int) -> Batch:
+        """So many different images, or all where there are fewer, with the teachers' outputs."""
+        known = self._reference.labelled
+        count = len(known.targets)
+        if count <= size:
+            return known
+        drawn = torch.randperm(count, generator=self._random)[:size]
+        return take(known, drawn.to(known.targets.device, non_blocking=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the generator is."""
+        return {"random": self._random.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._random.set_state(state["random"].cpu())
+
+
+def take(batch: Batch, positions: Tensor) -> Batch:
+    """Some images of a batch that has the teachers' outputs, without feature maps."""
+    assert batch.teachers is not None
+    return Batch(
+        inputs=batch.inputs[positions],
+        targets=batch.targets[positions],
+        index=batch.index[positions],
+        teachers=TeacherOutputs(
+            logits=batch.teachers.logits[:, positions],
+            features=tuple(feature[positions] for feature in batch.teachers.features),
+            feature_maps=(),
+        ),
+    )
+
+
+def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """Batches until so many images have come."""
+    seen = 0
+    for batch in batches:
+        if seen >= count:
+            return
+        seen += len(batch.targets)
+        yield batch

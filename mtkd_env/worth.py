@@ -1,0 +1,182 @@
+"""What a teacher is worth for images that it was not asked about.
+
+To first order, a step on teacher m's logit term for sample i lowers the cross-entropy of other,
+labelled images by the inner product of the two gradients. In the student's last linear layer that
+costs next to nothing: there the gradient of the labelled images is a direction G (C, D+1), and the
+inner product is T (p_T(z_i) − p_T(z_i^m))ᵀ G [f_i; 1]. No label of sample i is used. Not in the
+paper.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtkd_env import distributed, losses
+from mtkd_env.distiller import Distiller
+from mtkd_env.reference import LabelledDraws
+from mtkd_env.types import Batch, DistillState, NetworkOutput
+
+
+def with_bias(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D1"]:
+    """[f; 1]: features with a column of ones, which the bias of a linear layer is multiplied by."""
+    return torch.cat([features, features.new_ones(len(features), 1)], dim=1)
+
+
+def output_layer_gradient(output: NetworkOutput, batch: Batch) -> Float[Tensor, "C D1"]:
+    """G: gradient of the mean cross-entropy of a batch with respect to [W, b] of z = W f + b.
+
+    Mean over the batch of (p_1(z) − onehot(y)) ⊗ [f; 1], 0 for an image without a label.
+
+    Args:
+        output: What the student makes of the images; no gradient flows through it.
+        batch: The images.
+    """
+    logits = output.logits.detach().float()
+    error = logits.softmax(1) - losses.class_shares(batch.labels, logits.shape[1])
+    error = error * batch.labelled.unsqueeze(1) / len(error)
+    return error.T @ with_bias(output.feature.detach().float())
+
+
+def worth(
+    state: DistillState, direction: Float[Tensor, "C D1"], temperature: float
+) -> Float[Tensor, "B M"]:
+    """R_i^m = T (p_T(z_i) − p_T(z_i^m))ᵀ G [f_i; 1]: positive where teacher m helps.
+
+    Args:
+        state: The batch.
+        direction: G.
+        temperature: T of the logit terms.
+    """
+    student = (state.student.logits.detach().float() / temperature).softmax(1)
+    teachers = (state.teachers.logits.float() / temperature).softmax(-1)
+    slope = with_bias(state.student.feature.detach().float()) @ direction.T
+    return temperature * torch.einsum("mbc,bc->bm", student - teachers, slope)
+
+
+class Direction(ABC):
+    """Finds G for every batch."""
+
+    @abstractmethod
+    def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
+        """G for a batch that has not been learned from yet; called once a batch."""
+
+    @abstractmethod
+    def reseed(self, seed: int) -> None:
+        """Starts all over, with a new student."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next directions depend on beside the student."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+
+
+class HeldOutDirection(Direction):
+    """G of labelled images drawn anew for every batch, seen by the student in evaluation mode.
+
+    Args:
+        distiller: Has the student and the labelled images.
+        size: Number of images to draw.
+    """
+
+    def __init__(self, distiller: Distiller, size: int) -> None:
+        self._distiller = distiller
+        self._draws = LabelledDraws(distiller.reference)
+        self._size = size
+
+    def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
+        """G, whatever the batch."""
+        del state
+        batch = self._draws(self._size)
+        return output_layer_gradient(self._distiller.examine(batch).student, batch)
+
+    def reseed(self, seed: int) -> None:
+        """Starts all over with the draws."""
+        self._draws.reseed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws are."""
+        return self._draws.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._draws.load_state_dict(state)
+
+
+class CrossDirection(Direction):
+    """G as the running mean of the training batches' own gradients; needs no further image.
+
+    Labels of single samples that are wrong average out in it.
+
+    Args:
+        decay: Share of what was known that is kept at each batch.
+    """
+
+    def __init__(self, decay: float = 0.9) -> None:
+        self._decay = decay
+        self._mean: Tensor | None = None
+
+    def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
+        """The mean, with the batch; of several processes, of all of theirs."""
+        own = distributed.mean(output_layer_gradient(state.student, state.batch))
+        if self._mean is None:
+            self._mean = own
+        else:
+            self._mean = self._decay * self._mean + (1 - self._decay) * own
+        return self._mean
+
+    def reseed(self, seed: int) -> None:
+        """Forgets all batches."""
+        del seed
+        self._mean = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean."""
+        return {"mean": self._mean}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._mean = state["mean"]
+
+
+class RunningDeviation:
+    """A running mean of the batches' standard deviations, which advantages are divided by.
+
+    Args:
+        decay: Share of what was known that is kept at each batch.
+    """
+
+    def __init__(self, decay: float = 0.95) -> None:
+        self._decay = decay
+        self._mean: Tensor | None = None
+
+    def update(self, centred: Float[Tensor, "B M"]) -> None:
+        """Takes a batch into account; of several processes, each gives its part."""
+        own = distributed.mean(centred.square().mean()).sqrt()
+        if self._mean is None:
+            self._mean = own
+        else:
+            self._mean = self._decay * self._mean + (1 - self._decay) * own
+
+    def __call__(self, centred: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
+        """Numbers divided by it; as they are before the first update."""
+        return centred if self._mean is None else centred / self._mean.clamp(min=1e-12)
+
+    def reseed(self, seed: int) -> None:
+        """Forgets all batches."""
+        del seed
+        self._mean = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The mean."""
+        return {"mean": self._mean}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._mean = state["mean"]

@@ -1,0 +1,136 @@
+"""Weightings for specialists: what a gate learns from few labels, and rules that need none."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtkd_env.distiller import Distiller
+from mtkd_env.errors import ConfigError
+from mtkd_env.losses import mixture_log_likelihood
+from mtkd_env.reference import ReferenceImages
+from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
+from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.weighting.coverage import coverage_weights
+from mtkd_env.weighting.gate import Gate
+from tiny import CLASSES, IMAGE_SHAPE, generator, make_state, make_tiny_distiller, teachers
+
+M = 2
+
+
+def specialists(targets: Tensor, seed: int) -> Tensor:
+    """Logits (2, N, C): the first knows classes 0 and 1, the other the rest; both always sure.
+
+    Each names one of its own classes, whatever the image.
+    """
+    draw = generator(seed)
+    logits = 0.3 * torch.randn(M, len(targets), CLASSES, generator=draw)
+    half = CLASSES // 2
+    for m in range(M):
+        own = (targets // half) == m
+        guess = m * half + torch.randint(half, targets.shape, generator=draw)
+        named = torch.where(own, targets, guess)
+        # Of what it does not know it is a little less sure.
+        sure = torch.where(own, 4.0, 3.0)
+        logits[m, torch.arange(len(targets)), named] += sure
+    return logits
+
+
+def distiller_of(logits: Tensor, targets: Tensor) -> Distiller:
+    count = len(targets)
+    reference = ReferenceImages(teachers(M), labelled=list, student=list)
+    vars(reference)["labelled"] = Batch(
+        inputs=torch.zeros(count, *IMAGE_SHAPE),
+        targets=targets,
+        index=torch.arange(count),
+        teachers=TeacherOutputs(logits, (torch.zeros(count, 1),) * M, ()),
+    )
+    return make_tiny_distiller(count=M, reference=reference)
+
+
+def state_of(logits: Tensor) -> DistillState:
+    size = logits.shape[1]
+    none = torch.zeros(size, M)
+    maps = (torch.zeros(size, 2, 1, 1),) * M
+    features = (torch.zeros(size, 2),) * M
+    return make_state(
+        teacher_cross_entropy=none,
+        divergence=none,
+        teachers=TeacherOutputs(logits, features, maps),
+    )
+
+
+def known(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    targets = torch.randint(CLASSES, (count,), generator=generator(seed))
+    return specialists(targets, seed), targets
+
+
+def test_a_gate_learns_from_few_labels_whom_to_ask() -> None:
+    gate = Gate(distiller_of(*known(100, seed=1)))
+    logits, targets = known(400, seed=2)
+    weights = gate(state_of(logits)).logit
+    asked = weights.gather(1, (targets // (CLASSES // 2)).unsqueeze(1)).mean()
+    assert asked > 0.7
+    equal = torch.full_like(weights, 1 / M)
+    gained = mixture_log_likelihood(weights, logits, targets).mean()
+    assert gained > mixture_log_likelihood(equal, logits, targets).mean() + 0.1
+
+
+def test_cross_validation_stops_a_gate_early_where_there_is_nothing_to_learn() -> None:
+    noise = torch.randn(M, 100, CLASSES, generator=generator(3))
+    targets = torch.randint(CLASSES, (100,), generator=generator(4))
+    assert Gate(distiller_of(noise, targets)).steps < Gate(distiller_of(*known(100, seed=1))).steps
+
+
+def test_a_gate_does_not_look_at_the_labels_of_the_batch() -> None:
+    gate = Gate(distiller_of(*known(100, seed=1)), folds=2)
+    logits, _ = known(10, seed=2)
+    assert gate(state_of(logits)).logit.equal(gate(state_of(logits)).logit)
+
+
+def test_a_gate_goes_on_from_its_state() -> None:
+    logits, targets = known(60, seed=1)
+    first, other = (Gate(distiller_of(logits, targets), seed=seed, folds=2) for seed in (0, 1))
+    state = state_of(known(10, seed=2)[0])
+    expected = first(state)
+    other.load_state_dict(first.state_dict())
+    assert other(state).logit.equal(expected.logit)
+
+
+def test_too_few_labels_for_the_folds_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"data.labelled: expected at least 5 .* got 3"):
+        Gate(distiller_of(*known(3, seed=1)))
+
+
+def test_entropy_weights_are_a_softmax_of_minus_the_entropies() -> None:
+    sure, unsure = torch.tensor([8.0, 0, 0, 0]).log_softmax(0), torch.zeros(4)
+    logits = torch.stack([sure, unsure]).unsqueeze(1)
+    entropies = torch.special.entr(logits.softmax(-1)).sum(-1).squeeze(1)
+    for sharpness in (1.0, 5.0):
+        weighting = WEIGHTINGS["entropy"](make_tiny_distiller(count=M), sharpness=sharpness)
+        found = weighting(state_of(logits)).logit[0]
+        torch.testing.assert_close(found, (-sharpness * entropies).softmax(0))
+
+
+def test_a_teacher_is_asked_about_the_classes_that_it_names_more_often() -> None:
+    raised = torch.tensor([[0.7, 0.1, 0.1, 0.1], [0.1, 0.3, 0.3, 0.3]])
+    logits = torch.zeros(M, 1, CLASSES)
+    logits[:, 0, 0] = 20.0  # Both say class 0.
+    torch.testing.assert_close(coverage_weights(logits, raised), torch.tensor([[0.875, 0.125]]))
+
+
+def test_the_best_teacher_on_the_labelled_images_gets_all_weight() -> None:
+    targets = torch.tensor([0, 1, 2, 3, 0, 1])
+    right = torch.nn.functional.one_hot(targets, CLASSES).float()
+    wrong = torch.nn.functional.one_hot((targets + 1) % CLASSES, CLASSES).float()
+    weighting = WEIGHTINGS["heldout_constant"](distiller_of(torch.stack([wrong, right]), targets))
+    found: TeacherWeights = weighting(state_of(torch.zeros(M, 3, CLASSES)))
+    assert found.logit.tolist() == [[0.0, 1.0]] * 3
+
+
+def test_a_mixtures_likelihood_is_that_of_the_weighted_probabilities() -> None:
+    logits, targets = known(5, seed=1)
+    weights = torch.rand(5, M, generator=generator(2))
+    weights = weights / weights.sum(1, keepdim=True)
+    mixture = torch.einsum("bm,mbc->bc", weights, logits.softmax(-1))
+    expected = mixture.gather(1, targets.unsqueeze(1)).squeeze(1).log()
+    torch.testing.assert_close(mixture_log_likelihood(weights, logits, targets), expected)

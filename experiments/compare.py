@@ -1,4 +1,4 @@
-r"""Compares methods over settings and seeds, as a YAML file describes them.
+r"""Compares methods over settings, seeds and pools of teachers, as a YAML file describes them.
 
 python experiments/compare.py table1
 python experiments/compare.py experiments/configs/benchmark/table1.yaml --jobs 2 --seeds 0,1,2
@@ -56,6 +56,7 @@ def _parser() -> Parser:
     parser.add_argument("file", help="YAML file, or the name of one in configs")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")
     parser.add_argument("--seeds", help="instead of the file's: 0,1,2")
+    parser.add_argument("--pools", help="seeds of pools of teachers, instead of the file's: 0,1,2")
     parser.add_argument("--methods", help="only these of the file's: pg,aver")
     parser.add_argument("--settings", help="only these, with * for anything: 'mask_*,retina*'")
     parser.add_argument(
@@ -118,17 +119,24 @@ def _names(text: str | None) -> list[str] | None:
 
 
 def selection(arguments: Namespace) -> Selection:
-    """What `--methods`, `--settings` and `--seeds` leave of a comparison.
+    """What `--methods`, `--settings`, `--seeds` and `--pools` leave of a comparison.
 
     Raises:
         ConfigError: A seed that is not a number.
     """
-    seeds = _names(arguments.seeds)
+    methods, settings = _names(arguments.methods), _names(arguments.settings)
+    seeds, pools = (_numbers(arguments, name) for name in ("seeds", "pools"))
+    return Selection(methods, settings, seeds, pools)
+
+
+def _numbers(arguments: Namespace, name: str) -> list[int] | None:
+    texts = _names(getattr(arguments, name))
     try:
-        numbers = None if seeds is None else [int(seed) for seed in seeds]
+        return None if texts is None else [int(text) for text in texts]
     except ValueError:
-        raise ConfigError(f"--seeds: expected 0,1,2,..., got '{arguments.seeds}'") from None
-    return Selection(_names(arguments.methods), _names(arguments.settings), numbers)
+        raise ConfigError(
+            f"--{name}: expected 0,1,2,..., got '{getattr(arguments, name)}'"
+        ) from None
 
 
 def make_execution(

@@ -236,6 +236,7 @@ class DistillationRun(KeptRun[Result]):
             method=config.method or config.algo,
             setting=config.setting,
             seed=config.seed,
+            pool=config.teachers.seed,
             metric=METRIC,
             last=last["test/accuracy"],
             best=best["test/accuracy"],

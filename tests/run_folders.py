@@ -1,7 +1,7 @@
 """Folders of runs as runs leave them, written by hand."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,6 @@ def write_run(
         "versions": {"torch": "2"},
     }
     result = make_result(**values | changes)
-    config = replace(config, algo=result.algo)
     rows = [_row(i + 1, accuracy, shares, result.score) for i, accuracy in enumerate(accuracies)]
     if recorded:
         rows = [row | _coefficients(row["epoch"]) for row in rows]
@@ -58,6 +57,7 @@ def write_run(
         write_gallery(gallery(len(shares)), folder)
     _write_lines(folder / "metrics.jsonl", rows)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    change_config(folder, algo=result.algo)
     (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
 
 

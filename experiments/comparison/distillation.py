@@ -88,6 +88,12 @@ class Distillation(Kind):
             values = {**values, "teachers": str(entry.path.parent / user_path(pool))}
         return mapping_layer(f"{entry.path}: {key}", dict(values))
 
+    def of_pool(self, config: ExperimentConfig, pool: int) -> ExperimentConfig:
+        """The configuration with the pool of teachers that a seed makes."""
+        if config.teachers.seed:
+            raise ConfigError("teachers.seed: cannot be given beside pools")
+        return replace(config, teachers=replace(config.teachers, seed=pool))
+
     def placed(self, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
         """The configuration of the run in a folder."""
         return replace(config, output=str(folder.parent))
@@ -105,12 +111,15 @@ class Distillation(Kind):
         self, configs: Sequence[ExperimentConfig], log: Path
     ) -> list[tuple[Task, Sequence[int]]]:
         """A task for every distinct pool of teachers, and the runs that need it."""
+        several = len({config.teachers.seed for config in configs}) > 1
         users: dict[str, list[int]] = {}
         for number, config in enumerate(configs):
             # The student's own, which teachers do not depend on.
             data = replace(config.data, batch_size=1, mixup=0.0, cutmix=0.0)
             users.setdefault(repr((config.teachers, data)), []).append(number)
-        return [(_pool_task(configs[numbers[0]], log), numbers) for numbers in users.values()]
+        return [
+            (_pool_task(configs[numbers[0]], log, several), numbers) for numbers in users.values()
+        ]
 
     def train(self, config: ExperimentConfig, folder: Path, name: str) -> None:
         """Does a run, and draws its curves."""
@@ -137,9 +146,10 @@ def _recipe_layers(entry: Entry, recipe: str | None) -> list[Layer]:
         raise entry.error(f"recipe: {error}") from error
 
 
-def _pool_task(config: ExperimentConfig, log: Path) -> Task:
+def _pool_task(config: ExperimentConfig, log: Path, several: bool) -> Task:
     pool = config.teachers
-    name = " ".join(filter(None, ("teachers", config.setting)))
+    number = f"pool {pool.seed}" if several else ""
+    name = " ".join(filter(None, ("teachers", config.setting, number)))
     work = partial(_train_teachers, config, log)
     return Task(name, work, log, len(pool.teachers) * pool.recipe.epochs)
 

@@ -67,6 +67,15 @@ class Kind(ABC):
             ConfigError: Anything that cannot be used.
         """
 
+    def of_pool(self, config: Any, pool: int) -> Any:
+        """The configuration with the pool of teachers that a seed makes.
+
+        Raises:
+            ConfigError: There are no such pools.
+        """
+        del config, pool
+        raise ConfigError("pools: expected none, these runs have no teachers")
+
     def placed(self, config: Any, folder: Path) -> Any:
         """The configuration of the run in a folder."""
         return replace(config, output=str(folder))

@@ -1,9 +1,10 @@
-"""A comparison: methods × settings × seeds, as one YAML file describes them."""
+"""A comparison: methods × settings × pools of teachers × seeds, as one YAML file describes them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from mtkd_env.files import name_in_path, path_or_name, user_path
 FOLDERS = (CONFIGS / "benchmark", CONFIGS / "transfer" / "tables")
 
 KEYS = (
-    *("title", "kind", "baseline", "recipe", "base", "settings", "methods", "seeds"),
-    *("paper", "paper_title"),
+    *("title", "kind", "baseline", "recipe", "base", "settings", "methods"),
+    *("pools", "seeds", "paper", "paper_title"),
 )
 
 # Keys of every configuration that a comparison says elsewhere.
@@ -28,6 +29,9 @@ LABELS = {"method": "methods", "setting": "settings"}
 
 # Of a comparison that has but one.
 UNNAMED = ""
+
+# Seed of the pool of teachers, if that varies, and of the student.
+Draw = tuple[int | None, int]
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Selection:
         methods: Labels of methods, with * for anything.
         settings: Names of settings, likewise.
         seeds: Seeds, which need not be those of the file.
+        pools: Seeds of pools of teachers, likewise.
     """
 
     methods: Sequence[str] | None = None
     settings: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
+    pools: Sequence[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class PlannedRun:
         config: Its configuration.
         folder: Where it is kept; the same for the same configuration.
         kind: What kind of run it is.
+        pool: Seed of its pool of teachers; none where the comparison has but the file's.
     """
 
     method: str
@@ -62,11 +69,14 @@ class PlannedRun:
     config: Any
     folder: Path
     kind: Kind
+    pool: int | None = None
 
     @property
     def name(self) -> str:
-        """Method, setting and seed."""
-        return " ".join(filter(None, (self.method, self.setting, f"seed {self.config.seed}")))
+        """Method, setting, pool and seed."""
+        pool = "" if self.pool is None else f"pool {self.pool}"
+        parts = (self.method, self.setting, pool, f"seed {self.config.seed}")
+        return " ".join(filter(None, parts))
 
     @property
     def result(self) -> RunResult | None:
@@ -94,7 +104,8 @@ class Comparison:
         baseline: Label of the method that differences are taken against.
         methods: Labels of the methods, in the order of the tables' rows.
         settings: Names of the settings.
-        runs: All runs, in the order they are done in: every method once, then the next seed.
+        runs: All runs, in the order they are done in: every method once, then the
+            next seed or pool.
         paper: Published accuracies in %, by method and setting.
         paper_title: Heading of their column; says what they were measured on.
     """
@@ -131,6 +142,10 @@ def load_comparison(
     weights: Sequence[str] = (),
 ) -> Comparison:
     """Reads a comparison and checks all its configurations; the data are left to its kind.
+
+    Its runs are every method in every setting with every seed. `pools: [0, 1]` are seeds of pools
+    of teachers (`teachers.seed`): with `seeds`, every pool has students of each of them; without,
+    one student, whose seed is the pool's.
 
     Args:
         path: The YAML file.
@@ -172,7 +187,7 @@ class _Reader:
             raise self._error("methods: expected at least one")
         labels = self._chosen(methods, selection.methods, "methods")
         names = self._chosen(settings, selection.settings, "settings")
-        seeds = self._seeds(selection.seeds)
+        draws = self._draws(selection)
         pairs = [(label, name) for name in names for label in labels]
         configs = {pair: self._config(pair, methods[pair[0]], settings[pair[1]]) for pair in pairs}
         return Comparison(
@@ -182,7 +197,7 @@ class _Reader:
             methods=list(methods),
             settings=list(settings),
             runs=[
-                self._plan(pair, configs[pair], seed, output) for seed in seeds for pair in pairs
+                self._plan(pair, configs[pair], draw, output) for draw in draws for pair in pairs
             ],
             paper=self._paper(methods, settings),
             paper_title=str(self._content.get("paper_title", Comparison.paper_title)),
@@ -198,12 +213,20 @@ class _Reader:
             raise ConfigError(f"--weights: expected METHOD:RESNET=PATH, got '{text}'")
         methods[method] = methods.get(method, {}) | {resnet: path}
 
-    def _plan(self, pair: tuple[str, str], config: Any, seed: int, output: Path) -> PlannedRun:
+    def _plan(self, pair: tuple[str, str], config: Any, draw: Draw, output: Path) -> PlannedRun:
         method, setting = pair
+        pool, seed = draw
         config = replace(config, seed=seed, method=method, setting=setting)
-        parts = [*filter(None, pair), f"seed{seed}", config.digest[:8]]
+        if pool is not None:
+            try:
+                config = self._kind.of_pool(config, pool)
+            except ConfigError as error:
+                raise self._error(str(error)) from error
+        number = "" if pool is None else f"pool{pool}"
+        parts = [*filter(None, (*pair, number)), f"seed{seed}", config.digest[:8]]
         folder = output / "runs" / "-".join(map(name_in_path, parts))
-        return PlannedRun(method, setting, self._kind.placed(config, folder), folder, self._kind)
+        config = self._kind.placed(config, folder)
+        return PlannedRun(method, setting, config, folder, self._kind, pool)
 
     def _error(self, message: str) -> ConfigError:
         return ConfigError(f"{self._path}: {message}")
@@ -230,11 +253,22 @@ class _Reader:
                 self._check(known, pattern, key.removesuffix("s"))
         return [n for n in known if chosen is None or any(fnmatch(n, p) for p in chosen)]
 
-    def _seeds(self, chosen: Sequence[int] | None) -> list[int]:
-        seeds = self._content.get("seeds", [0]) if chosen is None else chosen
+    def _draws(self, selection: Selection) -> list[Draw]:
+        """Every pool with every seed; pools alone are their students' seeds, too."""
+        pools = self._numbers("pools", selection.pools)
+        seeds = self._numbers("seeds", selection.seeds)
+        if not pools:
+            return [(None, seed) for seed in seeds or [0]]
+        return list(product(pools, seeds)) if seeds else [(pool, pool) for pool in pools]
+
+    def _numbers(self, key: str, chosen: Sequence[int] | None) -> list[int]:
+        """Seeds; none where nobody has said any."""
+        if chosen is None and key not in self._content:
+            return []
+        seeds = self._content[key] if chosen is None else chosen
         proper = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
         if not proper or not seeds or len(set(seeds)) < len(seeds):
-            raise self._error(f"seeds: expected different numbers >= 0, got {seeds!r}")
+            raise self._error(f"{key}: expected different numbers >= 0, got {seeds!r}")
         return list(seeds)
 
     def _baseline(self, methods: Iterable[str]) -> str | None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.comparison.plan import Comparison
-from experiments.comparison.statistics import Spread
+from experiments.comparison.statistics import Seeds, Spread
 from experiments.comparison.summary import (
     NOTHING,
+    POOLS,
     Summary,
     adjust,
     difference_text,
@@ -24,6 +25,7 @@ from experiments.comparison.summary import (
     summarize,
     teachers_of,
     text_of,
+    varying_of,
 )
 from experiments.console import console
 from experiments.drawing import LENGTH, drawn, picture
@@ -38,8 +40,8 @@ HEADING_WIDTH = 8
 
 NOTE = (
     "last: after the last epoch, the result; best: the highest, chosen on the same images. "
-    "± is the standard deviation over seeds.\n"
-    "Differences in points, paired by seed; intervals are 95 % t intervals. Bold: other than zero "
+    "± is the standard deviation over the n {}.\n"
+    "Differences in points, paired by {}; intervals are 95 % t intervals. Bold: other than zero "
     "by Holm's correction (p < 0.05) over all differences of these tables."
 )
 SCORES = (
@@ -50,7 +52,10 @@ SCORES = (
 
 def _note(summaries: Sequence[Summary]) -> str:
     """What the columns of the tables mean."""
-    return f"{NOTE}\n{SCORES}" if any(summary.score for summary in summaries) else NOTE
+    varying = summaries[0].varying
+    paired = "pool and seed, each pool the mean of its seeds" if varying == POOLS else "seed"
+    note = NOTE.format(varying, paired)
+    return f"{note}\n{SCORES}" if any(summary.score for summary in summaries) else note
 
 
 def find_finished(comparison: Comparison, output: Path) -> Finished:
@@ -60,22 +65,22 @@ def find_finished(comparison: Comparison, output: Path) -> Finished:
     with other flags.
     """
     asked = [(run, result) for run in comparison.runs if (result := run.result) is not None]
-    found = {(result.method, result.setting, result.seed): result for _, result in asked}
+    found = {(result.method, result.setting, result.seeds): result for _, result in asked}
     pairs = {(run.method, run.setting) for run in comparison.runs}
     for path in sorted(
         (output / "runs").glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime
     ):
         result = read_result(comparison.kind.result_type, path.parent)
         if result is not None and (result.method, result.setting) not in pairs:
-            found[result.method, result.setting, result.seed] = result
+            found[result.method, result.setting, result.seeds] = result
     return list(found.values())
 
 
 def summaries_of(comparison: Comparison, finished: Finished) -> list[Summary]:
     """A summary of every setting and method with a finished run, in the order of the file."""
-    groups: dict[tuple[str, str], dict[int, RunResult]] = {}
+    groups: dict[tuple[str, str], dict[Seeds, RunResult]] = {}
     for result in finished:
-        groups.setdefault((result.method, result.setting), {})[result.seed] = result
+        groups.setdefault((result.method, result.setting), {})[result.seeds] = result
     order = [(method, setting) for setting in comparison.settings for method in comparison.methods]
     return adjust(
         [
@@ -83,6 +88,7 @@ def summaries_of(comparison: Comparison, finished: Finished) -> list[Summary]:
                 pair,
                 groups[pair],
                 groups.get((comparison.baseline or "", pair[1]), {}),
+                varying_of(finished),
                 comparison.paper.get(pair),
             )
             for pair in order
@@ -116,7 +122,7 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Colu
     """Every column but the first, the method's."""
     baseline, metric = comparison.baseline, summaries[0].metric
     columns = [
-        _Column("n", lambda s: str(len(s.values))),
+        _Column(f"n {summaries[0].varying}", lambda s: str(len(s.values))),
         _Column(f"{metric} last [%]", lambda s: text_of(s.last, scale=100)),
         _Column("95 % interval", lambda s: interval_text(s.interval) or NOTHING, room=2),
         _Column(f"{metric} best [%]", lambda s: text_of(s.best, scale=100)),
@@ -245,6 +251,7 @@ def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]
         "setting": summary.setting,
         "method": summary.method,
         "n": len(summary.values),
+        "varying": summary.varying,
         "metric": summary.metric,
         "last_mean": summary.last.mean,
         "last_std": summary.last.std,
@@ -293,7 +300,7 @@ def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -
 
 
 def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: Path) -> None:
-    """Draws a panel for every setting: every seed, the mean with its interval, the baseline."""
+    """Draws a panel for every setting: pools or seeds, the mean with its interval, the baseline."""
     groups = _by_setting(comparison, summaries)
     methods = [m for m in comparison.methods if any(s.method == m for s in summaries)]
     size = (3 + 4 * len(groups), 1.6 + 0.32 * len(methods))
@@ -305,7 +312,7 @@ def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: 
         panels[0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
         panels[0].set_ylim(len(methods) - 0.5, -0.5)
         title = drawn(comparison.title, 2 * LENGTH)
-        figure.suptitle(f"{title}: seeds, mean and 95 % t interval")
+        figure.suptitle(f"{title}: {summaries[0].varying}, mean and 95 % t interval")
 
 
 def _draw_setting(
@@ -313,7 +320,7 @@ def _draw_setting(
 ) -> None:
     for summary in group:
         row = methods.index(summary.method)
-        values = [100 * value for value in summary.values.values()]
+        values = [100 * value for value in summary.values]
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.35, markersize=5)
         if summary.interval is not None:
             low, high = summary.interval

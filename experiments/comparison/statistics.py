@@ -8,6 +8,9 @@ from scipy.stats import t
 
 CONFIDENCE = 0.95
 
+# Of a run: the seed of its pool of teachers, and its own.
+Seeds = tuple[int, int]
+
 # Standard deviation of shares below which they differ by rounding alone.
 EQUAL = 1e-9
 
@@ -27,12 +30,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one method is ahead of another on the seeds that both were run with.
+    """How far one method is ahead of another on the pools and seeds that both were run with.
 
     Attributes:
-        mean: Mean of the differences, seed by seed.
+        mean: Mean of the differences.
         interval: 95 % t interval of the mean; see `t_interval`.
-        n: Number of the seeds.
+        n: Number of independent differences: of pools, or of the seeds of a single pool.
         p: Two-sided p of the t test of no difference, below 0.05 where the interval excludes zero;
             none without an interval.
     """
@@ -73,19 +76,39 @@ def _standard_error(values: Sequence[float]) -> float | None:
     return None if std is None or std < EQUAL else std / math.sqrt(len(values))
 
 
-def paired_difference(
-    values: Mapping[int, float], baseline: Mapping[int, float]
-) -> Difference | None:
-    """The mean of `values − baseline` over their common seeds, which share start and data order.
+def independent(values: Mapping[Seeds, float], by_pool: bool) -> list[float]:
+    """What was drawn independently of each other, in the order of the seeds.
+
+    Runs with the same pool are alike, as its teachers are: of several pools, each counts once.
 
     Args:
-        values: One number a seed.
-        baseline: The other method's, likewise.
+        values: One number a run.
+        by_pool: Whether there are several pools.
 
     Returns:
-        Mean, 95 % t interval and p, or none without a common seed.
+        The mean over the runs of each pool, or, of a single pool, all values.
     """
-    differences = [value - baseline[seed] for seed, value in values.items() if seed in baseline]
+    pools: dict[int | Seeds, list[float]] = {}
+    for seeds in sorted(values):
+        pools.setdefault(seeds[0] if by_pool else seeds, []).append(values[seeds])
+    return [spread(own).mean for own in pools.values()]
+
+
+def paired_difference(
+    values: Mapping[Seeds, float], baseline: Mapping[Seeds, float], *, by_pool: bool = False
+) -> Difference | None:
+    """The mean of `values − baseline` over runs with the same teachers, start and data order.
+
+    Args:
+        values: One number a run.
+        baseline: The other method's, likewise.
+        by_pool: Whether there are several pools.
+
+    Returns:
+        Mean, 95 % t interval and p, or none without a common pool and seed.
+    """
+    common = {seeds: values[seeds] - baseline[seeds] for seeds in values if seeds in baseline}
+    differences = independent(common, by_pool)
     if not differences:
         return None
     mean, n, error = spread(differences).mean, len(differences), _standard_error(differences)

@@ -1,14 +1,16 @@
 """What a method came to in a setting: one summary for terminal, CSV, Markdown, picture and page."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.comparison.statistics import (
     CONFIDENCE,
     Difference,
+    Seeds,
     Spread,
     holm,
+    independent,
     paired_difference,
     spread,
     t_interval,
@@ -17,20 +19,25 @@ from experiments.running.result import RunResult
 
 NOTHING = "–"
 
-# By seed.
-Results = Mapping[int, RunResult]
+Results = Mapping[Seeds, RunResult]
+
+POOLS, SEEDS = "pools", "seeds"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a method came to in a setting, over its finished seeds. The metric is a share of 1.
+    """What a method came to in a setting, over its finished runs. The metric is a share of 1.
+
+    Numbers are over pools of teachers where there are several, each the mean of its runs, and over
+    runs where there is one.
 
     Attributes:
         method: Label of the method.
         setting: Label of the setting.
         algo: Name of the algorithm behind the method; empty where there is none.
         metric: Name of what the method is judged by.
-        values: The metric at the end, by seed.
+        varying: What the numbers are over, and n is the number of: pools or seeds.
+        values: The metric at the end, of every pool or run.
         last: Mean and standard deviation of `values`.
         interval: 95 % t interval of their mean; see `t_interval`.
         best: The highest value of each run, chosen on the same images.
@@ -38,7 +45,7 @@ class Summary:
         score: Agent score; none where teachers are not weighted.
         weights: Mean weight of every teacher.
         seconds: Seconds of a run.
-        slowness: Seconds as a ratio to the baseline's with the same seeds.
+        slowness: Seconds as a ratio to the baseline's with the same pools and seeds.
         paper: The published figure in %.
         adjusted_p: The difference's p after Holm's correction over all differences that are shown
             together; see `adjust`.
@@ -48,7 +55,8 @@ class Summary:
     setting: str
     algo: str
     metric: str
-    values: Mapping[int, float]
+    varying: str
+    values: Sequence[float]
     last: Spread
     interval: tuple[float, float] | None
     best: Spread
@@ -66,44 +74,52 @@ class Summary:
         return self.adjusted_p is not None and self.adjusted_p < 1 - CONFIDENCE
 
 
+def varying_of(results: Iterable[RunResult]) -> str:
+    """What varies between runs that are shown together: pools of teachers, or seeds of one."""
+    return POOLS if len({result.pool for result in results}) > 1 else SEEDS
+
+
 def summarize(
-    labels: tuple[str, str], results: Results, baseline: Results, paper: Spread | None = None
+    labels: tuple[str, str],
+    results: Results,
+    baseline: Results,
+    varying: str,
+    paper: Spread | None = None,
 ) -> Summary:
     """What a method came to.
 
     Args:
         labels: Method and setting.
-        results: Its results, by seed.
+        results: Its results.
         baseline: Those of what it is compared with, which may be the same; empty for none.
+        varying: See `varying_of`.
         paper: The published figure in %.
     """
     first = next(iter(results.values()))
-    values = _by_seed(results)
-    numbers = list(values.values())
+    by_pool = varying == POOLS
+
+    def over(value: Callable[[Any], float]) -> list[float]:
+        return independent({seeds: value(each) for seeds, each in results.items()}, by_pool)
+
+    values = over(lambda result: result.last)
+    own, other = ({n: each.last for n, each in group.items()} for group in (results, baseline))
     weights: Mapping[str, float] = getattr(first, "weights", {})
     return Summary(
         *labels,
         algo=getattr(first, "algo", ""),
         metric=first.metric,
+        varying=varying,
         values=values,
-        last=spread(numbers),
-        interval=t_interval(numbers),
-        best=_spread(results, lambda result: result.best),
-        difference=None if baseline == results else paired_difference(values, _by_seed(baseline)),
-        score=_spread(results, lambda result: result.score) if hasattr(first, "score") else None,
-        weights={name: _spread(results, _weight_of(name)).mean for name in weights},
-        seconds=_spread(results, lambda result: result.seconds),
+        last=spread(values),
+        interval=t_interval(values),
+        best=spread(over(lambda result: result.best)),
+        difference=None if baseline == results else paired_difference(own, other, by_pool=by_pool),
+        score=spread(over(lambda result: result.score)) if hasattr(first, "score") else None,
+        weights={name: spread(over(_weight_of(name))).mean for name in weights},
+        seconds=spread(over(lambda result: result.seconds)),
         slowness=_slowness(results, baseline),
         paper=paper,
     )
-
-
-def _by_seed(results: Results) -> dict[int, float]:
-    return {seed: results[seed].last for seed in sorted(results)}
-
-
-def _spread(results: Results, value: Callable[[Any], float]) -> Spread:
-    return spread([value(results[seed]) for seed in sorted(results)])
 
 
 def _weight_of(teacher: str) -> Callable[[Any], float]:
@@ -114,7 +130,7 @@ def _slowness(results: Results, baseline: Results) -> float | None:
     common = results.keys() & baseline.keys()
     if not common:
         return None
-    own, other = (sum(group[seed].seconds for seed in common) for group in (results, baseline))
+    own, other = (sum(group[seeds].seconds for seeds in common) for group in (results, baseline))
     return own / other if other > 0 else None
 
 

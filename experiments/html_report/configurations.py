@@ -3,12 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.config import PLACE
-from experiments.html_report.naming import Group
+from experiments.html_report.naming import OF_RUN, Group
 from experiments.html_report.runs import Run, describe
-
-# They differ without a difference, so that they are not highlighted.
-UNMARKED = ("seed", "algo", *PLACE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +52,7 @@ def configurations(groups: Sequence[Group]) -> list[Configuration]:
 
 
 def _entry(key: str, value: str, common: set[str]) -> Entry:
-    return Entry(key, value, differs=key not in common and key not in UNMARKED)
+    return Entry(key, value, differs=key not in common and key not in OF_RUN)
 
 
 def _values(group: Group) -> dict[str, str]:

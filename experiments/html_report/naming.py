@@ -1,4 +1,4 @@
-"""Which runs belong together: methods, settings and seeds.
+"""Which runs belong together: methods, settings, pools of teachers and seeds.
 
 Results say what their method and setting are called. Runs that were not given such names are named
 by their algorithm, and by those keys of their configurations that differ.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.comparison.statistics import Seeds
 from experiments.config import PLACE, algo_layers
 from experiments.experiment import Result
 from experiments.html_report.runs import Run, describe, flatten
@@ -18,7 +19,7 @@ from experiments.html_report.runs import Run, describe, flatten
 OF_METHOD = ("env.", "agent.")
 
 # What no two runs need to have in common.
-OF_RUN = ("seed", "algo", *PLACE)
+OF_RUN = ("seed", "teachers.seed", "algo", *PLACE)
 
 BASELINE = "aver"
 
@@ -36,7 +37,7 @@ class Group:
     Attributes:
         method: Label of the method.
         setting: Label of the setting; empty where there is but one.
-        runs: One for each seed, in ascending order.
+        runs: One for each pool and seed, in ascending order.
     """
 
     method: str
@@ -54,9 +55,9 @@ class Group:
         return tuple(self.runs[0].result.weights)
 
     @property
-    def results(self) -> dict[int, Result]:
+    def results(self) -> dict[Seeds, Result]:
         """What the runs came to, by their seeds."""
-        return {run.result.seed: run.result for run in self.runs}
+        return {run.result.seeds: run.result for run in self.runs}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Grouping:
 
     Attributes:
         settings: Groups by setting; both in the order of the page.
-        repeated: Names of runs that a later one with the same configuration and seed replaces.
+        repeated: Names of runs that a later one with the same configuration and seeds replaces.
     """
 
     settings: Mapping[str, Sequence[Group]]
@@ -88,22 +89,22 @@ class Grouping:
 
 
 def group_runs(runs: Sequence[Run]) -> Grouping:
-    """Sorts runs by setting, method and seed."""
+    """Sorts runs by setting, method, pool and seed."""
     origins: dict[Path, list[Run]] = {}
     for run in runs:
         origins.setdefault(run.folder.parent, []).append(run)
-    members: dict[tuple[str, str], dict[int, Run]] = {}
+    members: dict[tuple[str, str], dict[Seeds, Run]] = {}
     repeated: list[str] = []
     for origin, own in origins.items():
         prefix = _origin_name(own[0]) or origin.name if len(origins) > 1 else ""
         for run, (method, setting) in _label(origin, own):
             key = ": ".join(filter(None, (prefix, setting))), method
-            earlier = members.setdefault(key, {}).get(run.result.seed)
+            earlier = members.setdefault(key, {}).get(run.result.seeds)
             repeated += [earlier.name] if earlier else []
-            members[key][run.result.seed] = run
+            members[key][run.result.seeds] = run
     settings: dict[str, list[Group]] = {}
-    for (setting, method), seeds in members.items():
-        group = Group(method, setting, [seeds[seed] for seed in sorted(seeds)])
+    for (setting, method), found in members.items():
+        group = Group(method, setting, [found[seeds] for seeds in sorted(found)])
         settings.setdefault(setting, []).append(group)
     if len(settings) > 1 and "" in settings:
         settings = {name or UNNAMED: groups for name, groups in settings.items()}
@@ -118,7 +119,7 @@ def baseline_of(groups: Iterable[Group]) -> Group | None:
 
 
 def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys that have several values; of place, seed and algorithm nothing is said.
+    """Keys that have several values; of place, seeds and algorithm nothing is said.
 
     A key that a configuration lacks, as one of an older version does, is no difference.
     """

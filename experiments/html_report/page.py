@@ -74,10 +74,12 @@ def _number(value: float) -> str:
 def facts(grouping: Grouping) -> list[str]:
     """What the page is about, in a few words each."""
     runs = [run for group in grouping.groups for run in group.runs]
+    pools = {run.result.pool for run in runs}
     return [
         counted(len(runs), "finished run"),
         counted(len(grouping.methods), "method"),
         counted(len(grouping.settings), "setting"),
+        *([f"pools {_listed(pools)}"] if len(pools) > 1 else []),
         f"seeds {_listed({run.result.seed for run in runs})}",
         f"epochs {_listed({run.result.epochs for run in runs})}",
         f"data {_listed({run.result.dataset for run in runs})}",
@@ -103,5 +105,5 @@ def notes(found: Found, grouping: Grouping) -> list[str]:
         said.append(f"Left out, because they cannot be read: {', '.join(found.unreadable)}.")
     if grouping.repeated:
         names = ", ".join(grouping.repeated)
-        said.append(f"Left out, because a later run has the same configuration and seed: {names}.")
+        said.append(f"Left out, because a later run has the same configuration and seeds: {names}.")
     return said

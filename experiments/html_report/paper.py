@@ -25,7 +25,7 @@ class PaperRow:
         paper: The published accuracy.
         method: Label of ours.
         setting: Its setting.
-        n: Number of its seeds.
+        n: Number of its pools or seeds.
         ours: Its accuracy.
     """
 

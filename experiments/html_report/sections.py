@@ -124,10 +124,11 @@ def _summary(contents: Contents) -> Section:
         title="Summary",
         intro=(
             "Accuracy on the test images after the last epoch, mean ± standard deviation over "
-            "seeds. Intervals are 95\u00a0% t intervals of the mean. The difference to aver is "
-            "paired by seed, and bold where it is other than zero by Holm's correction (p < 0.05) "
-            "over all differences of this page. Agent score of the last epoch: 0 is equal weights, "
-            "1 all weight on the best teacher of every sample."
+            "seeds, or over pools of teachers where there are several (the mean of each pool's "
+            "seeds). Intervals are 95\u00a0% t intervals of the mean. The difference to aver is "
+            "paired by pool and seed, and bold where it is other than zero by Holm's correction "
+            "(p < 0.05) over all differences of this page. Agent score of the last epoch: 0 is "
+            "equal weights, 1 all weight on the best teacher of every sample."
         ),
         template="summary.html",
         content={"summaries": contents.summaries, "palette": contents.palette},
@@ -145,7 +146,7 @@ def _curves(contents: Contents) -> Section:
         anchor="curves",
         title="Learning curves",
         intro=(
-            "Test accuracy over the epochs: mean and, as a band, standard deviation over seeds. "
+            "Test accuracy over the epochs: mean and, as a band, standard deviation over runs. "
             "Grey are the other methods, dotted is aver. What lies far below the later epochs is "
             "cut off."
         ),
@@ -213,7 +214,7 @@ def _weights(contents: Contents) -> Section:
         anchor="weights",
         title="Weight of each teacher over time",
         intro=(
-            "Mean over the training images of an epoch. Bands are standard deviations over seeds."
+            "Mean over the training images of an epoch. Bands are standard deviations over runs."
         ),
         template="pictures.html",
         content={
@@ -252,7 +253,7 @@ def _by_class(contents: Contents) -> Section:
         anchor="by-class",
         title="Weight of each teacher by class",
         intro=(
-            "Mean over the training images of a class in the last epoch, of all seeds together: "
+            "Mean over the training images of a class in the last epoch, of all runs together: "
             "left half the logit head, right half the feature head. White is equal weight (1/M)."
         ),
         template="pictures.html",
@@ -287,7 +288,7 @@ def _by_correctness(contents: Contents) -> Section:
         anchor="by-correctness",
         title="Weight of each teacher where it is right and wrong",
         intro=(
-            "Mean over the training images of the last epoch, of all seeds together. Does a "
+            "Mean over the training images of the last epoch, of all runs together. Does a "
             "teacher count less where it has the class wrong? A teacher that has no image wrong "
             "has no open symbol."
         ),
@@ -315,7 +316,7 @@ def _cost(contents: Contents) -> Section:
         intro=(
             "Seconds include the evaluations but not the teachers' training. They are those of the "
             "machine that each run had, and of what else it was doing. Bars are standard "
-            "deviations over seeds."
+            "deviations over pools or seeds."
         ),
         template="pictures.html",
         content={"pictures": pictures, "legend": []},

@@ -5,7 +5,7 @@ from itertools import chain, islice, pairwise
 
 from matplotlib.figure import Figure
 
-from experiments.comparison.summary import Summary, adjust, summarize
+from experiments.comparison.summary import Summary, adjust, summarize, varying_of
 from experiments.drawing import drawn
 from experiments.html_report.naming import Group, baseline_of
 from experiments.html_report.style import GUIDE_COLOUR, Palette
@@ -23,15 +23,18 @@ def summarize_settings(settings: Mapping[str, Sequence[Group]]) -> dict[str, lis
 
 def _summarize(groups: Sequence[Group]) -> list[Summary]:
     baseline = baseline_of(groups)
+    varying = varying_of(run.result for group in groups for run in group.runs)
     other = {} if baseline is None else baseline.results
-    return [summarize((group.method, group.setting), group.results, other) for group in groups]
+    return [
+        summarize((group.method, group.setting), group.results, other, varying) for group in groups
+    ]
 
 
 # The picture.
 
 
 def draw_cost(summaries: Sequence[Summary], palette: Palette) -> Figure:
-    """Accuracy against seconds; bars are standard deviations over seeds."""
+    """Accuracy against seconds; bars are standard deviations over pools or seeds."""
     figure = Figure(figsize=COST_SIZE, layout="constrained")
     axes = figure.subplots()
     for summary in summaries:

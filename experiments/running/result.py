@@ -23,6 +23,7 @@ class RunResult:
         method: Label of its method.
         setting: Label of the setting that its method was run in; empty where there is but one.
         seed: Its seed.
+        pool: Seed of its pool of teachers; 0 where there are none.
         metric: What it is judged by, as a table's heading: a share of 1, the higher the better.
         last: The metric at the end, on images that were not trained on: the result.
         best: Its highest value, chosen on the same images.
@@ -44,6 +45,12 @@ class RunResult:
     seconds: float
     folder: str
     versions: dict[str, str]
+    pool: int = 0
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Seed of the pool and its own: what it has in common with runs of other methods."""
+        return self.pool, self.seed
 
 
 def versions(*modules: ModuleType) -> dict[str, str]:

@@ -254,6 +254,7 @@ MISTAKES = {
     "unknown method": (["--methods", "avr"], "did you mean 'aver'?"),
     "unknown setting": (["--settings", "a"], "unknown setting 'a'"),
     "word for seeds": (["--seeds", "a"], "--seeds: expected 0,1,2,..., got 'a'"),
+    "word for pools": (["--pools", "0,b"], "--pools: expected 0,1,2,..., got '0,b'"),
     "one seed": (["--seed", "1"], "--seed: cannot be given here; see --seeds"),
     "no jobs": (["--jobs", "0"], "--jobs: expected a number >= 1, got 0"),
     "word for jobs": (["--jobs", "x"], "--jobs: invalid int value: 'x'"),

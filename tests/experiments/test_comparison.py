@@ -265,6 +265,56 @@ paper:
 
 # Mistakes.
 
+# Seeds and pools.
+
+
+@pytest.mark.parametrize(
+    ("text", "selection", "expected"),
+    [
+        ("", Selection(), [(0, 0)]),
+        ("seeds: [3, 1]", Selection(), [(0, 3), (0, 1)]),
+        ("pools: [0, 4]", Selection(), [(0, 0), (4, 4)]),
+        ("pools: [0, 4]\nseeds: [7, 8]", Selection(), [(0, 7), (0, 8), (4, 7), (4, 8)]),
+        ("pools: [0, 4]", Selection(seeds=[7]), [(0, 7), (4, 7)]),
+        ("seeds: [1, 2]", Selection(pools=[5]), [(5, 1), (5, 2)]),
+        ("", Selection(pools=[5, 6]), [(5, 5), (6, 6)]),
+    ],
+    ids=str,
+)
+def test_runs_are_of_every_pool_and_seed(
+    text: str, selection: Selection, expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    runs = load(tmp_path, TWO + text, selection=selection).runs
+    drawn = [(run.config.teachers.seed, run.config.seed) for run in runs if run.method == "pg"]
+    assert drawn == expected
+    assert [run.method for run in runs] == ["aver", "pg"] * len(expected)
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_a_pool_is_part_of_a_runs_name_and_folder(tmp_path: Path) -> None:
+    (run, *_) = load(tmp_path, TWO + "pools: [4]\nseeds: [7]").runs
+    assert run.name == "aver pool 4 seed 7"
+    assert run.folder.name.startswith("aver-pool4-seed7-")
+    (run, *_) = load(tmp_path, TWO + "seeds: [7]").runs
+    assert run.name == "aver seed 7"
+
+
+def test_every_pool_of_teachers_is_a_task_that_says_which(tmp_path: Path) -> None:
+    comparison = load(tmp_path, TWO + "pools: [0, 4]\nseeds: [7, 8]")
+    tasks = comparison.kind.teachers([run.config for run in comparison.runs], tmp_path / "log")
+    assert [(task.name, len(users)) for task, users in tasks] == [
+        ("teachers pool 0", 4),
+        ("teachers pool 4", 4),
+    ]
+
+
+def test_runs_without_teachers_have_no_pools(tmp_path: Path) -> None:
+    text = "kind: segmentation\nmethods: {random: {resnet18: random}}\npools: [0]"
+    text += "\nbase: {backbone: resnet18}\nsettings: {near: {recipe: ade20k}}"
+    with pytest.raises(ConfigError, match=r"trial\.yaml: pools: expected none, these runs have no"):
+        load(tmp_path, text, "--data=here", base="")
+
+
 MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("methodss: {aver: {}}", ["unknown key 'methodss'; did you mean 'methods'?"]),
     "no method": ("title: None", ["methods: expected at least one"]),
@@ -308,6 +358,11 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "no seed": ("methods: {pg: {}}\nseeds: []", ["seeds: expected", "[]"]),
     "seed twice": ("methods: {pg: {}}\nseeds: [1, 1]", ["seeds: expected", "[1, 1]"]),
     "negative seed": ("methods: {pg: {}}\nseeds: [-1]", ["seeds: expected", "[-1]"]),
+    "a pool twice": ("methods: {pg: {}}\npools: [1, 1]", ["pools: expected", "[1, 1]"]),
+    "a pool's seed beside pools": (
+        "base: {teachers: {seed: 2}}\nmethods: {pg: {}}\npools: [1]",
+        ["teachers.seed: cannot be given beside pools"],
+    ),
     "unknown method of the paper": (
         "methods: {pg: {}}\npaper: {pgg: 1}",
         ["unknown method of the paper 'pgg'; did you mean 'pg'?"],

@@ -439,7 +439,7 @@ def test_of_repeated_runs_the_last_one_counts(tmp_path: Path) -> None:
     grouping = grouped(tmp_path)
     assert [run.name for run in grouping.groups[0].runs] == ["pg_20260102"]
     assert grouping.repeated == ["pg_20260101"]
-    assert "same configuration and seed: pg_20260101." in page_of(tmp_path)[1].texts[""]
+    assert "same configuration and seeds: pg_20260101." in page_of(tmp_path)[1].texts[""]
 
 
 def write_comparison(root: Path) -> None:
@@ -521,6 +521,23 @@ def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
     assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
     assert not ours.is_certain
     assert ours.last == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
+
+
+def test_pools_of_teachers_are_no_settings(tmp_path: Path) -> None:
+    for algo, gain in (("aver", 0.0), ("pg", 0.125)):
+        for pool, seed in ((0, 0), (0, 1), (3, 0), (3, 1)):
+            flags = ("--algo", algo, "--teachers.seed", str(pool), "--seed", str(seed))
+            last = 0.5 + pool / 16 + gain * (1 + seed + pool)
+            write_run(tmp_path / f"{algo}{pool}{seed}", *flags, pool=pool, last=last)
+    grouping = grouped(tmp_path)
+    assert list(grouping.settings) == [""]
+    (_, ours) = summarize_settings(grouping.settings)[""]
+    assert (ours.varying, len(ours.values)) == ("pools", 2)
+    assert ours.difference is not None
+    assert ours.difference.interval == t_interval([0.1875, 0.5625])
+    page = page_of(tmp_path)[1]
+    assert "pools 0, 3" in page.texts[""]
+    assert page.tables["summary"][0][0][:2] == ["method", "n pools"]
 
 
 def test_texts_have_no_minus_nothing() -> None:

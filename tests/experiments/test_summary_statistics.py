@@ -9,6 +9,7 @@ from experiments.comparison.statistics import (
     Difference,
     Spread,
     holm,
+    independent,
     paired_difference,
     spread,
     t_interval,
@@ -50,7 +51,10 @@ def test_95_of_100_intervals_cover_the_mean(n: int) -> None:
 
 
 def test_differences_are_those_of_scipys_paired_test() -> None:
-    ours, others = {0: 0.5, 1: 0.75, 7: 0.9, 8: 0.7}, {8: 0.4, 1: 0.5, 0: 0.5, 3: 0.1}
+    ours, others = (
+        {(0, 0): 0.5, (0, 1): 0.75, (0, 7): 0.9, (0, 8): 0.7},
+        {(0, 8): 0.4, (0, 1): 0.5, (0, 0): 0.5, (0, 3): 0.1},
+    )
     test = scipy.stats.ttest_rel([0.5, 0.75, 0.7], [0.5, 0.5, 0.4])
     interval = test.confidence_interval(0.95)
     found = paired_difference(ours, others)
@@ -61,17 +65,50 @@ def test_differences_are_those_of_scipys_paired_test() -> None:
 
 
 def test_a_difference_that_is_the_same_for_all_seeds_says_nothing_of_its_spread() -> None:
-    found = paired_difference({0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
+    found = paired_difference({(0, 0): 0.5, (0, 1): 0.75}, {(0, 0): 0.25, (0, 1): 0.5})
     assert found == Difference(0.25, None, 2, None)
 
 
 def test_one_common_seed_gives_a_difference_without_an_interval() -> None:
-    assert paired_difference({0: 0.5, 1: 1.0}, {0: 0.25}) == Difference(0.25, None, 1, None)
+    assert paired_difference({(0, 0): 0.5, (0, 1): 1.0}, {(0, 0): 0.25}) == Difference(
+        0.25, None, 1, None
+    )
 
 
 def test_without_a_common_seed_there_is_no_difference() -> None:
-    assert paired_difference({0: 0.5}, {1: 0.25}) is None
-    assert paired_difference({0: 0.5}, {}) is None
+    assert paired_difference({(0, 0): 0.5}, {(0, 1): 0.25}) is None
+    assert paired_difference({(0, 0): 0.5}, {}) is None
+
+
+def test_of_several_pools_each_is_the_mean_of_its_runs() -> None:
+    values = {(1, 0): 0.5, (0, 0): 0.25, (1, 5): 0.75, (0, 3): 0.75}
+    assert independent(values, by_pool=True) == [0.5, 0.625]
+    assert independent(values, by_pool=False) == [0.25, 0.75, 0.5, 0.75]
+
+
+def test_differences_are_paired_by_pool_and_seed() -> None:
+    ours = {(0, 0): 0.5, (0, 1): 0.75, (1, 0): 1.0, (2, 0): 0.5}
+    # Neither another pool's run nor another seed's is a partner.
+    others = {(0, 0): 0.5, (0, 1): 0.25, (1, 0): 0.25, (1, 1): 0.1, (3, 0): 0.9}
+    found = paired_difference(ours, others, by_pool=True)
+    assert found is not None
+    assert (found.mean, found.n) == (0.5, 2)
+    assert found.interval == t_interval([0.25, 0.75])
+
+
+def test_seeds_of_a_pool_do_not_make_it_more_certain() -> None:
+    """Two students of each pool, which mostly share its effect: 95 of 100 intervals are right."""
+    random = np.random.default_rng(0)
+    covered = []
+    for pools, noise in zip(
+        random.normal(size=(2000, 5)), 0.1 * random.normal(size=(2000, 5, 2)), strict=True
+    ):
+        runs = {(p, s): float(pools[p] + noise[p, s]) for p in range(5) for s in range(2)}
+        low, high = t_interval(independent(runs, by_pool=True)) or (0, 0)
+        narrow, wide = t_interval(independent(runs, by_pool=False)) or (0, 0)
+        assert wide - narrow < high - low
+        covered.append(low < 0 < high)
+    assert statistics.mean(covered) == pytest.approx(0.95, abs=3 * math.sqrt(0.05 * 0.95 / 2000))
 
 
 # Several differences.

@@ -138,7 +138,7 @@ def test_the_table_has_means_differences_and_the_papers_figures(
     assert lines[2:8] == [
         "## a_pspnet",
         "",
-        "| method | n | miou last [%] | 95 % interval | miou best [%] | − alone | p (Holm) "
+        "| method | n seeds | miou last [%] | 95 % interval | miou best [%] | − alone | p (Holm) "
         "| seconds / alone | paper |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| alone | 2 | 30.00 ± 7.07 | [-33.53, 93.53] | 30.00 ± 7.07 | – | – | 1.00 | 40.00 |",

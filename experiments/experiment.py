@@ -128,6 +128,7 @@ def run_experiment(
         folder: The run's folder; by default a new one named after the run and the time.
         resume: Whether the folder may hold this run.
     """
+    config.check_agent()
     try:
         run = DistillationRun(config, progress)
         return run.complete(folder or partial(make_folder, config), resume=resume)

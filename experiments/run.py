@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     runs = planned(argv)
+    for config, _ in runs:
+        config.check_agent()
     with together(runs[0][0].device):
         complete(runs)
     return 0

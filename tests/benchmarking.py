@@ -10,7 +10,7 @@ from experiments import benchmark
 from experiments.config import ExperimentConfig, parse_arguments
 from mtkd_env import Assembly
 from mtkd_env.teachers import TeacherPool
-from tiny import data, make_tiny_env, teachers
+from tiny import make_tiny_env, training_set
 
 TEACHERS = [
     {"network": "resnet8", "width": 0.125, "kind": "random"},
@@ -36,7 +36,8 @@ def config_of(algo: str, *flags: str) -> ExperimentConfig:
 
 
 def tiny_assembly() -> Assembly:
-    return Assembly(make_tiny_env(), data(), TeacherPool(teachers(), {}, {}))
+    env = make_tiny_env()
+    return Assembly(env, training_set(), TeacherPool(env.distiller.teachers, {}, {}))
 
 
 def read(path: Path) -> dict[str, Any]:

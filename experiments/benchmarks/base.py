@@ -61,6 +61,8 @@ class Request:
         """
         algos = ["--algo", ",".join(methods)]
         configs = parse_arguments([*self.flags, *flags, *algos], "benchmark.py")
+        for config in configs:
+            config.check_agent()
         return dict(zip(methods, configs, strict=True))
 
     def build(self, config: ExperimentConfig) -> Assembly:

@@ -81,7 +81,12 @@ class Distillation(Kind):
             *algo_layers(algo),
             self._layer(entry, f"methods.{entry.method}", own),
         ]
-        return build_config(algo, layers, given, recipe=recipe, program="compare.py")
+        config = build_config(algo, layers, given, recipe=recipe, program="compare.py")
+        try:
+            config.check_agent()
+        except ConfigError as error:
+            raise entry.error(f"methods.{entry.method}: {error}") from error
+        return config
 
     def _layer(self, entry: Entry, key: str, values: Mapping[str, Any]) -> Layer:
         if isinstance(pool := values.get("teachers"), str):

@@ -129,8 +129,7 @@ class ExperimentConfig(Computing):
         setting: What they call the setting that the method is run in.
 
     Raises:
-        ConfigError: A value that cannot be used, an unknown agent, or an argument that it does not
-            take.
+        ConfigError: A value that cannot be used.
     """
 
     algo: str = "ppo"
@@ -164,12 +163,19 @@ class ExperimentConfig(Computing):
                 f"warmup.epochs: expected 0 to optimizer.epochs = {self.optimizer.epochs}, "
                 f"got {self.warmup.epochs}"
             )
-        check_agent(self.agent_name, self.agent.arguments)
 
     @property
     def agent_name(self) -> str:
         """The agent's name: its own, or else the method's."""
         return self.agent.name or self.algo
+
+    def check_agent(self) -> None:
+        """Checks the agent, which is imported for it, before anything is loaded.
+
+        Raises:
+            ConfigError: An unknown agent, or an argument that it does not take.
+        """
+        check_agent(self.agent_name, self.agent.arguments)
 
     def to_yaml(self) -> str:
         """The whole configuration; as a `--config` file it gives an equal one."""

@@ -133,15 +133,11 @@ def check_dataset(name: str, arguments: Mapping[str, Any], path: str) -> None:
         path: Where they stand, for errors.
 
     Raises:
-        ConfigError: An unknown name, or an argument that the dataset does not take, that is of
-            another type, or that is missing.
+        ConfigError: An unknown name, or an argument that the dataset does not take or that is of
+            another type.
     """
     load = lookup(DATASETS, name, "dataset")
     check_arguments(load, arguments, path)
-    try:
-        inspect.signature(load).bind(**arguments)
-    except TypeError as error:
-        raise ConfigError(f"dataset '{name}': {error}") from error
     check_types(load, arguments, path)
 
 
@@ -153,11 +149,16 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         **kwargs: Arguments of the dataset itself, such as `path`.
 
     Raises:
-        ConfigError: A name or an argument that `check_dataset` refuses, or images that cannot be
-            read.
+        ConfigError: A name or an argument that `check_dataset` refuses, an argument that is
+            missing, or images that cannot be read.
     """
     check_dataset(name, kwargs, name)
-    return DATASETS[name](**kwargs)
+    load = DATASETS[name]
+    try:
+        inspect.signature(load).bind(**kwargs)
+    except TypeError as error:
+        raise ConfigError(f"dataset '{name}': {error}") from error
+    return load(**kwargs)
 
 
 def with_whole_paths(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,10 +56,9 @@ from tiny import (
     STEPS_PER_EPOCH,
     TEACHERS,
     batch,
-    data,
     make_tiny_distiller,
     make_tiny_env,
-    teachers,
+    training_set,
 )
 
 M = len(TEACHERS)
@@ -95,7 +94,8 @@ def start(smoke: str) -> Start:
 
 @pytest.fixture
 def assembly() -> Assembly:
-    return Assembly(make_tiny_env(), data(), TeacherPool(teachers(), {}, {}))
+    env = make_tiny_env()
+    return Assembly(env, training_set(), TeacherPool(env.distiller.teachers, {}, {}))
 
 
 def config_of(algo: str, *flags: str) -> ExperimentConfig:

@@ -40,6 +40,7 @@ def parse(*flags: str) -> ExperimentConfig:
 def test_shipped_methods_load_and_their_arguments_fit(algo: str) -> None:
     config = parse("--algo", algo)
     assert config.algo == algo
+    config.check_agent()
 
 
 @pytest.mark.parametrize("algo", ALGOS)

@@ -458,7 +458,7 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     (config,) = parse_arguments(["--algo", "stable_baselines3:PPO", "--output", str(tmp_path)])
     made = {make_folder(config) for _ in range(3)}
     assert len(made) == 3
-    assert all("digits_stable_baselines3.PPO_seed0_" in folder.name for folder in made)
+    assert all("digits_stable_baselines3_PPO_seed0_" in folder.name for folder in made)
 
 
 def test_a_gpu_is_taken_where_there_is_one() -> None:

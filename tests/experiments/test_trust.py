@@ -169,7 +169,8 @@ def test_flags_may_name_anything_of_the_expected_kind() -> None:
     parse_arguments(
         ["--student.network=theirs:Net@body", "--teachers={teachers: [{network: theirs:Net@body}]}"]
     )
-    parse_arguments(["--algo", "theirs:Algorithm"])
+    (named,) = parse_arguments(["--algo", "theirs:Algorithm"])
+    named.check_agent()
     assert not touched("called")
 
 

@@ -28,6 +28,9 @@ from mtkd_env.files import cache_folder, path_or_name, user_path
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool
 
+# Seeds of the data that are the pool's where nobody has said others.
+LABEL_SEEDS = ("labelled_seed", "label_noise_seed")
+
 
 class Silence:
     """Tells nothing of a run; its `metrics.jsonl` does."""
@@ -94,10 +97,14 @@ class Distillation(Kind):
         return mapping_layer(f"{entry.path}: {key}", dict(values))
 
     def of_pool(self, config: ExperimentConfig, pool: int) -> ExperimentConfig:
-        """The configuration with the pool of teachers that a seed makes."""
+        """The configuration with the pool of teachers that a seed makes, and labels of its own."""
         if config.teachers.seed:
             raise ConfigError("teachers.seed: cannot be given beside pools")
-        return replace(config, teachers=replace(config.teachers, seed=pool))
+        unset: dict[str, Any] = {
+            name: pool for name in LABEL_SEEDS if getattr(config.data, name) is None
+        }
+        teachers, data = replace(config.teachers, seed=pool), replace(config.data, **unset)
+        return replace(config, teachers=teachers, data=data)
 
     def placed(self, config: ExperimentConfig, folder: Path) -> ExperimentConfig:
         """The configuration of the run in a folder."""

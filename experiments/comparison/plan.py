@@ -145,7 +145,8 @@ def load_comparison(
 
     Its runs are every method in every setting with every seed. `pools: [0, 1]` are seeds of pools
     of teachers (`teachers.seed`): with `seeds`, every pool has students of each of them; without,
-    one student, whose seed is the pool's.
+    one student, whose seed is the pool's. Which labels are known or wrong varies with the pool as
+    well, unless `data.labelled_seed` or `data.label_noise_seed` is set.
 
     Args:
         path: The YAML file.

@@ -21,6 +21,9 @@ OF_METHOD = ("env.", "agent.")
 # What no two runs need to have in common.
 OF_RUN = ("seed", "teachers.seed", "algo", *PLACE)
 
+# What may be the pool's.
+OF_POOL = ("data.labelled_seed", "data.label_noise_seed")
+
 BASELINE = "aver"
 
 # A setting beside others that no key tells from them.
@@ -126,7 +129,8 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     values: dict[str, set[str]] = {}
     for config in configs:
         for key, value in config.items():
-            if key not in OF_RUN:
+            of_pool = key in OF_POOL and value == config.get("teachers.seed")
+            if key not in OF_RUN and not of_pool:
                 values.setdefault(key, set()).add(describe(value))
     return [key for key, found in values.items() if len(found) > 1]
 

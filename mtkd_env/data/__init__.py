@@ -60,13 +60,14 @@ class DataSpec:
         labelled: Number of these that keep their label, as they come; all of them by default. The
             labels of the others are removed. Images that are held out for choices or rewards are
             taken from the labelled ones.
-        labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels.
+        labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels. By
+            default 0, and in a comparison of pools the pool's.
         heldout: Labelled images to set apart, which no loss sees and whose labels are never wrong,
             for the reward heldout and whoever else learns from labels; by default they look at
             those that the student learns from.
         label_noise: Share of the labels that the student learns from that are drawn anew, uniformly
             over all classes.
-        label_noise_seed: Seed of which ones, and of what they become.
+        label_noise_seed: Seed of which ones, and of what they become; by default likewise.
         mixup: Alpha of the mixup of the student's batches; 0 is none. Teachers in training see
             whole images.
         cutmix: Alpha of their cutmix; with both, every batch takes either.
@@ -86,10 +87,10 @@ class DataSpec:
     val_fraction: float = 0.0
     train_size: int | None = None
     labelled: int | None = None
-    labelled_seed: int = 0
+    labelled_seed: int | None = None
     heldout: int = 0
     label_noise: float = 0.0
-    label_noise_seed: int = 0
+    label_noise_seed: int | None = None
     mixup: float = 0.0
     cutmix: float = 0.0
     views: int | None = None
@@ -107,10 +108,10 @@ class DataSpec:
         """Which labels are there, and which of them are wrong."""
         return LabelSpec(
             self.labelled,
-            self.labelled_seed,
+            self.labelled_seed or 0,
             self.heldout,
             self.label_noise,
-            self.label_noise_seed,
+            self.label_noise_seed or 0,
         )
 
     @property

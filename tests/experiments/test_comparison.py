@@ -299,6 +299,16 @@ def test_a_pool_is_part_of_a_runs_name_and_folder(tmp_path: Path) -> None:
     assert run.name == "aver seed 7"
 
 
+def test_labels_are_the_pools_unless_their_seeds_are_set(tmp_path: Path) -> None:
+    def seeds(*flags: str) -> list[tuple[int | None, int | None]]:
+        runs = load(tmp_path, "methods: {aver: {}}\npools: [0, 4]", *flags).runs
+        return [(run.config.data.labelled_seed, run.config.data.label_noise_seed) for run in runs]
+
+    assert seeds() == [(0, 0), (4, 4)]
+    assert seeds("--data.labelled_seed", "0") == [(0, 0), (0, 4)]
+    assert seeds("--data.label_noise_seed", "7") == [(0, 7), (4, 7)]
+
+
 def test_every_pool_of_teachers_is_a_task_that_says_which(tmp_path: Path) -> None:
     comparison = load(tmp_path, TWO + "pools: [0, 4]\nseeds: [7, 8]")
     tasks = comparison.kind.teachers([run.config for run in comparison.runs], tmp_path / "log")

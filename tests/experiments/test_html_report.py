@@ -527,6 +527,7 @@ def test_pools_of_teachers_are_no_settings(tmp_path: Path) -> None:
     for algo, gain in (("aver", 0.0), ("pg", 0.125)):
         for pool, seed in ((0, 0), (0, 1), (3, 0), (3, 1)):
             flags = ("--algo", algo, "--teachers.seed", str(pool), "--seed", str(seed))
+            flags += ("--data.labelled_seed", str(pool))
             last = 0.5 + pool / 16 + gain * (1 + seed + pool)
             write_run(tmp_path / f"{algo}{pool}{seed}", *flags, pool=pool, last=last)
     grouping = grouped(tmp_path)

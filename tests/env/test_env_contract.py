@@ -18,6 +18,7 @@ from mtkd_env.data.stream import StreamState
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
+from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch
 from tiny import (
     IMAGE_SHAPE,
@@ -41,6 +42,7 @@ class Still(Distiller):
             teachers(),
             image_shape=IMAGE_SHAPE,
             steps_per_epoch=STEPS_PER_EPOCH,
+            distillation=Distillation(),
             recipe=Recipe(epochs=4, lr=0.0),
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from experiments.config import parse_arguments
 from mtkd_env import registration
+from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
@@ -227,7 +228,7 @@ def test_int8_is_for_cpus_only() -> None:
 def test_an_unknown_precision_is_named() -> None:
     message = "unknown teacher_precision 'int9'; did you mean 'int8'"
     with pytest.raises(ConfigError, match=message):
-        check_teacher_precision("int9", "cpu")
+        Computing(teacher_precision="int9")
     with pytest.raises(ConfigError, match=message):
         parse_arguments(["--teacher_precision", "int9"])
 

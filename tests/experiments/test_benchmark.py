@@ -195,8 +195,8 @@ def test_methods_share_images_and_teachers_but_no_student(assembly: Assembly) ->
     first, second = (make_env(assembly, config_of(algo)) for algo in ("aver", "aver_kd"))
     assert first.distiller.teachers is second.distiller.teachers is assembly.env.distiller.teachers
     assert first.stream is second.stream is assembly.env.stream
-    assert first.distiller.feature_terms
-    assert not second.distiller.feature_terms
+    assert first.distiller.distillation.feature_terms
+    assert not second.distiller.distillation.feature_terms
     students = (env.distiller.module.parameters() for env in (first, second))
     for one, other in zip(*students, strict=True):
         assert one.data_ptr() != other.data_ptr()

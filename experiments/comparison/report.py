@@ -42,7 +42,7 @@ NOTE = (
     "last: after the last epoch, the result; best: the highest, chosen on the same images. "
     "± is the standard deviation over the n {}.\n"
     "Differences in points, paired by {}; intervals are 95 % t intervals. Bold: other than zero "
-    "by Holm's correction (p < 0.05) over all differences of these tables."
+    "by Holm's correction (p < 0.05) over all differences of these tables; red in the picture."
 )
 SCORES = (
     "agent score: 0 is equal weights, 1 all weight on each sample's best teacher. "
@@ -300,32 +300,58 @@ def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -
 
 
 def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: Path) -> None:
-    """Draws a panel for every setting: pools or seeds, the mean with its interval, the baseline."""
+    """Draws two panels for every setting: pools or seeds with their means; differences below."""
     groups = _by_setting(comparison, summaries)
     methods = [m for m in comparison.methods if any(s.method == m for s in summaries)]
-    size = (3 + 4 * len(groups), 1.6 + 0.32 * len(methods))
+    rows = 2 if any(summary.difference for summary in summaries) else 1
+    size = (3 + 4 * len(groups), 0.8 + rows * (0.8 + 0.32 * len(methods)))
     with picture(path, size) as figure:
-        panels = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-        for axes, (setting, group) in zip(panels, groups.items(), strict=True):
-            _draw_setting(axes, group, methods, comparison.baseline)
+        panels = figure.subplots(rows, len(groups), sharey=True, squeeze=False)
+        for axes, (setting, group) in zip(panels[0], groups.items(), strict=True):
+            _draw_means(axes, group, methods, comparison.baseline)
             axes.set(title=drawn(setting), xlabel=f"{group[0].metric}, last epoch [%]")
-        panels[0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
-        panels[0].set_ylim(len(methods) - 0.5, -0.5)
+        for axes, group in zip(panels[1:].flat, groups.values(), strict=rows == 2):
+            _draw_differences(axes, group, methods)
+            axes.set(xlabel=f"− {drawn(comparison.baseline or '')} [points]")
+        panels[0, 0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
+        panels[0, 0].set_ylim(len(methods) - 0.5, -0.5)
         title = drawn(comparison.title, 2 * LENGTH)
         figure.suptitle(f"{title}: {summaries[0].varying}, mean and 95 % t interval")
 
 
-def _draw_setting(
+def _draw_means(
     axes: Axes, group: Sequence[Summary], methods: Sequence[str], baseline: str | None
 ) -> None:
     for summary in group:
         row = methods.index(summary.method)
         values = [100 * value for value in summary.values]
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.35, markersize=5)
-        if summary.interval is not None:
-            low, high = summary.interval
-            axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=1.5)
-        axes.plot(100 * summary.last.mean, row, "D", color="black", markersize=5)
+        _draw_interval(axes, row, summary.last.mean, summary.interval)
         if summary.method == baseline:
             axes.axvline(100 * summary.last.mean, color="grey", linestyle=":", zorder=1)
     axes.grid(alpha=0.3)
+
+
+def _draw_differences(axes: Axes, group: Sequence[Summary], methods: Sequence[str]) -> None:
+    """The differences to the baseline; what Holm's correction leaves in colour."""
+    for summary in group:
+        if summary.difference is not None:
+            row, colour = (
+                methods.index(summary.method),
+                "tab:red" if summary.is_certain else "black",
+            )
+            _draw_interval(axes, row, summary.difference.mean, summary.difference.interval, colour)
+    axes.axvline(0, color="grey", linestyle=":", zorder=1)
+    axes.grid(alpha=0.3)
+
+
+def _draw_interval(
+    axes: Axes,
+    row: int,
+    mean: float,
+    interval: tuple[float, float] | None,
+    colour: str = "black",
+) -> None:
+    if interval is not None:
+        axes.plot([100 * end for end in interval], [row, row], color=colour, linewidth=1.5)
+    axes.plot(100 * mean, row, "D", color=colour, markersize=5)

@@ -292,8 +292,8 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
     runs = [*finished("near"), *finished("far")]
     draw_comparison(comparison, summaries_of(comparison, runs), tmp_path / "picture.png")
     (figure,) = figures
-    assert [axes.get_title() for axes in figure.axes] == ["near", "far"]
-    for axes in figure.axes:
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["near", "far"]
+    for axes in figure.axes[:2]:
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["pg", "aver"]
         dots = {
             tuple(line.get_xdata()): list(line.get_ydata())
@@ -303,6 +303,28 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
         assert dots == {(75, 75): [0, 0], (50, 62.5, 75): [1, 1, 1]}
         dotted = [line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == ":"]
         assert dotted == [62.5]
+    for axes in figure.axes[2:]:
+        assert axes.get_xlabel() == "− aver [points]"
+        found = {line.get_marker(): list(line.get_xdata()) for line in axes.lines[:2]}
+        interval = t_interval([0.25, 0.125]) or ()
+        assert found == {"None": [100 * end for end in interval], "D": [18.75]}
+        assert {line.get_color() for line in axes.lines[:2]} == {"black"}
+
+
+def test_what_is_certain_is_red_in_the_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    draw_comparison(COMPARISON, summaries_of(COMPARISON, behind()), tmp_path / "picture.png")
+    (figure,) = figures
+    colours = {
+        line.get_ydata()[0]: line.get_color()
+        for line in figure.axes[1].lines
+        if line.get_marker() == "D"
+    }
+    # pg, and none, which is in the third row.
+    assert colours == {0: "tab:red", 2: "black"}
 
 
 def test_the_picture_is_drawn(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from experiments.command import as_called
 from experiments.experiment import run_config
 from experiments.gallery import read_gallery
 from experiments.running.failures import Parser, path_argument, run_program
@@ -119,7 +120,7 @@ def _read_result(run: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(
             f"{run}: expected a finished run, found one without result.json; to finish it: "
-            f"run.py --resume {run}"
+            f"{as_called('run.py')} --resume {run}"
         ) from None
     except ValueError as error:
         raise ConfigError(f"{run / 'result.json'}: damaged result ({error})") from error

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from experiments.command import as_called
 from experiments.comparison.kinds import DISTILLATION, Entry, Kind, find_kind
 from experiments.comparison.statistics import Spread
 from experiments.config import CONFIGS, read_yaml
@@ -169,9 +170,8 @@ class _Reader:
         self._flags = flags
         self._content = read_yaml(path, "comparison")
         if what := self._content.get("benchmark"):
-            raise self._error(
-                f"a benchmark, not a comparison: python experiments/benchmark.py --what {what}"
-            )
+            program = as_called("python experiments/benchmark.py")
+            raise self._error(f"a benchmark, not a comparison: {program} --what {what}")
         for key in self._content:
             self._check(KEYS, str(key), "key")
         try:

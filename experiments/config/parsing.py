@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import takewhile
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from experiments.command import as_called
 from experiments.config.experiment import ExperimentConfig
 from experiments.config.layers import (
     YAML,
@@ -75,7 +75,7 @@ class ConfigurationParser(ArgumentParser):
 @cache
 def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
     parser = ConfigurationParser(
-        prog=Path(program).name,
+        prog=program,
         description=(
             "Distils a student from its teachers under a method's weights. Layers, later ones "
             "win: configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, --config files, flags. "
@@ -245,7 +245,7 @@ def _parse(
     together = {key: value for layer in arguments for key, value in layer.items()}
     # As YAML, because JSON has no word for NaN or infinity.
     merged = ["--agent.arguments", yaml.safe_dump(together)] if together else []
-    parser = _parser(tuple(layer.source for layer in shipped), program)
+    parser = _parser(tuple(layer.source for layer in shipped), as_called(program))
     return parser.build(ExperimentConfig, [*configs, *merged, *flags, "--algo", algo])
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import torch
 
+from experiments.command import as_called
 from experiments.executors.base import one_line
 from experiments.running.signals import Stopped, Terminated, forget_output, terminable
 from mtkd_env.errors import ConfigError
@@ -56,12 +57,16 @@ class Parser(ArgumentParser):
 
     def __init__(self, prog: str, description: str | None, epilog: str = "") -> None:
         super().__init__(
-            prog=prog,
+            prog=as_called(prog),
             description=description,
             epilog=f"{epilog}{DEBUG} shows where an error came from.",
             formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+
+    def format_help(self) -> str:
+        """Names the programs as they are called."""
+        return as_called(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         """Does not end the program itself."""

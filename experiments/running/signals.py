@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from experiments.command import as_called
 from mtkd_env.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ class Stopped(KeyboardInterrupt):
         self.program = program
 
     def __str__(self) -> str:
-        return f"stopped after step {self.step}; to go on: {self.program} --resume {self.folder}"
+        return f"stopped after step {self.step}; {_on(self.program, self.folder)}"
 
     @property
     def code(self) -> int:
@@ -137,5 +138,9 @@ def way_back(program: str, folder: Path) -> Iterator[None]:
     except (ConfigError, FloatingPointError):
         raise
     except Exception as error:
-        error.add_note(f"to go on: {program} --resume {folder}")
+        error.add_note(_on(program, folder))
         raise
+
+
+def _on(program: str, folder: str | Path) -> str:
+    return f"to go on: {as_called(program)} --resume {folder}"

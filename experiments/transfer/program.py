@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import yaml
 
+from experiments.command import as_called
 from experiments.config import (
     CONFIGS,
     MOST_THREADS,
@@ -249,7 +250,7 @@ def _has_values(kind: type[Config], path: Path, flag: str) -> bool:
 def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
     names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser = ConfigurationParser(
-        prog=program,
+        prog=as_called(program),
         description=(
             "Trains a network that begins with a distilled backbone. Layers, later ones win: "
             "configs/transfer/RECIPE.yaml, --config files, flags. --resume FOLDER goes on with an "

@@ -37,7 +37,7 @@ from mtkd_env.observation import (
     make_observer,
     needs_label,
 )
-from mtkd_env.reward import NORMALIZATIONS, REWARDS, RewardFunction, Rewards
+from mtkd_env.reward import NORMALIZATIONS, REWARDS, Rewards, make_reward
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
@@ -322,13 +322,12 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.device = distiller.device
         self.options = options
         self.skips = options.on_nan == "skip"
-        rule = REWARDS[options.reward]
-        self.reward = RewardFunction(
-            rule,
-            distiller.distillation,
-            options.reward_normalization,
-            options.reward_timing,
-            rule.direction(distiller, options.heldout_size) if rule.direction else None,
+        self.reward = make_reward(
+            options.reward,
+            distiller,
+            normalization=options.reward_normalization,
+            timing=options.reward_timing,
+            heldout_size=options.heldout_size,
         )
         self.fusion = WeightFusion(options.fusion, prior).to(self.device)
         teachers = distiller.teachers

@@ -311,3 +311,25 @@ class RewardFunction:
     def _parts(self) -> dict[str, Direction | RunningDeviation]:
         parts = {"direction": self._direction, "deviation": self._deviation}
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def make_reward(
+    name: str,
+    distiller: Distiller,
+    *,
+    normalization: str | None = None,
+    timing: str = "before",
+    heldout_size: int = 128,
+) -> RewardFunction:
+    """A reward by its name in `REWARDS`, for the student of a distiller.
+
+    Args:
+        name: The name.
+        distiller: Has the student, the constants of its loss and the labelled images.
+        normalization: Name in `NORMALIZATIONS` that replaces the reward's own.
+        timing: `before` or `after` the student's step.
+        heldout_size: Labelled images that `heldout` draws anew for every batch.
+    """
+    rule = REWARDS[name]
+    direction = rule.direction(distiller, heldout_size) if rule.direction else None
+    return RewardFunction(rule, distiller.distillation, normalization, timing, direction)

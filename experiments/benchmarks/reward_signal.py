@@ -21,7 +21,7 @@ from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from mtkd_env import MTKDVectorEnv
 from mtkd_env.env import CHOICES
 from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.reward import REWARDS, RewardFunction
+from mtkd_env.reward import REWARDS, RewardFunction, make_reward
 from mtkd_env.types import Batch, TeacherWeights
 
 # Who trains the student; which samples are easy, and so what helps them, depends on it.
@@ -103,9 +103,8 @@ class Probes:
         self._held_out: Batch = next(iter(self.env.splits[self.held_out_split]()))
         self._pool = pool
         self._batches = request.rounds
-        loss = self.env.distiller.distillation
         self._rewards: dict[Paid, RewardFunction] = {
-            (name, timing): RewardFunction(REWARDS[name], loss, timing=timing)
+            (name, timing): make_reward(name, self.env.distiller, timing=timing)
             for name, timing in product(rewards, CHOICES["reward_timing"])
         }
         if request.rounds > self.env.steps_per_epoch:
@@ -168,7 +167,9 @@ def look(
     state = env.state
     known = usefulness(env.distiller, state, held_out)
     weights = TeacherWeights.uniform(state.divergence)
+    # Before the step, as an environment does with its own reward.
+    seen = {key: reward.observe(state) for key, reward in rewards.items()}
     env.distill(weights)
     updated = env.distiller.revisit(state)
-    paid = {key: reward(state, weights, updated).advantages for key, reward in rewards.items()}
+    paid = {key: reward(seen[key], weights, updated).advantages for key, reward in rewards.items()}
     return known, paid

@@ -17,7 +17,7 @@ from mtkd_env.data.split import LabelSpec, Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
-from mtkd_env.files import whole_path
+from mtkd_env.files import user_path, whole_path
 
 __all__ = [
     "DATASETS",
@@ -33,6 +33,7 @@ __all__ = [
     "check_dataset",
     "evaluation_batches",
     "load_dataset",
+    "load_training_images",
 ]
 
 DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
@@ -160,6 +161,24 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
     except TypeError as error:
         raise ConfigError(f"dataset '{name}': {error}") from error
     return load(**kwargs)
+
+
+def load_training_images(path: str, data: ImageSet[Any]) -> Any:
+    """Training images of another file or folder, in the form of a dataset's own.
+
+    Args:
+        path: A folder if the dataset is in files, else a `.npz` file.
+        data: Whose shape and classes they have.
+
+    Raises:
+        ConfigError: The path cannot be used, or its images or classes are others; names it.
+    """
+    found = user_path(path)
+    if not isinstance(data, ImageFiles):
+        return npz.load_training_images(found, data)
+    if not found.is_dir():
+        raise ConfigError(f"{path}: no such folder; expected one, as {data.name} is in files")
+    return folder.load_training_images(found, data)
 
 
 def with_whole_paths(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

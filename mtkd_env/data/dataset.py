@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Generic
 
 import torch
@@ -170,8 +171,7 @@ class ImageData(ImageSet[Split]):
         ):
             _check_images(f"x_{part}", images)
             _check_targets(f"y_{part}", targets, self.num_classes, missing=part == "train")
-            if len(images) != len(targets):
-                raise _wrong(f"y_{part}", f"{len(images)} labels as in x_{part}", len(targets))
+            check_same_length(part, images, targets)
         if self.x_test.shape[1:] != self.image_shape:
             found = tuple(self.x_test.shape[1:])
             raise _wrong("x_test", f"images of shape {self.image_shape} as in x_train", found)
@@ -215,9 +215,9 @@ class ImageData(ImageSet[Split]):
         """SHA-256 of all that training and evaluation depend on; names do not count."""
         settings = (self.num_classes, self.flip, self.crop_padding)
         sha = hashlib.sha256(repr(settings).encode())
-        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
-            sha.update(repr(tuple(array.shape)).encode())
-            sha.update(array.contiguous().numpy().data)
+        train, _, test = self.parts
+        for piece in chain(train.contents(), test.contents()):
+            sha.update(piece)
         return sha.hexdigest()
 
     @property
@@ -271,6 +271,29 @@ def _positions(mask: Tensor) -> Int64[Tensor, " N"]:
 
 def _wrong(what: str, expected: str, found: object) -> ConfigError:
     return ConfigError(f"{what}: expected {expected}, found {found}")
+
+
+def check_more_images(data: ImageSet[Split], images: Tensor, targets: Tensor) -> None:
+    """Checks that further training images are of the shape and the classes of a dataset.
+
+    Raises:
+        ConfigError: They are not; names the array.
+    """
+    _check_images("x_train", images)
+    if images.shape[1:] != data.image_shape:
+        expected = f"images of shape {data.image_shape} as in {data.name}"
+        raise _wrong("x_train", expected, tuple(images.shape[1:]))
+    _check_targets("y_train", targets, data.num_classes, missing=True)
+
+
+def check_same_length(part: str, images: Tensor, targets: Tensor) -> None:
+    """Checks that there is a label, known or not, for every image.
+
+    Raises:
+        ConfigError: There is not; names the array of the part.
+    """
+    if len(images) != len(targets):
+        raise _wrong(f"y_{part}", f"{len(images)} labels as in x_{part}", len(targets))
 
 
 def _check_images(what: str, images: Tensor) -> None:

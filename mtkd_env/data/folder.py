@@ -1,6 +1,7 @@
 """Images in folders, a folder for each class: a user's own, or ImageNet."""
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ from mtkd_env.data.image_files import INTERPOLATIONS, PREFETCH_BYTES, FileSplit,
 from mtkd_env.data.reading import image_files, visible
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
+from mtkd_env.types import UNKNOWN
+
+NO_IMAGES = f"holds no images ({', '.join(IMG_EXTENSIONS)})"
 
 WHERE = " (--data.arguments.root says where to look)"
 
 LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
+
+# Folder of training images without a label.
+UNLABELLED = "unlabelled"
 
 IMAGENET_LAYOUT = (
     "expected train/n01440764/*.JPEG, ..., and val/n01440764/*.JPEG, ...; its owners give the "
@@ -40,7 +47,8 @@ def load_folder(
     """A user's own images: `root/train/CLASS/*`, and `root/val/CLASS/*` or `root/test/CLASS/*`.
 
     Classes are numbered in the order of their folders' names. Where there are both, `test` is what
-    is reported on and `val` what is chosen by; either alone is what is reported on.
+    is reported on and `val` what is chosen by; either alone is what is reported on. Images in
+    `root/unlabelled` and below are training images without a label.
 
     Args:
         root: The folder.
@@ -70,6 +78,20 @@ def load_folder(
         workers=workers,
         prefetch_bytes=prefetch_bytes,
     )
+
+
+def load_training_images(path: Path, data: ImageFiles) -> FileSplit:
+    """The images of a further folder: `path/train/CLASS/*` or `path/CLASS/*`.
+
+    Args:
+        path: The folder.
+        data: Whose classes they are of; not all of them need be there.
+
+    Raises:
+        ConfigError: No images, or a class that the dataset does not have.
+    """
+    root = path / "train" if (path / "train").is_dir() else path
+    return _list_files(root, list(data.class_names), "expected CLASS/*.jpg or train/CLASS/*.jpg")
 
 
 def load_imagenet(
@@ -131,6 +153,7 @@ def _image_files(root: Path, held_out: tuple[str, ...], layout: str, **settings:
     classes = _classes(root / "train", layout)
     train = _list_files(root / "train", classes, layout)
     _check_none_empty(train, classes)
+    train = _with_unlabelled(train, root)
     test, *val = (_list_files(folder, classes, layout) for folder in folders)
     return ImageFiles(
         class_names=_names(classes),
@@ -158,16 +181,32 @@ def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
         for image in image_files(folder / name)
     ]
     if not found:
-        raise ConfigError(f"{folder}: holds no images ({', '.join(IMG_EXTENSIONS)}); {layout}")
+        raise ConfigError(f"{folder}: {NO_IMAGES}; {layout}")
     names, labels = zip(*found, strict=True)
     return FileSplit(folder, names, torch.tensor(labels), torch.arange(len(found)))
+
+
+def _with_unlabelled(train: FileSplit, root: Path) -> FileSplit:
+    """The training images, and behind them those without a label if there are any."""
+    folders = [path.name for path in visible(root) if path.is_dir()]
+    for name in get_close_matches(UNLABELLED, folders, n=1, cutoff=0.85):
+        if name != UNLABELLED:
+            raise ConfigError(f"{root / name}: expected the name '{UNLABELLED}'")
+    if UNLABELLED not in folders:
+        return train
+    more = [f"{UNLABELLED}/{image}" for image in image_files(root / UNLABELLED)]
+    if not more:
+        raise ConfigError(f"{root / UNLABELLED}: {NO_IMAGES}")
+    names = [*(f"{train.root.name}/{name}" for name in train.names), *more]
+    targets = torch.cat([train.targets, torch.full((len(more),), UNKNOWN)])
+    return FileSplit(root, names, targets, torch.arange(len(names)))
 
 
 def _check_none_empty(train: FileSplit, classes: list[str]) -> None:
     counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
     for name, count in zip(classes, counts, strict=True):
         if count == 0:
-            raise ConfigError(f"{train.root / name}: holds no images ({', '.join(IMG_EXTENSIONS)})")
+            raise ConfigError(f"{train.root / name}: {NO_IMAGES}")
 
 
 def _names(folders: list[str]) -> tuple[str, ...]:

@@ -71,6 +71,12 @@ class FileSplit(ImageSplit):
         names = [self.names[position] for position in positions.tolist()]
         return FileSplit(self.root, names, self.targets[positions], self.index[positions])
 
+    def contents(self) -> Iterator[bytes]:
+        """Name, size and class of each file; to read the pixels would take longer than an epoch."""
+        for name, target in zip(self.names, self.targets.tolist(), strict=True):
+            size = (self.root / name).stat().st_size
+            yield f"{name}\0{size}\0{target}\n".encode()
+
     def relabelled(self, targets: Int64[Tensor, " N"]) -> "FileSplit":
         """The same images with other labels."""
         return replace(self, targets=targets)
@@ -155,19 +161,15 @@ class ImageFiles(ImageSet[FileSplit]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of names, sizes and classes of the files, and of what is made of them.
-
-        The pixels do not count: to read them all would take longer than an epoch.
-        """
+        """SHA-256 of names, sizes and classes of the files, and of what is made of them."""
         sizes = (self.image_size, self.resize, self.interpolation)
         settings = (*sizes, self.augmentation, self.repeats)
         sha = hashlib.sha256(repr((self.num_classes, *settings)).encode())
         for part in (self.train, self.val, self.test):
             if part is None:
                 continue
-            for name, target in zip(part.names, part.targets.tolist(), strict=True):
-                size = (part.root / name).stat().st_size
-                sha.update(f"{name}\0{size}\0{target}\n".encode())
+            for file in part.contents():
+                sha.update(file)
             sha.update(b"\n")
         return sha.hexdigest()
 

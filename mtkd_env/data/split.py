@@ -4,6 +4,7 @@ Also which of them each of several processes works on.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -47,6 +48,10 @@ class ImageSplit(ABC):
         """A part of the split."""
 
     @abstractmethod
+    def contents(self) -> Iterator[bytes]:
+        """All that tells the images and their classes from others, for a digest."""
+
+    @abstractmethod
     def relabelled(self: S, targets: Int64[Tensor, " N"]) -> S:
         """The same images with other labels."""
 
@@ -72,6 +77,12 @@ class Split(ImageSplit):
     def take(self, positions: Int64[Tensor, " N"]) -> "Split":
         """A part of the split."""
         return Split(self.images[positions], self.targets[positions], self.index[positions])
+
+    def contents(self) -> Iterator[bytes]:
+        """Pixels and classes."""
+        for array in (self.images, self.targets):
+            yield repr(tuple(array.shape)).encode()
+            yield array.contiguous().numpy().tobytes()
 
     def relabelled(self, targets: Int64[Tensor, " N"]) -> "Split":
         """The same images with other labels."""

@@ -293,7 +293,7 @@ ZEROS = np.zeros((12, 8, 10, 3), dtype=np.uint8)
         ({"y_train": np.zeros((12, 1), int)}, r"y_train: .* \(N,\), found \(12, 1\); .*reshape"),
         ({"y_train": np.zeros((12, 3), int)}, r"y_train: .* \(N,\), found \(12, 3\); .*argmax"),
         ({"y_train": np.array(3)}, r"y_train: .* \(N,\), found \(\)"),
-        ({"y_train": np.arange(12) - 1}, "y_train: expected labels from 0 .* found -1, 0, 1"),
+        ({"y_train": np.arange(12) - 2}, "y_train: expected labels from 0 .* found -2, 0, 1"),
         ({"y_train": np.arange(12) + 1}, "y_train: expected labels from 0 .* found 1, 2, 3"),
         ({"y_train": np.arange(12) * 2}, "y_train: expected labels from 0 .* found 0, 2, 4"),
         ({"y_test": np.arange(6)}, "y_test: expected labels from 0 to 2, found 5"),

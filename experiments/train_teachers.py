@@ -49,8 +49,11 @@ def pool_table(pool: TeacherPool) -> Table:
     for heading in ("teacher", "test accuracy", "test cross-entropy", "digest"):
         table.add_column(heading, justify="left" if heading == "teacher" else "right")
     for name, evaluation in pool.evaluations.items():
-        numbers = (f"{evaluation.accuracy:.2%}", f"{evaluation.cross_entropy:.4f}")
-        table.add_row(name, *numbers, pool.digests[name][:16])
+        accuracy = f"{evaluation.accuracy:.2%}"
+        if evaluation.labelled < 1:
+            own = evaluation.accuracy / max(evaluation.labelled, 1e-12)
+            accuracy += f" ({own:.2%} of its own classes)"
+        table.add_row(name, accuracy, f"{evaluation.cross_entropy:.4f}", pool.digests[name][:16])
     return table
 
 

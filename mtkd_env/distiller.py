@@ -342,7 +342,8 @@ class Distiller:
         output = widened(view.output)
         logits = output.logits
         logit_terms, feature_terms = self._terms
-        kd = losses.kd_divergence(logits, teachers.logits, self.distillation.temperature)
+        temperature = self.distillation.temperature
+        kd = losses.kd_divergence(logits, teachers.logits, temperature, teachers.known)
         if view.projected:
             mse = losses.feature_mse(view.projected, teachers.feature_maps)
             with torch.no_grad():
@@ -356,7 +357,7 @@ class Distiller:
             embedded=view.embedded,
             teachers=teachers,
             targets=batch.targets,
-            temperature=self.distillation.temperature,
+            temperature=temperature,
             directions=self.directions,
         )
         # The evidence of Equ. 3-6 is needed in any case, whatever the student is trained by.
@@ -369,7 +370,9 @@ class Distiller:
             cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
             kd=combine(logit_terms, LOGIT_TERMS, comparison, known),
             feature=combine(feature_terms, FEATURE_TERMS, comparison, known),
-            teacher_cross_entropy=losses.teacher_cross_entropy(teachers.logits, batch.labels),
+            teacher_cross_entropy=losses.teacher_cross_entropy(
+                teachers.logits, batch.labels, teachers.known
+            ),
             divergence=kd.detach(),
             distance=mse.detach(),
             similarity=similarity,

@@ -18,11 +18,20 @@ class Evaluation:
 
     Attributes:
         accuracy: Share of images whose class has the largest logit.
-        cross_entropy: Mean cross-entropy [nats].
+        cross_entropy: Mean cross-entropy of those that have a label [nats].
+        labelled: Share of images that have a label, for a teacher one that it knows.
     """
 
     accuracy: float
     cross_entropy: float
+    labelled: float = 1.0
+
+
+def evaluation_of(
+    correct: float, cross_entropy: float, samples: float, labelled: float
+) -> Evaluation:
+    """A result from sums over a split: right answers, cross-entropy, images, those with a label."""
+    return Evaluation(correct / samples, cross_entropy / max(labelled, 1), labelled / samples)
 
 
 @torch.no_grad()
@@ -40,15 +49,16 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = FULL
     was_training = network.training
     network.eval()
     device = next(network.parameters()).device
-    totals = [torch.zeros(3, dtype=torch.float64, device=device)]
+    totals = [torch.zeros(4, dtype=torch.float64, device=device)]
     for batch in batches:
         with autocast(precision, batch.inputs.device):
             logits = network(batch.inputs).logits
         hits = (logits.argmax(1) == batch.targets).sum()
         loss = cross_entropy_per_sample(logits, batch.targets).sum()
         count = torch.full_like(hits, len(batch.targets))
-        totals.append(torch.stack([hits.double(), loss.double(), count.double()]))
+        labelled = batch.labelled.sum()
+        totals.append(torch.stack([one.double() for one in (hits, loss, count, labelled)]))
     sums = distributed.total(torch.stack(totals).sum(0))
-    correct, cross_entropy, samples = sums.tolist()
+    correct, cross_entropy, samples, labelled_samples = sums.tolist()
     network.train(was_training)
-    return Evaluation(correct / samples, cross_entropy / samples)
+    return evaluation_of(correct, cross_entropy, samples, labelled_samples)

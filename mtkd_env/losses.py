@@ -4,6 +4,8 @@ They know neither networks nor weights. All are computed in float32 at least, wh
 precision of the networks, because differences of log-probabilities lose all digits in half.
 """
 
+import math
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -11,10 +13,14 @@ from torch.nn import functional
 
 from mtkd_env import distributed
 from mtkd_env.precision import widen
-from mtkd_env.types import UNKNOWN
+from mtkd_env.types import UNKNOWN, UNKNOWN_LOGIT, Known
 
 # Classes (`UNKNOWN` without a label), or the share of every class in each image.
 Labels = Int64[Tensor, " B"] | Float[Tensor, "B C"]
+
+# Log-probability [nats] of a class that a teacher does not know, where the logarithm of its
+# probability of 0 is needed.
+UNKNOWN_LOG_PROBABILITY = -20.0
 
 
 def cross_entropy(
@@ -41,12 +47,17 @@ def cross_entropy(
     )
 
 
-def teacher_cross_entropy(teachers: Float[Tensor, "M B C"], labels: Labels) -> Float[Tensor, "B M"]:
+def teacher_cross_entropy(
+    teachers: Float[Tensor, "M B C"], labels: Labels, known: Known = None
+) -> Float[Tensor, "B M"]:
     """Cross-entropy of every teacher with the true classes, per sample [nats]; Equ. 3-5.
 
-    0 for an image without a label.
+    0 for an image without a label, 20 for one of a class that the teacher does not know.
     """
     log_probabilities = functional.log_softmax(widen(teachers), dim=-1)
+    if known is not None:
+        unknown = ~known.unsqueeze(1)
+        log_probabilities = log_probabilities.masked_fill(unknown, UNKNOWN_LOG_PROBABILITY)
     if labels.is_floating_point():
         return -(log_probabilities * labels.to(log_probabilities.dtype)).sum(-1).transpose(0, 1)
     index = labels.clamp(min=0).expand(len(teachers), -1).unsqueeze(-1)
@@ -65,13 +76,23 @@ def class_shares(labels: Labels, num_classes: int) -> Float[Tensor, "B C"]:
     return functional.one_hot(labels % (num_classes + 1), num_classes + 1)[:, :-1].float()
 
 
-def predictive_entropy(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B M"]:
-    """Shannon entropy of every teacher's prediction at temperature 1, per sample [nats]."""
-    return torch.special.entr(widen(logits).softmax(-1)).sum(-1).transpose(0, 1)
+def predictive_entropy(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B M"]:
+    """Shannon entropy of every teacher's prediction at temperature 1, per sample [nats].
+
+    That of a teacher of C_m < C classes is scaled by log C / log C_m, so that whoever has no idea
+    has log C.
+    """
+    entropy = torch.special.entr(widen(logits).softmax(-1)).sum(-1).transpose(0, 1)
+    if known is None:
+        return entropy
+    return entropy * (math.log(known.shape[1]) / known.sum(1).log())
 
 
 def mixture_log_likelihood(
-    weights: Float[Tensor, "B M"], teachers: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
+    weights: Float[Tensor, "B M"],
+    teachers: Float[Tensor, "M B C"],
+    targets: Int64[Tensor, " B"],
+    known: Known = None,
 ) -> Float[Tensor, " B"]:
     """Log Σ_m w^m p_1(z^m)[y]: how likely weighted teachers find the true classes [nats].
 
@@ -79,34 +100,66 @@ def mixture_log_likelihood(
         weights: Rows on the simplex; receive a gradient.
         teachers: Logits of the M teachers.
         targets: True classes, all of them known.
+        known: Which classes each teacher knows.
     """
-    own = -teacher_cross_entropy(teachers, targets)
+    own = -teacher_cross_entropy(teachers, targets, known)
     return (weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + own).logsumexp(1)
 
 
+def of_known(student: Float[Tensor, "B C"], known: Known) -> Float[Tensor, "#M B C"]:
+    """The student's logits as far as each teacher knows their classes, the same ones for all if so.
+
+    Softmaxes of them are distributions over the teacher's classes; no gradient passes the others.
+    """
+    if known is None:
+        return student.unsqueeze(0)
+    return student.unsqueeze(0).masked_fill(~known.unsqueeze(1), UNKNOWN_LOGIT)
+
+
 def kd_divergence(
-    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+    student: Float[Tensor, "B C"],
+    teachers: Float[Tensor, "M B C"],
+    temperature: float,
+    known: Known = None,
 ) -> Float[Tensor, "B M"]:
     """KL divergence from every teacher's softened prediction to the student's, per sample [nats].
 
     Soft-target term of Hinton et al. (2015), per teacher and without the batch mean:
         kd[b, m] = T² Σ_c p_m(c | x_b) log( p_m(c | x_b) / q(c | x_b) )
     The paper writes D_KL(y^S, y^T) in Equ. 2; its released code, like the field, has the teacher
-    first, and so has this.
+    first, and so has this. Both are distributions over the classes that the teacher knows.
 
     Args:
         student: Student logits; the only argument that receives a gradient.
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
+        known: Which classes each teacher knows.
     """
-    log_q = functional.log_softmax(widen(student) / temperature, dim=-1)
+    log_q = functional.log_softmax(of_known(widen(student), known) / temperature, dim=-1)
     log_p = functional.log_softmax(widen(teachers) / temperature, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return temperature**2 * divergence.transpose(0, 1)
 
 
+def kd_pull(
+    student: Float[Tensor, "B C"],
+    teachers: Float[Tensor, "M B C"],
+    temperature: float,
+    known: Known = None,
+) -> Float[Tensor, "M B C"]:
+    """Q − p_m, at temperature T: T times it is the gradient of `kd_divergence` in the logits.
+
+    0 at classes that the teacher does not know. See `kd_divergence` for the arguments.
+    """
+    ours = (of_known(widen(student), known) / temperature).softmax(-1)
+    return ours - (widen(teachers) / temperature).softmax(-1)
+
+
 def kd_of_mean(
-    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+    student: Float[Tensor, "B C"],
+    teachers: Float[Tensor, "M B C"],
+    temperature: float,
+    known: Known = None,
 ) -> Float[Tensor, "B M"]:
     """KL divergence from the softened mean of the teachers' logits to the student, per sample.
 
@@ -117,9 +170,16 @@ def kd_of_mean(
         student: Student logits; the only argument that receives a gradient.
         teachers: Logits of the M teachers.
         temperature: Softening T > 0.
+        known: Which classes each teacher knows; the mean of a class is over those that know it.
     """
-    mean = widen(teachers).mean(0, keepdim=True)
-    return kd_divergence(student, mean, temperature).expand(-1, len(teachers))
+    if known is None:
+        mean = widen(teachers).mean(0, keepdim=True)
+    else:
+        count = known.sum(0)
+        total = widen(teachers).masked_fill(~known.unsqueeze(1), 0).sum(0, keepdim=True)
+        mean = torch.where(count > 0, total / count.clamp(min=1), UNKNOWN_LOGIT)
+        known = (count > 0).unsqueeze(0)
+    return kd_divergence(student, mean, temperature, known).expand(-1, len(teachers))
 
 
 def feature_mse(
@@ -165,20 +225,38 @@ def feature_cosine(
     return inner * first * second
 
 
-def _pearson_distance(first: Tensor, second: Tensor, dim: int) -> Tensor:
+def _pearson_distance(
+    first: Tensor, second: Tensor, dim: int, counted: Tensor | None = None
+) -> Tensor:
     """1 − Pearson correlation along a dimension; 1 where a side does not vary.
 
     The smallest number stands beside the product of the lengths, as in the authors' code of DIST:
     predictions that hardly vary then count less than in a cosine that only guards its division.
+
+    Args:
+        first: Any values.
+        second: As many values.
+        dim: The dimension.
+        counted: Which of the values count, all by default; the others are 0.
     """
-    first, second = (values - values.mean(dim, keepdim=True) for values in (first, second))
+    if counted is None:
+        first, second = (values - values.mean(dim, keepdim=True) for values in (first, second))
+    else:
+        share = counted / counted.sum(dim, keepdim=True)
+        first, second = (
+            (values - (values * share).sum(dim, keepdim=True)) * counted
+            for values in (first, second)
+        )
     # Lengths of at least 1e-12, which have derivatives.
     squares = [values.square().sum(dim).clamp(min=1e-24) for values in (first, second)]
     return 1 - (first * second).sum(dim) / (squares[0].sqrt() * squares[1].sqrt() + 1e-8)
 
 
 def dist_divergence(
-    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+    student: Float[Tensor, "B C"],
+    teachers: Float[Tensor, "M B C"],
+    temperature: float,
+    known: Known = None,
 ) -> Float[Tensor, "B M"]:
     """DIST: how badly the student's softened predictions correlate with each teacher's, per sample.
 
@@ -193,12 +271,18 @@ def dist_divergence(
         student: Student logits; the only argument that receives a gradient.
         teachers: Logits of the M teachers.
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
+        known: Which classes each teacher knows; both parts are of these alone.
     """
-    q = functional.softmax(widen(student) / temperature, dim=-1).unsqueeze(1)
+    q = (of_known(widen(student), known) / temperature).softmax(-1).transpose(0, 1)
     p = functional.softmax(widen(teachers) / temperature, dim=-1).transpose(0, 1)
-    between_classes = _pearson_distance(q, p, dim=2)
-    between_samples = _pearson_distance(distributed.gather(q), distributed.gather(p), dim=0).mean(1)
-    return temperature**2 * (between_classes + between_samples)
+    counted = None if known is None else known.unsqueeze(0)
+    between_classes = _pearson_distance(q, p, dim=2, counted=counted)
+    between_samples = _pearson_distance(distributed.gather(q), distributed.gather(p), dim=0)
+    if known is None:
+        mean = between_samples.mean(1)
+    else:
+        mean = (between_samples * known).sum(1) / known.sum(1)
+    return temperature**2 * (between_classes + mean)
 
 
 def norm_direction(

@@ -20,7 +20,7 @@ from mtkd_env.types import DistillState, TeacherOutputs
 # (B, width) of one teacher each: what it says, word for word.
 OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs, int], Tensor]] = {
     "feature": lambda teachers, m: teachers.features[m],
-    "logits": lambda teachers, m: teachers.logits[m],
+    "logits": lambda teachers, m: teachers.scores[m],
 }
 
 # The same of what is made of that with the classes or the student.
@@ -232,16 +232,16 @@ class LabelFreeObserver(Observer):
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
         """The raw observation of every sample, detached."""
-        logits = state.teachers.logits.float()
+        logits, known = state.teachers.logits.float(), state.teachers.known
         probabilities = logits.softmax(-1).transpose(0, 1)
         student = state.student.logits.detach().float()
         own = student.softmax(1)
         mean = probabilities.mean(1)
         pseudo = mean.argmax(1)
         per_teacher = [
-            losses.predictive_entropy(logits),
-            (losses.teacher_cross_entropy(logits, pseudo) / 4).clamp(max=CLIP),
-            (losses.kd_divergence(student, logits, 1.0) / 4).clamp(max=CLIP),
+            losses.predictive_entropy(logits, known),
+            (losses.teacher_cross_entropy(logits, pseudo, known) / 4).clamp(max=CLIP),
+            (losses.kd_divergence(student, logits, 1.0, known) / 4).clamp(max=CLIP),
             functional.cosine_similarity(probabilities, own.unsqueeze(1), dim=-1),
         ]
         blocks = torch.cat([probabilities, torch.stack(per_teacher, dim=-1)], dim=-1)

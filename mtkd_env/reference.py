@@ -5,6 +5,7 @@ as everybody else.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -66,6 +67,7 @@ class ReferenceImages:
                 logits=torch.cat([one.logits for one in outputs], dim=1),
                 features=tuple(map(torch.cat, zip(*(o.features for o in outputs), strict=True))),
                 feature_maps=(),
+                known=outputs[0].known,
             ),
         )
 
@@ -124,10 +126,10 @@ def take(batch: Batch, positions: Tensor) -> Batch:
         inputs=batch.inputs[positions],
         targets=batch.targets[positions],
         index=batch.index[positions],
-        teachers=TeacherOutputs(
+        teachers=replace(
+            batch.teachers,
             logits=batch.teachers.logits[:, positions],
             features=tuple(feature[positions] for feature in batch.teachers.features),
-            feature_maps=(),
         ),
     )
 

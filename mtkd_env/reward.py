@@ -45,8 +45,8 @@ def alignment_credit(state: DistillState, distillation: Distillation) -> Float[T
     temperature = distillation.temperature
     logits = state.student.logits.detach().float()
     error = logits.softmax(1) - losses.class_shares(state.batch.labels, logits.shape[1])
-    teachers = (state.teachers.logits.float() / temperature).softmax(-1)
-    pull = (logits / temperature).softmax(1) - teachers
+    teachers = state.teachers
+    pull = losses.kd_pull(logits, teachers.logits.float(), temperature, teachers.known)
     return temperature * torch.einsum("bc,mbc->bm", error, pull)
 
 

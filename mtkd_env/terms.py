@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtkd_env import losses
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
-from mtkd_env.types import TeacherOutputs
+from mtkd_env.types import Known, TeacherOutputs
 
 Terms = str | Mapping[str, float]
 
@@ -45,13 +45,18 @@ class Comparison:
     temperature: float
     directions: tuple[Tensor, ...]
 
+    @property
+    def predictions(self) -> tuple[Tensor, Tensor, float, Known]:
+        """What losses of the logits take."""
+        return self.logits, self.teachers.logits, self.temperature, self.teachers.known
+
 
 Term = Callable[[Comparison], Tensor]
 
 LOGIT_TERMS: Mapping[str, Term] = {
-    "kd": lambda c: losses.kd_divergence(c.logits, c.teachers.logits, c.temperature),
-    "dist": lambda c: losses.dist_divergence(c.logits, c.teachers.logits, c.temperature),
-    "kd_of_mean": lambda c: losses.kd_of_mean(c.logits, c.teachers.logits, c.temperature),
+    "kd": lambda c: losses.kd_divergence(*c.predictions),
+    "dist": lambda c: losses.dist_divergence(*c.predictions),
+    "kd_of_mean": lambda c: losses.kd_of_mean(*c.predictions),
 }
 
 FEATURE_TERMS: Mapping[str, Term] = {

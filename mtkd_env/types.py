@@ -14,6 +14,13 @@ from torch import Tensor
 # Stands for the class of an image whose label is hidden or was never there.
 UNKNOWN = -1
 
+# Logit of a class that a teacher does not know: its probability is 0 at any temperature up to 100,
+# and float16 holds it.
+UNKNOWN_LOGIT = -30000.0
+
+# Which of the C classes each of M teachers knows; None for all of them.
+Known = Bool[Tensor, "M C"] | None
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -70,11 +77,23 @@ class TeacherOutputs:
         logits: Class scores of every teacher.
         features: One (B, D_m) tensor per teacher; widths may differ.
         feature_maps: One (B, K_m, H_m, W_m) tensor per teacher.
+        known: Which classes each teacher knows; all of them if it is None. The others have
+            `UNKNOWN_LOGIT`.
     """
 
     logits: Float[Tensor, "M B C"]
     features: tuple[Tensor, ...]
     feature_maps: tuple[Tensor, ...]
+    known: Known = None
+
+    @property
+    def scores(self) -> Float[Tensor, "M B C"]:
+        """Logits to compute with as they are: of unknown classes, the sample's smallest known."""
+        if self.known is None:
+            return self.logits
+        unknown = ~self.known.unsqueeze(1)
+        least = self.logits.masked_fill(unknown, torch.inf).amin(-1, keepdim=True)
+        return torch.where(unknown, least, self.logits)
 
 
 @dataclass(frozen=True, slots=True)

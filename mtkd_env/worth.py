@@ -46,15 +46,17 @@ def worth(
 ) -> Float[Tensor, "B M"]:
     """R_i^m = T (p_T(z_i) − p_T(z_i^m))ᵀ G [f_i; 1]: positive where teacher m helps.
 
+    Both are distributions over the classes that the teacher knows, and 0 at others.
+
     Args:
         state: The batch.
         direction: G.
         temperature: T of the logit terms.
     """
-    student = (state.student.logits.detach().float() / temperature).softmax(1)
-    teachers = (state.teachers.logits.float() / temperature).softmax(-1)
+    student, teachers = state.student.logits.detach().float(), state.teachers
+    pull = losses.kd_pull(student, teachers.logits.float(), temperature, teachers.known)
     slope = with_bias(state.student.feature.detach().float()) @ direction.T
-    return temperature * torch.einsum("mbc,bc->bm", student - teachers, slope)
+    return temperature * torch.einsum("mbc,bc->bm", pull, slope)
 
 
 class Direction(ABC):

@@ -89,7 +89,7 @@ def distillation_terms(
 ) -> Tensor:
     """KL of every teacher, then the feature term of every teacher: (B, 2·M)."""
     view = functional_call(module, parameters, (inputs,))
-    kd = losses.kd_divergence(view.output.logits, teachers.logits, temperature)
+    kd = losses.kd_divergence(view.output.logits, teachers.logits, temperature, teachers.known)
     return torch.cat([kd, losses.feature_mse(view.projected, teachers.feature_maps)], dim=1)
 
 
@@ -151,7 +151,8 @@ def _with_own_gradients(module: nn.Module, state: DistillState, temperature: flo
     def of_one(image: Tensor, target: Tensor, logits: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
         inputs = image.unsqueeze(0)
         features = tuple(one.mean((1, 2)).unsqueeze(0) for one in maps)
-        own = TeacherOutputs(logits.unsqueeze(1), features, tuple(one.unsqueeze(0) for one in maps))
+        last_maps = tuple(one.unsqueeze(0) for one in maps)
+        own = TeacherOutputs(logits.unsqueeze(1), features, last_maps, state.teachers.known)
 
         def objective(values: Parameters) -> Tensor:
             return _cross_entropy(module, values, inputs, target.unsqueeze(0)).sum()

@@ -13,7 +13,8 @@ from mtkd_env.compilation import compiled
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
 from mtkd_env.precision import FULL, PRECISIONS, autocast, widen, widened
-from mtkd_env.types import Batch, TeacherOutputs
+from mtkd_env.teachers.known_classes import over_all_classes
+from mtkd_env.types import Batch, Known, TeacherOutputs
 
 
 class TeacherEnsemble(nn.Module):
@@ -26,17 +27,29 @@ class TeacherEnsemble(nn.Module):
         networks: The teachers, in the order of the weights' columns.
         names: A name for each; unique.
         precision: What they compute in; see `mtkd_env.precision`.
+        classes: By name, for teachers that do not know all classes, those that their outputs are.
+        num_classes: C; by default the number of outputs of the first teacher.
 
     Attributes:
         precision: That, or what it became by `substitute`.
+        classes: Those of the teachers that do not know all.
+        known: Which classes each teacher knows; None if each knows all.
 
     Raises:
         ConfigError: No teacher, a number of names that is not M, a name used twice, or teachers
             that disagree about the number of classes.
     """
 
+    known: Known
+
     def __init__(
-        self, networks: Sequence[Network], names: Sequence[str], precision: str = FULL
+        self,
+        networks: Sequence[Network],
+        names: Sequence[str],
+        precision: str = FULL,
+        *,
+        classes: Mapping[str, Sequence[int]] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if not networks:
@@ -46,14 +59,9 @@ class TeacherEnsemble(nn.Module):
         for name in names:
             if list(names).count(name) > 1:
                 raise ConfigError(f"teachers: the name '{name}' is used more than once")
-        self.num_classes = networks[0].num_classes
-        for name, network in zip(names, networks, strict=True):
-            if network.num_classes != self.num_classes:
-                raise ConfigError(
-                    f"teachers: '{name}' has {network.num_classes} classes, "
-                    f"'{names[0]}' has {self.num_classes}"
-                )
+        self.num_classes = networks[0].num_classes if num_classes is None else num_classes
         self.names = tuple(names)
+        self._set_classes(networks, classes or {})
         self.precision = self._format = precision
         self._substitutes: set[str] = set()
         self._compiled: dict[int, list[nn.Module]] = {}  # By the number of images.
@@ -66,6 +74,25 @@ class TeacherEnsemble(nn.Module):
         _narrow(self, PRECISIONS[precision])
         self.requires_grad_(requires_grad=False)
         self.eval()
+
+    def _set_classes(
+        self, networks: Sequence[Network], classes: Mapping[str, Sequence[int]]
+    ) -> None:
+        """Where the outputs of each teacher go among those of all classes."""
+        known = torch.ones(len(networks), self.num_classes, dtype=torch.bool)
+        for m, (name, network) in enumerate(zip(self.names, networks, strict=True)):
+            own = classes.get(name, range(self.num_classes))
+            if network.num_classes != len(own):
+                raise ConfigError(
+                    f"teachers: '{name}' has {network.num_classes} outputs, expected {len(own)}, "
+                    "one for each class"
+                )
+            places = torch.tensor(own) if name in classes else None
+            self.register_buffer(f"classes_{m}", places, persistent=False)
+            if places is not None:
+                known[m] = torch.isin(torch.arange(self.num_classes), places)
+        self.classes = {name: tuple(own) for name, own in classes.items()}
+        self.register_buffer("known", known if classes else None, persistent=False)
 
     def __len__(self) -> int:
         """M, the number of teachers."""
@@ -105,9 +132,10 @@ class TeacherEnsemble(nn.Module):
         with autocast(self._format, inputs.device):
             outputs = [widened(network(inputs)) for network in networks]
         return TeacherOutputs(
-            logits=torch.stack([output.logits for output in outputs]),
+            logits=self._stacked([output.logits for output in outputs]),
             features=tuple(output.feature for output in outputs),
             feature_maps=tuple(output.feature_map for output in outputs),
+            known=self.known,
         )
 
     @torch.no_grad()
@@ -120,7 +148,15 @@ class TeacherEnsemble(nn.Module):
         with autocast(self._format, maps[0].device):
             pairs = zip(self.heads, maps, strict=True)
             logits = [widen(head(widen(one))) for head, one in pairs]
-        return torch.stack(logits)
+        return self._stacked(logits)
+
+    def _stacked(self, logits: Sequence[Tensor]) -> Float[Tensor, "M B C"]:
+        """Logits of all teachers, over all classes."""
+        rows = [
+            over_all_classes(one, getattr(self, f"classes_{m}"), self.num_classes)
+            for m, one in enumerate(logits)
+        ]
+        return torch.stack(rows)
 
 
 @torch.no_grad()

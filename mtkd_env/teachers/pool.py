@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from itertools import chain, islice
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mtkd_env import distributed
+from mtkd_env.data import load_training_images
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.split import with_noise
 from mtkd_env.data.stream import BatchStream
@@ -34,12 +35,13 @@ from mtkd_env.options import build
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.known_classes import own_targets
 from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.teachers.weights import keep, load_given, load_kept, weights_digest
-from mtkd_env.types import UNKNOWN
+from mtkd_env.types import UNKNOWN, Batch
 
 # Part of every digest: raise it when the same description would train to something else, or be kept
 # in another form.
@@ -88,6 +90,10 @@ class TeacherSpec:
         trained_on: Classes, by name or number, that it is trained on; all by default. It still has
             an output for every class.
         label_noise: Share of its training labels that are drawn anew, uniformly over all classes.
+        classes: Classes, by name or number, that its outputs are of, in their order; those of the
+            data set by default. It is asked about no others.
+        data: A file or folder of its own that it is trained on instead of images of the data set:
+            `.npz`, or a folder where the data set is in files.
     """
 
     network: str
@@ -101,6 +107,8 @@ class TeacherSpec:
     skew: float | None = None
     trained_on: tuple[str | int, ...] | None = None
     label_noise: float = 0.0
+    classes: tuple[str | int, ...] | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         check_types(TeacherSpec, vars(self), "")
@@ -110,6 +118,8 @@ class TeacherSpec:
         if self.checkpoint is not None and user_path(self.checkpoint).exists():
             # So that a run's configuration means the same from another working directory.
             object.__setattr__(self, "checkpoint", whole_path(self.checkpoint))
+        if self.data is not None:
+            object.__setattr__(self, "data", whole_path(self.data))
         # 1 and 1.0 are one width, and must be one entry of the cache.
         object.__setattr__(self, "width", float(self.width))
         if self.seed < 0:
@@ -127,12 +137,18 @@ class TeacherSpec:
             raise ConfigError("skew: expected with images, the number of its own images")
         if not 0 <= self.label_noise <= 1:
             raise ConfigError(f"label_noise: expected a share in [0, 1], got {self.label_noise}")
-        training = (self.images, self.trained_on, self.label_noise or None)
+        training = (self.images, self.trained_on, self.label_noise or None, self.data)
         if self.checkpoint is not None and any(value is not None for value in training):
             raise ConfigError(
-                "images, trained_on and label_noise say how it is trained, and a "
+                "images, trained_on, label_noise and data say how it is trained, and a "
                 "checkpoint says that it is not"
             )
+        if self.data is not None and self.images is not None:
+            raise ConfigError(
+                "data: expected either that or images, which are of the data set, got both"
+            )
+        if self.classes is not None and len(self.classes) < 2:
+            raise ConfigError(f"classes: expected at least 2, got {len(self.classes)}")
 
     @property
     def label(self) -> str:
@@ -227,7 +243,7 @@ def own_images(spec: PoolSpec, data: ImageSet[Any]) -> dict[str, Tensor]:
         ConfigError: A class that does not exist, or more images than there are.
     """
     parts = {
-        teacher.label: Part(teacher.images, teacher.skew, _classes(teacher, data))
+        teacher.label: Part(teacher.images, teacher.skew, _trained_on(teacher, data))
         for teacher in spec.teachers
         if teacher.images is not None
     }
@@ -235,11 +251,24 @@ def own_images(spec: PoolSpec, data: ImageSet[Any]) -> dict[str, Tensor]:
 
 
 def _classes(teacher: TeacherSpec, data: ImageSet[Any]) -> tuple[int, ...] | None:
-    """The classes that a teacher is trained on, by number; None for all."""
-    if teacher.trained_on is None:
+    """The classes that a teacher's outputs are of, by number; None for those of the data set."""
+    if teacher.classes is None:
         return None
+    key = f"teachers.{teacher.label}.classes"
+    return class_positions(teacher.classes, data.class_names, data.num_classes, key)
+
+
+def _trained_on(teacher: TeacherSpec, data: ImageSet[Any]) -> tuple[int, ...] | None:
+    """The classes that a teacher is trained on, by number; None for all."""
+    known = _classes(teacher, data)
+    if teacher.trained_on is None:
+        return known
     key = f"teachers.{teacher.label}.trained_on"
-    return class_positions(teacher.trained_on, data.class_names, data.num_classes, key)
+    found = class_positions(teacher.trained_on, data.class_names, data.num_classes, key)
+    for name, position in zip(teacher.trained_on, found, strict=True):
+        if known is not None and position not in known:
+            raise ConfigError(f"{key}: expected some of its classes, got {name!r}")
+    return found
 
 
 def build_pool(
@@ -277,7 +306,14 @@ def build_pool(
     # Teachers may take days to train, so a checkpoint that does not fit is to be known before.
     given_first = sorted(spec.teachers, key=lambda teacher: teacher.checkpoint is None)
     found = {one.label: builder.fill(networks[one.label], one) for one in given_first}
-    ensemble = TeacherEnsemble([*networks.values()], [*networks], precision).to(device)
+    classes = {teacher.label: _classes(teacher, images.data) for teacher in spec.teachers}
+    ensemble = TeacherEnsemble(
+        [*networks.values()],
+        [*networks],
+        precision,
+        classes={name: own for name, own in classes.items() if own is not None},
+        num_classes=images.data.num_classes,
+    ).to(device)
     return TeacherPool(
         ensemble,
         evaluations={name: found[name] for name in networks},
@@ -307,10 +343,11 @@ class _Builder:
     def make(self, teacher: TeacherSpec) -> Network:
         """The network of a teacher, as it is initialised."""
         data = self._images.data
+        classes = _classes(teacher, data)
         with _named(teacher):
             network = build_network(
                 teacher.network,
-                num_classes=data.num_classes,
+                num_classes=data.num_classes if classes is None else len(classes),
                 in_channels=data.image_shape[0],
                 image_size=data.image_shape[1:],
                 width=teacher.width,
@@ -327,11 +364,19 @@ class _Builder:
                 load_given(network, teacher.network, teacher.checkpoint)
         elif teacher.kind != "random":
             source = str(self._train_or_find(teacher, network))
-        test = self._images.evaluation_batches(self._images.splits.test, self._device)
+        test = self._test(teacher)
         first = list(islice(test, 1))
         with _named(teacher):
             check_outputs(network, first, self._precision, source)
         return evaluate(network, chain(first, test), self._precision)
+
+    def _test(self, teacher: TeacherSpec) -> Iterator[Batch]:
+        """The test images; those of classes that the teacher does not know have no label."""
+        data = self._images.data
+        classes = _classes(teacher, data)
+        for batch in self._images.evaluation_batches(self._images.splits.test, self._device):
+            targets = own_targets(batch.targets, classes, data.num_classes)
+            yield replace(batch, targets=targets)
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network) -> Path:
         split = self._train_split(teacher)
@@ -345,13 +390,12 @@ class _Builder:
             return path
         stream = self._stream(teacher, split)
         _make_folder(folder)
-        classes = self._images.data.num_classes
         permuted = teacher.kind == "permuted"
         train_teacher(
             network,
             stream,
             self._spec.recipe,
-            relabel=class_cycle(classes, teacher.seed) if permuted else None,
+            relabel=class_cycle(network.num_classes, teacher.seed) if permuted else None,
             partial=path.with_suffix(".partial"),
             progress=self._report(teacher.label),
         )
@@ -364,22 +408,36 @@ class _Builder:
         return derive_seed(self._spec.seed, str(teacher.seed)) if self._spec.seed else teacher.seed
 
     def _train_split(self, teacher: TeacherSpec) -> Any:
-        """What a teacher is trained on: images of its own, or the student's that have a label."""
+        """What a teacher is trained on, its outputs for labels.
+
+        A file, or images of its own, or those of the student's that have a label.
+        """
         data, label = self._images.data, teacher.label
-        if label in self._own:
+        if teacher.data is not None:
+            with _named(teacher):
+                split = load_training_images(teacher.data, data)
+        elif label in self._own:
             split = data.parts[0].take(self._own[label])
         else:
             split = self._images.splits.train
-            kept = split.targets != UNKNOWN
-            classes = _classes(teacher, data)
-            if classes is not None:
-                kept &= torch.isin(split.targets, torch.tensor(classes))
-            if not kept.all():
-                split = split.take(kept.nonzero().squeeze(1))
-        noisy = with_noise(
-            split.targets, teacher.label_noise, data.num_classes, self._seed(teacher)
+        kept = split.targets != UNKNOWN
+        seen, classes = _trained_on(teacher, data), _classes(teacher, data)
+        if seen is not None:
+            kept &= torch.isin(split.targets, torch.tensor(seen))
+        if not kept.any():
+            raise ConfigError(
+                f"teachers.{label}: expected labelled images to train it on, found none; it may "
+                "have a checkpoint instead, or data of its own"
+            )
+        if not kept.all():
+            split = split.take(kept.nonzero().squeeze(1))
+        targets = with_noise(
+            own_targets(split.targets, classes, data.num_classes),
+            teacher.label_noise,
+            data.num_classes if classes is None else len(classes),
+            self._seed(teacher),
         )
-        return split if noisy is split.targets else split.relabelled(noisy)
+        return split if targets is split.targets else split.relabelled(targets)
 
     def _stream(self, teacher: TeacherSpec, split: Any) -> BatchStream:
         splits = replace(self._images.splits, train=split)
@@ -398,7 +456,8 @@ class _Builder:
     def _made_from(self, teacher: TeacherSpec, split: Any) -> dict[str, Any]:
         """Everything that a trained teacher depends on."""
         seen = split.index.numpy().tobytes() + split.targets.numpy().tobytes()
-        return {
+        own = {} if teacher.data is None else {"own_data": _digest(split.contents())}
+        return own | {
             "version": RECIPE_VERSION,
             # How its images were chosen does not count, but which ones they are.
             "teacher": _in_digest(
@@ -410,6 +469,8 @@ class _Builder:
                     skew=None,
                     trained_on=None,
                     label_noise=0.0,
+                    classes=_classes(teacher, self._images.data),
+                    data=None,
                 )
             ),
             "recipe": _in_digest(self._spec.recipe),
@@ -439,6 +500,14 @@ def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
         for name, value in asdict(part).items()
         if name in ALWAYS_IN_DIGEST or value != defaults[name]
     }
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of parts, one behind the other."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part)
+    return sha.hexdigest()
 
 
 def _make_folder(folder: Path) -> None:

@@ -56,7 +56,8 @@ class PrefetchedTeachers:
 
 def _part(known: TeacherOutputs, rows: slice) -> TeacherOutputs:
     """The outputs on some of the images, as views."""
-    return TeacherOutputs(
+    return replace(
+        known,
         logits=known.logits[:, rows],
         features=tuple(feature[rows] for feature in known.features),
         feature_maps=tuple(one[rows] for one in known.feature_maps),

@@ -135,4 +135,5 @@ def _about(
         # How many are seen in turn does not count: the first ones are always the same.
         "views": "all" if view_set.count is None else view_set.seed,
         "dtype": spec.dtype,
+        **({"classes": pool.ensemble.classes} if pool.ensemble.classes else {}),
     }

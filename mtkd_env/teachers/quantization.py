@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
-from mtkd_env.evaluation import Evaluation
+from mtkd_env.evaluation import Evaluation, evaluation_of
 from mtkd_env.losses import cross_entropy
 from mtkd_env.precision import FULL, INT8, check_precision
 from mtkd_env.teachers.ensemble import TeacherEnsemble
-from mtkd_env.types import Batch
+from mtkd_env.teachers.known_classes import own_targets
+from mtkd_env.types import UNKNOWN, Batch
 
 # Called with a line about how the teachers are computed.
 Note = Callable[[str], None]
@@ -179,11 +180,13 @@ def _compare(
 ) -> dict[str, Fidelity]:
     """How near networks are to the teachers that they are to stand in for."""
     teachers = dict(zip(ensemble.names, ensemble.networks, strict=True))
-    sums = {name: torch.zeros(8, dtype=torch.float64) for name in quantized}
+    sums = {name: torch.zeros(9, dtype=torch.float64) for name in quantized}
     for batch in test:
         for name, network in quantized.items():
             before, after = teachers[name](batch.inputs).logits, network(batch.inputs).logits
-            sums[name] += _sums(before.double(), after.double(), batch.targets)
+            classes = ensemble.classes.get(name)
+            targets = own_targets(batch.targets, classes, ensemble.num_classes)
+            sums[name] += _sums(before.double(), after.double(), targets)
     return {name: _fidelity(distributed.total(found)) for name, found in sums.items()}
 
 
@@ -195,6 +198,7 @@ def _sums(
     return torch.stack(
         [
             torch.tensor(len(before), dtype=torch.float64),
+            (targets != UNKNOWN).sum(),
             torch.tensor(before.numel(), dtype=torch.float64),
             (before.argmax(1) == guesses).sum(),
             (guesses == targets).sum(),
@@ -207,10 +211,10 @@ def _sums(
 
 
 def _fidelity(sums: Float[Tensor, " N"]) -> Fidelity:
-    samples, numbers, agreed, correct, entropy, off, total, squares = sums.tolist()
+    samples, labelled, numbers, agreed, correct, entropy, off, total, squares = sums.tolist()
     variance = squares / numbers - (total / numbers) ** 2
     return Fidelity(
         agreement=agreed / samples,
         logit_error=off / numbers / max(variance, 1e-12) ** 0.5,
-        evaluation=Evaluation(correct / samples, entropy / samples),
+        evaluation=evaluation_of(correct, entropy, samples, labelled),
     )

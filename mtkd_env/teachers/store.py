@@ -89,7 +89,7 @@ class RowLayout:
 
     def __init__(self, outputs: TeacherOutputs) -> None:
         teachers, _, classes = outputs.logits.shape
-        self._teachers = teachers
+        self._teachers, self._known = teachers, outputs.known
         self.shapes: list[tuple[int, ...]] = [
             (teachers, classes),
             *((feature.shape[1],) for feature in outputs.features),
@@ -116,6 +116,7 @@ class RowLayout:
             logits=logits.transpose(0, 1),
             features=tuple(others[: self._teachers]),
             feature_maps=tuple(one.permute(0, 3, 1, 2) for one in maps),
+            known=self._known,
         )
 
 

@@ -82,6 +82,16 @@ def load_kept(network: Network, path: Path, made_from: str) -> None:
     _load_state(network, content["network"], str(path))
 
 
+def _other_classes(found: tuple[int, ...], expected: tuple[int, ...], num_classes: int) -> str:
+    """What to do if only the number of outputs is another one."""
+    if expected[:1] != (num_classes,) or found[1:] != expected[1:] or len(expected) > 2:
+        return ""
+    return (
+        f": {found[0]} outputs, not {num_classes}; `classes` names the classes of the data set "
+        "that a teacher's outputs are of"
+    )
+
+
 def _load_state(network: Network, state: Mapping[str, Any], source: str) -> None:
     """Checks a state_dict tensor by tensor and loads it."""
     state = network.native_state(state)
@@ -92,10 +102,11 @@ def _load_state(network: Network, state: Mapping[str, Any], source: str) -> None
         if not isinstance(state[name], Tensor):
             kind = type(state[name]).__name__
             raise ConfigError(f"{source} has '{name}', which is not a tensor but a {kind}")
-        if tuple(state[name].shape) != shape:
+        found = tuple(state[name].shape)
+        if found != shape:
             raise ConfigError(
-                f"{source} has '{name}' of shape {tuple(state[name].shape)}, "
-                f"the network expects {shape}"
+                f"{source} has '{name}' of shape {found}, the network expects {shape}"
+                + _other_classes(found, shape, network.num_classes)
             )
     unexpected = sorted(set(state) - set(expected))
     if unexpected:

@@ -6,12 +6,11 @@ from itertools import product
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional
 
 from mtkd_env import distributed, losses
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.types import DistillState, Known, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
 # Every partition of the teachers is tried, which grows as 2^M and more.
@@ -82,15 +81,17 @@ def min_norm_weights(gram: Float[Tensor, "N M M"], cap: float) -> Float[Tensor, 
 
 
 def logit_gradients(
-    student: Float[Tensor, "B C"], teachers: Float[Tensor, "M B C"], temperature: float
+    student: Float[Tensor, "B C"],
+    teachers: Float[Tensor, "M B C"],
+    temperature: float,
+    known: Known = None,
 ) -> Float[Tensor, "M C"]:
     """Batch mean of the gradient of every teacher's KL with respect to the student's logits.
 
     In closed form, without backward: T (p_T(z^S) − p_T(z^m)).
     """
-    ours = functional.softmax(student.float() / temperature, dim=-1)
-    theirs = functional.softmax(teachers.float() / temperature, dim=-1)
-    return temperature * distributed.mean((ours - theirs).mean(1))
+    pull = losses.kd_pull(student.float(), teachers.float(), temperature, known)
+    return temperature * distributed.mean(pull.mean(1))
 
 
 @torch.enable_grad()
@@ -151,8 +152,9 @@ class AEKD(Weighting):
     def __call__(self, state: DistillState) -> TeacherWeights:
         """One row of weights, repeated for every sample."""
         with torch.no_grad():
+            teachers, temperature = state.teachers, self.distiller.distillation.temperature
             gradients = logit_gradients(
-                state.student.logits, state.teachers.logits, self.distiller.distillation.temperature
+                state.student.logits, teachers.logits, temperature, teachers.known
             )
         logit = self._solve(_gram(gradients))
         feature = torch.full_like(logit, 1 / len(logit))

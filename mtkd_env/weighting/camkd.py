@@ -41,7 +41,7 @@ class CAMKD(Weighting):
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights by the teachers' confidence, and by that of their classifiers in the student."""
         logits = self.distiller.teachers.classify(state.projected)
-        projected = losses.teacher_cross_entropy(logits, state.batch.labels)
+        projected = losses.teacher_cross_entropy(logits, state.batch.labels, state.teachers.known)
         return TeacherWeights(
             logit=self._scale * confidence_weights(state.teacher_cross_entropy).logit,
             feature=self._scale * confidence_weights(projected).feature,

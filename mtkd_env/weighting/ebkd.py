@@ -7,13 +7,13 @@ from torch import Tensor
 from mtkd_env.action import complement
 from mtkd_env.distiller import Distiller
 from mtkd_env.losses import predictive_entropy
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.types import DistillState, Known, TeacherWeights
 from mtkd_env.weighting.base import Weighting, scale_of
 
 
-def entropy_weights(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B M"]:
+def entropy_weights(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B M"]:
     """(1 − H_i^m / Σ_k H_i^k) / (M − 1); 1/M where no teacher has any doubt."""
-    entropy = predictive_entropy(logits)
+    entropy = predictive_entropy(logits, known)
     total = entropy.sum(1, keepdim=True)
     shares = torch.where(total > 0, entropy / total, 1 / entropy.shape[1])
     return complement(shares)
@@ -48,5 +48,5 @@ class EBKD(Weighting):
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights by entropy, the same in both heads."""
-        weights = self._scale * entropy_weights(state.teachers.logits)
+        weights = self._scale * entropy_weights(state.teachers.logits, state.teachers.known)
         return TeacherWeights(logit=weights, feature=weights)

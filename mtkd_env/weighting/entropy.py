@@ -33,5 +33,6 @@ class Entropy(Weighting):
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights by entropy, the same in both heads."""
-        weights = (-self._sharpness * predictive_entropy(state.teachers.logits)).softmax(1)
+        entropy = predictive_entropy(state.teachers.logits, state.teachers.known)
+        weights = (-self._sharpness * entropy).softmax(1)
         return TeacherWeights(logit=weights, feature=weights)

@@ -14,26 +14,29 @@ from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_not_negative
 from mtkd_env.losses import mixture_log_likelihood, predictive_entropy
 from mtkd_env.seeding import derive_seed, seeded
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.types import DistillState, Known, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
 # Numbers of Adam steps that cross-validation chooses from.
 STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300)
 
 
-def gate_inputs(logits: Float[Tensor, "M B C"]) -> Float[Tensor, "B I"]:
+def gate_inputs(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B I"]:
     """What a gate sees: every teacher's probabilities, their entropies, the mean probabilities."""
     probabilities = logits.float().softmax(-1)
     flat = probabilities.transpose(0, 1).flatten(1)
-    return torch.cat([flat, predictive_entropy(logits), probabilities.mean(0)], dim=1)
+    return torch.cat([flat, predictive_entropy(logits, known), probabilities.mean(0)], dim=1)
 
 
 def gate_likelihood(
-    network: nn.Module, logits: Float[Tensor, "M B C"], targets: Int64[Tensor, " B"]
+    network: nn.Module,
+    logits: Float[Tensor, "M B C"],
+    targets: Int64[Tensor, " B"],
+    known: Known = None,
 ) -> Float[Tensor, ""]:
     """Mean log-likelihood of labelled images under the gate's mixture of the teachers [nats]."""
-    weights = network(gate_inputs(logits)).softmax(1)
-    return mixture_log_likelihood(weights, logits, targets).mean()
+    weights = network(gate_inputs(logits, known)).softmax(1)
+    return mixture_log_likelihood(weights, logits, targets, known).mean()
 
 
 class Gate(Weighting):
@@ -80,7 +83,7 @@ class Gate(Weighting):
                 f"data.labelled: expected at least {folds} labelled images, one for each of the "
                 f"gate's folds, got {len(known.targets)}"
             )
-        self._folds = folds
+        self._folds, self._known = folds, known.teachers.known
 
     @cached_property
     def steps(self) -> int:
@@ -107,7 +110,9 @@ class Gate(Weighting):
         for left_out in order.tensor_split(folds):
             kept = order[~torch.isin(order, left_out)]
             for steps, network in self._fit(logits[:, kept], targets[kept], STEPS[-1]):
-                found = gate_likelihood(network, logits[:, left_out], targets[left_out])
+                found = gate_likelihood(
+                    network, logits[:, left_out], targets[left_out], self._known
+                )
                 totals[steps] += float(found.detach()) * len(left_out)
         return max(totals, key=lambda steps: totals[steps])
 
@@ -124,7 +129,7 @@ class Gate(Weighting):
         for step in range(1, most + 1):
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                (-gate_likelihood(network, logits, targets)).backward()
+                (-gate_likelihood(network, logits, targets, self._known)).backward()
             optimizer.step()
             if step in STEPS:
                 yield step, network
@@ -132,7 +137,7 @@ class Gate(Weighting):
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights by the network, the same in both heads."""
-        weights = self.network(gate_inputs(state.teachers.logits)).softmax(1)
+        weights = self.network(gate_inputs(state.teachers.logits, self._known)).softmax(1)
         return TeacherWeights(logit=weights, feature=weights)
 
     def state_dict(self) -> dict[str, Any]:

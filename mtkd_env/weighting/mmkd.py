@@ -50,7 +50,7 @@ class MetaWeights(nn.Module):
 
     def forward(self, state: DistillState) -> TeacherWeights:
         """Weights with their graph; none reaches the student."""
-        logits = [*state.teachers.logits, state.student.logits.detach()]
+        logits = [*state.teachers.scores, state.student.logits.detach()]
         maps = [*state.teachers.feature_maps, state.student.feature_map.detach()]
         rows = torch.cat([gram_rows(one) for one in maps], dim=1)
         return TeacherWeights(

@@ -249,7 +249,7 @@ def test_ensembles_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="the name 'a' is used more than once"):
         TeacherEnsemble(networks, ["a", "a"])
     networks[1].num_classes = 7
-    with pytest.raises(ConfigError, match="'b' has 7 classes, 'a' has 4"):
+    with pytest.raises(ConfigError, match="'b' has 7 outputs, expected 4"):
         TeacherEnsemble(networks, ["a", "b"])
 
 

@@ -143,6 +143,7 @@ def loss_by_hand(distiller: Distiller, logit: Terms, feature: Terms) -> Tensor:
     terms = {
         "kd": lambda: losses.kd_divergence(view.output.logits, known.logits, 2.0),
         "dist": lambda: losses.dist_divergence(view.output.logits, known.logits, 2.0),
+        "kd_of_mean": lambda: losses.kd_of_mean(view.output.logits, known.logits, 2.0),
         "mse": lambda: losses.feature_mse(view.projected, known.feature_maps),
         "nd": lambda: losses.norm_direction(
             view.embedded, known.features, directions(), images.targets

@@ -1,20 +1,30 @@
 """Problems whose best weights are known, and the score that an agent reaches on them."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from agents import Agent
 from agents.policy_gradient import LearningAgent
 from experiments.metrics import EpochMeter
+from mtkd_env import Recipe
+from mtkd_env.data.split import LabelSpec
 from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.networks.base import Network, pool_and_classify
+from mtkd_env.reference import ReferenceImages
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
-from mtkd_env.types import DistillState
-from tiny import NUM_ENVS, make_tiny_env, training_set
+from mtkd_env.teachers import TeacherEnsemble, TrainingSet
+from mtkd_env.types import DistillState, NetworkOutput
+from tiny import CLASSES, NUM_ENVS, data, make_tiny_distiller, make_tiny_env, training_set
 
 STEPS = 3
+
+# Which classes of the tiny images each specialist knows.
+KNOWN = ((0, 1), (2, 3), ())
+SPECIALISTS_IMAGES = data(160)
 
 
 def one_favourite(state: DistillState, _: Any) -> Tensor:
@@ -42,6 +52,71 @@ def known_env(credit: Credit = one_favourite, **kwargs: Any) -> MTKDVectorEnv:
     env = started_env(**{"fusion": "generator", **kwargs})
     env.reward = RewardFunction(RewardRule(credit), env.distiller.distillation)
     return env
+
+
+class Quadrants(Network):
+    """Sees the brightness of an image's quadrants, which tells the tiny classes apart."""
+
+    num_classes = CLASSES
+    feature_dim = map_channels = CLASSES
+    signed_map = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quadrants = nn.Sequential(nn.AvgPool2d(4), nn.PixelUnshuffle(2))
+        self.classifier = nn.Linear(CLASSES, CLASSES)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        return self.quadrants(inputs)
+
+    def head(self, feature_map: Tensor) -> NetworkOutput:
+        return pool_and_classify(feature_map, self.classifier)
+
+
+def specialist(known: tuple[int, ...]) -> Quadrants:
+    """Right about some classes; of an image of another one it says one of them."""
+    network = Quadrants()
+    with torch.no_grad():
+        network.classifier.weight.copy_(3 * torch.eye(CLASSES))
+        network.classifier.bias.fill_(-10.0 if known else 0.0)
+        network.classifier.bias[list(known)] = 0.0
+        if not known:
+            network.classifier.weight.zero_()
+    return network
+
+
+def specialists_env() -> MTKDVectorEnv:
+    """Every class is known to one teacher; a student that stands still, and 16 of 160 labels.
+
+    The agent sees no label of a sample, and is paid by what helps the labelled images.
+    """
+    splits = SPECIALISTS_IMAGES.split(labels=LabelSpec(labelled=16))
+    hidden = TrainingSet(SPECIALISTS_IMAGES, splits)
+    names = ["low", "high", "ignorant"]
+    ensemble = TeacherEnsemble([specialist(known) for known in KNOWN], names)
+    reference = ReferenceImages(
+        ensemble,
+        labelled=partial(hidden.evaluation_batches, splits.labelled, "cpu"),
+        student=partial(hidden.evaluation_batches, splits.train, "cpu"),
+        complete=hidden.complete,
+    )
+    distiller = make_tiny_distiller(
+        student=Quadrants,
+        ensemble=ensemble,
+        reference=reference,
+        recipe=Recipe(epochs=100, lr=0.0),
+        feature="none",
+    )
+    batches = hidden.stream(16, torch.device("cpu"), seed=0)
+    env = make_tiny_env(distiller=distiller, batches=batches, reward="heldout")
+    env.reset(seed=0)
+    return env
+
+
+def knowing(env: MTKDVectorEnv) -> Tensor:
+    """Position of the specialist that knows the class of each sample, hidden or not."""
+    owner = torch.tensor([[c in known for known in KNOWN] for c in range(CLASSES)]).int().argmax(1)
+    return owner[SPECIALISTS_IMAGES.y_train[env.state.batch.index]]
 
 
 def scores(agent: Agent, epochs: int) -> list[float]:

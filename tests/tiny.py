@@ -16,6 +16,7 @@ from mtkd_env.networks.base import Network, pool_and_classify
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import field_names
 from mtkd_env.reference import ReferenceImages
+from mtkd_env.registration import prior_of
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.terms import Distillation
@@ -198,6 +199,7 @@ def make_tiny_distiller(
     ensemble: TeacherEnsemble | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
+    student: Callable[[], Network] = TinyNetwork,
     **kwargs: Any,
 ) -> Distiller:
     """A distiller with `count` untrained teachers, or with the given ones.
@@ -210,7 +212,7 @@ def make_tiny_distiller(
     kwargs.setdefault("reference", ReferenceImages(ensemble, labelled=images, student=images))
     loss = {name: kwargs.pop(name) for name in field_names(Distillation) if name in kwargs}
     distiller = Distiller(
-        TinyNetwork,
+        student,
         ensemble,
         image_shape=IMAGE_SHAPE,
         steps_per_epoch=STEPS_PER_EPOCH,
@@ -240,7 +242,9 @@ def make_tiny_env(
         "train": partial(_evaluated, "train"),
         "test": partial(_evaluated, "test"),
     }
-    return MTKDVectorEnv(distiller, batches or stream(), splits, EnvSpec(**options))
+    spec = EnvSpec(**options)
+    prior = prior_of(distiller, spec.prior)
+    return MTKDVectorEnv(distiller, batches or stream(), splits, spec, prior)
 
 
 def make_tiny_env_on(

@@ -1,4 +1,4 @@
-"""What holds for every learning agent of our own."""
+"""What holds for every learning agent, most of it of our own ones alone."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -13,7 +13,7 @@ from torch import Tensor
 from agents import AGENTS, build_agent, check_agent
 from agents.learning import RandomNumbers
 from agents.policy_gradient import LearningAgent
-from known_optimum import STEPS, started_env
+from known_optimum import STEPS, advantages_of, knowing, scores, specialists_env, started_env
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from mtkd_env.types import TeacherWeights
@@ -262,6 +262,35 @@ def test_the_history_is_emptied_when_it_is_full_and_when_the_epoch_ends(
     agent.learn(2, ignore)
     assert sum(lengths) == STEPS
     assert found == 2 * lengths
+
+
+# Teachers that know different classes, of which the agent sees no label.
+
+LEARNERS: dict[str, dict[str, Any]] = {
+    "pg": {},
+    "reinforce": {},
+    "dpg": {},
+    "ppo": {"n_steps": 5, "n_minibatches": 2, "n_epochs": 4, "gamma": 0.0, "learning_rate": 3e-3},
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name == "dpg" else ()) for name in LEARNERS],
+)
+def test_without_labels_agents_ask_the_teacher_that_knows_the_class(name: str) -> None:
+    env = specialists_env()
+    assert env.state.batch.labelled.float().mean() < 0.25
+    advantages = advantages_of(env)
+    agent = build_agent(name, env, seed=1, arguments=LEARNERS[name])
+    found = scores(agent, 12)
+    assert abs(found[0]) < 0.5
+    assert found[-1] > 0.9
+    asked = env.to_weights(agent.act(env.observation)).logit.argmax(1)
+    assert asked.equal(knowing(env))
+    # No teacher alone would do.
+    known = advantages()
+    assert known.mean(0).max() / known.max(1).values.mean() < 0.5
 
 
 # Small parts.

@@ -218,13 +218,13 @@ def make_env(**kwargs: Any) -> MTKDVectorEnv:
     return env
 
 
-def make_agent(name: str, env: MTKDVectorEnv) -> Agent:
-    return build_agent(name, env, seed=0, arguments=AGENTS[name])
+def make_agent(name: str, env: MTKDVectorEnv, **arguments: Any) -> Agent:
+    return build_agent(name, env, seed=0, arguments=AGENTS[name] | arguments)
 
 
-def _train(name: str, **kwargs: Any) -> dict[str, Any]:
+def _train(name: str, arguments: dict[str, Any] | None = None, **kwargs: Any) -> Any:
     env = make_env(**kwargs)
-    agent = make_agent(name, env)
+    agent = make_agent(name, env, **(arguments or {}))
     agent.warm_up(env.steps_per_epoch)
     agent.learn(EPOCHS - 1, lambda: None)
     evaluation = env.evaluate()
@@ -270,6 +270,25 @@ def test_two_processes_train_under_other_losses_and_rewards(
     alone = _train("uniform", **kwargs)["student"]
     for result in pair(partial(_train, "uniform", **kwargs)):
         torch.testing.assert_close(result["student"], alone, rtol=1e-3, atol=1e-4)
+
+
+# What is drawn of the labelled images is the same in both; `gate` is fitted by each alone.
+PAID = {
+    "heldout": {"reward": "heldout", "heldout_size": 5},
+    "cross": {"reward": "cross"},
+    "gated": {"reward": "heldout", "fusion": "prior", "prior": "gate"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", PAID)
+def test_two_processes_are_paid_by_labelled_images_as_one_is(pair: Pair, kind: str) -> None:
+    likelihood = {"likelihood": 1.0, "likelihood_size": 6}
+    train = partial(_train, "pg", likelihood, observation="label_free", **PAID[kind])
+    alone = train()
+    for found in pair(train):
+        for part in ("policy", "student"):
+            torch.testing.assert_close(found[part], alone[part], rtol=1e-3, atol=1e-4)
 
 
 def _go_on(name: str, folder: str) -> dict[str, Tensor]:

@@ -47,6 +47,7 @@ OU = {"noise_type": "ornstein-uhlenbeck"}
 NO_NEXT = {"optimize_memory_usage": True, "buffer_size": 96}
 NO_NEXT |= {"replay_buffer_kwargs": {"handle_timeout_termination": False}}
 RECURRENT = {"policy": "MlpLstmPolicy", "n_steps": 2, "batch_size": 16}
+FEW_LABELS = ["--data.labelled", "40", "--teachers.batch_size", "16", "--env.heldout_size", "8"]
 VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "noise that depends on the state": ("ppo", {"use_sde": True}, []),
     "noise that depends on the state, off-policy": ("sac", {"use_sde": True}, []),
@@ -62,6 +63,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "teachers asked for two batches": ("pg", {}, ["--prefetch", "2"]),
     "stored teachers": ("pg", {}, ["--data.views", "2", "--teachers.store.place", "host"]),
     "dropout": ("pg", {}, ["--student.network", "torchvision:mobilenet_v3_small"]),
+    "a gate and draws of labelled images": ("gated_pg", {}, FEW_LABELS),
+    "worth for labelled images": ("ppo", {}, [*FEW_LABELS, "--env.reward", "heldout"]),
+    "worth for the batches before": ("pg", {}, ["--env.reward", "cross"]),
 }
 
 

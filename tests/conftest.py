@@ -15,8 +15,6 @@ from hypothesis import settings
 from torch import nn
 from xdist import is_xdist_controller
 
-pytest.register_assert_rewrite("env_contract")
-
 # A shell without job control starts programs in the background with SIGINT ignored, and so would be
 # whatever they start; tests are about what Ctrl-C does.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from agents import SB3Agent
 from agents.tensor_rollouts import TensorRolloutBuffer, can_collect_tensors, on_tensors
-from env_contract import random_action
 from known_optimum import started_env
 from mtkd_env.optimization import Recipe
+from mtkd_env.testing import random_action
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 

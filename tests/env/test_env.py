@@ -13,7 +13,6 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.wrappers import vector as wrappers
 from torch import Tensor, nn
 
-from env_contract import InterfaceContract, MakeEnv, StepContract, equal, random_action, rollout
 from mtkd_env.action import FUSIONS
 from mtkd_env.data import BatchStream
 from mtkd_env.env import CHOICES, MTKDVectorEnv, StepRecord
@@ -22,6 +21,7 @@ from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import Recipe
 from mtkd_env.reward import NORMALIZATIONS, REWARDS
+from mtkd_env.testing import STEP_CHECKS, Check, checks, equal, random_action, rollout
 from mtkd_env.types import Batch, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
@@ -56,17 +56,19 @@ def name_of(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", PRODUCT, ids=name_of)
-class TestEveryObservationAndReward(StepContract):
-    @pytest.fixture
-    def make_env(self, case: dict[str, Any]) -> MakeEnv:
-        return partial(make_tiny_env, **case)
+@pytest.mark.parametrize("check", STEP_CHECKS, ids=lambda check: check.__name__)
+def test_every_observation_and_reward_fulfils_the_contract(
+    check: Check, case: dict[str, Any]
+) -> None:
+    check(partial(make_tiny_env, **case))
 
 
+# Seeds of other types than the annotated one are among what is tried.
+@pytest.mark.usefixtures("_unchecked_shapes")
 @pytest.mark.parametrize("variant", VARIANTS)
-class TestEveryVariant(StepContract, InterfaceContract):
-    @pytest.fixture
-    def make_env(self, variant: str) -> MakeEnv:
-        return partial(make_tiny_env, **VARIANTS[variant])
+@pytest.mark.parametrize("check", checks(make_tiny_env), ids=lambda check: check.__name__)
+def test_every_variant_fulfils_the_contract(check: Check, variant: str) -> None:
+    check(partial(make_tiny_env, **VARIANTS[variant]))
 
 
 def started(seed: int | None = 0, **kwargs: Any) -> MTKDVectorEnv:

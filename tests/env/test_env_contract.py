@@ -12,13 +12,24 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
-from env_contract import GymnasiumContract, MakeEnv, StepContract, random_action
 from mtkd_env.data import BatchStream
 from mtkd_env.data.stream import StreamState
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
 from mtkd_env.terms import Distillation
+from mtkd_env.testing import (
+    GYMNASIUM_CHECKS,
+    STEP_CHECKS,
+    Check,
+    MakeEnv,
+    a_seed_reproduces_everything_that_follows,
+    check_env,
+    episodes_end_as_the_autoreset_mode_says,
+    random_action,
+    returned_arrays_are_fresh,
+    returned_values_lie_in_the_spaces,
+)
 from mtkd_env.types import Batch
 from tiny import (
     IMAGE_SHAPE,
@@ -122,10 +133,11 @@ CORRECT: dict[str, MakeEnv] = {
 
 
 @pytest.mark.parametrize("name", CORRECT)
-class TestCorrect(StepContract, GymnasiumContract):
-    @pytest.fixture
-    def make_env(self, name: str) -> MakeEnv:
-        return CORRECT[name]
+@pytest.mark.parametrize(
+    "check", [*STEP_CHECKS, *GYMNASIUM_CHECKS], ids=lambda check: check.__name__
+)
+def test_what_is_right_is_accepted(check: Check, name: str) -> None:
+    check(CORRECT[name])
 
 
 # A student that stands still makes the samples independent of each other.
@@ -207,20 +219,25 @@ class Endless(CartPoleVectorEnv):
         return observation, reward, terminated & False, truncated & False, info
 
 
-WRONG: list[tuple[type[CartPoleVectorEnv], type, str]] = [
-    (Reusing, GymnasiumContract, "test_returned_arrays_are_fresh"),
-    (Forgetful, StepContract, "test_a_seed_reproduces_everything_that_follows"),
-    (Misdeclared, GymnasiumContract, "test_episodes_end_as_the_autoreset_mode_says"),
-    (Widened, StepContract, "test_what_is_returned_lies_in_the_spaces"),
-    (Endless, GymnasiumContract, "test_episodes_end_as_the_autoreset_mode_says"),
-]
+WRONG: dict[type[CartPoleVectorEnv], tuple[Check, str]] = {
+    Reusing: (returned_arrays_are_fresh, "two steps share memory of their observations"),
+    Forgetful: (a_seed_reproduces_everything_that_follows, r"reset\(seed=7\) and two steps: "),
+    Misdeclared: (episodes_end_as_the_autoreset_mode_says, "info: final_obs: wanted where"),
+    Widened: (returned_values_lie_in_the_spaces, "observation: float64 is not float32"),
+    Endless: (episodes_end_as_the_autoreset_mode_says, "no episode ended within 40 steps"),
+}
 
 
-@pytest.mark.parametrize(("wrong", "contract", "test"), WRONG)
-def test_what_is_wrong_is_rejected(
-    wrong: type[CartPoleVectorEnv], contract: type, test: str
-) -> None:
-    check = getattr(contract(), test)
-    check(cartpole)
-    with pytest.raises(AssertionError):
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_is_rejected(wrong: type[CartPoleVectorEnv]) -> None:
+    check, message = WRONG[wrong]
+    with pytest.raises(AssertionError, match=message):
         check(partial(cartpole, wrong))
+
+
+def test_whoever_checks_an_environment_is_told_which_check_failed() -> None:
+    check_env(cartpole)
+    with pytest.raises(AssertionError) as failed:
+        check_env(partial(cartpole, Endless))
+    (note,) = failed.value.__notes__
+    assert note.startswith("episodes_end_as_the_autoreset_mode_says: What ends is followed by")

@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchvision.models import WeightsEnum
 
-from env_contract import rollout
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import save_checkpoint
 from mtkd_env.networks import Network, build_network, check_network
@@ -20,6 +19,7 @@ from mtkd_env.networks.cut import last_map_node, trace
 from mtkd_env.networks.foreign import ChannelsLast, Tokens
 from mtkd_env.registration import make_env
 from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, build_pool
+from mtkd_env.testing import rollout
 from tiny import CLASSES, IMAGE_SHAPE, batch, perturb, snapshot, training_set
 from users_networks import Deciding, Own, Plain
 

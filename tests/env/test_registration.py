@@ -10,7 +10,6 @@ from gymnasium.envs import registration as registered
 from gymnasium.vector import VectorEnv
 
 import mtkd_env
-from env_contract import equal, rollout
 from experiments.config import parse_arguments
 from mtkd_env import (
     ConfigError,
@@ -29,6 +28,7 @@ from mtkd_env import (
 from mtkd_env.options import build, field_names
 from mtkd_env.registration import PARTS, make_env, sorted_keywords
 from mtkd_env.teachers import class_means
+from mtkd_env.testing import equal, rollout
 from tiny import data
 
 # Teachers that need no training.

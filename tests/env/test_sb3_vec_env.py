@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from env_contract import bad_actions, equal, random_action
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
+from mtkd_env.testing import bad_actions, equal, random_action
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 

@@ -14,7 +14,7 @@ A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `s
 from collections.abc import Mapping
 from typing import Any
 
-from agents.base import PATH, Agent, check_settings
+from agents.base import PATH, Agent
 from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
 from agents.policy_gradient import PolicyGradient, Transition
@@ -22,7 +22,8 @@ from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_arguments, check_types
+from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.options import build, typed
 from mtkd_env.weighting import WEIGHTINGS
 
 __all__ = [
@@ -68,10 +69,10 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
     if name in AGENTS:
-        check_settings(AGENTS[name].settings_type, arguments)
+        build(AGENTS[name].settings_type, arguments, PATH)
     elif name in WEIGHTINGS:
         check_arguments(WEIGHTINGS[name], arguments, PATH)
-        check_types(WEIGHTINGS[name], arguments, PATH)
+        typed(WEIGHTINGS[name], arguments, PATH)
     else:
         check_sb3_arguments(name, arguments, others={**AGENTS, **WEIGHTINGS})
 
@@ -93,6 +94,7 @@ def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[
         if name in AGENTS:
             return AGENTS[name](env, seed=seed, **arguments)
         if name in WEIGHTINGS:
+            arguments = typed(WEIGHTINGS[name], arguments, PATH)
             return WeightingAgent(env, WEIGHTINGS[name](env.distiller, seed=seed, **arguments))
         return SB3Agent(env, name, seed=seed, **arguments)
     except ConfigError:

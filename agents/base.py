@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mtkd_env.action import PRIOR
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_arguments, check_name, check_types
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.inference import as_under_no_grad, leave_inference
+from mtkd_env.options import Options
 from mtkd_env.types import TeacherWeights
 
 EpochEnd = Callable[[], None]
@@ -58,26 +59,8 @@ def warm_up_weights(env: MTKDVectorEnv, kind: str) -> TeacherWeights:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Options):
     """Hyperparameters of an agent that has none."""
-
-
-def check_settings(kind: type[Settings], arguments: Mapping[str, Any]) -> None:
-    """Checks hyperparameters of a configuration.
-
-    Args:
-        kind: Their dataclass.
-        arguments: Its fields.
-
-    Raises:
-        ConfigError: An unknown field, or a value that cannot be used.
-    """
-    check_arguments(kind, arguments, PATH)
-    check_types(kind, arguments, PATH)
-    try:
-        kind(**arguments)
-    except ConfigError as error:
-        raise ConfigError(f"{PATH}.{error}") from error
 
 
 class Agent(ABC):

@@ -40,6 +40,7 @@ class OracleSettings(Settings):
     temperature: float = 0.2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_positive(temperature=self.temperature)
 
 

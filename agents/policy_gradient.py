@@ -177,6 +177,7 @@ class LearningSettings(Settings):
     history_bytes: int = HISTORY_BYTES
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice(OPTIMIZERS, optimizer=self.optimizer)
         check_not_negative(lr=self.lr, likelihood=self.likelihood)
         check_at_least_1(hidden=self.hidden, layers=self.layers, history_bytes=self.history_bytes)

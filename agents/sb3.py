@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.base import PATH, Agent, AtRest, EpochEnd, Settings, check_settings, nothing, steps_left
+from agents.base import PATH, Agent, AtRest, EpochEnd, Settings, nothing, steps_left
 from agents.isolation import Isolation
 from agents.learning import StepCount
 from agents.sb3_state import load_model_state, model_state
@@ -36,6 +36,7 @@ from mtkd_env.env import MTKDVectorEnv, StepRecord
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
 from mtkd_env.imports import import_name
+from mtkd_env.options import build, plain
 from mtkd_env.seeding import derive_seed
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
@@ -204,6 +205,7 @@ class SB3Settings(Settings):
     tensor_rollouts: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice(NOISES, noise_type=self.noise_type)
         activation = (self.policy_kwargs or {}).get("activation_fn")
         if isinstance(activation, str) and not _is_module(getattr(nn, activation, None)):
@@ -225,7 +227,7 @@ def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
         for entry in fields(SB3Settings)
         if entry.name in arguments
     }
-    return own, {name: value for name, value in arguments.items() if name not in own}
+    return own, {name: plain(value) for name, value in arguments.items() if name not in own}
 
 
 class SB3Agent(Agent):
@@ -446,4 +448,4 @@ def check_sb3_arguments(
     """
     own, theirs = split(arguments)
     check_arguments(algorithm_class(algorithm, others), theirs, PATH)
-    check_settings(SB3Settings, own)
+    build(SB3Settings, own, PATH)

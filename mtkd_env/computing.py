@@ -8,11 +8,12 @@ from mtkd_env import distributed
 from mtkd_env.compilation import MODES, NONE, check_compile
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import whole_path
+from mtkd_env.options import Options
 from mtkd_env.precision import FULL, PRECISIONS, TEACHER_PRECISIONS, check_precision
 
 
 @dataclass(frozen=True)
-class Computing:
+class Computing(Options):
     """Where and how student and teachers are computed.
 
     Attributes:
@@ -38,6 +39,7 @@ class Computing:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(PRECISIONS, self.precision, "precision")
         check_name(TEACHER_PRECISIONS, self.for_teachers, "teacher_precision")
         check_name(MODES, self.compile, "compile")

@@ -37,6 +37,7 @@ from mtkd_env.observation import (
     make_observer,
     needs_label,
 )
+from mtkd_env.options import Options
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, Rewards, make_reward
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.store import StoredTeachers
@@ -65,7 +66,7 @@ RESET_OPTIONS = ("reinit",)
 
 
 @dataclass(frozen=True)
-class EnvSpec:
+class EnvSpec(Options):
     """What an agent sees, does and is paid for.
 
     Attributes:
@@ -113,6 +114,7 @@ class EnvSpec:
     on_nan: str = "stop"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, choices in CHOICES.items():
             if isinstance(value := getattr(self, name), str):
                 check_name(choices, value, name)

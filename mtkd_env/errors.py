@@ -3,17 +3,11 @@
 import inspect
 import math
 import re
-import types
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-# Types that a value from a file can be told to be or not to be.
-PLAIN = (bool, int, float, str, Path, types.NoneType, dict, list, tuple)
 
 # The wording of jsonargparse, and that of all other messages.
 READABLE = (
@@ -80,47 +74,6 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
             known = ", ".join(sorted(parameters)) or "none"
             hint = did_you_mean(name, parameters)
             raise ConfigError(f"{path}.{name}: unknown key{hint} (known: {known})")
-
-
-def check_types(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:
-    """Checks the types of keyword arguments that a signature says to be plain values.
-
-    Whole numbers are numbers, texts are paths, lists are tuples; of what those hold nothing is
-    checked. All other types are the target's own business.
-
-    Raises:
-        ConfigError: A value of another type; named as `path.argument`.
-    """
-    parameters = inspect.signature(target).parameters
-    for name in arguments.keys() & parameters.keys():
-        kinds = _plain_types(parameters[name].annotation)
-        if kinds and not any(_is_a(arguments[name], kind) for kind in kinds):
-            names = {types.NoneType: "None", tuple: "list"}
-            expected = " or ".join(names.get(kind, kind.__name__) for kind in kinds)
-            where = f"{path}.{name}" if path else name
-            raise ConfigError(f"{where}: expected {expected}, got {arguments[name]!r}")
-
-
-def _plain_types(annotation: Any) -> tuple[type, ...]:
-    """The types that an annotation allows; none unless all of them are plain."""
-    union = get_origin(annotation) in {Union, types.UnionType}
-    kinds = get_args(annotation) if union else (annotation,)
-    kinds = tuple(get_origin(kind) or kind for kind in kinds)
-    return kinds if all(kind in PLAIN for kind in kinds) else ()
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    if isinstance(value, bool):
-        return kind is bool
-    wider: dict[type, tuple[type, ...]] = {
-        float: (Real,),
-        int: (Integral,),
-        Path: (str, Path),
-        dict: (Mapping,),
-        list: (list, tuple),
-        tuple: (list, tuple),
-    }
-    return isinstance(value, wider.get(kind, kind))
 
 
 def plain_message(message: str) -> str:

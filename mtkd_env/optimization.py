@@ -12,12 +12,13 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtkd_env.errors import ConfigError
+from mtkd_env.options import Options
 
 Groups = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Options):
     """How a network is trained: optimiser, and a learning rate that depends on the time alone.
 
     The defaults are the CIFAR-100 student's of the paper in an eighth of its 240 epochs, enough for
@@ -67,6 +68,7 @@ class Recipe:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, (fits, expected) in self._ranges().items():
             # Written so that NaN fails.
             if not fits:

@@ -1,18 +1,43 @@
 """Options are frozen dataclasses beside what they build; here they are made of what a user wrote.
 
 One rule for Python's keyword arguments, YAML files and flags: the object itself, its fields by
-name, or the value of its first field alone.
+name, or the value of its first field alone; and each value in the type that its annotation says.
 """
 
+import inspect
 import re
-from collections.abc import Mapping
-from dataclasses import MISSING, Field, fields, is_dataclass
+import sys
+import types
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from itertools import repeat
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin
 
-from mtkd_env.errors import ConfigError, check_arguments, check_types
+from mtkd_env.errors import ConfigError, check_arguments
 
 T = TypeVar("T")
+
+# Types that a value can be told to be or not to be, and what they are called in errors.
+PLAIN: dict[Any, str] = {
+    **{kind: kind.__name__ for kind in (bool, int, float, str, dict, list)},
+    Mapping: "dict",
+    Path: "str",
+    Sequence: "list",
+    tuple: "list",
+    types.NoneType: "None",
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all classes of options begin with: their fields are made what `build` makes of them."""
+
+    def __post_init__(self) -> None:
+        defaults = default_values(type(self))
+        for name, value in typed(type(self), vars(self), defaults=defaults).items():
+            object.__setattr__(self, name, value)
 
 
 def build(kind: type[T], given: Any, path: str = "") -> T:
@@ -32,19 +57,68 @@ def build(kind: type[T], given: Any, path: str = "") -> T:
         return given
     given = as_fields(kind, given, path)
     check_arguments(kind, given, path)
-    types, defaults = get_type_hints(kind), default_values(kind)
+    defaults = default_values(kind)
     for name in field_names(kind):
         if name not in given and name not in defaults:
             raise ConfigError(f"{_at(path)}lacks the key '{name}'")
-    values = {
-        name: _value(types[name], value, defaults.get(name), _join(path, name))
-        for name, value in given.items()
-    }
-    check_types(kind, values, path)
+    values = typed(kind, given, path, defaults=defaults)
     try:
         return kind(**values)
     except ConfigError as error:
         raise ConfigError(_named(kind, str(error), path)) from None
+
+
+def typed(
+    target: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    path: str = "",
+    *,
+    defaults: Mapping[str, Any] = types.MappingProxyType({}),
+) -> dict[str, Any]:
+    """Keyword arguments as plain values of the types that a signature says.
+
+    What sweeps and notebooks give becomes Python's own, in lists and mappings as well: numbers of
+    numpy and torch, their arrays as lists, paths as texts. 8 is 8.0 where a float is expected, and
+    8.0 is 8 where a whole number is, so that both have one digest. A text is never a number, and
+    neither is True. Types that are not plain are the target's own business, but for dataclasses,
+    which `build` makes.
+
+    Args:
+        target: What takes the arguments.
+        arguments: By name; those that it has no parameter for are made plain.
+        path: Where they stand, for errors.
+        defaults: Of options, whose parts keep of these what is not said.
+
+    Raises:
+        ConfigError: A value of another type; named as `path.argument`.
+    """
+    parameters = inspect.signature(target).parameters
+    return {
+        name: _fitted(
+            plain(value),
+            parameters[name].annotation if name in parameters else Any,
+            _join(path, name),
+            defaults.get(name),
+        )
+        for name, value in arguments.items()
+    }
+
+
+def plain(value: Any) -> Any:
+    """A value in Python's own types, where it is one of numpy's or torch's, a path or a number."""
+    if isinstance(value, type):
+        return value
+    if callable(convert := getattr(value, "tolist", None)):
+        value = convert()
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return tuple(map(plain, value)) if isinstance(value, tuple) else [*map(plain, value)]
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def as_fields(kind: type, given: Any, path: str = "") -> dict[str, Any]:
@@ -81,22 +155,72 @@ def _default(entry: Field[Any]) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
-def _value(annotation: Any, value: Any, default: Any, path: str) -> Any:
-    """A field's value in the type that its annotation says, where that takes no guess."""
+def _fitted(value: Any, annotation: Any, path: str, default: Any = None) -> Any:
+    """A plain value in the type that an annotation says, where that takes no guess."""
     if is_dataclass(annotation) and isinstance(annotation, type):
-        if isinstance(value, Mapping) and default is not None:
-            value = as_fields(annotation, default) | dict(value)
-        if value is None:
-            raise ConfigError(f"{path}: expected keys and values, got None")
-        return build(annotation, value, path)
-    if get_origin(annotation) is tuple and isinstance(value, list | tuple):
-        inner = get_args(annotation)[0]
-        return tuple(_value(inner, entry, None, f"{path}.{i}") for i, entry in enumerate(value))
-    if isinstance(value, Path):
-        return str(value)
-    if type(value) is int and float in (annotation, *get_args(annotation)):
-        return float(value)  # 1 and 1.0 are one value, and one digest.
+        return _part(annotation, value, path, default)
+    union = get_origin(annotation) in {Union, types.UnionType}
+    members = get_args(annotation) if union else (annotation,)
+    kinds = {get_origin(kind) or kind: kind for kind in members}
+    if not kinds.keys() <= PLAIN.keys():
+        return value
+    value = _number(value, kinds)
+    for origin, kind in kinds.items():
+        if _is_a(value, origin):
+            return _with_entries(value, kind, path)
+    expected = " or ".join(dict.fromkeys(PLAIN[origin] for origin in kinds))
+    raise ConfigError(f"{_at(path)}expected {expected}, got {value!r}")
+
+
+def _part(kind: type, value: Any, path: str, default: Any) -> Any:
+    """Options that are part of others."""
+    if isinstance(value, Mapping) and default is not None:
+        value = as_fields(kind, default) | dict(value)
+    if value is None:
+        raise ConfigError(f"{path}: expected keys and values, got None")
+    return build(kind, value, path)
+
+
+def _number(value: Any, kinds: Collection[Any]) -> Any:
+    """A number in the type that is expected, if it has its value there; anything else as it is."""
+    if type(value) is int and int not in kinds and float in kinds:
+        return float(value) if abs(value) <= sys.float_info.max else value
+    if type(value) is float and float not in kinds and int in kinds:
+        return int(value) if value.is_integer() else value
     return value
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    wider: dict[Any, Any] = {
+        Path: str,
+        list: list | tuple,
+        tuple: list | tuple,
+        Sequence: list | tuple,
+    }
+    return isinstance(value, wider.get(kind, kind))
+
+
+def _with_entries(value: Any, kind: Any, path: str) -> Any:
+    """A list or mapping whose entries are of the type that an annotation says; else the value."""
+    inner = get_args(kind) or (Any, ...)
+    if isinstance(value, Mapping):
+        return {
+            key: _fitted(entry, inner[1], _join(path, str(key))) for key, entry in value.items()
+        }
+    if not isinstance(value, list | tuple):
+        return value
+    make = tuple if (get_origin(kind) or kind) is tuple else list
+    fixed = make is tuple and ... not in inner
+    if fixed and len(inner) != len(value):
+        raise ConfigError(f"{_at(path)}expected {len(inner)} values, got {value!r}")
+    return make(
+        _fitted(entry, of, _join(path, str(position)))
+        for position, (entry, of) in enumerate(
+            zip(value, inner if fixed else repeat(inner[0]), strict=fixed)
+        )
+    )
 
 
 def _named(kind: type, message: str, path: str) -> str:

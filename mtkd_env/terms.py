@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtkd_env import losses
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
+from mtkd_env.options import Options
 from mtkd_env.types import Known, TeacherOutputs
 
 Terms = str | Mapping[str, float]
@@ -89,7 +90,7 @@ def parse_terms(terms: Terms, known: Collection[str], path: str) -> dict[str, fl
 
 
 @dataclass(frozen=True)
-class Distillation:
+class Distillation(Options):
     """What the teachers add to the student's loss (Equ. 2).
 
     Attributes:
@@ -111,6 +112,7 @@ class Distillation:
     feature: str | dict[str, float] = "mse"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_not_negative(alpha=self.alpha, beta=self.beta)
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature: expected a finite number > 0, got {self.temperature}")

@@ -16,7 +16,7 @@ from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.files import path_or_name, user_path, whole_path
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
-from mtkd_env.options import default_values
+from mtkd_env.options import Options, default_values
 from mtkd_env.teachers import PoolSpec
 from mtkd_env.terms import Distillation
 
@@ -45,7 +45,7 @@ MOST_THREADS = 4096
 
 
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(Options):
     """The agent.
 
     Attributes:
@@ -58,7 +58,7 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
-class WarmupConfig:
+class WarmupConfig(Options):
     """The epochs in which all teachers count the same.
 
     Attributes:
@@ -73,11 +73,12 @@ class WarmupConfig:
     weights: str = "uniform"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(WARMUP_WEIGHTS, self.weights, "weights")
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Options):
     """When a run keeps what it can go on from, beside when it is stopped by a signal.
 
     Attributes:
@@ -94,6 +95,7 @@ class CheckpointConfig:
     share: float = 0.05
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_not_negative(epochs=self.epochs, minutes=self.minutes)
         if not 0 <= self.share <= 1:
             raise ConfigError(f"share: expected a number in [0, 1], got {self.share}")

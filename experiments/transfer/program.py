@@ -28,6 +28,7 @@ from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.errors import ConfigError, check_name, did_you_mean
 from mtkd_env.files import path_or_name, user_path, whole_path
+from mtkd_env.options import Options
 from mtkd_env.precision import FULL, PRECISIONS
 
 RECIPES = CONFIGS / "transfer"
@@ -43,7 +44,7 @@ LENGTHS = {"--schedule.epochs", "--schedule.iterations"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig:
+class TransferConfig(Options):
     """The training of a network for another task than distillation's, from a distilled backbone.
 
     Attributes:
@@ -88,6 +89,7 @@ class TransferConfig:
     setting: str = ""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.batch_size < 1:
             raise ConfigError(f"batch_size: expected at least 1, got {self.batch_size}")
         for name in ("evaluate_every", "seed"):

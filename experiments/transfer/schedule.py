@@ -5,10 +5,11 @@ from typing import Literal
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
+from mtkd_env.options import Options
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Options):
     """How a network is trained: SGD with a learning rate that depends on the step alone.
 
     Attributes:
@@ -45,6 +46,7 @@ class Schedule:
     clip: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.epochs is None) == (self.iterations is None):
             raise ConfigError(
                 "expected either epochs or iterations, got "

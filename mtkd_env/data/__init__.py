@@ -16,8 +16,9 @@ from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import LabelSpec, Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.data.views import ViewSet
-from mtkd_env.errors import ConfigError, check_arguments, check_types, lookup
+from mtkd_env.errors import ConfigError, check_arguments, lookup
 from mtkd_env.files import user_path, whole_path
+from mtkd_env.options import Options, typed
 
 __all__ = [
     "DATASETS",
@@ -30,7 +31,7 @@ __all__ = [
     "Split",
     "Splits",
     "StreamState",
-    "check_dataset",
+    "dataset_arguments",
     "evaluation_batches",
     "load_dataset",
     "load_training_images",
@@ -48,7 +49,7 @@ DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
 
 
 @dataclass(frozen=True)
-class DataSpec:
+class DataSpec(Options):
     """The images, and how the student's batches are made of them.
 
     Attributes:
@@ -98,8 +99,9 @@ class DataSpec:
     view_seed: int = 0
 
     def __post_init__(self) -> None:
-        check_dataset(self.dataset, self.arguments, "arguments")
-        object.__setattr__(self, "arguments", with_whole_paths(self.dataset, self.arguments))
+        super().__post_init__()
+        arguments = dataset_arguments(self.dataset, self.arguments, "arguments")
+        object.__setattr__(self, "arguments", arguments)
         Mixing(self.mixup, self.cutmix)
         ViewSet(self.views, self.view_seed)
         _ = self.labels
@@ -126,13 +128,17 @@ class DataSpec:
         return ViewSet(self.views, self.view_seed)
 
 
-def check_dataset(name: str, arguments: Mapping[str, Any], path: str) -> None:
-    """Checks the name of a dataset and its arguments, without loading it.
+def dataset_arguments(name: str, arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Arguments of a dataset, checked without loading it.
 
     Args:
         name: Key of `DATASETS`.
         arguments: Arguments of the dataset itself.
         path: Where they stand, for errors.
+
+    Returns:
+        The same in the types that the dataset says; paths mean the same from another working
+        directory.
 
     Raises:
         ConfigError: An unknown name, or an argument that the dataset does not take or that is of
@@ -140,7 +146,13 @@ def check_dataset(name: str, arguments: Mapping[str, Any], path: str) -> None:
     """
     load = lookup(DATASETS, name, "dataset")
     check_arguments(load, arguments, path)
-    check_types(load, arguments, path)
+    parameters = inspect.signature(load).parameters
+    return {
+        key: whole_path(value)
+        if isinstance(value, str) and Path in get_args(parameters[key].annotation)
+        else value
+        for key, value in typed(load, arguments, path).items()
+    }
 
 
 def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
@@ -151,10 +163,10 @@ def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
         **kwargs: Arguments of the dataset itself, such as `path`.
 
     Raises:
-        ConfigError: A name or an argument that `check_dataset` refuses, an argument that is
+        ConfigError: A name or an argument that `dataset_arguments` refuses, an argument that is
             missing, or images that cannot be read.
     """
-    check_dataset(name, kwargs, name)
+    kwargs = dataset_arguments(name, kwargs, name)
     load = DATASETS[name]
     try:
         inspect.signature(load).bind(**kwargs)
@@ -179,13 +191,3 @@ def load_training_images(path: str, data: ImageSet[Any]) -> Any:
     if not found.is_dir():
         raise ConfigError(f"{path}: no such folder; expected one, as {data.name} is in files")
     return folder.load_training_images(found, data)
-
-
-def with_whole_paths(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a dataset, of which paths mean the same from another working directory."""
-    parameters = inspect.signature(DATASETS[name]).parameters
-    paths = {key for key, one in parameters.items() if Path in get_args(one.annotation)}
-    return {
-        key: whole_path(value) if key in paths and isinstance(value, str | Path) else value
-        for key, value in arguments.items()
-    }

@@ -21,6 +21,7 @@ from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet
 from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV2
 from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
+from mtkd_env.options import Options, typed
 from mtkd_env.seeding import seeded
 
 __all__ = [
@@ -102,13 +103,14 @@ def check_network_arguments(name: str, arguments: Mapping[str, Any], path: str) 
     made.
 
     Raises:
-        ConfigError: No such network, or an argument that it does not take or is given in another
-            way; named as `path.argument`.
+        ConfigError: No such network, or an argument that it does not take, is of another type, or
+            is given in another way; named as `path.argument`.
     """
     for argument in arguments:
         if argument in GIVEN:
             raise ConfigError(f"{path}.{argument}: cannot be given here")
     check_arguments(find_network(name), arguments, path)
+    typed(find_network(name), arguments, path)
 
 
 def build_network(
@@ -137,6 +139,7 @@ def build_network(
     """
     constructor = find_network(name)
     check_arguments(constructor, kwargs, name)
+    kwargs = typed(constructor, kwargs, name)
     if name not in NETWORKS:
         kwargs["image_size"] = image_size
     with nullcontext() if seed is None else seeded(seed):
@@ -144,7 +147,7 @@ def build_network(
 
 
 @dataclass(frozen=True)
-class StudentSpec:
+class StudentSpec(Options):
     """The student.
 
     Attributes:
@@ -162,6 +165,7 @@ class StudentSpec:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_network(self.network, "student")
         check_network_arguments(self.network, self.arguments, "arguments")
 

@@ -18,7 +18,7 @@ from mtkd_env.data import load_training_images
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.split import with_noise
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.errors import ConfigError, check_name, check_types
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
@@ -31,7 +31,7 @@ from mtkd_env.imports import Trust, check_trusted
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
-from mtkd_env.options import build
+from mtkd_env.options import Options, build
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -66,7 +66,7 @@ def teacher_recipe() -> Recipe:
 
 
 @dataclass(frozen=True)
-class TeacherSpec:
+class TeacherSpec(Options):
     """One teacher.
 
     Attributes:
@@ -111,7 +111,7 @@ class TeacherSpec:
     data: str | None = None
 
     def __post_init__(self) -> None:
-        check_types(TeacherSpec, vars(self), "")
+        super().__post_init__()
         check_network(self.network)
         check_name(KINDS, self.kind, "kind of teacher")
         check_network_arguments(self.network, self.arguments, "arguments")
@@ -120,8 +120,6 @@ class TeacherSpec:
             object.__setattr__(self, "checkpoint", whole_path(self.checkpoint))
         if self.data is not None:
             object.__setattr__(self, "data", whole_path(self.data))
-        # 1 and 1.0 are one width, and must be one entry of the cache.
-        object.__setattr__(self, "width", float(self.width))
         if self.seed < 0:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.checkpoint is not None and self.kind != "trained":
@@ -162,7 +160,7 @@ SMALL_TEACHERS = tuple(map(TeacherSpec, ("resnet8", "resnet14", "resnet20", "wrn
 
 
 @dataclass(frozen=True)
-class PoolSpec:
+class PoolSpec(Options):
     """A pool of teachers and the recipe that those without a checkpoint are trained by.
 
     Attributes:
@@ -184,6 +182,7 @@ class PoolSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.teachers:
             raise ConfigError("teachers: expected at least one, got none")
         if self.batch_size < 1:
@@ -445,7 +444,7 @@ class _Builder:
         try:
             return images.stream(self._spec.batch_size, self._device, self._seed(teacher))
         except ConfigError as error:
-            raise ConfigError(f"teachers.{teacher.label}: {error}") from error
+            raise ConfigError(f"teachers.{error} (of the teacher {teacher.label})") from error
 
     def _report(self, name: str) -> Callable[[int, int, float], None] | None:
         progress = self._progress

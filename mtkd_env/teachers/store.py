@@ -23,6 +23,7 @@ from mtkd_env.data.stream import BatchStream, EpochPlan
 from mtkd_env.data.views import MemoryViews
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest, write_text
+from mtkd_env.options import Options
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.types import Batch, TeacherOutputs
 
@@ -42,7 +43,7 @@ MOST_PENDING = 2**28
 
 
 @dataclass(frozen=True)
-class StoreSpec:
+class StoreSpec(Options):
     """Whether teacher outputs are kept, and where.
 
     An image of 32x32 pixels that is cropped with a padding of 4 and mirrored has 162 views, so a
@@ -63,6 +64,7 @@ class StoreSpec:
     max_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(PLACES, self.place, "store place")
         check_name(DTYPES, self.dtype, "store dtype")
         if self.max_bytes < 1:

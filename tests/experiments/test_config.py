@@ -69,7 +69,12 @@ def test_shipped_pools_load(pool: Path) -> None:
     assert [teacher.network for teacher in config.teachers.teachers] == [
         teacher["network"] for teacher in content["teachers"]
     ]
-    assert sum(teacher.kind != "trained" for teacher in config.teachers.teachers) == 1
+
+
+@pytest.mark.parametrize("kind", ["permuted", "random"])
+def test_pools_of_digits_have_one_broken_teacher_and_those_of_the_default(kind: str) -> None:
+    config = parse("--teachers", str(CONFIGS / "pool" / f"digits_{kind}.yaml"))
+    assert [one.kind for one in config.teachers.teachers if one.kind != "trained"] == [kind]
     # All other teachers, and so their checkpoints in the cache, are those of the default.
     default = parse().teachers
     assert config.teachers.recipe == default.recipe

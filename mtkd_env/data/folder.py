@@ -11,7 +11,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from mtkd_env.data.download import found_root
 from mtkd_env.data.image_files import INTERPOLATIONS, PREFETCH_BYTES, FileSplit, ImageFiles
 from mtkd_env.data.reading import image_files, visible
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.files import user_path
 from mtkd_env.types import UNKNOWN
 
@@ -174,7 +174,8 @@ def _classes(folder: Path, layout: str) -> list[str]:
 def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
     unknown = sorted(set(_classes(folder, layout)) - set(classes))
     if unknown:
-        raise ConfigError(f"{folder / unknown[0]}: no such class among the training images")
+        hint = did_you_mean(unknown[0], classes)
+        raise ConfigError(f"{folder / unknown[0]}: no such class among the training images{hint}")
     found = [
         (f"{name}/{image}", label)
         for label, name in enumerate(classes)

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.seeding import derive_seed
 
 Counts = NDArray[np.int64]
@@ -124,7 +124,10 @@ def class_positions(
         position = known.get(str(name), name)
         if not isinstance(position, int) or not 0 <= position < num_classes:
             expected = f"one of {', '.join(class_names)}" if class_names else "a number"
-            raise ConfigError(f"{key}: expected {expected} or 0 to {num_classes - 1}, got {name!r}")
+            raise ConfigError(
+                f"{key}: expected {expected} or 0 to {num_classes - 1}, got {name!r}"
+                + did_you_mean(str(name), class_names)
+            )
         if position in found:
             raise ConfigError(f"{key}: the class {name!r} is given twice")
         found.append(position)

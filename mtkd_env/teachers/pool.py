@@ -413,7 +413,7 @@ class _Builder:
         """
         data, label = self._images.data, teacher.label
         if teacher.data is not None:
-            with _named(teacher):
+            with _named(teacher, ".data"):
                 split = load_training_images(teacher.data, data)
         elif label in self._own:
             split = data.parts[0].take(self._own[label])
@@ -480,12 +480,12 @@ class _Builder:
 
 
 @contextmanager
-def _named(teacher: TeacherSpec) -> Iterator[None]:
-    """Lets errors say which teacher they are about."""
+def _named(teacher: TeacherSpec, key: str = "") -> Iterator[None]:
+    """Lets errors say which teacher they are about, or which of its keys."""
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"teachers.{teacher.label}: {error}") from error
+        raise ConfigError(f"teachers.{teacher.label}{key}: {error}") from error
 
 
 def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fake_datasets import write_images
 from mtkd_env import losses
-from mtkd_env.data import ImageData
+from mtkd_env.data import ImageData, load_dataset
 from mtkd_env.data.split import Split
 from mtkd_env.distiller import Distillation, Distiller
 from mtkd_env.errors import ConfigError
@@ -443,7 +444,10 @@ def test_what_is_in_the_file_counts_and_not_where_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"x_train": np.zeros((80, 8, 9, 1), np.uint8)}, ("x_train", "(1, 8, 8)", "(1, 8, 9)")),
+        (
+            {"x_train": np.zeros((80, 8, 9, 1), np.uint8)},
+            (".data: ", "x_train", "(1, 8, 8)", "(1, 8, 9)"),
+        ),
         ({"y_train": np.arange(80) % 5}, ("y_train", "0 to 3", "found 4")),
         ({"y_train": np.full(80, UNKNOWN)}, ("expected labelled images", "none")),
     ],
@@ -455,8 +459,21 @@ def test_a_file_of_other_images_or_classes_is_named(
     spec = TeacherSpec("resnet8", width=0.25, data=path)
     with pytest.raises(ConfigError) as error:
         build_pool(pool_of(spec), images(), cache=tmp_path / "cache")
-    assert str(error.value).startswith("teachers.resnet8: ")
+    assert str(error.value).startswith("teachers.resnet8")
     assert all(word in str(error.value) for word in words)
+
+
+def test_a_teacher_of_a_data_set_in_files_may_have_a_folder_of_its_own(tmp_path: Path) -> None:
+    write_images(tmp_path / "all", parts=("train", "test"))
+    write_images(tmp_path / "mine", parts=("train",), classes=("dog", "fox"))
+    (tmp_path / "mine" / "train").rename(tmp_path / "own")
+    dataset = load_dataset("folder", root=tmp_path / "all", image_size=16, resize=20, workers=0)
+    spec = specialist((2, 1), data=str(tmp_path / "own"))
+    pool = build_pool(pool_of(spec), TrainingSet(dataset, dataset.split()), cache=tmp_path / "c")
+    assert pool.evaluations[spec.label].labelled == pytest.approx(2 / 3)
+    (tmp_path / "own" / "fox").rename(tmp_path / "own" / "foxes")
+    with pytest.raises(ConfigError, match=r"\.data: .*own/foxes: no such .*did you mean 'fox'"):
+        build_pool(pool_of(spec), TrainingSet(dataset, dataset.split()), cache=tmp_path / "c")
 
 
 @pytest.mark.parametrize("changes", [{"images": 5.0}, {"checkpoint": "a.pt"}])

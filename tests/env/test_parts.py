@@ -83,7 +83,7 @@ def test_classes_are_known_by_name_and_by_number() -> None:
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        (["cat", "caar"], ("x: expected one of cat, dog", "'caar'")),
+        (["cat", "caar"], ("x: expected one of cat, dog", "'caar'; did you mean 'car'?")),
         ([5], ("0 to 4", "got 5")),
         (["cat", 0], ("given twice",)),
     ],

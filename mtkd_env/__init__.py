@@ -1,7 +1,17 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment.
 
 Importing the package registers an environment of every dataset for `gymnasium.make_vec`, such as
-`MTKD/Digits-v0`.
+`MTKD/Digits-v0`. From the top down:
+
+- `registration.py` assembles an environment from options; `testing.py` checks anybody's.
+- `env.py`: the environment; `observation.py`, `action.py`, `reward.py`, `worth.py`: its sides;
+  `wrappers`: adapters; `weighting`: the classical methods, which need no agent.
+- `distiller.py`: the student and its step; `terms.py` and `losses.py`: Equ. 2; `evaluation.py`;
+  `reference.py`: images beside the batches.
+- `teachers`: pools, their training, what is kept of them; `networks`; `data`; `optimization.py`.
+- `computing.py`, `precision.py`, `compilation.py`, `inference.py`, `distributed.py`: where and how.
+- `types.py`, `options.py`, `seeding.py`, `files.py`, `file_kinds.py`, `imports.py`, `errors.py`:
+  values between rooms, options, random numbers, files, `module:Name`, and what users are told.
 """
 
 from mtkd_env.computing import Computing

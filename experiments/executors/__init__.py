@@ -1,4 +1,9 @@
-"""Where tasks are done: in processes of this machine, or on a cluster (`executors.cluster`)."""
+"""Where tasks are done: in processes of this machine, or on a cluster (`executors.cluster`).
+
+- `base.py`: a task, a failure, and an `Executor`, which does tasks side by side.
+- `local.py`: here, or in processes of this machine.
+- `cluster.py`: under Ray; `place.py`: what runs on its nodes.
+"""
 
 from experiments.executors.base import (
     Executor,

@@ -1,1 +1,8 @@
-"""One HTML page about all finished runs of a folder."""
+"""One HTML page about all finished runs of a folder.
+
+- `runs.py` finds them; `naming.py` groups them by what their results say that they are.
+- `page.py`: the page; `sections.py`: its sections, which are made by
+- `summary.py` (results and cost), `paper.py` (the paper's table beside them), `curves.py`,
+  `breakdown.py` (weights by class), `exhibits.py` (images), `configurations.py`.
+- `style.py`, `svg.py`: how pictures look and become part of the page; `templates`: its HTML.
+"""

@@ -1,1 +1,10 @@
-"""What a distilled backbone is good for: detectors and segmenters that begin with it."""
+"""What a distilled backbone is good for: detectors and segmenters that begin with it.
+
+- `detection.py` and `segmentation.py`: the two programs, each a configuration and a `Task`
+  (`task.py`); `compare.py`: the comparison of backbones, by another name.
+- `program.py`: configuration, flags and end of both; `training.py`: the kept run of a task, with
+  `schedule.py` and `progress.py`.
+- `backbones.py`: an export in another network; `detectors.py`, `cascade.py`, `segmenters.py`.
+- `coco.py`, `coco_batches.py`, `average_precision.py`, `box_pictures.py`: images with boxes.
+- `label_maps.py`, `label_views.py`: images with a class for every pixel.
+"""

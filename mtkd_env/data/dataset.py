@@ -29,7 +29,7 @@ from mtkd_env.data.split import (
     train_targets,
 )
 from mtkd_env.data.stream import BatchStream, evaluation_batches
-from mtkd_env.data.views import FRESH, ViewSet
+from mtkd_env.data.views import FRESH, MemoryViews, ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import UNKNOWN, Batch
 
@@ -238,19 +238,17 @@ class ImageData(ImageSet[Split]):
         view_set: ViewSet = FRESH,
     ) -> BatchStream:
         """Endless batches of cropped and mirrored images that live on the device."""
-        return BatchStream(
+        views = MemoryViews(
             split,
-            batch_size=batch_size,
             mean=self.mean,
             std=self.std,
             device=device,
-            seed=seed,
-            crop_padding=self.crop_padding,
+            padding=self.crop_padding,
             flip=self.flip,
-            shard=shard,
-            mixer=self.mixer(mixing),
             view_set=view_set,
         )
+        mixer = self.mixer(mixing)
+        return BatchStream(views, batch_size=batch_size, seed=seed, shard=shard, mixer=mixer)
 
     def evaluation_batches(
         self, split: Split, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE

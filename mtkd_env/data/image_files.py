@@ -197,7 +197,7 @@ class ImageFiles(ImageSet[FileSplit]):
         if view_set.count is not None:
             raise ConfigError(f"views: images in files have no numbered views: {self.name}")
         views = FileViews(self, split.to(device), torch.device(device))
-        return BatchStream.over(
+        return BatchStream(
             views,
             batch_size=batch_size,
             seed=seed,

@@ -16,7 +16,7 @@ from torch import Tensor
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.mixing import Mixer
 from mtkd_env.data.split import WHOLE, Shard, Split, check_shard, shard_rows
-from mtkd_env.data.views import FRESH, LARGEST_SEED, MemoryViews, Views, ViewSet
+from mtkd_env.data.views import LARGEST_SEED, Views
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
@@ -59,18 +59,13 @@ class BatchStream(Iterator[Batch]):
     each gets its rows of the batches that a single one would get.
 
     Args:
-        split: The images to draw from, in memory; `over` makes streams of others.
+        views: What the batches are made of.
         batch_size: Number of images in every batch, over all processes.
-        mean: Mean of each channel in units of [0, 1].
-        std: Standard deviation of each channel.
-        device: Where the images live and the batches are made.
-        seed: Seed of order, crops and flips.
-        crop_padding: Zeros [pixels] that a random crop may reach into on each side.
-        flip: Whether images are mirrored at random.
-        augment: False switches crops and flips off.
+        seed: Seed of order and augmentation.
         shard: Which process this is, and of how many.
         mixer: Mixes the images of a batch; of several processes, each mixes its own rows.
-        view_set: Which of its views each image is seen in.
+        repeats: How often an image occurs in an epoch, each time in another view; the epoch
+            keeps its length, so that others do not occur.
 
     Attributes:
         views: What makes the batches.
@@ -90,68 +85,12 @@ class BatchStream(Iterator[Batch]):
 
     def __init__(
         self,
-        split: Split,
-        *,
-        batch_size: int,
-        mean: Float32[Tensor, " K"],
-        std: Float32[Tensor, " K"],
-        device: torch.device | str,
-        seed: int,
-        crop_padding: int = 0,
-        flip: bool = False,
-        augment: bool = True,
-        shard: Shard = WHOLE,
-        mixer: Mixer | None = None,
-        view_set: ViewSet = FRESH,
-    ) -> None:
-        padding, flip = (crop_padding, flip) if augment else (0, False)
-        views = MemoryViews(
-            split,
-            mean=mean,
-            std=std,
-            device=device,
-            padding=padding,
-            flip=flip,
-            view_set=view_set,
-        )
-        self._set_up(views, batch_size, seed, shard, mixer)
-
-    @classmethod
-    def over(
-        cls,
         views: Views,
         *,
         batch_size: int,
         seed: int,
         shard: Shard = WHOLE,
         mixer: Mixer | None = None,
-        repeats: int = 1,
-    ) -> "BatchStream":
-        """A stream of any views.
-
-        Args:
-            views: What the batches are made of.
-            batch_size: Number of images in every batch, over all processes.
-            seed: Seed of order and augmentation.
-            shard: Which process this is, and of how many.
-            mixer: Mixes the images of a batch.
-            repeats: How often an image occurs in an epoch, each time in another view; the epoch
-                keeps its length, so that others do not occur.
-
-        Raises:
-            ConfigError: As for streams of images in memory.
-        """
-        stream = cls.__new__(cls)
-        stream._set_up(views, batch_size, seed, shard, mixer, repeats)
-        return stream
-
-    def _set_up(
-        self,
-        views: Views,
-        batch_size: int,
-        seed: int,
-        shard: Shard,
-        mixer: Mixer | None,
         repeats: int = 1,
     ) -> None:
         if not 1 <= batch_size <= len(views):

@@ -1,15 +1,13 @@
 """Keeps what a library does to global state from everybody else."""
 
-import random
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
-RandomStates = tuple[Any, Any, torch.Tensor, list[torch.Tensor] | None]
+from mtkd_env.seeding import random_states, set_random_states
 
 
 class Isolation:
@@ -22,7 +20,7 @@ class Isolation:
     """
 
     def __init__(self) -> None:
-        self._own: RandomStates | None = None
+        self._own: dict[str, Any] | None = None
 
     @contextmanager
     def __call__(self, *, ignore: tuple[str, ...] = ()) -> Iterator[None]:
@@ -45,20 +43,3 @@ class Isolation:
             self._own = random_states()
             set_random_states(before)
             cudnn.deterministic, cudnn.benchmark = flags
-
-
-def random_states() -> RandomStates:
-    """The states of Python's, NumPy's and torch's global generators."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    legacy = np.random.get_state()  # noqa: NPY002 - Stable-Baselines3 draws from it
-    return random.getstate(), legacy, torch.get_rng_state(), cuda
-
-
-def set_random_states(states: RandomStates) -> None:
-    """Puts the generators back into states that `random_states` gave."""
-    python, legacy, cpu, cuda = states
-    random.setstate(python)
-    np.random.set_state(legacy)  # noqa: NPY002 - as above
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)

@@ -1,8 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -39,7 +38,7 @@ from mtkd_env.observation import (
 )
 from mtkd_env.options import Options
 from mtkd_env.reward import NORMALIZATIONS, REWARDS, Rewards, make_reward
-from mtkd_env.seeding import derive_seed
+from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
 
@@ -354,7 +353,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         # Where stream and random generators stood before the waiting batch, and whether the
         # normaliser knows it.
         self._origin = stream.state_dict()
-        self._drawn_from = _random_state(self.device)
+        self._drawn_from = module_states(self.device)
         self._counted = False
         self._subscribers: list[Callable[[StepRecord], None]] = []
 
@@ -399,7 +398,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
     def _next_state(self) -> DistillState:
         for _ in range(MOST_SKIPPED):
             self._origin = self.stream.state_dict()
-            self._drawn_from = _random_state(self.device)
+            self._drawn_from = module_states(self.device)
             batch = next(self.stream)
             if not self.skips:
                 return self.reward.observe(self.distiller.forward(batch))
@@ -539,7 +538,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._origin = state["stream"]
             self._drawn_from = state["drawn_from"]
             # A student with dropout sees the batch through the same mask again.
-            with _continued(self._drawn_from, self.device):
+            with continued(self._drawn_from, self.device):
                 waiting = self.distiller.forward(next(self.stream), again=True)
             # The reward has taken it into account already.
             self._state = replace(waiting, direction=state["direction"])
@@ -743,29 +742,3 @@ def info_tensors(record: StepRecord) -> dict[str, Tensor]:
         "total": record.losses.total,
         "index": record.index,
     }
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    """States of the global generators that modules on a device draw from: the CPU's, the GPU's."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    return states
-
-
-@contextmanager
-def _continued(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """Runs a block from states that `_random_state` gave; leaves the generators as they were."""
-    before = _random_state(device)
-    _set_random_state(states, device)
-    try:
-        yield
-    finally:
-        _set_random_state(before, device)
-
-
-def _set_random_state(states: list[Tensor], device: torch.device) -> None:
-    """Puts the global generators into states that `_random_state` gave."""
-    torch.set_rng_state(states[0].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1].cpu(), device)

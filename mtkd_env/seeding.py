@@ -1,15 +1,19 @@
 """Seeds: one number from the user, an independent stream of random numbers for every purpose.
 
 The student's initialisation, the data order and each teacher draw from generators of their own,
-so that none of them depends on what the others, or the algorithm, have drawn.
+so that none of them depends on what the others, or the algorithm, have drawn. What modules and
+libraries draw from the global generators can be kept here, and gone on from.
 """
 
+import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str) -> int:
@@ -31,3 +35,50 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         torch.set_rng_state(state)
+
+
+def random_states() -> dict[str, Any]:
+    """States of Python's, NumPy's and torch's global generators, as a checkpoint can hold them."""
+    legacy = np.random.get_state()  # noqa: NPY002 - Stable-Baselines3 draws from it
+    name, key, *rest = legacy
+    return {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(key).astype("int64")), *rest),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None,
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Puts the generators back into states that `random_states` gave."""
+    name, key, *rest = states["numpy"]
+    random.setstate(states["python"])
+    np.random.set_state((name, key.numpy().astype("uint32"), *rest))  # noqa: NPY002 - as above
+    torch.set_rng_state(states["cpu"])
+    if states["cuda"] is not None:
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def module_states(device: torch.device) -> list[Tensor]:
+    """States of the global generators that modules on a device draw from: the CPU's, the GPU's."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
+
+
+@contextmanager
+def continued(states: list[Tensor], device: torch.device) -> Iterator[None]:
+    """Runs a block from states that `module_states` gave; leaves the generators as they were."""
+    before = module_states(device)
+    _set_module_states(states, device)
+    try:
+        yield
+    finally:
+        _set_module_states(before, device)
+
+
+def _set_module_states(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1].cpu(), device)

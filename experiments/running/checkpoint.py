@@ -7,9 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from agents.isolation import RandomStates
 from experiments.config import CheckpointConfig
 from mtkd_env.files import (
     has_own_digest,
@@ -102,21 +99,3 @@ class Timetable:
         self._epochs = epochs
         self._last = self._clock()
         self._spent += seconds
-
-
-def packed_random(states: RandomStates) -> dict[str, Any]:
-    """The states of the global generators as a checkpoint can hold them."""
-    python, (name, key, *rest), cpu, cuda = states
-    return {
-        "python": python,
-        "numpy": (name, torch.from_numpy(key.astype("int64")), *rest),
-        "cpu": cpu,
-        "cuda": cuda,
-    }
-
-
-def unpacked_random(packed: dict[str, Any]) -> RandomStates:
-    """What `packed_random` was given."""
-    name, key, *rest = packed["numpy"]
-    legacy = (name, key.numpy().astype("uint32"), *rest)
-    return packed["python"], legacy, packed["cpu"], packed["cuda"]

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from agents.isolation import Isolation, random_states, set_random_states
+from agents.isolation import Isolation
 from experiments.config import CheckpointConfig
-from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
+from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.folder import (
     CONFIG,
     check_same_config,
@@ -27,6 +27,7 @@ from experiments.running.signals import Stopped, StopRequest, way_back
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import parse_yaml, write_text
+from mtkd_env.seeding import random_states, set_random_states
 
 # Steps after which several processes agree anew on whether to stop or to write a checkpoint.
 AGREEMENT = 20
@@ -279,7 +280,7 @@ class _Keeper:
 
     def _at_rest(self) -> None:
         if self._random is not None:
-            set_random_states(unpacked_random(self._random))
+            set_random_states(self._random)
             self._random = None
         if distributed.active() and 0 < self._trainee.steps - self._agreed < AGREEMENT:
             return
@@ -323,7 +324,7 @@ class _Keeper:
             "identity": self._identity,
             "trainee": self._trainee.state_dict(),
             "log": self._log.state_dict(),
-            "random": packed_random(random_states()),
+            "random": random_states(),
             "seconds": self._log.seconds,
         }
 

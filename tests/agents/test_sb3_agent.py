@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from agents import SB3Agent, algorithm_class, build_agent, check_agent
-from agents.isolation import random_states
 from experiments.config import parse_arguments
 from experiments.run import main
 from known_optimum import known_env, scores, started_env
@@ -21,6 +20,7 @@ from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
+from mtkd_env.seeding import random_states
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
 M = len(TEACHERS)
@@ -194,9 +194,10 @@ def test_ppo_finds_the_one_best_teacher() -> None:
 
 def global_state() -> tuple[Any, ...]:
     """The generators, and cuDNN's flags; beartype, which checks shapes, draws from Python's own."""
-    _, legacy, cpu, _ = random_states()
+    states = random_states()
+    name, key, *rest = states["numpy"]
     cudnn = torch.backends.cudnn
-    return str(legacy), cpu.tolist(), cudnn.deterministic, cudnn.benchmark
+    return name, key.tolist(), rest, states["cpu"].tolist(), cudnn.deterministic, cudnn.benchmark
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])

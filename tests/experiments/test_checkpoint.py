@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from agents.isolation import random_states, set_random_states
 from experiments.config import CheckpointConfig
-from experiments.running.checkpoint import Checkpoints, Timetable, packed_random, unpacked_random
+from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.lock import LOCK, RunLock, is_running
 from experiments.running.signals import Stopped, StopRequest
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.seeding import random_states, set_random_states
 
 
 def content(step: int) -> dict[str, Any]:
@@ -284,10 +284,10 @@ def test_random_generators_go_on_from_a_checkpoint(tmp_path: Path) -> None:
     try:
         random.gauss(0, 1)  # Keeps the second of a pair for later.
         np.random.normal()  # noqa: NPY002 - the generator that Stable-Baselines3 draws from
-        save_checkpoint(tmp_path / "random.pt", packed_random(random_states()))
+        save_checkpoint(tmp_path / "random.pt", random_states())
         found = []
         for _ in range(2):
-            set_random_states(unpacked_random(load_checkpoint(tmp_path / "random.pt")))
+            set_random_states(load_checkpoint(tmp_path / "random.pt"))
             draws = [random.gauss(0, 1), random.random(), *torch.rand(3).tolist()]
             found.append([*draws, *np.random.normal(size=3)])  # noqa: NPY002 - as above
         assert found[0] == found[1]

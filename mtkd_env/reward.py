@@ -263,7 +263,7 @@ class RewardFunction:
         if self._direction is not None:
             state = replace(state, direction=self._direction(state))
         if self._deviation is not None:
-            self._deviation.update(self._normalize(self.teacher_rewards(state)))
+            self._deviation.observe(self._normalize(self.teacher_rewards(state)))
         return state
 
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:

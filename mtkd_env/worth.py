@@ -111,7 +111,41 @@ class HeldOutDirection(Direction):
         self._draws.load_state_dict(state)
 
 
-class CrossDirection(Direction):
+class RunningMean:
+    """An exponential average of tensors that begins with the first one.
+
+    Args:
+        decay: Share of what was known that is kept at each update.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self._decay = decay
+        self.value: Tensor | None = None
+
+    def update(self, new: Tensor) -> Tensor:
+        """The average with a further tensor."""
+        if self.value is None:
+            self.value = new
+        else:
+            # A checkpoint may have been read onto another device.
+            self.value = self._decay * self.value.to(new) + (1 - self._decay) * new
+        return self.value
+
+    def reseed(self, seed: int) -> None:
+        """Forgets everything."""
+        del seed
+        self.value = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average."""
+        return {"mean": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.value = state["mean"]
+
+
+class CrossDirection(RunningMean, Direction):
     """G as the running mean of the training batches' own gradients; needs no further image.
 
     Labels of single samples that are wrong average out in it.
@@ -121,33 +155,14 @@ class CrossDirection(Direction):
     """
 
     def __init__(self, decay: float = 0.9) -> None:
-        self._decay = decay
-        self._mean: Tensor | None = None
+        super().__init__(decay)
 
     def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
         """The mean, with the batch; of several processes, of all of theirs."""
-        own = distributed.mean(output_layer_gradient(state.student, state.batch))
-        if self._mean is None:
-            self._mean = own
-        else:
-            self._mean = self._decay * self._mean + (1 - self._decay) * own
-        return self._mean
-
-    def reseed(self, seed: int) -> None:
-        """Forgets all batches."""
-        del seed
-        self._mean = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The mean."""
-        return {"mean": self._mean}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._mean = state["mean"]
+        return self.update(distributed.mean(output_layer_gradient(state.student, state.batch)))
 
 
-class RunningDeviation:
+class RunningDeviation(RunningMean):
     """A running mean of the batches' standard deviations, which advantages are divided by.
 
     Args:
@@ -155,30 +170,12 @@ class RunningDeviation:
     """
 
     def __init__(self, decay: float = 0.95) -> None:
-        self._decay = decay
-        self._mean: Tensor | None = None
+        super().__init__(decay)
 
-    def update(self, centred: Float[Tensor, "B M"]) -> None:
+    def observe(self, centred: Float[Tensor, "B M"]) -> None:
         """Takes a batch into account; of several processes, each gives its part."""
-        own = distributed.mean(centred.square().mean()).sqrt()
-        if self._mean is None:
-            self._mean = own
-        else:
-            self._mean = self._decay * self._mean + (1 - self._decay) * own
+        self.update(distributed.mean(centred.square().mean()).sqrt())
 
     def __call__(self, centred: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-        """Numbers divided by it; as they are before the first update."""
-        return centred if self._mean is None else centred / self._mean.clamp(min=1e-12)
-
-    def reseed(self, seed: int) -> None:
-        """Forgets all batches."""
-        del seed
-        self._mean = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """The mean."""
-        return {"mean": self._mean}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._mean = state["mean"]
+        """Numbers divided by it; as they are before the first batch."""
+        return centred if self.value is None else centred / self.value.to(centred).clamp(min=1e-12)

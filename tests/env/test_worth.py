@@ -186,9 +186,9 @@ def test_the_running_deviation_is_that_of_the_first_batch_then_moves_slowly() ->
     deviation = RunningDeviation(decay=0.5)
     numbers = torch.tensor([[1.0, -1.0], [3.0, -3.0]])
     assert deviation(numbers).equal(numbers)
-    deviation.update(numbers)
+    deviation.observe(numbers)
     torch.testing.assert_close(deviation(numbers), numbers / 5**0.5)
-    deviation.update(torch.zeros(2, 2))
+    deviation.observe(torch.zeros(2, 2))
     torch.testing.assert_close(deviation(numbers), numbers / (5**0.5 / 2))
 
 

@@ -15,13 +15,16 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import Any
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, did_you_mean
 
 # Lets files name anything of the expected kind.
 TRUST = "--trust"
 
 # Its packages, and what the names of libraries' networks begin with.
 PROJECT = frozenset({"agents", "experiments", "mtkd_env", "timm", "torchvision"})
+
+# What a misspelt package was meant to be.
+PACKAGES = PROJECT | {"sb3_contrib", "stable_baselines3"}
 
 # Of a requirement: it is for work on the project itself.
 DEVELOPERS = re.compile(r"extra == .dev\b")
@@ -51,9 +54,16 @@ def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
         applied.check(match)
     path = f"{match[1]}:{match[2]}"
     try:
-        found = getattr(importlib.import_module(match[1]), match[2])
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"cannot load '{path}': {error}") from error
+        module = importlib.import_module(match[1])
+    except (ImportError, ValueError) as error:
+        hint = did_you_mean(package_of(match[1]), PACKAGES) or "; is its folder in PYTHONPATH?"
+        raise ConfigError(f"cannot load '{path}': {error}{hint}") from error
+    try:
+        found = getattr(module, match[2])
+    except AttributeError as error:
+        raise ConfigError(
+            f"cannot load '{path}': {error}{did_you_mean(match[2], vars(module))}"
+        ) from error
     if not fits(found):
         raise ConfigError(f"'{path}' is not {expected} but {found!r}")
     return found

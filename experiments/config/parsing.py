@@ -18,7 +18,6 @@ from experiments.config.layers import (
     algo_layers,
     file_layer,
     pool_path,
-    read_yaml,
     recipe_layers,
     shipped_recipes,
 )
@@ -26,6 +25,7 @@ from mtkd_env.errors import ConfigError, did_you_mean, plain_message
 from mtkd_env.files import parse_yaml, user_path
 from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of
 from mtkd_env.options import build, field_names
+from mtkd_env.teachers.pool import read_pool_spec
 
 T = TypeVar("T")
 
@@ -271,15 +271,16 @@ def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
 
 
 def _check_pool_file(named: Any) -> None:
-    """Checks the file of a pool, which the parser reads less strictly, if it is one.
+    """Checks the file of a pool, of which the parser does not say what is wrong, if it is one.
 
     Raises:
         ConfigError: It cannot be read, holds something else, or names what is not to be trusted.
     """
     if isinstance(named, str) and named.endswith(YAML):
-        path = user_path(named)
-        if path.exists():
-            check_trusted(read_yaml(path, "teachers"), f"{path}: ")
+        try:
+            read_pool_spec(named)
+        except ConfigError as error:
+            raise ConfigError(f"teachers: {error}") from error
 
 
 def _load_arguments(text: str) -> dict[str, Any]:

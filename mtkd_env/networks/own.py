@@ -7,11 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.imports import import_name, is_dependency, package_of
 from mtkd_env.networks.base import Network, check_fixed_width
 from mtkd_env.networks.cut import CutNetwork, layer_node, trace
-from mtkd_env.networks.libraries import LIBRARIES
 
 # The digits' size and CIFAR's are the rule for networks that do not say theirs.
 IMAGE_SIZE = (32, 32)
@@ -30,13 +29,7 @@ def load(name: str) -> Callable[..., Network]:
         ConfigError: It cannot be imported, or makes no network.
     """
     path, _, layer = name.partition("@")
-    try:
-        target = import_name(path, _makes_networks, EXPECTED)
-    except ConfigError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        hint = did_you_mean(path.partition(":")[0], LIBRARIES) or "; is its folder in PYTHONPATH?"
-        raise ConfigError(f"{error}{hint}") from error
+    target = import_name(path, _makes_networks, EXPECTED)
     return partial(_build, name, target, layer or None)
 
 

@@ -221,6 +221,16 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
         ConfigError: No such file, an unknown key, a value of the wrong type or a network that is
             not to be trusted; names it.
     """
+    with Trust(None if trust else frozenset()).applied():
+        return read_pool_spec(path)
+
+
+def read_pool_spec(path: Path | str) -> PoolSpec:
+    """The same where it is said already what files may name.
+
+    Raises:
+        ConfigError: See `load_pool_spec`.
+    """
     path = user_path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")
@@ -228,8 +238,7 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {content!r}")
     try:
-        with Trust(None if trust else frozenset()).applied():
-            check_trusted(content)
+        check_trusted(content)
         return build(PoolSpec, content)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None

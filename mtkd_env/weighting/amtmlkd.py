@@ -1,6 +1,6 @@
 """AMTML-KD: each sample's teachers are weighted by latent factors that are learned."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,30 +11,36 @@ from torch.optim import Adam
 
 from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import check_not_negative
+from mtkd_env.errors import check_choice, check_not_negative, check_positive
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
+# Of the student's last map, over all positions.
+POOLINGS: Mapping[str, Callable[..., Tensor]] = {"max": torch.amax, "mean": torch.mean}
+
 
 class LatentFactors(nn.Module):
-    """softmax_m( v · (θ_m ∘ x) ) for the globally max-pooled map x of a sample.
+    """softmax_m( v · (θ_m ∘ x) ) for the globally pooled map x of a sample.
 
     Args:
         teachers: M.
         channels: K, the channels of the student's last map.
+        pooling: In `POOLINGS`.
+        start: Standard deviation that θ and v are drawn with.
     """
 
-    def __init__(self, teachers: int, channels: int) -> None:
+    def __init__(
+        self, teachers: int, channels: int, pooling: str = "max", start: float = 0.1
+    ) -> None:
         super().__init__()
-        # Small, so that learning starts from nearly equal weights; v not at zero, or nothing
-        # would ever reach θ.
-        self.theta = nn.Parameter(0.1 * torch.randn(teachers, channels))
-        self.v = nn.Parameter(0.1 * torch.randn(channels))
+        self.theta = nn.Parameter(start * torch.randn(teachers, channels))
+        self.v = nn.Parameter(start * torch.randn(channels))
+        self._pool = POOLINGS[pooling]
 
     def forward(self, feature_map: Float[Tensor, "B K H W"]) -> Float[Tensor, "B M"]:
         """Weights of the teachers."""
-        pooled = feature_map.float().amax((2, 3))
+        pooled = self._pool(feature_map.float(), (2, 3))
         return ((pooled * self.v) @ self.theta.T).softmax(1)
 
     def penalty(self) -> Tensor:
@@ -71,7 +77,7 @@ class AMTMLKD(Weighting):
     Deviations: one stage, in which the factors learn beside the student and by an optimiser of
     their own (the official code trains an adapter first and freezes it); hints compare the last
     map, as for every method, instead of one stage per teacher; no angle term, because a weighting
-    adds no loss to the student's; the start and the pooling, see the README.
+    adds no loss to the student's; the start, see the README.
 
     Args:
         distiller: See `Weighting`.
@@ -79,18 +85,32 @@ class AMTMLKD(Weighting):
         lr: Learning rate of Adam.
         penalty: Coefficient of the squared length of the factors. Published: 0.1, under which they
             vanish here and the weights become 1/M.
+        pooling: `max`, as in the paper, or `mean`, as in the authors' code.
+        start: Standard deviation that the factors are drawn with. It is small, so that learning
+            starts from nearly equal weights, but not 0, where nothing would reach θ; the authors'
+            code has 1.
 
     Raises:
-        ConfigError: A negative number.
+        ConfigError: A negative number, a start that is not positive, or an unknown pooling.
     """
 
     def __init__(
-        self, distiller: Distiller, *, seed: int = 0, lr: float = 1e-3, penalty: float = 1e-3
+        self,
+        distiller: Distiller,
+        *,
+        seed: int = 0,
+        lr: float = 1e-3,
+        penalty: float = 1e-3,
+        pooling: str = "max",
+        start: float = 0.1,
     ) -> None:
         super().__init__(distiller, seed=seed)
         check_not_negative(lr=lr, penalty=penalty)
+        check_positive(start=start)
+        check_choice(POOLINGS, pooling=pooling)
+        sizes = len(distiller.teachers), distiller.student.map_channels
         with seeded(derive_seed(seed, "weighting")):
-            factors = LatentFactors(len(distiller.teachers), distiller.student.map_channels)
+            factors = LatentFactors(*sizes, pooling, start)
         self.factors = factors.to(distiller.device)
         self.optimizer = Adam(self.factors.parameters(), lr=lr)
         self._penalty = penalty

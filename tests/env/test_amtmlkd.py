@@ -79,6 +79,21 @@ def test_latent_factors_by_hand() -> None:
     assert factors.penalty().item() == pytest.approx(1 + 4 + 1 + 0.25)
 
 
+def test_latent_factors_of_averages_by_hand() -> None:
+    factors = LatentFactors(2, 1, "mean")
+    factors.theta.data, factors.v.data = torch.tensor([[0.0], [2.0]]), torch.ones(1)
+    feature_map = torch.tensor([log(3), 0.0]).reshape(
+        1, 1, 1, 2
+    )  # Mean ½ log 3, so scores 0, log 3.
+    torch.testing.assert_close(factors(feature_map), torch.tensor([[1 / 4, 3 / 4]]))
+
+
+def test_the_start_scales_what_is_drawn() -> None:
+    small, large = (AMTMLKD(make_tiny_distiller(), start=start).factors for start in (0.1, 1.0))
+    torch.testing.assert_close(10 * small.theta, large.theta)
+    torch.testing.assert_close(10 * small.v, large.v)
+
+
 def test_only_the_logit_head_is_learned() -> None:
     distiller = make_tiny_distiller()
     state = distiller.forward(batch())

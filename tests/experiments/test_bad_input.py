@@ -206,6 +206,8 @@ ARGUMENTS: dict[str, tuple[str, str, Words]] = {
     "decay of mmkd": ("mmkd", "{weight_decay: .nan}", ("weight_decay", ">= 0", "nan")),
     "penalty": ("amtmlkd", "{penalty: -1.0}", ("penalty", ">= 0", "-1")),
     "infinite penalty": ("amtmlkd", "{penalty: .inf}", ("penalty", ">= 0", "inf")),
+    "pooling": ("amtmlkd", "{pooling: maxx}", ("pooling", "did you mean 'max'?")),
+    "no start": ("amtmlkd", "{start: 0}", ("start", "> 0", "0")),
     "argument of a library": ("ppo", "{n_stepss: 3}", ("n_stepss", "did you mean 'n_steps'?")),
     "rate of a library": ("ppo", "{learning_rate: -1}", ("ppo", "learning rate", "-1")),
     "actions of a library": ("qrdqn", "{}", ("qrdqn", "Discrete")),
@@ -377,10 +379,17 @@ POOLS: dict[str, tuple[bytes, Words]] = {
     "empty": (b"", ()),
     "list": (b"- network: resnet8\n", ()),
     "no teacher": (b"teachers: []\n", ("teachers", "at least one", "none")),
-    "number for the teachers": (b"teachers: 3\n", ("teachers", "expected")),
+    "number for the teachers": (b"teachers: 3\n", ("teachers", "expected", "3")),
     "teacher without a network": (b"teachers: [{name: a}]\n", ("network",)),
     "unknown key": (b"teachers: [{network: resnet8}]\nbatchsize: 3\n", ("batchsize",)),
-    "unknown key of a teacher": (b"teachers: [{network: resnet8, sed: 1}]\n", ("sed",)),
+    "unknown key of a teacher": (
+        b"teachers: [{network: resnet8}, {network: resnet14, imges: 1}]\n",
+        ("teachers.1.imges: unknown key", "did you mean 'images'?"),
+    ),
+    "text for a number of a teacher": (
+        b"teachers: [{network: resnet8, seed: x}]\n",
+        ("teachers.0.seed: expected int, got 'x'",),
+    ),
     "key twice": (b"batch_size: 1\nbatch_size: 2\nteachers: []\n", ("batch_size", "twice")),
     "unknown network": (b"teachers: [{network: resnet9}]\n", ("did you mean 'resnet8'?",)),
     "unknown kind": (b"teachers: [{network: vgg8, kind: rndom}]\n", ("did you mean 'random'?",)),
@@ -429,7 +438,7 @@ def test_pools_that_cannot_be_used_are_refused(
     content, words = POOLS[case]
     path = inputs / "pool.yaml"
     path.write_bytes(content)
-    refuse(["--teachers", str(path)], ("teachers", *words))
+    refuse(["--teachers", str(path)], ("teachers", str(path), *words))
     assert_refused(partial(load_pool_spec, path), (str(path), *words), ConfigError)
 
 

@@ -57,7 +57,7 @@ def check_name(known: Collection[str], name: str, kind: str) -> None:
     """
     if name not in known:
         names = ", ".join(sorted(known))
-        raise ConfigError(f"unknown {kind} '{name}'{did_you_mean(name, known)} (known: {names})")
+        raise ConfigError(f"unknown {kind} {name!r}{did_you_mean(name, known)} (known: {names})")
 
 
 def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> None:
@@ -128,5 +128,5 @@ def check_choice(known: Collection[str], **names: str) -> None:
         if name not in known:
             hint = did_you_mean(name, known)
             raise ConfigError(
-                f"{key}: unknown name '{name}'{hint} (known: {', '.join(sorted(known))})"
+                f"{key}: unknown name {name!r}{hint} (known: {', '.join(sorted(known))})"
             )

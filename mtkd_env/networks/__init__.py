@@ -84,7 +84,7 @@ def find_network(name: str, kind: str = "network") -> Callable[..., Network]:
     if colon:
         return library_model(library, model) if library in LIBRARIES else own.load(name)
     known = f"{', '.join(sorted(NETWORKS))}; torchvision:MODEL, timm:MODEL, module:Class"
-    raise ConfigError(f"unknown {kind} '{name}'{_nearest(name)} (known: {known})")
+    raise ConfigError(f"unknown {kind} {name!r}{_nearest(name)} (known: {known})")
 
 
 def check_network(name: str, kind: str = "network") -> None:

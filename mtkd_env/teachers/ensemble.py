@@ -36,8 +36,8 @@ class TeacherEnsemble(nn.Module):
         known: Which classes each teacher knows; None if each knows all.
 
     Raises:
-        ConfigError: No teacher, a number of names that is not M, a name used twice, or teachers
-            that disagree about the number of classes.
+        ConfigError: No teacher, a number of names that is not M, a name used twice, teachers that
+            disagree about the number of classes, or parameters that are NaN or infinite.
     """
 
     known: Known
@@ -59,6 +59,8 @@ class TeacherEnsemble(nn.Module):
         for name in names:
             if list(names).count(name) > 1:
                 raise ConfigError(f"teachers: the name '{name}' is used more than once")
+        for name, network in zip(names, networks, strict=True):
+            _check_finite(name, network)
         self.num_classes = networks[0].num_classes if num_classes is None else num_classes
         self.names = tuple(names)
         self._set_classes(networks, classes or {})
@@ -219,3 +221,9 @@ def _narrow(module: nn.Module, dtype: torch.dtype) -> None:
     for layer in module.modules():
         if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.dtype == torch.float32:
             layer.to(dtype)
+
+
+def _check_finite(name: str, network: Network) -> None:
+    for key, parameter in network.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(f"teachers: '{key}' of '{name}' holds NaN or infinity")

@@ -240,6 +240,14 @@ def test_the_ensemble_knows_its_teachers() -> None:
     assert ensemble.signed_maps == (False, False, True)
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_teachers_whose_parameters_are_no_numbers_are_named(value: float) -> None:
+    networks = teacher_networks(2)
+    dict(networks[1].named_parameters())["classifier.bias"].data[0] = value
+    with pytest.raises(ConfigError, match=r"^teachers: 'classifier\.bias' of 'b' holds NaN"):
+        TeacherEnsemble(networks, ["a", "b"])
+
+
 def test_ensembles_that_cannot_be_are_refused() -> None:
     networks = teacher_networks(2)
     with pytest.raises(ConfigError, match="expected at least one, got none"):

@@ -76,7 +76,10 @@ def check(algo: str) -> None:
     check_agent(config.agent_name, config.agent.arguments)
 
 
-def test_commands_are_understood() -> None:
+def test_commands_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file, text in re.findall(r"^```yaml\n# (\S+\.yaml):(.*?)^```$", README, re.M | re.S):
+        (tmp_path / file).write_text(f"# {text}", encoding="utf-8")
     assert commands("experiments/run.py")
     for program in PROGRAMS:
         for flags in commands(program):

@@ -315,24 +315,39 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         prior: Prior | None = None,
     ) -> None:
         options = (options or EnvSpec()).resolved(complete=distiller.complete)
-        assert options.observation is not None
-        assert options.fusion is not None
         self.distiller = distiller
         self.stream = stream
         self.splits = splits
         self.device = distiller.device
         self.options = options
         self.skips = options.on_nan == "skip"
+        self.teacher_names = distiller.teachers.names
+        self._make_sides(options, prior)
+        self._set_spaces(np.dtype(options.observation_dtype), options.logit_bound)
+        self.steps = 0
+        self._ready = False
+        self._state: DistillState | None = None
+        self._observation: tuple[Tensor, Tensor] | None = None
+        # Where stream and random generators stood before the waiting batch, and whether the
+        # normaliser knows it.
+        self._origin = stream.state_dict()
+        self._drawn_from = module_states(self.device)
+        self._counted = False
+        self._subscribers: list[Callable[[StepRecord], None]] = []
+
+    def _make_sides(self, options: EnvSpec, prior: Prior | None) -> None:
+        """Makes what observes and pays, and what makes weights of an action."""
+        assert options.observation is not None
+        assert options.fusion is not None
+        teachers = self.distiller.teachers
         self.reward = make_reward(
             options.reward,
-            distiller,
+            self.distiller,
             normalization=options.reward_normalization,
             timing=options.reward_timing,
             heldout_size=options.heldout_size,
         )
         self.fusion = WeightFusion(options.fusion, prior).to(self.device)
-        teachers = distiller.teachers
-        self.teacher_names = teachers.names
         self.observer = make_observer(
             options.observation,
             names=teachers.names,
@@ -345,17 +360,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             else None
         )
         self._dtype = OBSERVATION_DTYPES[options.observation_dtype]
-        self._set_spaces(np.dtype(options.observation_dtype), options.logit_bound)
-        self.steps = 0
-        self._ready = False
-        self._state: DistillState | None = None
-        self._observation: tuple[Tensor, Tensor] | None = None
-        # Where stream and random generators stood before the waiting batch, and whether the
-        # normaliser knows it.
-        self._origin = stream.state_dict()
-        self._drawn_from = module_states(self.device)
-        self._counted = False
-        self._subscribers: list[Callable[[StepRecord], None]] = []
 
     def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
         self.num_envs = self.stream.local_batch_size

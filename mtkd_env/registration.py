@@ -38,7 +38,7 @@ from mtkd_env.teachers import (
     prepare_teachers,
 )
 from mtkd_env.teachers.pool import own_images
-from mtkd_env.teachers.store import check_store
+from mtkd_env.teachers.store import StoreSpec, check_store
 from mtkd_env.teachers.training import EVALUATION_BATCH
 from mtkd_env.terms import Distillation
 from mtkd_env.weighting import WEIGHTINGS
@@ -146,14 +146,8 @@ def assemble(
     check_teacher_precision(computing.for_teachers, device)
     images = load_images(data, spec)
     env = env.resolved(complete=images.complete)
-    check_labels(images, data, distillation)
-    # Teachers may take days to train, so a student that cannot be made is to be known before.
-    student_maker(images.data, student)(seed=0)
-    seed = derive_seed(0, "data")
-    stream = images.stream(
-        data.batch_size, device, seed, mixing=data.mixing, view_set=data.view_set
-    )
-    check_store(spec.store, stream)
+    _check_student(images, data, student, distillation)
+    stream = _student_stream(images, data, spec.store, device)
     pool, fidelities = prepare_teachers(
         spec,
         images,
@@ -179,6 +173,26 @@ def assemble(
 def _read(teachers: Teachers) -> Any:
     """The pool of a YAML file; anything else as it is."""
     return load_pool_spec(teachers) if isinstance(teachers, str | Path) else teachers
+
+
+def _check_student(
+    images: TrainingSet, data: DataSpec, student: StudentSpec, distillation: Distillation
+) -> None:
+    """Refuses a student that cannot be made or learn; before its teachers, who may take days."""
+    check_labels(images, data, distillation)
+    student_maker(images.data, student)(seed=0)
+
+
+def _student_stream(
+    images: TrainingSet, data: DataSpec, store: StoreSpec, device: torch.device
+) -> BatchStream:
+    """The student's batches, of which the store can keep what teachers say."""
+    seed = derive_seed(0, "data")
+    stream = images.stream(
+        data.batch_size, device, seed, mixing=data.mixing, view_set=data.view_set
+    )
+    check_store(store, stream)
+    return stream
 
 
 def student_maker(data: ImageSet[Any], student: StudentSpec) -> Callable[..., Network]:

@@ -1,11 +1,13 @@
-"""A package's docstring is a map of its rooms."""
+"""A package's docstring is a map of its rooms; CONTRIBUTING.md says who imports whom."""
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 PACKAGES = [
     "mtkd_env",
     "agents",
@@ -25,3 +27,14 @@ def test_every_room_is_on_the_map_and_no_other(name: str) -> None:
     folder = Path(package.__path__[0])
     rooms = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
     assert set(re.findall(r"`([a-z_\d]+\.py)`", str(package.__doc__))) == rooms
+
+
+def test_contributing_shows_the_layers_that_are_checked() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^```\n(experiments → .*?)^```$", text, re.MULTILINE | re.DOTALL)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packages, modules = (each["layers"] for each in settings["tool"]["importlinter"]["contracts"])
+    assert [layer.strip("() \n").replace("│", "|") for layer in shown.split("→")] == [
+        *packages[:-1],
+        *modules,
+    ]

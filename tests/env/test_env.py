@@ -32,7 +32,6 @@ from tiny import (
     make_tiny_distiller,
     make_tiny_env,
     stream,
-    training_set,
 )
 
 M = len(TEACHERS)
@@ -332,15 +331,7 @@ class Reordered(BatchStream):
 
 
 def reordered_env(order: list[int], **kwargs: Any) -> MTKDVectorEnv:
-    images = training_set()
-    batches = Reordered(
-        images.splits.train,
-        batch_size=NUM_ENVS,
-        mean=images.data.mean,
-        std=images.data.std,
-        device="cpu",
-        seed=0,
-    )
+    batches = Reordered(stream().views, batch_size=NUM_ENVS, seed=0)
     batches.order = torch.tensor(order)
     return make_tiny_env(batches=batches, **kwargs)
 

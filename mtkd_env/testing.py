@@ -13,7 +13,7 @@ says what is wrong. None of them opens the student. As tests of pytest:
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from copy import deepcopy
 from functools import partial
 from itertools import combinations, pairwise
@@ -124,8 +124,19 @@ def _expect(condition: Any, message: str) -> None:
         raise AssertionError(message)
 
 
-def _expect_equal(found: object, expected: object, what: str) -> None:
-    _expect(equal(found, expected), f"{what}: expected {expected}, got {found}")
+def _expect_equal(found: Any, expected: Any, what: str) -> None:
+    """Names the first part of nested containers that is another."""
+    if equal(found, expected):
+        return
+    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
+        parts: Collection[Any] = found.keys()
+    elif isinstance(found, list | tuple) and len(found) == len(expected):
+        parts = range(len(found))
+    else:
+        parts = ()
+    for part in parts:
+        _expect_equal(found[part], expected[part], f"{what}[{part!r}]")
+    raise AssertionError(f"{what}: expected {expected}, got {found}")
 
 
 def _expect_refused(call: Callable[[], object], kind: type[Exception], message: str) -> None:

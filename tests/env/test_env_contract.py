@@ -221,7 +221,7 @@ class Endless(CartPoleVectorEnv):
 
 WRONG: dict[type[CartPoleVectorEnv], tuple[Check, str]] = {
     Reusing: (returned_arrays_are_fresh, "two steps share memory of their observations"),
-    Forgetful: (a_seed_reproduces_everything_that_follows, r"reset\(seed=7\) and two steps: "),
+    Forgetful: (a_seed_reproduces_everything_that_follows, r"reset\(seed=7\) and two steps\[0\]: "),
     Misdeclared: (episodes_end_as_the_autoreset_mode_says, "info: final_obs: wanted where"),
     Widened: (returned_values_lie_in_the_spaces, "observation: float64 is not float32"),
     Endless: (episodes_end_as_the_autoreset_mode_says, "no episode ended within 40 steps"),

@@ -221,7 +221,9 @@ def build_config(
     others = [*flags.others, *(["--recipe", recipe] if recipe else [])]
     # Options import what they name when they are built, if only to be checked.
     with flags.trust.applied():
-        for named in (*(layer.values.get("teachers") for layer in layers), *flags.pools):
+        for layer in layers:
+            _check_pool_file(layer.values.get("teachers"), f"{layer.name}: ")
+        for named in flags.pools:
             _check_pool_file(named)
         try:
             return _parse(algo, layers, arguments, others, program)
@@ -270,7 +272,7 @@ def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
     return None
 
 
-def _check_pool_file(named: Any) -> None:
+def _check_pool_file(named: Any, place: str = "") -> None:
     """Checks the file of a pool, of which the parser does not say what is wrong, if it is one.
 
     Raises:
@@ -280,7 +282,7 @@ def _check_pool_file(named: Any) -> None:
         try:
             read_pool_spec(named)
         except ConfigError as error:
-            raise ConfigError(f"teachers: {error}") from error
+            raise ConfigError(f"{place}teachers: {error}") from error
 
 
 def _load_arguments(text: str) -> dict[str, Any]:

@@ -739,11 +739,11 @@ DATASETS: dict[str, tuple[Flags, Words]] = {
     "no path": ([NPZ], ("npz", "'path'")),
     "number for a path": (
         [NPZ, "--data.arguments={path: 3}"],
-        ("data.arguments.path", "str or Path", "3"),
+        ("data.arguments.path", "expected str", "3"),
     ),
     "number for a root": (
         ["--data.dataset=folder", "--data.arguments={root: 3}"],
-        ("data.arguments.root", "str or Path", "3"),
+        ("data.arguments.root", "expected str", "3"),
     ),
     "word for a size": (
         ["--data.dataset=folder", "--data.arguments={root: x, image_size: big}"],

@@ -32,7 +32,10 @@ class Transfer(Kind):
         """The configuration of an entry's runs, but for the seed and where they are kept."""
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
         own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
-        config, _ = parse(self.config_type, [*recipe, *own], "compare.py")
+        try:
+            config, _ = parse(self.config_type, [*recipe, *own], "compare.py")
+        except ConfigError as error:
+            raise entry.error(str(error)) from error
         path = entry.of_method.get(config.backbone)
         if path is None:
             raise entry.error(

@@ -125,7 +125,7 @@ def test_all_teachers_count_the_same(weights: str, expected: float) -> None:
         for found in (record.weights.logit, record.weights.feature):
             assert found.unique().tolist() == pytest.approx([expected])
     first = records[0].losses
-    scale = env.distiller
+    scale = env.distiller.distillation
     terms = scale.alpha * first.kd.sum(1) + scale.beta * first.feature.sum(1)
     torch.testing.assert_close(first.total, first.cross_entropy + expected * terms)
 
@@ -139,11 +139,13 @@ def test_uniform_weights_are_the_default() -> None:
 
 def test_unknown_weights_are_named_before_the_student_is_touched() -> None:
     env = started_env()
-    message = r"unknown warm-up weights 'one'; did you mean 'ones'\? \(known: ones, uniform\)"
+    message = (
+        r"unknown warm-up weights 'one'; did you mean 'ones'\? \(known: ones, prior, uniform\)"
+    )
     with pytest.raises(ConfigError, match=message):
         Uniform(env).warm_up(STEPS, "one")
     assert env.steps == 0
-    assert set(WARMUP_WEIGHTS) == {"ones", "uniform"}
+    assert set(WARMUP_WEIGHTS) == {"ones", "uniform", "prior"}
 
 
 @pytest.mark.parametrize("kind", [Reinforce, PolicyGradient, Uniform])

@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import save
 
 from experiments.comparison.plan import Selection, load_comparison
-from experiments.config import ExperimentConfig, parse_arguments, read_flags
+from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import make_folder
 from experiments.gallery import read_gallery
 from experiments.running.failures import described
 from experiments.running.log import read_rows
 from experiments.running.result import RunResult, read_result
-from experiments.transfer import compare, program
+from experiments.transfer import program
 from experiments.transfer.backbones import load_backbone
 from experiments.transfer.coco import read_coco
 from experiments.transfer.label_maps import load_label_maps
@@ -61,8 +61,11 @@ TEXTS: dict[str, Any] = {
     "comparison": {"title": "t", "baseline": "aver", "seeds": [0, 1], "methods": {"aver": None}}
     | {"settings": {"small": {"student": {"width": 0.5}}}, "paper": {"aver": "78.3 ± 0.1"}},
     "transfer": {"batch_size": 2, "schedule": {"iterations": 2}, "crop": [64, 64], "workers": 0},
-    "transfer comparison": {"title": "t", "task": "segmentation", "baseline": "one", "seeds": [0]}
-    | {"settings": {"s": {"backbone": "resnet18"}}, "weights": {"one": {"resnet18": "a.pt"}}},
+    "transfer comparison": {"title": "t", "kind": "segmentation", "baseline": "one", "seeds": [0]}
+    | {
+        "settings": {"s": {"dataset": "ade20k", "backbone": "resnet18"}},
+        "methods": {"one": {"resnet18": "random"}},
+    },
     "coco": {"images": [{"id": 1, "file_name": "a.png", "height": 9, "width": 8}]}
     | {"categories": [{"id": 2, "name": "c"}]}
     | {"annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [1, 2, 3, 4]}]},
@@ -136,7 +139,7 @@ READERS = {
     "pool": Reader("a.yaml", load_pool_spec, plain("pool")),
     "comparison": Reader(
         "a.yaml",
-        lambda path: load_comparison(path, read_flags([]), Selection(), path.parent),
+        lambda path: load_comparison(path, [], Selection(), path.parent),
         plain("comparison"),
     ),
     "transfer": Reader(
@@ -149,7 +152,9 @@ READERS = {
         plain("transfer"),
     ),
     "transfer comparison": Reader(
-        "a.yaml", lambda path: compare.load_comparison(str(path)), plain("transfer comparison")
+        "a.yaml",
+        lambda path: load_comparison(path, ["--data", "a"], Selection(), path.parent),
+        plain("transfer comparison"),
     ),
     "coco": Reader("instances_val.json", read_split, plain("coco")),
     "npz": Reader(

@@ -42,8 +42,9 @@ def test_the_floor_trains_a_student_without_weights_and_asks_all_teachers_or_non
 
 
 def test_the_floor_never_makes_the_host_wait() -> None:
+    work = floor(tiny_assembly(), config_of("aver"), steps=2)
     with counting(CPU) as counter:
-        floor(tiny_assembly(), config_of("aver"), steps=2)()
+        work()
     assert counter.operations > 0
     assert counter.synchronizations == 0
 

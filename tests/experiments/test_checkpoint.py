@@ -174,9 +174,9 @@ def test_checkpoints_are_put_off_where_they_would_take_too_much_of_the_time() ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": -1}, "checkpoint.epochs: expected a finite number >= 0, got -1"),
-        ({"minutes": -0.5}, "checkpoint.minutes: expected a finite number >= 0, got -0.5"),
-        ({"share": 1.5}, r"checkpoint.share: expected a number in \[0, 1\], got 1.5"),
+        ({"epochs": -1}, "epochs: expected a finite number >= 0, got -1"),
+        ({"minutes": -0.5}, "minutes: expected a finite number >= 0, got -0.5"),
+        ({"share": 1.5}, r"share: expected a number in \[0, 1\], got 1.5"),
     ],
 )
 def test_numbers_out_of_range_are_named(arguments: dict[str, Any], message: str) -> None:

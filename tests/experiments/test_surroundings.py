@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -50,6 +50,14 @@ def test_a_backend_that_is_there_is_kept(named: str, kept: str | None) -> None:
 
 
 # Signals, and output that nobody reads.
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_as_at_the_start() -> Iterator[None]:
+    """Ray, which other tests of the process may have started, has a handler of its own."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def ask_to_end(_: Sequence[str]) -> int:

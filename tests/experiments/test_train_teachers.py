@@ -44,7 +44,7 @@ def test_teachers_are_trained_once(
     assert "trained teacher resnet8-random" not in shown
     kept = checkpoints(tmp_path)
     assert sorted(name.rpartition("-")[0] for name in kept) == ["resnet8", "resnet8-permuted"]
-    assert f"kept in {tmp_path / 'cache' / 'teachers' / 'digits'}" in shown
+    assert f"kept in {tmp_path / 'cache' / 'teachers'}" in shown
     assert start() == 0
     again = capsys.readouterr().out
     assert "trained teacher" not in again

@@ -492,7 +492,7 @@ def test_splits_without_objects_are_refused(tmp_path: Path, split: str, message:
         (["--norm=none"], "unknown norm 'none' (known: batch, frozen)"),
         (["--batch_size=9"], "batch_size: expected at most 6, the number of images"),
         (["--arguments={nms_tresh: 0.4}"], "arguments 'nms_tresh'; did you mean 'nms_thresh'"),
-        (["--weights=nowhere.pt"], "weights: nowhere.pt: no such file"),
+        (["--weights=nowhere.pt"], "nowhere.pt: no such file"),
         (["--train=train2018"], "instances_train2018.json; looked in"),
     ],
 )

@@ -58,7 +58,8 @@ class ReferenceImages:
         parts = list(_first(self._labelled(), MOST_LABELLED))
         if not parts:
             raise ConfigError("data.labelled: expected at least one image with a label, got none")
-        outputs = [self._teachers(part.inputs) for part in parts]
+        # Without maps as they come: all of them together could take gigabytes.
+        outputs = [replace(self._teachers(part.inputs), feature_maps=()) for part in parts]
         return Batch(
             inputs=torch.cat([part.inputs for part in parts]),
             targets=torch.cat([part.targets for part in parts]),

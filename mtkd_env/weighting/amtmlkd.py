@@ -77,7 +77,7 @@ class AMTMLKD(Weighting):
     Deviations: one stage, in which the factors learn beside the student and by an optimiser of
     their own (the official code trains an adapter first and freezes it); hints compare the last
     map, as for every method, instead of one stage per teacher; no angle term, because a weighting
-    adds no loss to the student's; the start, see the README.
+    adds no loss to the student's; the start, see docs/weightings.md.
 
     Args:
         distiller: See `Weighting`.

@@ -3,9 +3,10 @@
 from stable_baselines3.common.callbacks import BaseCallback
 
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation
+from mtkd_env.vector import StepRecord
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
 

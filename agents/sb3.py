@@ -32,12 +32,13 @@ from agents.learning import StepCount
 from agents.sb3_state import load_model_state, model_state
 from agents.tensor_rollouts import can_collect_tensors, on_tensors
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
 from mtkd_env.imports import import_name
 from mtkd_env.options import build, plain
 from mtkd_env.seeding import derive_seed
+from mtkd_env.vector import StepRecord
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
 # Where the algorithms of sb3-contrib are; it is optional, so they are known without importing it.

@@ -26,7 +26,7 @@ from experiments.config import ExperimentConfig
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
 from experiments.running.signals import end_unread
-from mtkd_env.env import StepRecord
+from mtkd_env.vector import StepRecord
 
 # Seconds without a line, off a terminal, after which a teacher in training is told of.
 SILENCE = 60.0

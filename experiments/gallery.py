@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from experiments.metrics import HEADS
 from mtkd_env.data import ImageSet
 from mtkd_env.data.npz import UNREADABLE
-from mtkd_env.env import StepRecord
 from mtkd_env.files import write_atomically
 from mtkd_env.types import UNKNOWN
+from mtkd_env.vector import StepRecord
 
 FILE = "gallery.npz"
 

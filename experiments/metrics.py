@@ -10,9 +10,9 @@ from torch import Tensor
 from agents.policy_gradient import entropy
 from mtkd_env import distributed
 from mtkd_env.action import PARTS, WeightFusion
-from mtkd_env.env import StepRecord
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import UNKNOWN, TeacherWeights
+from mtkd_env.vector import StepRecord
 
 HEADS = ("logit", "feature")
 

@@ -13,7 +13,7 @@ from experiments.running.finite import FiniteWatch, check_module, check_row
 from experiments.running.kept import AtRest
 from experiments.running.log import MetricsLog
 from mtkd_env import distributed
-from mtkd_env.env import StepRecord
+from mtkd_env.vector import StepRecord
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})

@@ -4,8 +4,9 @@ Importing the package registers an environment of every dataset for `gymnasium.m
 `MTKD/Digits-v0`. From the top down:
 
 - `registration.py` assembles an environment from options; `testing.py` checks anybody's.
-- `env.py`: the environment; `observation.py`, `action.py`, `reward.py`, `worth.py`: its sides;
-  `wrappers`: adapters; `weighting`: the classical methods, which need no agent.
+- `env.py`: the environment; `vector.py`: what Gymnasium asks of it; `observation.py`, `action.py`,
+  `reward.py`, `worth.py`: its sides; `wrappers`: adapters; `weighting`: the classical methods,
+  which need no agent.
 - `distiller.py`: the student and its step; `terms.py` and `losses.py`: Equ. 2; `evaluation.py`;
   `reference.py`: images beside the batches.
 - `teachers`: pools, their training, what is kept of them; `networks`; `data`; `optimization.py`.
@@ -17,7 +18,7 @@ Importing the package registers an environment of every dataset for `gymnasium.m
 from mtkd_env.computing import Computing
 from mtkd_env.data import DATASETS, DataSpec
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import EnvSpec, MTKDVectorEnv, StepRecord
+from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.networks import NETWORKS, StudentSpec
@@ -28,6 +29,7 @@ from mtkd_env.reward import REWARDS
 from mtkd_env.teachers import PoolSpec, StoreSpec, TeacherEnsemble, TeacherSpec
 from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
+from mtkd_env.vector import StepRecord
 from mtkd_env.weighting import WEIGHTINGS
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 

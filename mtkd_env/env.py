@@ -3,15 +3,10 @@
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import torch
-from gymnasium.error import ClosedEnvironmentError, ResetNeeded
-from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtkd_env.action import (
@@ -37,10 +32,11 @@ from mtkd_env.observation import (
     needs_label,
 )
 from mtkd_env.options import Options
-from mtkd_env.reward import NORMALIZATIONS, REWARDS, Rewards, make_reward
+from mtkd_env.reward import NORMALIZATIONS, REWARDS, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
-from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
+from mtkd_env.types import Batch, DistillState, TeacherWeights
+from mtkd_env.vector import SharedStudentEnv, StepOutcome, StepRecord
 
 Splits = Mapping[str, Callable[[], Iterable[Batch]]]
 
@@ -60,8 +56,6 @@ CHOICES: Mapping[str, Collection[str]] = {
 }
 # Batches that may be skipped one after the other; after more, it is the student that is broken.
 MOST_SKIPPED = 10
-
-RESET_OPTIONS = ("reinit",)
 
 
 @dataclass(frozen=True)
@@ -158,49 +152,7 @@ def _without_labels(key: str, value: Any, instead: str) -> ConfigError:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class StepRecord:
-    """What one step did, as tensors on the device; given to subscribers and to own agents.
-
-    Attributes:
-        step: SGD steps of this student before this one.
-        weights: The weights that were used, detached, with their parts.
-        losses: The terms of the loss before the step.
-        rewards: Rewards per teacher, advantages and scalar.
-        index: Positions of the samples in the training split.
-        targets: Classes of the samples.
-        correct: Whether each teacher has the class of each sample right.
-    """
-
-    step: int
-    weights: TeacherWeights
-    losses: LossTerms
-    rewards: Rewards
-    index: Tensor
-    targets: Int64[Tensor, " B"]
-    correct: Bool[Tensor, "B M"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepOutcome:
-    """What a step leads to; all sub-environments end together.
-
-    Attributes:
-        observation: Observation of the next batch.
-        record: What the step did.
-        terminated: Whether the episodes terminated.
-        truncated: Whether the episodes were truncated.
-        final_observation: Last observation of the episodes, if they ended.
-    """
-
-    observation: Tensor
-    record: StepRecord
-    terminated: bool
-    truncated: bool
-    final_observation: Tensor | None
-
-
-class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
+class MTKDVectorEnv(SharedStudentEnv):
     """A student learns from M frozen teachers; the agent weights the teachers of every sample.
 
     ## Description
@@ -300,12 +252,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         ConfigError: A choice that needs labels that are not there, or a prior and another fusion.
     """
 
-    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own declaration
-        "render_modes": [],
-        "autoreset_mode": AutoresetMode.SAME_STEP,
-    }
-    autoreset_mode = AutoresetMode.SAME_STEP
-
     def __init__(
         self,
         distiller: Distiller,
@@ -320,12 +266,18 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         self.splits = splits
         self.device = distiller.device
         self.options = options
+        self.output = options.output
         self.skips = options.on_nan == "skip"
         self.teacher_names = distiller.teachers.names
         self._make_sides(options, prior)
-        self._set_spaces(np.dtype(options.observation_dtype), options.logit_bound)
+        self.set_spaces(
+            stream.local_batch_size,
+            self.observer.width,
+            len(self.teacher_names),
+            dtype=options.observation_dtype,
+            logit_bound=options.logit_bound,
+        )
         self.steps = 0
-        self._ready = False
         self._state: DistillState | None = None
         self._observation: tuple[Tensor, Tensor] | None = None
         # Where stream and random generators stood before the waiting batch, and whether the
@@ -361,15 +313,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         )
         self._dtype = OBSERVATION_DTYPES[options.observation_dtype]
 
-    def _set_spaces(self, dtype: np.dtype[Any], logit_bound: float) -> None:
-        self.num_envs = self.stream.local_batch_size
-        self.render_mode = None
-        width, actions = self.observer.width, 2 * len(self.teacher_names)
-        self.single_observation_space = Box(-np.inf, np.inf, (width,), dtype.type)
-        self.single_action_space = Box(-logit_bound, logit_bound, (actions,), np.float32)
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-
     # What own agents, weightings and experiments use: tensors in, tensors out.
 
     @property
@@ -383,6 +326,11 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
         return self.stream.steps_per_epoch
 
     @property
+    def steps_in_training(self) -> int:
+        """SGD steps of the student's schedule."""
+        return self.steps_per_epoch * self.distiller.recipe.epochs
+
+    @property
     @as_under_no_grad
     def state(self) -> DistillState:
         """The batch that waits for its weights; computed when first asked for.
@@ -392,9 +340,7 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             ClosedEnvironmentError: It was closed.
             FloatingPointError: Batches are to be skipped, but too many came one after the other.
         """
-        self._check_open()
-        if not self._ready:
-            raise ResetNeeded("call env.reset() before env.step() or env.distill()")
+        self.check_ready()
         if self._state is None:
             self._state = self._next_state()
         return self._state
@@ -548,62 +494,17 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._state = replace(waiting, direction=state["direction"])
             self._counted = state["counted"]
 
-    # Gymnasium's interface.
-
-    @as_under_no_grad
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Begins episodes; see "Starting State" for what a seed does.
-
-        Raises:
-            ValueError: A seed per sub-environment (they share one student), or an unknown option.
-            ClosedEnvironmentError: The environment was closed.
-        """
-        self._check_open()
-        if seed is not None and not isinstance(seed, int | np.integer):
-            raise ValueError(f"seed: expected one int, the student is shared; got {seed!r}")
-        for name in options or {}:
-            check_name(RESET_OPTIONS, name, "reset option")
-        super().reset(seed=None if seed is None else int(seed))
-        if seed is not None:
-            self._reinitialize(int(seed))
-        elif options and options.get("reinit"):
-            self._reinitialize(int(self.np_random.integers(2**31)))
-        self._ready = True
-        return self._export(self.observation), {}
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """One SGD step of the student under the weights that `actions` stand for.
-
-        Args:
-            actions: Logits (B, 2·M), an array or a tensor.
-
-        Raises:
-            ResetNeeded: The environment was never reset.
-            ClosedEnvironmentError: It was closed.
-            ValueError: Wrong shape, or a row with NaN or infinity; the student is not touched.
-        """
-        outcome = self.advance(actions)
-        return (
-            self._export(outcome.observation),
-            self._export(outcome.record.rewards.scalar),
-            self._export_flag(outcome.terminated),
-            self._export_flag(outcome.truncated),
-            self._info(outcome),
-        )
-
     @as_under_no_grad
     def advance(self, actions: Any) -> StepOutcome:
         """`step` with tensors on the device and flags on the host; for adapters."""
         before = self.observation
-        record = self.distill(self.to_weights(self._checked(actions)))
+        record = self.distill(self.to_weights(self.checked(actions)))
         ended = self._episode_ended()
         final = before
         if self.options.episode != "batch":
             final = self.observation
         if ended and self.options.episode == "training":
-            self._reinitialize(int(self.np_random.integers(2**31)))
+            self.begin(int(self.np_random.integers(2**31)))
         return StepOutcome(
             observation=self.observation,
             record=record,
@@ -612,32 +513,14 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             final_observation=final if ended else None,
         )
 
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ClosedEnvironmentError(
-                "the environment was closed by env.close(); make a new one"
-            )
-
-    def __reduce__(self) -> NoReturn:
-        """Refuses to be copied or pickled: subscribers, streams and graphs would come along.
-
-        Raises:
-            TypeError: Always; says what to do instead.
-        """
-        raise TypeError(
-            "an MTKDVectorEnv cannot be copied or pickled; make another one with the same "
-            "arguments, and give it the state of this one by load_state_dict(env.state_dict())"
-        )
-
     def _episode_ended(self) -> bool:
         if self.options.episode == "batch":
             return True
-        length = self.steps_per_epoch
-        if self.options.episode == "training":
-            length *= self.distiller.recipe.epochs
-        return self.steps % length == 0
+        whole = self.options.episode == "training"
+        return self.steps % (self.steps_in_training if whole else self.steps_per_epoch) == 0
 
-    def _reinitialize(self, seed: int) -> None:
+    def begin(self, seed: int) -> None:
+        """Starts a new student with a data order of its own."""
         self.distiller.reinitialize(derive_seed(seed, "student"))
         self.stream.reseed(derive_seed(seed, "data"))
         self.reward.reseed(derive_seed(seed, "reward"))
@@ -660,66 +543,6 @@ class MTKDVectorEnv(VectorEnv[Any, Any, Any]):
             self._observation = raw, self.normalize(raw)
         return self._observation
 
-    def _checked(self, actions: Any) -> Tensor:
-        action = _as_numbers(actions)
-        expected = (self.num_envs, 2 * len(self.teacher_names))
-        if tuple(action.shape) != expected:
-            raise ValueError(
-                f"actions: expected shape {expected}, one row of 2·M logits for each of the "
-                f"{expected[0]} samples, got {tuple(action.shape)}"
-            )
-        bad = (~action.isfinite()).any(1)
-        if bad.any():
-            row = int(bad.nonzero()[0])
-            raise ValueError(
-                f"actions: row {row} holds NaN or infinity: {action[row].tolist()} "
-                f"({int(bad.sum())} of {expected[0]} rows are bad)"
-            )
-        # To the host a copy has to be waited for.
-        return action.to(self.device, non_blocking=action.device.type == "cpu")
-
-    def _info(self, outcome: StepOutcome) -> dict[str, Any]:
-        info = {name: self._export(tensor) for name, tensor in info_tensors(outcome.record).items()}
-        if outcome.final_observation is None:
-            return info
-        # Consumers of Gymnasium's contract look for the info of an ended episode in `final_info`.
-        return info | {
-            "final_obs": self._export(outcome.final_observation),
-            "_final_obs": self._export_flag(flag=True),
-            "final_info": info,
-            "_final_info": self._export_flag(flag=True),
-        }
-
-    def _export(self, tensor: Tensor) -> Any:
-        """A copy in the requested kind, so that callers may write into what they get."""
-        tensor = tensor.detach().clone()
-        return tensor if self.options.output == "torch" else tensor.cpu().numpy()
-
-    def _export_flag(self, flag: bool) -> Any:
-        if self.options.output == "torch":
-            return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
-        return np.full(self.num_envs, flag)
-
-
-def _as_numbers(actions: Any) -> Tensor:
-    """Actions as float32, where they are."""
-    if isinstance(actions, Tensor):
-        dense = actions.layout is torch.strided
-        numbers = dense and not actions.is_complex() and not actions.is_quantized
-        kind = str(actions.dtype if dense else actions.layout)
-    else:
-        try:
-            # A copy, because torch warns of arrays that it could not write into.
-            actions = np.array(actions)
-        except ValueError as error:
-            raise ValueError(f"actions: expected rows of one length: {error}") from None
-        # Torch has no wider floats than of 8 bytes.
-        numbers = actions.dtype.kind in "biuf" and actions.dtype.itemsize <= 8
-        kind = str(actions.dtype)
-    if not numbers:
-        raise ValueError(f"actions: expected real numbers, got {kind}")
-    return torch.as_tensor(actions, dtype=torch.float32)
-
 
 def teachers_are_right(state: DistillState) -> Bool[Tensor, "B M"]:
     """Whether the class that each teacher finds most likely is that of the sample."""
@@ -731,18 +554,3 @@ def _why_skipped(batch: Batch, steps: int) -> str:
     bad = batch.index[~batch.inputs.flatten(1).isfinite().all(1)].tolist()
     images = f"its images {bad} are so themselves" if bad else "its images are finite"
     return f"skipped a batch after step {steps}: its losses are NaN or infinite; {images}"
-
-
-def info_tensors(record: StepRecord) -> dict[str, Tensor]:
-    """The entries of `info` that every step has, as tensors with a leading axis B."""
-    return {
-        "teacher_rewards": record.rewards.teacher,
-        "advantages": record.rewards.advantages,
-        "logit_weights": record.weights.logit,
-        "feature_weights": record.weights.feature,
-        "cross_entropy": record.losses.cross_entropy,
-        "kd": record.losses.kd,
-        "feature": record.losses.feature,
-        "total": record.losses.total,
-        "index": record.index,
-    }

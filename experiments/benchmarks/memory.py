@@ -12,7 +12,8 @@ from torch import Tensor, nn, optim
 
 from agents import Agent
 from mtkd_env.distiller import Distiller
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.vector import StepRecord
 
 # What belongs to the student's side or to all methods together, and what leads everywhere.
 FOREIGN = (MTKDVectorEnv, VecEnv, Distiller, Space, ModuleType, type)

@@ -75,7 +75,7 @@ def measure(request: Request) -> Outcome:
 
 
 def _check(name: str, config: ExperimentConfig, epochs: Sequence[int]) -> None:
-    if len(config.teachers.teachers) < 2:
+    if len(config.teachers.asked) < 2:
         raise ConfigError(f"teachers: the pool '{name}' has one teacher, and nothing to rank")
     if epochs[-1] >= config.optimizer.epochs:
         raise ConfigError(

@@ -22,11 +22,11 @@ from experiments.console import draw_curves
 from experiments.executors import Task
 from experiments.experiment import Result, prepare_device, run_experiment
 from experiments.running.log import read_rows
-from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder, path_or_name, user_path
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool
+from mtkd_env.vector import StepRecord
 
 # Seeds of the data that are the pool's where nobody has said others.
 LABEL_SEEDS = ("labelled_seed", "label_noise_seed")
@@ -163,7 +163,7 @@ def _pool_task(config: ExperimentConfig, log: Path, several: bool) -> Task:
     number = f"pool {pool.seed}" if several else ""
     name = " ".join(filter(None, ("teachers", config.setting, number)))
     work = partial(_train_teachers, config, log)
-    return Task(name, work, log, len(pool.teachers) * pool.recipe.epochs)
+    return Task(name, work, log, len(pool.asked) * pool.recipe.epochs)
 
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:

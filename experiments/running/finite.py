@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtkd_env.env import StepRecord
+from mtkd_env.vector import StepRecord
 
 # Steps between two looks at what is on the device, for which the host has to wait.
 WINDOW = 100

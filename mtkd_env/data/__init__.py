@@ -59,9 +59,9 @@ class DataSpec(Options):
         val_fraction: Share of the (labelled) training images to hold out for choices, the split
             val.
         train_size: Training images to keep; all by default.
-        labelled: Number of these that keep their label, as they come; all of them by default. The
-            labels of the others are removed. Images that are held out for choices or rewards are
-            taken from the labelled ones.
+        labelled: Number of these that keep their label, as they come, or 0; all of them by default.
+            The labels of the others are removed. Images that are held out for choices or rewards
+            are taken from the labelled ones.
         labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels. By
             default 0, and in a comparison of pools the pool's.
         heldout: Labelled images to set apart, which no loss sees and whose labels are never wrong,

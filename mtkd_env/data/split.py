@@ -112,8 +112,8 @@ class LabelSpec:
     """Which labels of the student's images are there, and which of them are wrong.
 
     Attributes:
-        labelled: Number of images that keep their label, as they come; all of them by default. What
-            is held out for choices and for rewards is taken from these.
+        labelled: Number of images that keep their label, as they come, or 0; all of them by
+            default. What is held out for choices and for rewards is taken from these.
         labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels.
         heldout: Labelled images to set apart, which no loss sees and whose labels are never wrong:
             what the reward `heldout` and the gate look at, instead of those that are trained on.
@@ -121,7 +121,7 @@ class LabelSpec:
         label_noise_seed: Seed of which ones, and of what they become.
 
     Raises:
-        ConfigError: A count below 1 or a negative one, a negative seed, or a share outside [0, 1].
+        ConfigError: A negative count or seed, or a share outside [0, 1].
     """
 
     labelled: int | None = None
@@ -131,10 +131,8 @@ class LabelSpec:
     label_noise_seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.labelled is not None and self.labelled < 1:
-            raise ConfigError(f"labelled: expected at least 1, found {self.labelled}")
-        for name in ("labelled_seed", "heldout", "label_noise_seed"):
-            if getattr(self, name) < 0:
+        for name in ("labelled", "labelled_seed", "heldout", "label_noise_seed"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}: expected 0 or more, found {getattr(self, name)}")
         if not 0 <= self.label_noise <= 1:
             raise ConfigError(f"label_noise: expected a share in [0, 1], found {self.label_noise}")
@@ -243,6 +241,8 @@ def _labelled(
     count, classes = labels.labelled, targets[known].unique()
     if count is None:
         return known
+    if count == 0:
+        return known[:0]
     if not len(classes) <= count <= len(known):
         raise ConfigError(
             f"data.labelled: expected {len(classes)}, one for each class, to {len(known)}, the "

@@ -170,9 +170,12 @@ class PoolSpec(Options):
         store: Whether their outputs are kept.
         seed: Seed of which images are each teacher's own, and added to the seed of every teacher:
             another seed is another pool.
+        members: Names of the teachers that are asked; all by default. The others are not trained,
+            but the images that are their own stay so: every choice is of the same pool.
 
     Raises:
-        ConfigError: No teacher, a name used twice, a batch size below 1, or a negative seed.
+        ConfigError: No teacher, a name used twice, a batch size below 1, a negative seed, or a
+            member that is no teacher's name.
     """
 
     teachers: tuple[TeacherSpec, ...] = SMALL_TEACHERS
@@ -180,6 +183,7 @@ class PoolSpec(Options):
     batch_size: int = 64
     store: StoreSpec = field(default_factory=StoreSpec)
     seed: int = 0
+    members: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -193,6 +197,16 @@ class PoolSpec(Options):
         for name in names:
             if names.count(name) > 1:
                 raise ConfigError(f"teachers: the name '{name}' is used more than once")
+        if self.members is not None and len(set(self.members)) != max(1, len(self.members)):
+            raise ConfigError(f"members: expected different names, got {list(self.members)}")
+        for name in self.members or ():
+            check_name(names, name, "teacher in members")
+
+    @property
+    def asked(self) -> tuple[TeacherSpec, ...]:
+        """The teachers that are asked, in the order of the pool."""
+        chosen = self.members
+        return tuple(one for one in self.teachers if chosen is None or one.label in chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,11 +324,11 @@ def build_pool(
         precision=precision,
         progress=progress,
     )
-    networks = {teacher.label: builder.make(teacher) for teacher in spec.teachers}
+    networks = {teacher.label: builder.make(teacher) for teacher in spec.asked}
     # Teachers may take days to train, so a checkpoint that does not fit is to be known before.
-    given_first = sorted(spec.teachers, key=lambda teacher: teacher.checkpoint is None)
+    given_first = sorted(spec.asked, key=lambda teacher: teacher.checkpoint is None)
     found = {one.label: builder.fill(networks[one.label], one) for one in given_first}
-    classes = {teacher.label: _classes(teacher, images.data) for teacher in spec.teachers}
+    classes = {teacher.label: _classes(teacher, images.data) for teacher in spec.asked}
     ensemble = TeacherEnsemble(
         [*networks.values()],
         [*networks],

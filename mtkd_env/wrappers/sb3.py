@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from torch import Tensor
 
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv, StepOutcome, info_tensors
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.vector import StepOutcome, info_tensors
 
 Packed = TypeVar("Packed", np.ndarray, Tensor)
 

@@ -7,8 +7,9 @@ from torch import Tensor
 from agents import DPG, Agent, PolicyGradient, Reinforce, Uniform
 from agents.base import WARMUP_WEIGHTS
 from known_optimum import STEPS, started_env
-from mtkd_env.env import MTKDVectorEnv, StepRecord
+from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
+from mtkd_env.vector import StepRecord
 from tiny import TEACHERS
 
 M = len(TEACHERS)

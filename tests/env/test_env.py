@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mtkd_env.action import FUSIONS
 from mtkd_env.data import BatchStream
-from mtkd_env.env import CHOICES, MTKDVectorEnv, StepRecord
+from mtkd_env.env import CHOICES, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.observation import OBSERVATIONS
@@ -23,6 +23,7 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.reward import NORMALIZATIONS, REWARDS
 from mtkd_env.testing import STEP_CHECKS, Check, checks, equal, random_action, rollout
 from mtkd_env.types import Batch, TeacherWeights
+from mtkd_env.vector import StepRecord
 from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
     CLASSES,

@@ -100,6 +100,12 @@ def test_numbers_that_there_are_not_are_named(labels: LabelSpec, words: tuple[st
     assert all(word in str(error.value) for word in words)
 
 
+def test_the_same_images_are_learned_from_without_any_label() -> None:
+    none = divide(TARGETS, 0.0, 0, 40, LabelSpec(labelled=0))
+    assert len(none.labelled) == 0
+    assert none.train.equal(divide(TARGETS, 0.0, 0, 40, SOME).train)
+
+
 def test_a_class_without_a_label_is_named() -> None:
     targets = torch.zeros(COUNT, dtype=torch.int64)
     targets[:3] = torch.tensor([1, 2, 3])

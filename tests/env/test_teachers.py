@@ -27,6 +27,7 @@ from mtkd_env.teachers import (
     load_pool_spec,
 )
 from mtkd_env.teachers.outputs import check_outputs
+from mtkd_env.teachers.pool import own_images
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.types import Batch
 from tiny import (
@@ -467,6 +468,28 @@ def test_a_renamed_teacher_is_the_same_teacher(warm_cache: Path) -> None:
         for name in ("", "renamed")
     ]
     assert digests[0]["resnet8"] == digests[1]["renamed"]
+
+
+def test_members_are_the_same_teachers_as_in_the_whole_pool(tmp_path: Path) -> None:
+    teachers = [TeacherSpec("resnet8", n, width=0.125, images=16.0) for n in "abc"]
+    spec, recorder = pool_spec(*teachers), Recorder()
+    some = replace(spec, members=("c", "a"))
+    images = training_set(LEARNABLE)
+    few = build_pool(some, images, cache=tmp_path, progress=recorder)
+    assert few.ensemble.names == ("a", "c")
+    assert set(recorder.epochs) == {"a", "c"}
+    whole = build_pool(spec, images, cache=tmp_path)
+    assert few.digests.items() < whole.digests.items()
+    assert own_images(some, images.data).keys() == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [((), "members: expected different names"), (("resnet9",), "did you mean 'resnet8'")],
+)
+def test_members_that_are_none_are_refused(members: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        pool_spec(members=members)
 
 
 def test_kinds_of_teachers_are_what_they_claim(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from experiments.console import (
 )
 from experiments.drawing import drawn
 from experiments.experiment import Result, mean_weights
-from mtkd_env.env import StepRecord
+from mtkd_env.vector import StepRecord
 from odd_names import ODD_NAMES
 
 TEACHERS = ("resnet8", "wrn_16_1-random")

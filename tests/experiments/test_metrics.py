@@ -22,9 +22,9 @@ from experiments.running.log import ROWS, open_log, read_rows
 from experiments.training import BREAKDOWN
 from known_optimum import STEPS, started_env
 from mtkd_env.action import WeightFusion
-from mtkd_env.env import StepRecord
 from mtkd_env.reward import Rewards, minmax_center
 from mtkd_env.types import LossTerms, TeacherWeights
+from mtkd_env.vector import StepRecord
 from tiny import CLASSES, TEACHERS
 
 LINES = (ROWS, BREAKDOWN)

@@ -28,9 +28,9 @@ from experiments.running.checkpoint import Checkpoints
 from experiments.running.lock import LOCK
 from experiments.running.log import read_rows
 from experiments.running.signals import Stopped
-from mtkd_env.env import StepRecord
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
+from mtkd_env.vector import StepRecord
 from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")

@@ -64,9 +64,9 @@ class Categorical(Distribution):
     Each teacher earns its own advantage A^m, which does not depend on what is executed.
     """
 
-    def __init__(self, teachers: int) -> None:
+    def __init__(self, deviations: int) -> None:
         super().__init__()
-        del teachers
+        del deviations
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
@@ -109,9 +109,9 @@ class Dirichlet(Distribution):
 
     FLOOR = 0.1
 
-    def __init__(self, teachers: int) -> None:
+    def __init__(self, deviations: int) -> None:
         super().__init__()
-        del teachers
+        del deviations
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
@@ -152,15 +152,15 @@ class Gaussian(Distribution):
     """Logits from independent normal distributions around the outputs (B, 2·M).
 
     Args:
-        teachers: M.
+        deviations: 2·M, or 1 for one that all logits share.
 
     Attributes:
         log_std: Logarithm of the standard deviation of each logit; learned.
     """
 
-    def __init__(self, teachers: int) -> None:
+    def __init__(self, deviations: int) -> None:
         super().__init__()
-        self.log_std = nn.Parameter(torch.zeros(2 * teachers))
+        self.log_std = nn.Parameter(torch.zeros(deviations))
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
@@ -194,6 +194,7 @@ class Gaussian(Distribution):
         return torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
 
 
+# Made for so many standard deviations, where there are any.
 DISTRIBUTIONS: Mapping[str, Callable[[int], Distribution]] = {
     "categorical": Categorical,
     "dirichlet": Dirichlet,

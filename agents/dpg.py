@@ -14,7 +14,9 @@ from mtkd_env import distributed
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import check_at_least_1, check_not_negative
+from mtkd_env.observation import RelativeObserver
 from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.shared_policy import SharedTrunk, mean_of_present, split_teachers
 from mtkd_env.types import TeacherWeights
 
 
@@ -44,6 +46,31 @@ class TeacherCritic(nn.Module):
         """The value of each sample's weights."""
         seen = self.trunk(observation.float())
         values: Tensor = self.head(torch.cat([seen, weights.logit, weights.feature], dim=1))
+        return values.squeeze(1)
+
+
+class SharedCritic(nn.Module):
+    """The same for any number of teachers: one network for each, over its numbers and weights.
+
+    Args:
+        features_per_teacher: K + 1 of the observation `relative`.
+        hidden: Width of the hidden layers.
+    """
+
+    def __init__(self, features_per_teacher: int, hidden: int = 128) -> None:
+        super().__init__()
+        self._features_per_teacher = features_per_teacher
+        self.trunk = SharedTrunk(features_per_teacher + 1, [hidden])
+        self.head = nn.Linear(hidden, 1)
+
+    def forward(
+        self, observation: Float[Tensor, "B F"], weights: TeacherWeights
+    ) -> Float[Tensor, " B"]:
+        """The value of each sample's weights."""
+        rows, there = split_teachers(observation, self._features_per_teacher)
+        acted = torch.stack([weights.logit, weights.feature], dim=2)
+        known = self.trunk(torch.cat([rows, acted], dim=2), there)
+        values: Tensor = self.head(mean_of_present(known, there))
         return values.squeeze(1)
 
 
@@ -129,7 +156,7 @@ class DPG(LearningAgent[Tried]):
         settings = self.settings
         self._random = RandomNumbers(env.device, seed)
         with seeded(derive_seed(seed, "critic")):
-            critic = TeacherCritic(env.observer.width, len(env.teacher_names), settings.hidden)
+            critic = self._make_critic()
         self.critic = critic.to(env.device)
         self.critic_optimizer = make_optimizer(
             settings.optimizer, self.critic.parameters(), settings.critic_lr
@@ -140,6 +167,12 @@ class DPG(LearningAgent[Tried]):
             "critic_optimizer": self.critic_optimizer,
             "random": self._random,
         }
+
+    def _make_critic(self) -> TeacherCritic | SharedCritic:
+        hidden, observer = self.settings.hidden, self.env.observer
+        if self.shared:
+            return SharedCritic(RelativeObserver.features_per_teacher, hidden)
+        return TeacherCritic(observer.width, len(self.env.teacher_names), hidden)
 
     def collect(self) -> Tried:
         """One step of the student under weights around the policy's."""

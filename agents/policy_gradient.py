@@ -30,12 +30,18 @@ from mtkd_env.errors import (
 )
 from mtkd_env.files import save_checkpoint
 from mtkd_env.losses import mixture_log_likelihood
+from mtkd_env.observation import RELATIVE, RelativeObserver
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.shared_policy import SharedPolicy
 from mtkd_env.types import TeacherWeights
 
 # What a history may take unless it is told otherwise.
 HISTORY_BYTES = 64 * 2**20
+
+# The policy that can enter environments of other teachers and classes, and all that there are.
+SHARED = "shared"
+POLICIES = ("teacher", SHARED)
 
 
 class TeacherPolicy(nn.Module):
@@ -153,8 +159,12 @@ class LearningSettings(Settings):
         lr: Learning rate.
         agent_every: Batches between two updates; None for once an epoch, as in Algorithm 2. An
             update at the end of every epoch takes what is left.
+        policy: `teacher`, the paper's network over the observations of all teachers; or `shared`,
+            one network for each teacher, which needs the observation `relative`: for any number of
+            teachers in any order.
         hidden: Width of the hidden layers; the paper's is 128.
-        layers: Number of hidden layers of the policy; the paper has one.
+        layers: Number of hidden layers of the policy; the paper has one. Of a shared one, those of
+            each teacher by itself.
         likelihood: λ of a second task, which the policy learns with every step of its optimiser:
             log Σ_m w^m p^m(y) of labelled images, seen with the student as it is now. The gate's
             objective; needs an observation that does not look at labels.
@@ -170,6 +180,7 @@ class LearningSettings(Settings):
     optimizer: str = "adam"
     lr: float = 1e-3
     agent_every: int | None = None
+    policy: str = "teacher"
     hidden: int = 128
     layers: int = 1
     likelihood: float = 0.0
@@ -179,6 +190,7 @@ class LearningSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice(OPTIMIZERS, optimizer=self.optimizer)
+        check_choice(POLICIES, policy=self.policy)
         check_not_negative(lr=self.lr, likelihood=self.likelihood)
         check_at_least_1(hidden=self.hidden, layers=self.layers, history_bytes=self.history_bytes)
         check_at_least_1(likelihood_size=self.likelihood_size)
@@ -212,25 +224,81 @@ class LearningAgent(Agent, Generic[Step]):
 
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
-        settings = self.settings
+        self.check_env(env)
         with seeded(derive_seed(seed, "agent")):
-            policy = TeacherPolicy(
-                env.observer.width, len(env.teacher_names), settings.hidden, settings.layers
-            )
+            policy = self._make_policy()
         if env.fusion.prior is not None:  # Which is what an agent begins with, then.
             nn.init.zeros_(policy.heads.weight)
             nn.init.zeros_(policy.heads.bias)
         self.policy: nn.Module = policy.to(env.device)
-        self.history: History[Step] = History(self.step_type, env, settings.history_bytes)
-        self.parts: dict[str, Stateful] = {"policy": self.policy, "history": self.history}
+        self.parts: dict[str, Stateful] = {"policy": self.policy}
+        self._settle()
+
+    @property
+    def shared(self) -> bool:
+        """Whether the policy is the same network for each teacher."""
+        return self.settings.policy == SHARED
+
+    def _make_policy(self) -> TeacherPolicy | SharedPolicy:
+        hidden, layers, observer = self.settings.hidden, self.settings.layers, self.env.observer
+        if self.shared:
+            return SharedPolicy(RelativeObserver.features_per_teacher, hidden, layers)
+        return TeacherPolicy(observer.width, len(self.env.teacher_names), hidden, layers)
+
+    def check_env(self, env: MTKDVectorEnv) -> None:
+        """Checks that the agent can learn in an environment.
+
+        Raises:
+            ConfigError: Its settings need another observation or fusion.
+        """
+        if self.shared and not isinstance(env.observer, RelativeObserver):
+            raise ConfigError(
+                f"policy: '{SHARED}' needs the observation '{RELATIVE}', "
+                f"found '{env.options.observation}'"
+            )
+        if self.settings.likelihood and env.observer.needs_label:
+            raise ConfigError(
+                "likelihood: needs an observation that does not look at labels, such as "
+                "'label_free'"
+            )
+
+    def enter(self, env: MTKDVectorEnv) -> None:
+        """Goes on with the same policy and optimiser in another environment.
+
+        Its teachers, their number and its classes may be others. What was kept of steps in the
+        former one is forgotten; `update` learns from it before.
+
+        Args:
+            env: The environment, on the same device.
+
+        Raises:
+            ConfigError: The policy is not shared, a fusion is learnable, or the agent cannot learn
+                in the environment.
+        """
+        if not self.shared:
+            raise ConfigError(
+                f"policy: '{self.settings.policy}' is made for the teachers of one environment; "
+                f"choose '{SHARED}' for several"
+            )
+        if self.env.fusion.learnable or env.fusion.learnable:
+            raise ConfigError(
+                "fusion: 'learnable' belongs to one environment, and the agent is to enter another "
+                "one; choose 'generator'"
+            )
+        self.check_env(env)
+        self.env = env
+        self._settle()
+
+    def _settle(self) -> None:
+        """Makes what belongs to the environment."""
+        settings = self.settings
+        self.history: History[Step] = History(self.step_type, self.env, settings.history_bytes)
+        self.parts["history"] = self.history
         if settings.likelihood:
-            if env.observer.needs_label:
-                raise ConfigError(
-                    "likelihood: needs an observation that does not look at labels, such as "
-                    "'label_free'"
-                )
-            self._draws = LabelledDraws(env.distiller.reference, derive_seed(seed, "labelled"))
-            self.parts["draws"] = self._draws
+            draws = LabelledDraws(self.env.distiller.reference, derive_seed(self.seed, "labelled"))
+            if "draws" in self.parts:
+                draws.load_state_dict(self.parts["draws"].state_dict())
+            self.parts["draws"] = self._draws = draws
 
     def optimize(self, *modules: nn.Module) -> None:
         """Makes the optimiser of the policy and of what is learned together with it."""
@@ -377,6 +445,11 @@ class PolicyGradient(LearningAgent[Transition]):
 
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
+        self.optimize(env.fusion)
+
+    def check_env(self, env: MTKDVectorEnv) -> None:
+        """Checks that the agent can learn in an environment."""
+        super().check_env(env)
         changed = env.fusion.learnable or env.fusion.prior is not None
         if self.settings.loss == "clipped" and changed:
             raise ConfigError(
@@ -385,7 +458,6 @@ class PolicyGradient(LearningAgent[Transition]):
             )
         if self.settings.prior_weight and env.fusion.prior is None:
             raise ConfigError("prior_weight: needs env.fusion prior; without, see entropy_coef")
-        self.optimize(env.fusion)
 
     def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
         """Algorithm 1: the student learns under equal weights, then the policy from that.

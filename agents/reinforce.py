@@ -139,7 +139,8 @@ class Reinforce(LearningAgent[Drawn]):
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
         settings = self.settings
-        distribution = DISTRIBUTIONS[settings.distribution](len(env.teacher_names))
+        deviations = 1 if self.shared else 2 * len(env.teacher_names)
+        distribution = DISTRIBUTIONS[settings.distribution](deviations)
         self.distribution = distribution.to(env.device)
         self.baseline = RunningMean(settings.baseline_decay).to(env.device)
         self._random = RandomNumbers(env.device, seed)

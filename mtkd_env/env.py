@@ -26,6 +26,8 @@ from mtkd_env.inference import as_under_no_grad, ordinary
 from mtkd_env.observation import (
     LABEL_FREE,
     OBSERVATIONS,
+    UNSCALED,
+    OutputObserver,
     RunningStandardizer,
     ShortObservation,
     make_observer,
@@ -69,11 +71,11 @@ class EnvSpec(Options):
         reward_normalization: minmax_center, raw_mean, center, running, zscore, zscore_clamp or
             none, in place of the reward's own.
         heldout_size: Labelled images that the reward heldout draws anew for every batch.
-        observation: all, performance or gaps: the blocks of Equ. 5 that are seen; or label_free,
-            which does not look at the sample's label. By default all if every label is there, and
-            label_free if not.
+        observation: all, performance or gaps: the blocks of Equ. 5 that are seen; or, without the
+            sample's label, label_free, or relative, which means the same for all data sets and
+            teachers. By default all if every label is there, and label_free if not.
         normalize_observation: Whether observations are standardised, column by column; by default
-            all but label_free are, whose numbers are of the order of 1.
+            all but label_free and relative are, whose numbers are of the order of 1.
         observation_dtype: float32, or float16 to halve what agents store.
         fusion: paper, generator, learnable, ...; or the three coefficients of Equ. 9-14; or prior.
             By default paper if every label is there, and generator if not.
@@ -130,7 +132,7 @@ class EnvSpec(Options):
         """
         observation = self.observation or ("all" if complete else LABEL_FREE)
         fusion = self.fusion or ("paper" if complete else "generator")
-        standardised = observation != LABEL_FREE
+        standardised = observation not in UNSCALED
         if not complete:
             if REWARDS[self.reward].needs_label:
                 raise _without_labels("reward", self.reward, "heldout")
@@ -305,6 +307,7 @@ class MTKDVectorEnv(SharedStudentEnv):
             names=teachers.names,
             feature_dims=teachers.feature_dims,
             num_classes=teachers.num_classes,
+            reference=lambda: self.distiller.reference,
         )
         self.normalizer = (
             RunningStandardizer(self.observer.width, self.device)
@@ -398,6 +401,7 @@ class MTKDVectorEnv(SharedStudentEnv):
             return self.normalize(kept)
         stored = self.stream.teaching
         assert isinstance(stored, StoredTeachers)
+        assert isinstance(self.observer, OutputObserver)
         return self.normalize(self.observer.restore(kept, stored.recall(kept.keys)))
 
     @torch.no_grad()

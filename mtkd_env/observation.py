@@ -1,11 +1,14 @@
-"""What the agent sees of every sample: Equ. 3-5.
+"""What the agent sees of every sample: Equ. 3-5, and observations without labels.
 
 Blocks of numbers per teacher, concatenated over the teachers in the order of Equ. 5, optionally
 standardised per column.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,8 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtkd_env import distributed, losses
-from mtkd_env.errors import lookup
-from mtkd_env.types import DistillState, TeacherOutputs
+from mtkd_env.errors import check_name
+from mtkd_env.reference import ReferenceImages
+from mtkd_env.types import DistillState, Known, TeacherOutputs
 
 # (B, width) of one teacher each: what it says, word for word.
 OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs, int], Tensor]] = {
@@ -30,8 +34,8 @@ MADE_BLOCKS: Mapping[str, Callable[[DistillState, int], Tensor]] = {
     "divergence": lambda state, m: state.divergence[:, m : m + 1],
 }
 
-# Which blocks an observation has; the two parts are the ablation of Table 6(b). That of
-# `LabelFreeObserver` is its own.
+# Which blocks an observation has of each teacher; the two parts are the ablation of Table 6(b).
+# What those without labels mean stands in `LabelFreeObserver` and `RelativeObserver`.
 OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
     "all": ("feature", "logits", "cross_entropy", "similarity", "divergence"),
     "performance": ("feature", "logits", "cross_entropy"),
@@ -43,9 +47,39 @@ OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
         "pseudo_divergence",
         "agreement",
     ),
+    "relative": (
+        "entropy",
+        "top_probability",
+        "margin",
+        "consent",
+        "agreement",
+        "mean_probability",
+        "student_probability",
+        "mean_divergence",
+        "student_divergence",
+        "student_similarity",
+        "evidence",
+        "top_logit",
+        "mean_entropy",
+        "student_entropy",
+        "coverage",
+        "mean_coverage",
+        "student_coverage",
+        "breadth",
+        "mean_lift",
+        "largest_lift",
+        "there",
+    ),
 }
 
-LABEL_FREE = "label_free"
+LABEL_FREE, RELATIVE = "label_free", "relative"
+
+# Observations whose numbers are of the order of 1, so that nothing has to standardise them.
+UNSCALED = (LABEL_FREE, RELATIVE)
+
+# Says which blocks `relative` has and what they mean: to change with any of it, because policies
+# that were trained elsewhere know them as they were.
+RELATIVE_VERSION = 1
 
 # Blocks of what is the same for all teachers, behind theirs.
 SHARED_BLOCKS = ("mean/probabilities", "student/probabilities", "student/pseudo_cross_entropy")
@@ -55,6 +89,9 @@ LABELLED_BLOCKS = frozenset({"cross_entropy"})
 
 # Numbers that have no bound are cut at so much, since nothing standardises them.
 CLIP = 8.0
+
+# How often a teacher names a class, divided by how often all do, is taken as at least so much.
+LEAST_RATIO = 1e-3
 
 
 def needs_label(observation: str) -> bool:
@@ -130,8 +167,42 @@ class RunningStandardizer:
         self.squares.copy_(state["squares"])
 
 
-class Observer:
+class Observer(ABC):
     """Lays out and computes raw observations.
+
+    Args:
+        blocks: Name and width of every block, in their order.
+        needs_label: Whether it looks at the sample's label.
+
+    Attributes:
+        layout: Slice of the observation for every block, named `teacher/block`.
+        width: F, the length of an observation.
+        needs_label: Whether it looks at the sample's label.
+    """
+
+    def __init__(self, blocks: Iterable[tuple[str, int]], *, needs_label: bool = False) -> None:
+        self.needs_label = needs_label
+        self.layout: dict[str, slice] = {}
+        self.width = 0
+        for name, width in blocks:
+            self.layout[name] = slice(self.width, self.width + width)
+            self.width += width
+
+    @abstractmethod
+    def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
+        """The raw observation of every sample, detached."""
+
+    def shorten(self, state: DistillState) -> ShortObservation | None:
+        """What `OutputObserver.restore` makes the observation of; None if there is no such thing.
+
+        That is where no store has enough of it.
+        """
+        del state
+        return None
+
+
+class OutputObserver(Observer):
+    """The blocks of Equ. 5.
 
     Args:
         observation: A name in `OBSERVATIONS`.
@@ -140,9 +211,7 @@ class Observer:
         num_classes: C.
 
     Attributes:
-        layout: Slice of the observation for every `teacher/block`.
-        width: F, the length of an observation; Σ_m (D_m + C + 3) for all blocks.
-        needs_label: Whether it looks at the sample's label.
+        width: F; Σ_m (D_m + C + 3) for all blocks.
     """
 
     def __init__(
@@ -153,17 +222,16 @@ class Observer:
         feature_dims: tuple[int, ...],
         num_classes: int,
     ) -> None:
-        self._blocks = lookup(OBSERVATIONS, observation, "observation")
-        self.needs_label = needs_label(observation)
-        self.layout: dict[str, slice] = {}
-        start = 0
-        for name, feature_dim in zip(names, feature_dims, strict=True):
-            widths = {"feature": feature_dim, "logits": num_classes}
-            for block in self._blocks:
-                stop = start + widths.get(block, 1)
-                self.layout[f"{name}/{block}"] = slice(start, stop)
-                start = stop
-        self.width = start
+        self._blocks = OBSERVATIONS[observation]
+        widths = {"logits": num_classes}
+        super().__init__(
+            (
+                (f"{name}/{block}", feature_dim if block == "feature" else widths.get(block, 1))
+                for name, feature_dim in zip(names, feature_dims, strict=True)
+                for block in self._blocks
+            ),
+            needs_label=needs_label(observation),
+        )
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
@@ -218,16 +286,11 @@ class LabelFreeObserver(Observer):
     """
 
     def __init__(self, names: tuple[str, ...], num_classes: int) -> None:
-        self.needs_label = False
-        widths = {"probabilities": num_classes}
         teachers = [f"{name}/{block}" for name in names for block in OBSERVATIONS[LABEL_FREE]]
-        self.layout = {}
-        start = 0
-        for block in (*teachers, *SHARED_BLOCKS):
-            stop = start + widths.get(block.rpartition("/")[2], 1)
-            self.layout[block] = slice(start, stop)
-            start = stop
-        self.width = start
+        super().__init__(
+            (block, num_classes if block.endswith("/probabilities") else 1)
+            for block in (*teachers, *SHARED_BLOCKS)
+        )
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
@@ -248,15 +311,207 @@ class LabelFreeObserver(Observer):
         gap = losses.cross_entropy(student, pseudo).clamp(max=CLIP).unsqueeze(1)
         return torch.cat([blocks.flatten(1), mean, own, gap], dim=1)
 
-    def shorten(self, state: DistillState) -> None:
-        """None: there is little that a store would have of it."""
-        del state
+
+@dataclass(frozen=True, slots=True)
+class Upbringing:
+    """What shows, without labels, what each teacher was raised on; see `RelativeObserver`.
+
+    Attributes:
+        coverage: ρ.
+        breadth: Entropy of P_m.
+        mean_lift: Mean over the other teachers.
+        largest_lift: Largest of the other teachers.
+    """
+
+    coverage: Float[Tensor, "M C"]
+    breadth: Float[Tensor, " M"]
+    mean_lift: Float[Tensor, " M"]
+    largest_lift: Float[Tensor, " M"]
+
+    @classmethod
+    def of(
+        cls, class_probabilities: Float[Tensor, "M C"], agreement: Float[Tensor, "M M"]
+    ) -> "Upbringing":
+        """What a `ReferenceImages` knows, in numbers that mean the same for any C."""
+        count, classes = class_probabilities.shape
+        smallest = torch.finfo(torch.float32).tiny
+        ratio = class_probabilities / class_probabilities.mean(0).clamp(min=smallest)
+        by_chance = class_probabilities @ class_probabilities.T
+        lift = ((agreement + LEAST_RATIO / classes) / (by_chance + LEAST_RATIO / classes)).log()
+        lift = lift / math.log(classes)
+        others = ~torch.eye(count, dtype=torch.bool, device=lift.device)
+        largest = lift.masked_fill(~others, -torch.inf).amax(1) if count > 1 else lift.new_zeros(1)
+        return cls(
+            coverage=ratio.clamp(LEAST_RATIO, 1 / LEAST_RATIO).log(),
+            breadth=torch.special.entr(class_probabilities).sum(1) / math.log(classes),
+            mean_lift=(lift * others).sum(1) / max(1, count - 1),
+            largest_lift=largest,
+        )
+
+
+class RelativeObserver(Observer):
+    """An observation that means the same for any data set and any teachers, without labels.
+
+    The same K + 1 numbers of every teacher, at temperature 1. None depends on the order of the
+    classes or of the teachers, on C, or on what is added to all logits of a teacher. With p the
+    teacher's probabilities, p̄ their mean over the teachers, q the student's:
+
+    | Block | Meaning |
+    |---|---|
+    | `entropy`, `mean_entropy`, `student_entropy` | entropy of p, p̄ and q, divided by log C |
+    | `top_probability`, `margin` | largest of p, and its distance to the second largest |
+    | `consent` | p of the class that p̄ finds most likely |
+    | `agreement` | share of the teachers with the same most likely class |
+    | `mean_probability`, `student_probability` | p̄ and q of the teacher's most likely class |
+    | `mean_divergence`, `student_divergence` | KL(p ‖ p̄) and KL(p ‖ q), divided by 4 |
+    | `student_similarity` | cosine of p and q |
+    | `evidence`, `top_logit` | log-mean-exp and maximum of the centred logits, divided by 10 |
+    | `coverage` | ρ of the teacher's most likely class |
+    | `mean_coverage`, `student_coverage` | Σ_c p̄_c ρ_c and Σ_c q_c ρ_c |
+    | `breadth` | entropy of P, divided by log C |
+    | `mean_lift`, `largest_lift` | of the other teachers |
+    | `there` | 1; 0 in the zeros that stand for teachers that are not there |
+
+    P is the teacher's mean of p over all of the student's images, and ρ = log(P / mean of all
+    teachers' P), clamped to ±log 1000: which classes it names more often than others do, which are
+    those that it was raised on. Lift is how much more often than by chance two teachers agree,
+    log(mean of p·p′ / P·P′) / log C: 1 for two that are always right, 0 for one that guesses, less
+    for one that has learned wrong names.
+
+    Args:
+        names: Names of the teachers.
+        reference: Has the student's images.
+
+    Attributes:
+        features_per_teacher: K + 1.
+    """
+
+    features_per_teacher = len(OBSERVATIONS[RELATIVE])
+
+    def __init__(self, names: tuple[str, ...], reference: ReferenceImages) -> None:
+        super().__init__(
+            (f"{name}/{block}", 1) for name in names for block in OBSERVATIONS[RELATIVE]
+        )
+        self._reference = reference
+
+    @cached_property
+    def _raised(self) -> Upbringing:
+        """Looks at all of the student's images, once."""
+        return Upbringing.of(self._reference.class_probabilities, self._reference.agreement)
+
+    @torch.no_grad()
+    def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
+        """The raw observation of every sample, detached."""
+        probabilities = state.teachers.logits.float().softmax(-1)
+        student = state.student.logits.detach().float()
+        columns = {
+            **_spread(state.teachers, probabilities),
+            **_beside_others(state.teachers, probabilities, student),
+            **_beside_upbringing(self._raised, probabilities, student.softmax(1)),
+            "there": torch.ones_like(state.divergence),
+        }
+        rows = [columns[name].expand_as(state.divergence) for name in OBSERVATIONS[RELATIVE]]
+        return torch.stack(rows, dim=-1).flatten(1)
+
+
+def _spread(teachers: TeacherOutputs, probabilities: Float[Tensor, "M B C"]) -> dict[str, Tensor]:
+    """How sure each teacher is."""
+    first, second = probabilities.topk(2).values.unbind(-1)
+    logits, count = _centred(teachers)
+    evidence = logits.logsumexp(-1) - count.log()
+    return {
+        "entropy": _entropy_share(teachers.logits, teachers.known),
+        "top_probability": first.T,
+        "margin": (first - second).T,
+        "evidence": (evidence / 10).clamp(max=CLIP).T,
+        "top_logit": (logits.amax(-1) / 10).clamp(max=CLIP).T,
+    }
+
+
+def _centred(teachers: TeacherOutputs) -> tuple[Float[Tensor, "M B C"], Float[Tensor, "M 1"]]:
+    """Logits minus their mean over the classes that the teacher knows, and how many these are."""
+    logits, known = teachers.logits.float(), teachers.known
+    if known is None:
+        known = torch.ones_like(logits[:, 0], dtype=torch.bool)
+    count, unknown = known.sum(1, keepdim=True), ~known.unsqueeze(1)
+    mean = logits.masked_fill(unknown, 0).sum(-1) / count
+    return (logits - mean.unsqueeze(-1)).masked_fill(unknown, -torch.inf), count.float()
+
+
+def _beside_others(
+    teachers: TeacherOutputs, probabilities: Float[Tensor, "M B C"], student: Float[Tensor, "B C"]
+) -> dict[str, Tensor]:
+    """Each teacher beside the other ones and beside the student."""
+    mean, own = probabilities.mean(0), student.softmax(1)
+    top, likely = probabilities.argmax(-1), mean.argmax(1)
+    apart = losses.kd_divergence(student, teachers.logits, 1.0, teachers.known)
+    to_mean = torch.xlogy(probabilities, probabilities) - torch.xlogy(probabilities, mean)
+    return {
+        "consent": _at(probabilities, likely.expand_as(top)),
+        "agreement": (top.unsqueeze(0) == top.unsqueeze(1)).float().mean(0).T,
+        "mean_probability": _at(mean, top),
+        "student_probability": _at(own, top),
+        "mean_divergence": to_mean.sum(-1).T / 4,
+        "student_divergence": (apart / 4).clamp(max=CLIP),
+        "student_similarity": functional.cosine_similarity(probabilities, own, dim=-1).T,
+        "mean_entropy": _entropy_share(mean.log().unsqueeze(0)),
+        "student_entropy": _entropy_share(student.unsqueeze(0)),
+    }
+
+
+def _beside_upbringing(
+    raised: Upbringing, probabilities: Float[Tensor, "M B C"], own: Float[Tensor, "B C"]
+) -> dict[str, Tensor]:
+    """Each sample beside what each teacher was raised on."""
+    top = probabilities.argmax(-1)
+    return {
+        "coverage": raised.coverage.gather(1, top).T,
+        "mean_coverage": probabilities.mean(0) @ raised.coverage.T,
+        "student_coverage": own @ raised.coverage.T,
+        "breadth": raised.breadth,
+        "mean_lift": raised.mean_lift,
+        "largest_lift": raised.largest_lift,
+    }
+
+
+def _at(
+    probabilities: Float[Tensor, "*M B C"], classes: Int64[Tensor, "M B"]
+) -> Float[Tensor, "B M"]:
+    """The probabilities of some classes."""
+    wide = probabilities.expand(*classes.shape, -1)
+    return wide.gather(-1, classes.unsqueeze(-1)).squeeze(-1).T
+
+
+def _entropy_share(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B M"]:
+    """Entropies, 1 for who has no idea."""
+    return losses.predictive_entropy(logits, known) / math.log(logits.shape[-1])
 
 
 def make_observer(
-    observation: str, *, names: tuple[str, ...], feature_dims: tuple[int, ...], num_classes: int
+    observation: str,
+    *,
+    names: tuple[str, ...],
+    feature_dims: tuple[int, ...],
+    num_classes: int,
+    reference: Callable[[], ReferenceImages],
 ) -> Observer:
-    """What computes an observation by its name; see `Observer` for the arguments."""
+    """What computes an observation.
+
+    Args:
+        observation: A name in `OBSERVATIONS`.
+        names: Names of the teachers.
+        feature_dims: Feature width D_m of each teacher.
+        num_classes: C.
+        reference: Gives the images beside the batches, of which `relative` needs the student's.
+
+    Raises:
+        ConfigError: Unknown name, or no such images.
+    """
+    check_name(OBSERVATIONS, observation, "observation")
     if observation == LABEL_FREE:
         return LabelFreeObserver(names, num_classes)
-    return Observer(observation, names=names, feature_dims=feature_dims, num_classes=num_classes)
+    if observation == RELATIVE:
+        return RelativeObserver(names, reference())
+    return OutputObserver(
+        observation, names=names, feature_dims=feature_dims, num_classes=num_classes
+    )

@@ -72,17 +72,31 @@ class ReferenceImages:
             ),
         )
 
-    @cached_property
+    @property
     def class_probabilities(self) -> Float[Tensor, "M C"]:
         """P_m: every teacher's mean probabilities over all of the student's images."""
+        return self._opinions[0]
+
+    @property
+    def agreement(self) -> Float[Tensor, "M M"]:
+        """Mean over the same images of Σ_c p_m(c) p_n(c): how often two teachers say the same."""
+        return self._opinions[1]
+
+    @cached_property
+    def _opinions(self) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M M"]]:
         device = next(self._teachers.parameters()).device
-        shape = len(self._teachers), self._teachers.num_classes
-        totals = torch.zeros(*shape, dtype=torch.float64, device=device)
+        teachers, classes = len(self._teachers), self._teachers.num_classes
+        named = torch.zeros(teachers, classes, dtype=torch.float64, device=device)
+        agreed = torch.zeros(teachers, teachers, dtype=torch.float64, device=device)
         count = torch.zeros((), dtype=torch.float64, device=device)
         for batch in self._student():
-            totals += self._teachers(batch.inputs).logits.softmax(-1).double().sum(1)
+            probabilities = self._teachers(batch.inputs).logits.softmax(-1).double()
+            named += probabilities.sum(1)
+            agreed += torch.einsum("mbc,nbc->mn", probabilities, probabilities)
             count += len(batch.targets)
-        return (distributed.total(totals) / distributed.total(count)).float()
+        count = distributed.total(count)
+        named, agreed = (distributed.total(part) / count for part in (named, agreed))
+        return named.float(), agreed.float()
 
 
 class LabelledDraws:

@@ -85,7 +85,7 @@ def specialist(known: tuple[int, ...]) -> Quadrants:
     return network
 
 
-def specialists_env() -> MTKDVectorEnv:
+def specialists_env(**options: Any) -> MTKDVectorEnv:
     """Every class is known to one teacher; a student that stands still, and 16 of 160 labels.
 
     The agent sees no label of a sample, and is paid by what helps the labelled images.
@@ -108,7 +108,7 @@ def specialists_env() -> MTKDVectorEnv:
         feature="none",
     )
     batches = hidden.stream(16, torch.device("cpu"), seed=0)
-    env = make_tiny_env(distiller=distiller, batches=batches, reward="heldout")
+    env = make_tiny_env(distiller=distiller, batches=batches, reward="heldout", **options)
     env.reset(seed=0)
     return env
 

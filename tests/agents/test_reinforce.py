@@ -36,7 +36,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def make(name: str, seed: int = 0) -> Distribution:
     """A distribution whose own parameters are not at their start."""
-    distribution = DISTRIBUTIONS[name](M)
+    distribution = DISTRIBUTIONS[name](2 * M)
     for parameter in distribution.parameters():
         parameter.data.add_(0.3 * draw(*parameter.shape, seed=seed + 7))
     return distribution
@@ -132,7 +132,7 @@ def test_many_draws_give_the_gradient_of_the_expected_reward(name: str) -> None:
 
 def test_the_deviations_of_logits_have_a_gradient_too() -> None:
     # Far from a peak of the reward wide draws earn no more than narrow ones; on the peak they do.
-    outputs, distribution = torch.zeros(20_000, 2 * M), Gaussian(M)
+    outputs, distribution = torch.zeros(20_000, 2 * M), Gaussian(2 * M)
     choice = distribution.draw(outputs, generator(0))
     peaked = -choice.square().sum(1, keepdim=True)
     advantages = peaked - peaked.mean()

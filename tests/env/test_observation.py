@@ -10,19 +10,44 @@ from mtkd_env.observation import (
     MADE_BLOCKS,
     OBSERVATIONS,
     OUTPUT_BLOCKS,
+    UNSCALED,
     Observer,
+    OutputObserver,
+    RelativeObserver,
     RunningStandardizer,
+    Upbringing,
     make_observer,
 )
-from mtkd_env.types import DistillState
-from tiny import CLASSES, generator, random_state, reorder_teachers
+from mtkd_env.reference import ReferenceImages
+from mtkd_env.types import UNKNOWN_LOGIT, DistillState
+from tiny import CLASSES, chosen_teachers, generator, make_tiny_env, random_state, reorder_teachers
 
 NAMES = ("a", "b", "c")
 
 
 def observer(observation: str, state: DistillState) -> Observer:
     widths = tuple(feature.shape[1] for feature in state.teachers.features)
-    return make_observer(observation, names=NAMES, feature_dims=widths, num_classes=CLASSES)
+    return make_observer(
+        observation,
+        names=NAMES,
+        feature_dims=widths,
+        num_classes=CLASSES,
+        reference=lambda: reference(state),
+    )
+
+
+def reference(state: DistillState) -> ReferenceImages:
+    """Images of which the teachers say what they say of the batch."""
+    known = ReferenceImages(chosen_teachers([0, 1, 2]), labelled=list, student=list)
+    said = state.teachers.logits.softmax(-1)
+    known._opinions = said.mean(1), torch.einsum("mbc,nbc->mn", said, said) / said.shape[1]
+    return known
+
+
+def relative(state: DistillState, block: str) -> Tensor:
+    """One number of each teacher."""
+    observe = observer("relative", state)
+    return torch.cat([observe(state)[:, observe.layout[f"{name}/{block}"]] for name in NAMES], 1)
 
 
 def rows(count: int, width: int = 3, seed: int = 0) -> Tensor:
@@ -60,9 +85,10 @@ def test_the_parts_of_table_6b_together_are_the_whole() -> None:
     assert set(OBSERVATIONS["all"]) == OUTPUT_BLOCKS.keys() | MADE_BLOCKS.keys()
 
 
-def test_an_observation_without_labels_does_not_change_with_them() -> None:
+@pytest.mark.parametrize("observation", UNSCALED)
+def test_an_observation_without_labels_does_not_change_with_them(observation: str) -> None:
     state = random_state()
-    observe = observer("label_free", state)
+    observe = observer(observation, state)
     hidden = replace(
         state, batch=replace(state.batch, targets=-torch.ones_like(state.batch.targets))
     )
@@ -96,6 +122,103 @@ def test_reordering_teachers_reorders_the_blocks_of_an_observation_without_label
     torch.testing.assert_close(other[:, 3 * width :], found[:, 3 * width :])
 
 
+def changed(state: DistillState, logits: Tensor, student: Tensor) -> DistillState:
+    teachers = replace(state.teachers, logits=logits)
+    return replace(state, teachers=teachers, student=replace(state.student, logits=student))
+
+
+def test_a_relative_observation_knows_no_order_of_classes_and_no_shift_of_logits() -> None:
+    state, order = random_state(), [2, 0, 3, 1]
+    logits, student = state.teachers.logits, state.student.logits
+    shift = torch.randn(3, 5, 1, generator=generator(1))
+    other = changed(state, logits[..., order] + shift, student[:, order] - 1)
+    found = observer("relative", state)(state)
+    torch.testing.assert_close(observer("relative", other)(other), found, rtol=0, atol=1e-5)
+
+
+def test_reordering_teachers_reorders_the_rows_of_a_relative_observation() -> None:
+    state, order = random_state(), [2, 0, 1]
+    other = reorder_teachers(state, order)
+    found, moved = (
+        observer("relative", one)(one).unflatten(1, (3, RelativeObserver.features_per_teacher))
+        for one in (state, other)
+    )
+    torch.testing.assert_close(moved, found[:, order])
+
+
+def test_numbers_of_a_relative_observation_are_those_of_their_definitions() -> None:
+    state = random_state()
+    said, own = state.teachers.logits.softmax(-1), state.student.logits.softmax(1)
+    mean, row = said.mean(0), torch.arange(5)
+    for m in range(3):
+        p, top = said[m], said[m].argmax(1)
+        ranked = p.sort(1, descending=True).values
+        centred = state.teachers.logits[m] - state.teachers.logits[m].mean(1, keepdim=True)
+        covered = (p.mean(0) / said.mean((0, 1))).log()
+        expected = {
+            "entropy": -(p * p.log()).sum(1) / np.log(CLASSES),
+            "top_probability": ranked[:, 0],
+            "margin": ranked[:, 0] - ranked[:, 1],
+            "consent": p[row, mean.argmax(1)],
+            "agreement": (said.argmax(2) == top).float().mean(0),
+            "mean_probability": mean[row, top],
+            "student_probability": own[row, top],
+            "mean_divergence": (p * (p / mean).log()).sum(1) / 4,
+            "student_divergence": (p * (p / own).log()).sum(1) / 4,
+            "student_similarity": (p * own).sum(1) / (p.norm(dim=1) * own.norm(dim=1)),
+            "evidence": centred.exp().mean(1).log() / 10,
+            "top_logit": centred.amax(1) / 10,
+            "mean_entropy": -(mean * mean.log()).sum(1) / np.log(CLASSES),
+            "student_entropy": -(own * own.log()).sum(1) / np.log(CLASSES),
+            "coverage": covered[top],
+            "mean_coverage": mean @ covered,
+            "student_coverage": own @ covered,
+            "there": torch.ones(5),
+        }
+        for block, values in expected.items():
+            torch.testing.assert_close(relative(state, block)[:, m], values)
+
+
+def test_teachers_that_are_right_agree_more_often_than_by_chance() -> None:
+    """Two that are always right, one that guesses, and one that calls every class another name."""
+    right = torch.eye(4).repeat(5, 1)
+    said = torch.stack([right, right, torch.full_like(right, 0.25), right.roll(1, 1)])
+    agreement = torch.einsum("mbc,nbc->mn", said, said) / said.shape[1]
+    raised = Upbringing.of(said.mean(1), agreement)
+    assert raised.coverage.abs().max() < 1e-6
+    torch.testing.assert_close(raised.breadth, torch.ones(4))
+    torch.testing.assert_close(
+        raised.largest_lift[:3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0
+    )
+    assert raised.mean_lift[3] < -1 < raised.mean_lift[2]
+
+
+def test_a_relative_observation_of_teachers_that_know_few_classes_is_finite() -> None:
+    state = random_state()
+    known = torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1], [1, 1, 1, 1]], dtype=torch.bool)
+    logits = state.teachers.logits.masked_fill(~known.unsqueeze(1), UNKNOWN_LOGIT)
+    state = replace(state, teachers=replace(state.teachers, logits=logits, known=known))
+    found = observer("relative", state)(state)
+    assert found.isfinite().all()
+    assert found.abs().max() < 10
+    two = logits[0, :, :2] - logits[0, :, :2].mean(1, keepdim=True)
+    expected = two.exp().mean(1).log() / 10
+    torch.testing.assert_close(relative(state, "evidence")[:, 0], expected)
+
+
+def test_what_teachers_were_raised_on_is_looked_at_once_a_run() -> None:
+    env = make_tiny_env(observation="relative")
+    looked: list[int] = []
+    student = env.distiller.reference._student
+    env.distiller.reference._student = lambda: looked.append(1) or student()
+    env.reset(seed=0)
+    for _ in range(3):
+        env.distill(env.to_weights(torch.zeros(env.num_envs, 6)))
+        assert env.observation.isfinite().all()
+    assert looked == [1]
+    assert env.normalizer is None
+
+
 @pytest.mark.parametrize("observation", ["all", "performance", "gaps"])
 def test_values_lie_at_their_slices_of_equation_5(observation: str) -> None:
     state = random_state()
@@ -120,6 +243,7 @@ def test_a_short_observation_is_made_whole_again_by_the_outputs_of_the_teachers(
     state = random_state()
     keys = torch.arange(len(state.divergence))
     observe = observer(observation, state)
+    assert isinstance(observe, OutputObserver)
     short = observe.shorten(replace(state, batch=replace(state.batch, keys=keys)))
     assert short is not None
     assert short.keys is keys

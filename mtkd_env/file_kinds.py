@@ -17,7 +17,10 @@ BEGINNINGS: Mapping[bytes, str | None] = {
 
 # Members of archives by which their kind is known.
 MEMBERS: Mapping[str, str | None] = {
-    r".*/constants\.pkl": "a TorchScript archive; save its state_dict()",
+    r".*/constants\.pkl": (
+        "a TorchScript archive; save its weights: "
+        "torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt')"
+    ),
     r"(.*/)?archive_format": "an exported program of torch; save the state_dict() of its module",
     r".*/data\.pkl": None,
     r".*\.npy": "an archive of NumPy arrays",

@@ -299,7 +299,11 @@ def _why_unread(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return f"cannot be read: {error.strerror}"
     if named := REFUSED.search(str(error)):
-        return f"not a checkpoint of tensors only (it names {named[1]}); save its state_dict()"
+        return (
+            f"not a checkpoint of tensors only (it names {named[1]}); save its weights alone, if "
+            f"you trust it: torch.save(torch.load('{path.name}', weights_only=False)['model'], "
+            "'weights.pt'), or .state_dict() in place of ['model'] if it is a whole module"
+        )
     kind = kind_of(path)
     return f"not a checkpoint but {kind}" if kind else "damaged checkpoint"
 

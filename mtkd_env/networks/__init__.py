@@ -17,8 +17,8 @@ from mtkd_env.networks.cnn import CNN
 from mtkd_env.networks.libraries import LIBRARIES, library_model
 from mtkd_env.networks.mobilenet import MobileNetV2
 from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
-from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet
-from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV2
+from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet, ResNet50
+from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV1, ShuffleNetV2
 from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.options import Options, typed
@@ -47,6 +47,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "resnet20x4": partial(ResNet, 20, WIDE),
     "resnet32x4": partial(ResNet, 32, WIDE),
     "resnet110x2": partial(ResNet, 110, DOUBLE),
+    "cifar_resnet50": ResNet50,
     "wrn_16_1": partial(WideResNet, 16, 1),
     "wrn_16_2": partial(WideResNet, 16, 2),
     "wrn_40_1": partial(WideResNet, 40, 1),
@@ -56,10 +57,14 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "regnetx_400mf": partial(RegNet, X_400MF),
     "regnety_400mf": partial(RegNet, Y_400MF),
     "mobilenetv2": MobileNetV2,
+    "shufflenetv1": ShuffleNetV1,
     "shufflenetv2": ShuffleNetV2,
     "shufflenetv2_x0_5": partial(ShuffleNetV2, X0_5),
-    "vgg8": partial(VGG, 1),
-    "vgg13": partial(VGG, 2),
+    "vgg8": partial(VGG, (1, 1, 1, 1, 1)),
+    "vgg11": partial(VGG, (1, 1, 2, 2, 2)),
+    "vgg13": partial(VGG, (2, 2, 2, 2, 2)),
+    "vgg16": partial(VGG, (2, 2, 3, 3, 3)),
+    "vgg19": partial(VGG, (2, 2, 4, 4, 4)),
 }
 
 

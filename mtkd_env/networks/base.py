@@ -3,12 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
+from mtkd_env.networks.published import Renaming, renamed
 from mtkd_env.types import NetworkOutput
 
 
@@ -21,12 +22,14 @@ class Network(nn.Module, ABC):
         map_channels: K, the channels of the last feature map.
         signed_map: Whether the last feature map takes negative values; a regressor that imitates
             it must then not end in a ReLU.
+        published_names: What tensors are called in checkpoints that others publish.
     """
 
     num_classes: int
     feature_dim: int
     map_channels: int
     signed_map: bool = False
+    published_names: ClassVar[Renaming] = {}
 
     @abstractmethod
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
@@ -42,7 +45,9 @@ class Network(nn.Module, ABC):
 
     def native_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """A `state_dict` from elsewhere, in the names that this network gives its tensors."""
-        return state
+        if self.state_dict().keys() <= state.keys():
+            return state
+        return {renamed(name, self.published_names): value for name, value in state.items()}
 
 
 def pool_and_classify(

@@ -122,15 +122,13 @@ class ForeignNetwork(Network):
     def native_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
         """The given `state_dict`, or the wrapped classifier's own in the names it has here.
 
-        Those begin with the part of this network that a tensor is in. The counters of batch norms,
-        which old files lack and nothing reads, are filled in.
+        Those begin with the part of this network that a tensor is in.
         """
         own = self.state_dict()
         if own.keys() <= state.keys():
             return state
         names = {name.partition(".")[2]: name for name in own}
-        counters = {k: v for k, v in own.items() if k.endswith(".num_batches_tracked")}
-        return {**counters, **{names.get(name, name): value for name, value in state.items()}}
+        return {names.get(name, name): value for name, value in state.items()}
 
     @torch.no_grad()
     def _measure(

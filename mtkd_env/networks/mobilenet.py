@@ -13,6 +13,7 @@ from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation
 
+from mtkd_env.networks import published
 from mtkd_env.networks.base import (
     Network,
     check_width,
@@ -49,6 +50,7 @@ class MobileNetV2(Network):
     """
 
     signed_map = True
+    published_names = published.MOBILENET_V2
 
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()

@@ -1,24 +1,84 @@
-"""Residual networks for small images (He et al., 2016, section 4.2), from torchvision's block.
+"""Residual networks for small images (He et al., 2016, section 4.2), from torchvision's blocks.
 
 Unlike the paper's, their shortcuts are projections wherever stride or width changes, as in the
 networks that distillation papers compare on CIFAR.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mtkd_env.errors import ConfigError
+from mtkd_env.networks import published
 from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
 from mtkd_env.types import NetworkOutput
 
 NARROW = (16, 16, 32, 64)
 DOUBLE = (16, 32, 64, 128)
 WIDE = (32, 64, 128, 256)
+FOUR_STAGES = (64, 64, 128, 256, 512)
+
+Block = type[BasicBlock] | type[Bottleneck]
 
 
-class ResNet(Network):
-    """Stem convolution and three stages of n basic blocks at strides 1, 2, 2; depth 6n + 2.
+class ResidualNetwork(Network):
+    """Stem convolution and stages of residual blocks, at stride 1 and from the second on at 2.
+
+    Args:
+        block: Their kind.
+        blocks: Their number in each stage.
+        channels: Channels of the stem and of the stages, without a block's own expansion.
+        num_classes: C, the number of logits.
+        in_channels: Channels of the images.
+        width: Factor on all of `channels`.
+
+    Raises:
+        ConfigError: A width that is not positive.
+    """
+
+    published_names = published.RESNET
+
+    def __init__(
+        self,
+        block: Block,
+        blocks: Sequence[int],
+        channels: Sequence[int],
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: float = 1.0,
+    ) -> None:
+        super().__init__()
+        stem, *inner = (scaled(count, width) for count in channels)
+        outer = [stem, *(count * block.expansion for count in inner)]
+        self.num_classes = num_classes
+        self.feature_dim = self.map_channels = outer[-1]
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.ReLU(inplace=True),
+        )
+        stages = zip(outer, inner, blocks, strict=False)  # the last of `outer` feeds none
+        self.stages = nn.Sequential(
+            *(_stage(block, *stage, 2 if number else 1) for number, stage in enumerate(stages))
+        )
+        self.classifier = nn.Linear(outer[-1], num_classes)
+        initialise_convolutions(self)
+
+    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
+        """Output of the last stage, after its last ReLU."""
+        return self.stages(self.stem(inputs))
+
+    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """Global average pooling and a linear classifier."""
+        return pool_and_classify(feature_map, self.classifier)
+
+
+class ResNet(ResidualNetwork):
+    """Three stages of n basic blocks; depth 6n + 2.
 
     Args:
         depth: Number of layers with weights, shortcuts not counted.
@@ -40,44 +100,31 @@ class ResNet(Network):
         in_channels: int = 3,
         width: float = 1.0,
     ) -> None:
-        super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ConfigError(f"depth: expected 6n + 2 (8, 14, 20, ...), found {depth}")
-        stem, first, second, third = (scaled(count, width) for count in channels)
-        self.num_classes = num_classes
-        self.feature_dim = self.map_channels = third
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(inplace=True),
+        super().__init__(
+            BasicBlock,
+            (blocks,) * 3,
+            channels,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            width=width,
         )
-        self.stages = nn.Sequential(
-            _stage(stem, first, blocks, stride=1),
-            _stage(first, second, blocks, stride=2),
-            _stage(second, third, blocks, stride=2),
-        )
-        self.classifier = nn.Linear(third, num_classes)
-        initialise_convolutions(self)
-
-    def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
-        """Output of the third stage, after its last ReLU."""
-        return self.stages(self.stem(inputs))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)
 
 
-def _stage(in_channels: int, out_channels: int, blocks: int, stride: int) -> nn.Sequential:
-    """Basic blocks of one width; only the first has a stride, and a projection if it needs one."""
+# That of ImageNet, with the stem and the stride of the first stage for small images.
+ResNet50 = partial(ResidualNetwork, Bottleneck, (3, 4, 6, 3), FOUR_STAGES)
+
+
+def _stage(block: Block, in_channels: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
+    """Blocks of one width; only the first has a stride, and a projection if it needs one."""
+    out_channels = inner * block.expansion
     projection = None
     if stride != 1 or in_channels != out_channels:
         projection = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
             nn.BatchNorm2d(out_channels),
         )
-    first = BasicBlock(in_channels, out_channels, stride, projection)
-    return nn.Sequential(
-        first, *(BasicBlock(out_channels, out_channels) for _ in range(blocks - 1))
-    )
+    first = block(in_channels, inner, stride, projection)
+    return nn.Sequential(first, *(block(out_channels, inner) for _ in range(blocks - 1)))

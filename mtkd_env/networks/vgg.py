@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.vgg import make_layers
 
+from mtkd_env.networks import published
 from mtkd_env.networks.base import (
     Network,
     initialise_convolutions,
@@ -21,12 +22,12 @@ POOLED_STAGES = 3
 
 
 class VGG(Network):
-    """Five stages of 3x3 convolutions, each with a batch norm and a ReLU; depth 5n + 3.
+    """Five stages of 3x3 convolutions, each with a batch norm and a ReLU.
 
     The resolution is halved behind each of the first three stages.
 
     Args:
-        repeats: n, the convolutions of each stage.
+        repeats: The convolutions of each stage.
         num_classes: C, the number of logits.
         in_channels: Channels of the images.
         width: Factor on all channels.
@@ -35,18 +36,27 @@ class VGG(Network):
         ConfigError: A width that is not positive.
     """
 
+    published_names = published.VGG
+
     def __init__(
-        self, repeats: int, *, num_classes: int, in_channels: int = 3, width: float = 1.0
+        self,
+        repeats: tuple[int, int, int, int, int],
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
-        layers: list[int | str] = []
-        for number, count in enumerate(CHANNELS):
-            layers += [scaled(count, width)] * repeats
-            layers += ["M"] if number < POOLED_STAGES else []
         self.num_classes = num_classes
         self.feature_dim = self.map_channels = scaled(CHANNELS[-1], width)
-        self.stages: nn.Sequential = make_layers(layers, batch_norm=True)
-        replace_input_convolution(self.stages, in_channels)
+        self.stages = nn.Sequential()
+        before = in_channels
+        for number, (count, channels) in enumerate(zip(repeats, CHANNELS, strict=True)):
+            pooling = ["M"] if number < POOLED_STAGES else []
+            stage = make_layers([scaled(channels, width)] * count + pooling, batch_norm=True)
+            replace_input_convolution(stage, before)
+            self.stages.append(stage)
+            before = scaled(channels, width)
         self.classifier = nn.Linear(self.feature_dim, num_classes)
         initialise_convolutions(self)
 

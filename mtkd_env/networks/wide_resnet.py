@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
+from mtkd_env.networks import published
 from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
 from mtkd_env.types import NetworkOutput
 
@@ -24,6 +25,8 @@ class WideResNet(Network):
     Raises:
         ConfigError: A depth that is not 6n + 4, or a width that is not positive.
     """
+
+    published_names = published.WIDE_RESNET
 
     def __init__(
         self,

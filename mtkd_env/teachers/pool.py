@@ -80,6 +80,8 @@ class TeacherSpec(Options):
         checkpoint: File with a `state_dict` of the network, to use instead of training; or, for a
             network of torchvision or timm, the name of weights that it publishes, such as
             `IMAGENET1K_V1`.
+        weights: Which of the weights in that file, if there are several: `ema` for their moving
+            average, or a key, or what the tensors' names begin with, such as `student`.
         arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
             of timm.
         images: Number of images of its own that it is trained on, which no other teacher and not
@@ -102,6 +104,7 @@ class TeacherSpec(Options):
     width: float = 1.0
     seed: int = 0
     checkpoint: str | None = None
+    weights: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     images: float | None = None
     skew: float | None = None
@@ -124,6 +127,8 @@ class TeacherSpec(Options):
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(f"checkpoint: a {self.kind} teacher cannot have one")
+        if self.weights is not None and self.checkpoint is None:
+            raise ConfigError("weights: expected with a checkpoint, the file that holds them")
         self._check_images()
 
     def _check_images(self) -> None:
@@ -383,7 +388,7 @@ class _Builder:
         source = teacher.checkpoint or "the network as it was initialised"
         if teacher.checkpoint is not None:
             with _named(teacher):
-                load_given(network, teacher.network, teacher.checkpoint)
+                load_given(network, teacher.network, teacher.checkpoint, teacher.weights)
         elif teacher.kind != "random":
             source = str(self._train_or_find(teacher, network))
         test = self._test(teacher)

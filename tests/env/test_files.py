@@ -7,6 +7,7 @@ import re
 import tempfile
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -163,7 +164,7 @@ MISTAKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "archive": (zip_of, "a zip archive that torch.save did not write"),
     "TorchScript": (
         bytes_of(lambda path: torch.jit.script(nn.Linear(1, 1)).save(str(path))),
-        r"a TorchScript archive; save its state_dict\(\)",
+        r"a TorchScript archive; save its weights: torch\.save\(torch\.jit\.load",
     ),
 }
 
@@ -178,9 +179,22 @@ def test_what_is_mistaken_for_a_checkpoint_is_called_what_it_is(tmp_path: Path, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_whole_module_is_refused_with_what_to_save_instead(tmp_path: Path) -> None:
-    torch.save(nn.Linear(1, 1), tmp_path / "state.pt")
-    with pytest.raises(ConfigError, match=r"names torch.nn.*Linear\); save its state_dict\(\)"):
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (nn.Linear(1, 1), r"torch.nn.*Linear"),
+        ({"opt": Namespace(lr=0.1), "model": {}}, "argparse.Namespace"),
+        ({"best_acc": np.float64(1), "model": {}}, r"numpy.*\.scalar"),
+    ],
+)
+def test_what_holds_more_than_tensors_is_refused_with_how_to_save_them(
+    tmp_path: Path, content: object, named: str
+) -> None:
+    torch.save(content, tmp_path / "state.pt")
+    expected = (
+        rf"\(it names {named}\); save its weights alone.*load\('state\.pt', weights_only=False"
+    )
+    with pytest.raises(ConfigError, match=expected):
         load_checkpoint(tmp_path / "state.pt")
 
 

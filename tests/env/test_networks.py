@@ -39,6 +39,7 @@ KNOWN = {
     "resnet20x4": Known(4_333_700, 630.056, 256, (256, 8, 8)),
     "resnet32x4": Known(7_433_860, 1083.041, 256, (256, 8, 8)),
     "resnet110x2": Known(6_911_220, 1007.088, 128, (128, 8, 8)),
+    "cifar_resnet50": Known(23_705_252, 1298.014, 2048, (2048, 4, 4)),
     "wrn_16_1": Known(180_916, 26.663, 64, (64, 8, 8)),
     "wrn_16_2": Known(703_284, 101.118, 128, (128, 8, 8)),
     "wrn_40_1": Known(569_780, 83.286, 64, (64, 8, 8)),
@@ -48,16 +49,20 @@ KNOWN = {
     "regnetx_400mf": Known(4_813_988, 466.196, 384, (384, 8, 8)),
     "regnety_400mf": Known(5_749_012, 467.124, 384, (384, 8, 8)),
     "mobilenetv2": Known(2_353_060, 22.381, 1280, (320, 2, 2)),
+    "shufflenetv1": Known(949_258, 38.691, 960, (960, 4, 4)),
     "shufflenetv2": Known(1_355_528, 44.504, 1024, (1024, 4, 4)),
     "shufflenetv2_x0_5": Known(443_716, 10.404, 1024, (1024, 4, 4)),
     "vgg8": Known(3_965_028, 96.193, 512, (512, 4, 4)),
+    "vgg11": Known(9_277_284, 209.439, 512, (512, 4, 4)),
     "vgg13": Known(9_462_180, 284.936, 512, (512, 4, 4)),
+    "vgg16": Known(14_774_436, 398.182, 512, (512, 4, 4)),
+    "vgg19": Known(20_086_692, 511.429, 512, (512, 4, 4)),
 }
 RESIDUAL = [name for name in NETWORKS if name.startswith(("resnet", "wrn"))]
 SMALL = ["resnet8", "wrn_16_1"]
 # Channels that `width` rounds to multiples of.
 MULTIPLES = {"regnetx_200mf": 8, "regnetx_400mf": 16, "regnety_400mf": 16}
-MULTIPLES |= {"shufflenetv2": 2, "shufflenetv2_x0_5": 2}
+MULTIPLES |= {"shufflenetv1": 12, "shufflenetv2": 2, "shufflenetv2_x0_5": 2}
 
 
 def images(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8) -> Tensor:

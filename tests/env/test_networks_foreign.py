@@ -216,7 +216,7 @@ def test_a_user_decides_what_the_class_is_called_with() -> None:
 
 
 UNKNOWN = {
-    "resnet9": r"unknown student 'resnet9'; did you mean 'resnet\d+x?\d?'\? \(known: cnn3, ",
+    "resnet9": r"unknown student 'resnet9'; did you mean 'resnet\d+x?\d?'\? \(known: cifar_",
     "resnet50": "unknown student 'resnet50'; did you mean 'torchvision:resnet50'",
     "torchvision:resnt50": "unknown network .*; did you mean 'torchvision:resnet50'",
     "torchvision:resnet50.IMAGENET1K_V1": "'IMAGENET1K_V1' may be the checkpoint of a teacher",

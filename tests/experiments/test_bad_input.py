@@ -543,7 +543,7 @@ CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], Words]] = {
         ("unexpected tensor 'more'",),
     ),
     "text for a tensor": (lambda _: {**state_dict(), LAST: "x"}, (LAST, "not a tensor", "str")),
-    "list for a state": (lambda _: {"state_dict": [1]}, ("no state_dict", "'state_dict'")),
+    "list for a state": (lambda _: {"state_dict": [1]}, ("lacks the tensor", "it has state_dict")),
     "list": (lambda _: [1], ("expected a dictionary", "list")),
     "module": (lambda _: torch.nn.Linear(1, 1), ("not a checkpoint of tensors only",)),
     "bomb": (lambda folder: Bomb(folder / "ran"), ("not a checkpoint of tensors only",)),

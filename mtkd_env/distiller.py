@@ -24,8 +24,8 @@ from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.terms import (
-    FEATURE_TERMS,
-    LOGIT_TERMS,
+    FEATURE_TERM,
+    LOGIT_TERM,
     Comparison,
     Distillation,
     combine,
@@ -155,7 +155,7 @@ class Distiller:
         module = StudentModule(student, regressors, projections).to(self.device)
         _prefer_channels_last(module, self._probe)
         # What no loss reaches gets no gradient, for which several processes would wait.
-        module.regressors.requires_grad_("mse" in self.distillation.feature_terms)
+        module.regressors.requires_grad_(self.distillation.needs_maps)
         self.module = distributed.synchronize_norms(module)
         self._parallel = distributed.data_parallel(self.module)
         self._compiled = compiled(self._parallel, self._compile)
@@ -368,8 +368,8 @@ class Distiller:
             teachers=teachers,
             projected=view.projected,
             cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
-            kd=combine(logit_terms, LOGIT_TERMS, comparison, known),
-            feature=combine(feature_terms, FEATURE_TERMS, comparison, known),
+            kd=combine(logit_terms, LOGIT_TERM, comparison, known),
+            feature=combine(feature_terms, FEATURE_TERM, comparison, known),
             teacher_cross_entropy=losses.teacher_cross_entropy(
                 teachers.logits, batch.labels, teachers.known
             ),

@@ -22,19 +22,20 @@ from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_at_least_1, check_name, lookup
 from mtkd_env.evaluation import Evaluation
+from mtkd_env.imports import Named, name_of
 from mtkd_env.inference import as_under_no_grad, ordinary
 from mtkd_env.observation import (
     LABEL_FREE,
-    OBSERVATIONS,
     UNSCALED,
     OutputObserver,
     RunningStandardizer,
     ShortObservation,
+    find_blocks,
     make_observer,
     needs_label,
 )
 from mtkd_env.options import Options
-from mtkd_env.reward import NORMALIZATIONS, REWARDS, make_reward
+from mtkd_env.reward import NORMALIZATIONS, REWARD, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, TeacherWeights
@@ -44,12 +45,10 @@ Splits = Mapping[str, Callable[[], Iterable[Batch]]]
 
 OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
-# The valid values of every argument of the environment that is a name.
+# The valid values of every argument of the environment that is one of a few names.
 CHOICES: Mapping[str, Collection[str]] = {
-    "reward": REWARDS,
     "reward_timing": ("before", "after"),
     "reward_normalization": NORMALIZATIONS,
-    "observation": OBSERVATIONS,
     "observation_dtype": OBSERVATION_DTYPES,
     "fusion": (*FUSIONS, PRIOR),
     "episode": ("batch", "epoch", "training"),
@@ -66,14 +65,17 @@ class EnvSpec(Options):
 
     Attributes:
         reward: paper, alignment, aggregate, reference, improvement, cross_entropy, heldout or
-            cross; see `mtkd_env.reward`.
+            cross; see `mtkd_env.reward`. Or one's own: a function of (state, distillation) that
+            gives (B, M), or a `RewardRule`, as `module:name` or as an object.
         reward_timing: before or after the student's step; after costs a student forward.
         reward_normalization: minmax_center, raw_mean, center, running, zscore, zscore_clamp or
             none, in place of the reward's own.
         heldout_size: Labelled images that the reward heldout draws anew for every batch.
         observation: all, performance or gaps: the blocks of Equ. 5 that are seen; or, without the
             sample's label, label_free, or relative, which means the same for all data sets and
-            teachers. By default all if every label is there, and label_free if not.
+            teachers. By default all if every label is there, and label_free if not. A single block
+            by its name, or one's own: a function of the state that gives (B, M), or a `Block`, as
+            `module:name` or as an object; or a list of these.
         normalize_observation: Whether observations are standardised, column by column; by default
             all but label_free and relative are, whose numbers are of the order of 1.
         observation_dtype: float32, or float16 to halve what agents store.
@@ -94,11 +96,11 @@ class EnvSpec(Options):
         ConfigError: A value that is not among the valid ones.
     """
 
-    reward: str = "paper"
+    reward: Named = "paper"
     reward_timing: str = "before"
     reward_normalization: str | None = None
     heldout_size: int = 128
-    observation: str | None = None
+    observation: Named | None = None
     normalize_observation: bool | None = None
     observation_dtype: str = "float32"
     fusion: str | list[float] | None = None
@@ -113,6 +115,9 @@ class EnvSpec(Options):
         for name, choices in CHOICES.items():
             if isinstance(value := getattr(self, name), str):
                 check_name(choices, value, name)
+        REWARD.find(self.reward)
+        if self.observation is not None:
+            find_blocks(self.observation)
         if self.fusion is not None and self.fusion != PRIOR:
             fusion_coefficients(self.fusion)
         if (self.fusion == PRIOR) != (self.prior is not None):
@@ -134,7 +139,7 @@ class EnvSpec(Options):
         fusion = self.fusion or ("paper" if complete else "generator")
         standardised = observation not in UNSCALED
         if not complete:
-            if REWARDS[self.reward].needs_label:
+            if REWARD.find(self.reward).needs_label:
                 raise _without_labels("reward", self.reward, "heldout")
             if needs_label(observation):
                 raise _without_labels("observation", observation, LABEL_FREE)
@@ -148,8 +153,9 @@ class EnvSpec(Options):
 
 
 def _without_labels(key: str, value: Any, instead: str) -> ConfigError:
+    named = value if isinstance(value, list) else name_of(value)
     return ConfigError(
-        f"env.{key}: {value!r} needs the label of every sample, and some are missing; "
+        f"env.{key}: {named!r} needs the label of every sample, and some are missing; "
         f"'{instead}' does not"
     )
 

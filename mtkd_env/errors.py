@@ -118,6 +118,18 @@ def check_at_least_1(**counts: int) -> None:
             raise ConfigError(f"{name}: expected at least 1, got {count}")
 
 
+def check_shape(what: str, found: Any, expected: Iterable[int]) -> None:
+    """Checks what a function of the user's gives.
+
+    Raises:
+        ConfigError: It is no tensor of the shape.
+    """
+    shape = getattr(found, "shape", None)
+    if shape is None or tuple(shape) != tuple(expected):
+        got = type(found).__name__ if shape is None else tuple(shape)
+        raise ConfigError(f"{what}: expected a tensor of shape {tuple(expected)}, got {got}")
+
+
 def check_choice(known: Collection[str], **names: str) -> None:
     """Checks that values, by their names, are among the known ones.
 

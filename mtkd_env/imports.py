@@ -1,21 +1,30 @@
-"""What `module:Name` stands for, and which of these names may come from a file.
+"""What a name stands for: an entry of a table or `module:Name`; and which ones a file may say.
 
+Whatever a table names may also be given as an object, by one rule, which `Kind` is.
 A file of a run or a configuration is data, maybe somebody else's, and to import a module runs it.
 So a file may name what belongs to this project or to a package that it declares to depend on;
 everything else has to be said by the user: on the command line, in Python, or by `--trust`.
 """
 
 import importlib
+import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, requires
-from typing import Any
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from mtkd_env.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+# A name in a table, `module:Name`, or the object itself. Nothing narrower: the parser of command
+# lines takes a text for the name of a class wherever an annotation names one.
+Named: TypeAlias = str | Any
 
 # Lets files name anything of the expected kind.
 TRUST = "--trust"
@@ -33,6 +42,9 @@ DEVELOPERS = re.compile(r"extra == .dev\b")
 MODULE, ATTRIBUTE = r"[^\W\d][\w.]*", r"[^\W\d]\w*"
 NAME = re.compile(rf"({MODULE}):({ATTRIBUTE})(?:@.*)?", re.DOTALL)
 NAME_IN_TEXT = re.compile(rf"{MODULE}:{ATTRIBUTE}")
+
+# What records call an object that its name alone does not bring back.
+IN_MEMORY = "object of "
 
 
 def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
@@ -67,6 +79,110 @@ def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
     if not fits(found):
         raise ConfigError(f"'{path}' is not {expected} but {found!r}")
     return found
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """Things that a table names, of which anybody may give others.
+
+    Attributes:
+        table: Those that have a name.
+        what: What one is called in errors, such as `reward`.
+        fits: Whether an object that is not of the table is of the kind; told without calling it.
+        expected: What such an object is, for errors.
+        adapted: Makes it what the table has.
+    """
+
+    table: Mapping[str, T]
+    what: str
+    fits: Callable[[Any], bool]
+    expected: str
+    adapted: Callable[[Any], T]
+
+    def find(self, given: Named) -> T:
+        """What a name or an object stands for.
+
+        Args:
+            given: A name in the table, `module:Name`, or an object.
+
+        Raises:
+            ConfigError: An unknown name, or something of another kind.
+        """
+        if not isinstance(given, str):
+            if not self.fits(given):
+                expected = f"a name or {self.expected}"
+                raise ConfigError(f"{self.what}: expected {expected}, got {given!r}")
+            return self.adapted(given)
+        if given in self.table:
+            return self.table[given]
+        if given.startswith(IN_MEMORY):
+            raise ConfigError(
+                f"{self.what}: {given!r} was in the memory of the program that made the run; only "
+                "a program that has it can go on with it"
+            )
+        if NAME.fullmatch(given):
+            return self.adapted(import_name(given, self.fits, self.expected))
+        names = ", ".join(sorted(self.table))
+        raise ConfigError(
+            f"unknown {self.what} {given!r}{did_you_mean(given, self.table)} "
+            f"(known: {names}, or module:Name)"
+        )
+
+
+def takes(count: int) -> Callable[[Any], bool]:
+    """Whether something is a function of so many positional arguments, and no class."""
+
+    def fits(found: Any) -> bool:
+        if not callable(found) or isinstance(found, type):
+            return False
+        try:
+            # Of a module of torch, all that can be said of `__call__` is that it calls this.
+            signature = inspect.signature(getattr(found, "forward", found))
+        except ValueError:
+            return False
+        kinds = [one.kind for one in signature.parameters.values()]
+        if inspect.Parameter.VAR_POSITIONAL in kinds:
+            return False
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            return False
+        return True
+
+    return fits
+
+
+def is_users(found: Any) -> bool:
+    """Whether a function is no library's; those do much that an argument can ask for."""
+    module = getattr(found, "__module__", None)
+    if not callable(found) or module is None:
+        return False
+    package = package_of(module)
+    return package not in sys.stdlib_module_names and not is_dependency(package)
+
+
+def name_of(given: Named) -> str:
+    """What records call something: its name, if that brings it back in another process.
+
+    Args:
+        given: A name, or an object.
+
+    Returns:
+        The name; `module:Name` of an object that is imported by it; for all other objects a text
+        that `is_in_memory`, with the name of what they are or are made by.
+    """
+    if isinstance(given, str):
+        return given
+    named = given if hasattr(given, "__qualname__") else type(given)
+    module, name = named.__module__, named.__qualname__
+    if module != "__main__" and getattr(sys.modules.get(module), name, None) is given:
+        return f"{module}:{name}"
+    return f"{IN_MEMORY}{module}:{name}"
+
+
+def is_in_memory(name: str) -> bool:
+    """Whether a name in a record is of an object that it does not bring back."""
+    return name.startswith(IN_MEMORY)
 
 
 @cache

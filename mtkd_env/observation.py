@@ -6,7 +6,7 @@ standardised per column.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtkd_env import distributed, losses
-from mtkd_env.errors import check_name
+from mtkd_env.errors import ConfigError, check_shape
+from mtkd_env.imports import Kind, Named, takes
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.types import DistillState, Known, TeacherOutputs
 
@@ -27,11 +28,46 @@ OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs, int], Tensor]] = {
     "logits": lambda teachers, m: teachers.scores[m],
 }
 
-# The same of what is made of that with the classes or the student.
-MADE_BLOCKS: Mapping[str, Callable[[DistillState, int], Tensor]] = {
-    "cross_entropy": lambda state, m: state.teacher_cross_entropy[:, m : m + 1],
-    "similarity": lambda state, m: state.similarity[:, m : m + 1],
-    "divergence": lambda state, m: state.divergence[:, m : m + 1],
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Numbers that are made of a state, the same number for every teacher.
+
+    Attributes:
+        compute: Gives them: (B, M), or (B, M, width).
+        width: How many for each teacher.
+        needs_label: Whether they look at the sample's label.
+    """
+
+    compute: Callable[[DistillState], Tensor]
+    width: int = 1
+    needs_label: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return getattr(self.compute, "__name__", type(self.compute).__name__)
+
+    def __call__(self, state: DistillState) -> Float[Tensor, "B M W"]:
+        """The numbers of a batch.
+
+        Raises:
+            ConfigError: They have another shape.
+        """
+        found = self.compute(state)
+        shape = state.divergence.shape
+        check_shape(f"the block {self.name!r} of env.observation", found, self._shape(shape))
+        return found.float().view(*shape, self.width)
+
+    def _shape(self, rows: Sequence[int]) -> Sequence[int]:
+        return rows if self.width == 1 else (*rows, self.width)
+
+
+# What is made of that with the classes or the student.
+MADE_BLOCKS: Mapping[str, Block] = {
+    "cross_entropy": Block(lambda state: state.teacher_cross_entropy),
+    "similarity": Block(lambda state: state.similarity, needs_label=False),
+    "divergence": Block(lambda state: state.divergence, needs_label=False),
 }
 
 # Which blocks an observation has of each teacher; the two parts are the ablation of Table 6(b).
@@ -84,8 +120,26 @@ RELATIVE_VERSION = 1
 # Blocks of what is the same for all teachers, behind theirs.
 SHARED_BLOCKS = ("mean/probabilities", "student/probabilities", "student/pseudo_cross_entropy")
 
-# Blocks that look at the sample's label.
-LABELLED_BLOCKS = frozenset({"cross_entropy"})
+# By its name, what an observation consists of; None for what the teachers say or is not a function.
+Blocks = Mapping[str, Block | None]
+
+
+def _blocks(names: Iterable[str]) -> Blocks:
+    return {name: MADE_BLOCKS.get(name) for name in names}
+
+
+def _own_block(block: Block) -> Blocks:
+    return {block.name: block}
+
+
+OBSERVATION: Kind[Blocks] = Kind(
+    {name: _blocks([name]) for name in (*OUTPUT_BLOCKS, *MADE_BLOCKS)}
+    | {name: _blocks(blocks) for name, blocks in OBSERVATIONS.items()},
+    "observation",
+    lambda found: isinstance(found, Block) or takes(1)(found),
+    "a Block, or a function of the state that gives (B, M)",
+    lambda found: _own_block(found if isinstance(found, Block) else Block(found)),
+)
 
 # Numbers that have no bound are cut at so much, since nothing standardises them.
 CLIP = 8.0
@@ -94,9 +148,34 @@ CLIP = 8.0
 LEAST_RATIO = 1e-3
 
 
-def needs_label(observation: str) -> bool:
+def find_blocks(observation: Named | Sequence[Named]) -> Blocks:
+    """What an observation consists of, by name, in its order.
+
+    Args:
+        observation: What `OBSERVATION` finds, or several of them.
+
+    Raises:
+        ConfigError: Something that is no observation, nothing, or two blocks of one name.
+    """
+    given = observation if isinstance(observation, list | tuple) else [observation]
+    found: dict[str, Block | None] = {}
+    for one in given:
+        blocks = OBSERVATION.find(one)
+        if twice := found.keys() & blocks.keys():
+            raise ConfigError(f"observation: there are two blocks {min(twice)!r}")
+        if len(given) > 1 and isinstance(one, str) and one in UNSCALED:
+            raise ConfigError(f"observation: expected {one!r} alone, got {given}")
+        found |= blocks
+    if not found:
+        raise ConfigError("observation: expected at least one block, got none")
+    return found
+
+
+def needs_label(observation: Named | Sequence[Named]) -> bool:
     """Whether an observation looks at the sample's label."""
-    return not LABELLED_BLOCKS.isdisjoint(OBSERVATIONS[observation])
+    return any(
+        block is not None and block.needs_label for block in find_blocks(observation).values()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +284,7 @@ class OutputObserver(Observer):
     """The blocks of Equ. 5.
 
     Args:
-        observation: A name in `OBSERVATIONS`.
+        observation: What `find_blocks` takes, but what has an observer of its own.
         names: Names of the teachers.
         feature_dims: Feature width D_m of each teacher.
         num_classes: C.
@@ -216,19 +295,19 @@ class OutputObserver(Observer):
 
     def __init__(
         self,
-        observation: str,
+        observation: Named | Sequence[Named],
         *,
         names: tuple[str, ...],
         feature_dims: tuple[int, ...],
         num_classes: int,
     ) -> None:
-        self._blocks = OBSERVATIONS[observation]
-        widths = {"logits": num_classes}
+        self._blocks = find_blocks(observation)
         super().__init__(
             (
-                (f"{name}/{block}", feature_dim if block == "feature" else widths.get(block, 1))
+                (f"{name}/{label}", widths[label] if block is None else block.width)
                 for name, feature_dim in zip(names, feature_dims, strict=True)
-                for block in self._blocks
+                for widths in ({"feature": feature_dim, "logits": num_classes},)
+                for label, block in self._blocks.items()
             ),
             needs_label=needs_label(observation),
         )
@@ -253,20 +332,20 @@ class OutputObserver(Observer):
             short: What `shorten` gave.
             teachers: What the store has under its keys; the feature maps are not looked at.
         """
-        return self._join(teachers, short.made.split(1, dim=1))
+        widths = [block.width for block in self._blocks.values() if block is not None]
+        return self._join(teachers, short.made.split(widths * len(teachers.logits), dim=1))
 
     def _made(self, state: DistillState) -> list[Tensor]:
-        teachers = range(len(state.teachers.logits))
-        made = [name for name in self._blocks if name in MADE_BLOCKS]
-        return [MADE_BLOCKS[name](state, m).float() for m in teachers for name in made]
+        made = [block(state) for block in self._blocks.values() if block is not None]
+        return [block[:, m] for m in range(len(state.teachers.logits)) for block in made]
 
     def _join(self, teachers: TeacherOutputs, made: Iterable[Tensor]) -> Float[Tensor, "B F"]:
-        """All blocks in their order; those that are made have one column each."""
+        """All blocks in their order."""
         rest = iter(made)
         blocks = [
-            OUTPUT_BLOCKS[name](teachers, m).float() if name in OUTPUT_BLOCKS else next(rest)
+            OUTPUT_BLOCKS[name](teachers, m).float() if block is None else next(rest)
             for m in range(len(teachers.logits))
-            for name in self._blocks
+            for name, block in self._blocks.items()
         ]
         return torch.cat(blocks, dim=1)
 
@@ -488,7 +567,7 @@ def _entropy_share(logits: Float[Tensor, "M B C"], known: Known = None) -> Float
 
 
 def make_observer(
-    observation: str,
+    observation: Named | Sequence[Named],
     *,
     names: tuple[str, ...],
     feature_dims: tuple[int, ...],
@@ -498,16 +577,15 @@ def make_observer(
     """What computes an observation.
 
     Args:
-        observation: A name in `OBSERVATIONS`.
+        observation: What `find_blocks` takes.
         names: Names of the teachers.
         feature_dims: Feature width D_m of each teacher.
         num_classes: C.
         reference: Gives the images beside the batches, of which `relative` needs the student's.
 
     Raises:
-        ConfigError: Unknown name, or no such images.
+        ConfigError: No observation, or no such images.
     """
-    check_name(OBSERVATIONS, observation, "observation")
     if observation == LABEL_FREE:
         return LabelFreeObserver(names, num_classes)
     if observation == RELATIVE:

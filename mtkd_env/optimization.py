@@ -1,20 +1,26 @@
 """Optimiser and learning rate over a training, for students and teachers alike."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn, optim
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mtkd_env.errors import ConfigError
-from mtkd_env.options import Options
+from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.imports import Kind, Named, takes
+from mtkd_env.options import Options, typed
 
 Groups = list[dict[str, Any]]
+
+# Fields of a recipe that only SGD knows.
+MOMENTUM = ("momentum", "nesterov")
 
 
 @dataclass(frozen=True)
@@ -29,13 +35,17 @@ class Recipe(Options):
         epochs: Passes over the training images.
         lr: Learning rate, before any of its falls.
         momentum: Momentum; of sgd only.
-        weight_decay: L2 coefficient of sgd; decoupled coefficient of adamw.
+        weight_decay: L2 coefficient of sgd; decoupled coefficient of adamw; what others call so.
         nesterov: Whether the momentum is Nesterov's; ignored at momentum 0.
         milestones: Fractions of the training at which the learning rate of step falls.
         decay: Factor of each fall.
-        optimizer: sgd or adamw.
-        betas: Decay rates of adamw's two averages.
-        schedule: step, cosine, poly or constant.
+        optimizer: sgd, adamw, or another of torch.optim, such as nadam. Or one's own: a class of
+            torch's Optimizer, or a function of (recipe, groups) that makes one, as `module:name` or
+            as an object.
+        betas: Decay rates of adamw's two averages, and of others that have two.
+        arguments: Further keyword arguments of the optimiser, such as eps.
+        schedule: step, cosine, poly or constant. Or one's own: a function of (recipe, epoch) that
+            gives the learning rate as a share of lr, as `module:name` or as an object.
         min_lr: Learning rate that cosine and poly end at.
         power: Exponent of poly's share of the training that is left.
         warmup_epochs: Epochs in which the learning rate rises linearly to where it begins.
@@ -56,9 +66,10 @@ class Recipe(Options):
     nesterov: bool = True
     milestones: tuple[float, ...] = (0.625, 0.75, 0.875)
     decay: float = 0.1
-    optimizer: str = "sgd"
+    optimizer: Named = "sgd"
     betas: tuple[float, float] = (0.9, 0.999)
-    schedule: str = "step"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    schedule: Named = "step"
     min_lr: float = 0.0
     power: float = 0.9
     warmup_epochs: float = 0.0
@@ -73,13 +84,17 @@ class Recipe(Options):
             # Written so that NaN fails.
             if not fits:
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)}")
+        SCHEDULE.find(self.schedule)
+        made = OPTIMIZER.find(self.optimizer)
+        if isinstance(made, OfClass):
+            made.check(self.arguments)
+        elif self.arguments:
+            raise ConfigError("arguments: expected none, because a function makes the optimizer")
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
         """Whether each value is in its range, and the range in words."""
         clip = 1.0 if self.clip_norm is None else self.clip_norm
         return {
-            "optimizer": (self.optimizer in OPTIMIZERS, " or ".join(sorted(OPTIMIZERS))),
-            "schedule": (self.schedule in SCHEDULES, ", ".join(sorted(SCHEDULES))),
             "epochs": (self.epochs >= 1, "at least 1"),
             **{
                 name: (0 <= getattr(self, name) < math.inf, "a number >= 0")
@@ -109,7 +124,7 @@ class Recipe(Options):
         if epoch < self.warmup_epochs:
             start = self.relative(self.warmup_lr)
             return start + (1 - start) * epoch / self.warmup_epochs
-        return SCHEDULES[self.schedule](self, min(epoch, float(self.epochs)))
+        return SCHEDULE.find(self.schedule)(self, min(epoch, float(self.epochs)))
 
     def relative(self, lr: float) -> float:
         """A learning rate as a share of `lr`; 0 where that is zero itself."""
@@ -122,7 +137,9 @@ class Recipe(Options):
         number of batches alone, so it does not matter whether the optimiser left one out, as under
         fp16. Neither makes the host wait.
         """
-        optimizer = OPTIMIZERS[self.optimizer](self, self._groups(module))
+        optimizer = OPTIMIZER.find(self.optimizer)(self, self._groups(module))
+        if isinstance(optimizer, SGD):
+            optimizer.register_step_pre_hook(_begin_momentum)
         if (limit := self.clip_norm) is not None:
             optimizer.register_step_pre_hook(lambda one, *_: _clip(one, limit))
         schedule = LambdaLR(optimizer, lambda step: self.share(step / steps_per_epoch))
@@ -163,7 +180,8 @@ def _settle(optimizer: Optimizer) -> None:
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             # The kernels do not look at strides, which a parameter may have had others of.
-            if value.shape == parameter.shape and value.stride() != parameter.stride():
+            same = isinstance(value, Tensor) and value.shape == parameter.shape
+            if same and value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(value)
 
 
@@ -174,31 +192,88 @@ def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
     undefined if fp16's scaler rejects that one.
     """
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
+        for parameter in group["params"] if group["momentum"] > 0 else ():
             if parameter.grad is not None and not optimizer.state[parameter]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
-def _sgd(recipe: Recipe, groups: Groups) -> Optimizer:
-    optimizer = SGD(
-        groups,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov and recipe.momentum > 0,
-        fused=True,
-    )
-    if recipe.momentum > 0:
-        optimizer.register_step_pre_hook(_begin_momentum)
-    return optimizer
+@dataclass(frozen=True)
+class OfClass:
+    """Makes an optimiser of a class, with those values of a recipe that it has arguments for.
+
+    Attributes:
+        kind: The class, or a partial call of it.
+        fixed: Further arguments.
+    """
+
+    kind: Any
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, recipe: Recipe, groups: Groups) -> Optimizer:
+        """The optimiser of groups of parameters."""
+        given = {name: getattr(recipe, name) for name in self._fields()}
+        if "nesterov" in given:
+            given["nesterov"] = recipe.nesterov and recipe.momentum > 0
+        made: Optimizer = self.kind(groups, **{**given, **self.fixed, **recipe.arguments})
+        return made
+
+    def _fields(self) -> list[str]:
+        """The fields of a recipe that are arguments."""
+        known = inspect.signature(self.kind).parameters
+        # Elsewhere a momentum is something else, and nothing by default.
+        own = MOMENTUM if issubclass(_class_of(self.kind), SGD) else ()
+        return [name for name in ("lr", "weight_decay", "betas", *own) if name in known]
+
+    def check(self, arguments: Mapping[str, Any]) -> None:
+        """Checks further arguments.
+
+        Raises:
+            ConfigError: One that it does not have, or that is a field of the recipe.
+        """
+        for name in arguments:
+            if name in (*self._fields(), "params"):
+                raise ConfigError(f"arguments.{name}: cannot be given here")
+        check_arguments(self.kind, arguments, "arguments")
+        typed(self.kind, arguments, "arguments")
 
 
-def _adamw(recipe: Recipe, groups: Groups) -> Optimizer:
-    weight_decay = recipe.weight_decay
-    return AdamW(groups, lr=recipe.lr, betas=recipe.betas, weight_decay=weight_decay, fused=True)
+def _class_of(found: Any) -> Any:
+    return found.func if isinstance(found, partial) else found
 
 
-OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
+def _is_optimizer(found: Any) -> bool:
+    kind = _class_of(found)
+    return isinstance(kind, type) and issubclass(kind, Optimizer)
+
+
+# LBFGS asks for the loss again and again, Rprop for all images at once, SparseAdam for gradients of
+# another kind, and Muon for nothing but matrices; what ASGD averages, nobody would read.
+UNFIT = (optim.ASGD, optim.LBFGS, optim.Muon, optim.Rprop, optim.SparseAdam)
+
+
+def _of_torch() -> dict[str, OfClass]:
+    """The optimisers of torch that train any network by its gradient, by their names."""
+    classes = [kind for kind in vars(optim).values() if _is_optimizer(kind)]
+    return {
+        kind.__name__.lower(): OfClass(kind)
+        for kind in classes
+        if kind is not Optimizer and kind not in UNFIT
+    }
+
+
+OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {
+    **_of_torch(),
+    "sgd": OfClass(SGD, {"fused": True}),
+    "adamw": OfClass(AdamW, {"fused": True}),
+}
+
+OPTIMIZER: Kind[Callable[[Recipe, Groups], Optimizer]] = Kind(
+    OPTIMIZERS,
+    "optimizer",
+    lambda found: _is_optimizer(found) or takes(2)(found),
+    "a class of torch.optim.Optimizer, or a function of (recipe, groups) that makes one",
+    lambda found: OfClass(found) if _is_optimizer(found) else found,
+)
 
 
 def _step(recipe: Recipe, epoch: float) -> float:
@@ -234,3 +309,11 @@ SCHEDULES: Mapping[str, Callable[[Recipe, float], float]] = {
     "poly": _poly,
     "constant": lambda *_: 1.0,
 }
+
+SCHEDULE: Kind[Callable[[Recipe, float], float]] = Kind(
+    SCHEDULES,
+    "schedule",
+    takes(2),
+    "a function of (recipe, epoch) that gives a share of lr",
+    lambda found: found,
+)

@@ -2,6 +2,7 @@
 
 One rule for Python's keyword arguments, YAML files and flags: the object itself, its fields by
 name, or the value of its first field alone; and each value in the type that its annotation says.
+What has an annotation of `Named` is left to whoever looks it up.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.imports import Named
 
 T = TypeVar("T")
 
@@ -46,8 +48,8 @@ def build(kind: type[T], given: Any, path: str = "") -> T:
     Args:
         kind: A dataclass. Fields that are dataclasses themselves, or tuples of them, are built
             alike; what is not said of one keeps the value of its default.
-        given: One of the kind; its fields by name; where the first field is a name or a list, that
-            alone; None for the defaults.
+        given: One of the kind; its fields by name; where the first field is a name, an object that
+            a name may stand for, or a list, that alone; None for the defaults.
         path: Where it stands, for errors.
 
     Raises:
@@ -94,7 +96,7 @@ def typed(
     """
     parameters = inspect.signature(target).parameters
     return {
-        name: _fitted(
+        name: fitted(
             plain(value),
             parameters[name].annotation if name in parameters else Any,
             _join(path, name),
@@ -131,12 +133,12 @@ def as_fields(kind: type, given: Any, path: str = "") -> dict[str, Any]:
         return {name: getattr(given, name) for name in field_names(kind)}
     if isinstance(given, Mapping):
         return dict(given)
-    first = fields(kind)[0]
-    named = first.type is str and isinstance(given, str)
-    if named or (get_origin(first.type) is tuple and isinstance(given, list | tuple)):
-        return {first.name: given}
     if given is None:
         return {}
+    first = fields(kind)[0]
+    named = first.type == Named or (first.type is str and isinstance(given, str))
+    if named or (get_origin(first.type) is tuple and isinstance(given, list | tuple)):
+        return {first.name: given}
     raise ConfigError(f"{_at(path)}expected {kind.__name__} or its fields by name, got {given!r}")
 
 
@@ -155,8 +157,18 @@ def _default(entry: Field[Any]) -> Any:
     return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
 
-def _fitted(value: Any, annotation: Any, path: str, default: Any = None) -> Any:
-    """A plain value in the type that an annotation says, where that takes no guess."""
+def fitted(value: Any, annotation: Any, path: str, default: Any = None) -> Any:
+    """A plain value in the type that an annotation says, where that takes no guess.
+
+    Args:
+        value: The value; see `plain`.
+        annotation: The type.
+        path: Where the value stands, for errors.
+        default: Of options, whose parts keep of it what is not said.
+
+    Raises:
+        ConfigError: A value of another type.
+    """
     if is_dataclass(annotation) and isinstance(annotation, type):
         return _part(annotation, value, path, default)
     union = get_origin(annotation) in {Union, types.UnionType}
@@ -206,9 +218,7 @@ def _with_entries(value: Any, kind: Any, path: str) -> Any:
     """A list or mapping whose entries are of the type that an annotation says; else the value."""
     inner = get_args(kind) or (Any, ...)
     if isinstance(value, Mapping):
-        return {
-            key: _fitted(entry, inner[1], _join(path, str(key))) for key, entry in value.items()
-        }
+        return {key: fitted(entry, inner[1], _join(path, str(key))) for key, entry in value.items()}
     if not isinstance(value, list | tuple):
         return value
     make = tuple if (get_origin(kind) or kind) is tuple else list
@@ -216,7 +226,7 @@ def _with_entries(value: Any, kind: Any, path: str) -> Any:
     if fixed and len(inner) != len(value):
         raise ConfigError(f"{_at(path)}expected {len(inner)} values, got {value!r}")
     return make(
-        _fitted(entry, of, _join(path, str(position)))
+        fitted(entry, of, _join(path, str(position)))
         for position, (entry, of) in enumerate(
             zip(value, inner if fixed else repeat(inner[0]), strict=fixed)
         )

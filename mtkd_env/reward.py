@@ -15,6 +15,8 @@ from torch import Tensor
 
 from mtkd_env import distributed, losses
 from mtkd_env.distiller import Distiller
+from mtkd_env.errors import check_shape
+from mtkd_env.imports import Kind, Named, takes
 from mtkd_env.terms import Distillation
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.worth import CrossDirection, Direction, HeldOutDirection, RunningDeviation, worth
@@ -204,6 +206,15 @@ REWARDS: Mapping[str, RewardRule] = {
 }
 
 
+REWARD: Kind[RewardRule] = Kind(
+    REWARDS,
+    "reward",
+    lambda found: isinstance(found, RewardRule) or takes(2)(found),
+    "a RewardRule, or a function of (state, distillation) that gives (B, M)",
+    lambda found: found if isinstance(found, RewardRule) else RewardRule(found),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Rewards:
     """Rewards of one batch; no tensor carries a gradient.
@@ -267,8 +278,14 @@ class RewardFunction:
         return state
 
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:
-        """R of every teacher; does not depend on any action."""
-        return self.rule.credit(state, self.distillation)
+        """R of every teacher; does not depend on any action.
+
+        Raises:
+            ConfigError: The rule's credit has another shape.
+        """
+        rewards = self.rule.credit(state, self.distillation)
+        check_shape("env.reward", rewards, state.divergence.shape)
+        return rewards
 
     def advantages(self, rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """A: rewards by the rule's normalisation, or the one that replaces it."""
@@ -314,22 +331,22 @@ class RewardFunction:
 
 
 def make_reward(
-    name: str,
+    reward: Named,
     distiller: Distiller,
     *,
     normalization: str | None = None,
     timing: str = "before",
     heldout_size: int = 128,
 ) -> RewardFunction:
-    """A reward by its name in `REWARDS`, for the student of a distiller.
+    """A reward for the student of a distiller.
 
     Args:
-        name: The name.
+        reward: A name in `REWARDS`, or what else `REWARD` finds.
         distiller: Has the student, the constants of its loss and the labelled images.
         normalization: Name in `NORMALIZATIONS` that replaces the reward's own.
         timing: `before` or `after` the student's step.
         heldout_size: Labelled images that `heldout` draws anew for every batch.
     """
-    rule = REWARDS[name]
+    rule = REWARD.find(reward)
     direction = rule.direction(distiller, heldout_size) if rule.direction else None
     return RewardFunction(rule, distiller.distillation, normalization, timing, direction)

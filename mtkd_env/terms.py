@@ -5,19 +5,21 @@ one: a function in `losses`, and a line in a table.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env import losses
-from mtkd_env.errors import ConfigError, check_name, check_not_negative
-from mtkd_env.options import Options
+from mtkd_env.errors import ConfigError, check_not_negative, check_shape
+from mtkd_env.imports import Kind, Named, takes
+from mtkd_env.options import Options, fitted
 from mtkd_env.types import Known, TeacherOutputs
 
-Terms = str | Mapping[str, float]
+Terms = Named | Mapping[Named, float]
 
 NONE = "none"
 
@@ -69,24 +71,34 @@ FEATURE_TERMS: Mapping[str, Term] = {
 NEED_DIRECTIONS = frozenset({"nd"})
 
 
-def parse_terms(terms: Terms, known: Collection[str], path: str) -> dict[str, float]:
+def _kind(table: Mapping[str, Term], what: str) -> Kind[Term]:
+    expected = "a function of a Comparison that gives (B, M)"
+    return Kind(table, what, takes(1), expected, lambda found: found)
+
+
+LOGIT_TERM = _kind(LOGIT_TERMS, "logit")
+FEATURE_TERM = _kind(FEATURE_TERMS, "feature")
+
+
+def parse_terms(terms: Terms, kind: Kind[Term]) -> dict[Named, float]:
     """The losses of one head with their coefficients.
 
     Args:
-        terms: A name, `none`, or names with coefficients.
-        known: The names that there are.
-        path: How messages call the argument.
+        terms: What `kind` finds, or `none`, or several of these with coefficients.
+        kind: The losses that there are; messages call the argument by its name.
 
     Raises:
         ConfigError: An unknown name, or a coefficient that is negative or not finite.
     """
-    if isinstance(terms, str):
-        check_name({*known, NONE}, terms, path)
-        return {} if terms == NONE else {terms: 1.0}
-    for name, coefficient in terms.items():
-        check_name(known, name, path)
-        check_not_negative(**{f"{path}.{name}": coefficient})
-    return dict(terms)
+    if not isinstance(terms, Mapping):
+        if terms == NONE:
+            return {}
+        terms = {terms: 1.0}
+    coefficients: dict[Named, float] = fitted(terms, dict[Any, float], kind.what)
+    for given, coefficient in coefficients.items():
+        kind.find(given)
+        check_not_negative(**{f"{kind.what}.{given}": coefficient})
+    return coefficients
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,10 @@ class Distillation(Options):
         alpha: α, weight of the logit terms.
         beta: β, weight of the feature terms.
         temperature: T, softening of the logit terms; the paper never states it, its code has 4.
-        logit: Losses of the logit terms: kd, dist, none, or names with coefficients.
-        feature: Losses of the feature terms: mse, nd, none, or names with coefficients.
+        logit: Losses of the logit terms: kd, dist, kd_of_mean, none, or names with coefficients.
+            One's own is a function of a `Comparison` that gives (B, M), as `module:name` or as an
+            object.
+        feature: Losses of the feature terms: mse, nd, none, one's own, or names with coefficients.
 
     Raises:
         ConfigError: A weight that is negative, a temperature that is not positive, one of them
@@ -108,36 +122,42 @@ class Distillation(Options):
     alpha: float = 1.0
     beta: float = 5.0
     temperature: float = 4.0
-    logit: str | dict[str, float] = "kd"
-    feature: str | dict[str, float] = "mse"
+    logit: Terms = "kd"
+    feature: Terms = "mse"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(alpha=self.alpha, beta=self.beta)
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature: expected a finite number > 0, got {self.temperature}")
-        parse_terms(self.logit, LOGIT_TERMS, "logit")
-        parse_terms(self.feature, FEATURE_TERMS, "feature")
+        for name, terms in (("logit", self.logit_terms), ("feature", self.feature_terms)):
+            if isinstance(getattr(self, name), Mapping):
+                object.__setattr__(self, name, terms)
 
     @property
-    def logit_terms(self) -> dict[str, float]:
+    def logit_terms(self) -> dict[Named, float]:
         """The losses of the logit terms with their coefficients."""
-        return parse_terms(self.logit, LOGIT_TERMS, "logit")
+        return parse_terms(self.logit, LOGIT_TERM)
 
     @property
-    def feature_terms(self) -> dict[str, float]:
+    def feature_terms(self) -> dict[Named, float]:
         """The losses of the feature terms with their coefficients."""
-        return parse_terms(self.feature, FEATURE_TERMS, "feature")
+        return parse_terms(self.feature, FEATURE_TERM)
 
     @property
     def needs_directions(self) -> bool:
         """Whether feature terms need the class means of the teachers' features."""
         return not NEED_DIRECTIONS.isdisjoint(self.feature_terms)
 
+    @property
+    def needs_maps(self) -> bool:
+        """Whether feature terms may look at the student's projected maps."""
+        return not NEED_DIRECTIONS.issuperset(self.feature_terms)
+
 
 def combine(
-    coefficients: Mapping[str, float],
-    table: Mapping[str, Term],
+    coefficients: Mapping[Named, float],
+    kind: Kind[Term],
     comparison: Comparison,
     known: Mapping[str, Tensor],
 ) -> Float[Tensor, "B M"]:
@@ -145,16 +165,20 @@ def combine(
 
     Args:
         coefficients: What `parse_terms` gave.
-        table: The losses of the head.
+        kind: The losses that there are.
         comparison: What is compared.
         known: Losses that have been computed already.
+
+    Raises:
+        ConfigError: A loss of another shape.
     """
+    shape = len(comparison.targets), len(comparison.teachers.logits)
     total: Tensor | None = None
-    for name, coefficient in coefficients.items():
-        loss = known[name] if name in known else table[name](comparison)
+    for given, coefficient in coefficients.items():
+        loss = known[given] if given in known else kind.find(given)(comparison)
+        check_shape(f"distillation.{kind.what}", loss, shape)
         scaled = loss if coefficient == 1 else coefficient * loss
         total = scaled if total is None else total + scaled
     if total is None:
-        shape = len(comparison.targets), len(comparison.teachers.logits)
         return torch.zeros(shape, device=comparison.logits.device)
     return total

@@ -1,5 +1,6 @@
 """Loss terms by name: reading them, summing them, training by them."""
 
+from dataclasses import replace
 from math import inf, nan
 from typing import Any
 
@@ -10,12 +11,16 @@ from torch import Tensor
 from mtkd_env import losses
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
+from mtkd_env.imports import Kind
 from mtkd_env.teachers import class_means
 from mtkd_env.terms import (
+    FEATURE_TERM,
     FEATURE_TERMS,
+    LOGIT_TERM,
     LOGIT_TERMS,
     Comparison,
     Distillation,
+    Term,
     Terms,
     combine,
     parse_terms,
@@ -29,16 +34,16 @@ M = 3
 # Reading.
 
 
-@pytest.mark.parametrize("known", [LOGIT_TERMS, FEATURE_TERMS])
-def test_a_name_is_one_loss_and_none_is_no_loss(known: dict[str, Any]) -> None:
-    for name in known:
-        assert parse_terms(name, known, "x") == {name: 1.0}
-    assert parse_terms("none", known, "x") == parse_terms({}, known, "x") == {}
+@pytest.mark.parametrize("kind", [LOGIT_TERM, FEATURE_TERM])
+def test_a_name_is_one_loss_and_none_is_no_loss(kind: Kind[Term]) -> None:
+    for name in kind.table:
+        assert parse_terms(name, kind) == {name: 1.0}
+    assert parse_terms("none", kind) == parse_terms({}, kind) == {}
 
 
 def test_coefficients_are_kept_in_their_order() -> None:
     terms = {"dist": 0.5, "kd": 0.0}
-    found = parse_terms(terms, LOGIT_TERMS, "logit")
+    found = parse_terms(terms, LOGIT_TERM)
     assert list(found.items()) == [("dist", 0.5), ("kd", 0.0)]
     assert found is not terms
 
@@ -46,18 +51,18 @@ def test_coefficients_are_kept_in_their_order() -> None:
 @pytest.mark.parametrize("terms", ["dits", {"dits": 1.0}, {"kd": 1.0, "dits": 1.0}])
 def test_an_unknown_loss_is_named_with_the_nearest(terms: Terms) -> None:
     with pytest.raises(ConfigError, match="unknown logit 'dits'; did you mean 'dist'"):
-        parse_terms(terms, LOGIT_TERMS, "logit")
+        parse_terms(terms, LOGIT_TERM)
 
 
 @pytest.mark.parametrize("coefficient", [-0.1, inf, nan, -inf])
 def test_coefficients_that_are_negative_or_not_finite_are_refused(coefficient: float) -> None:
     with pytest.raises(ConfigError, match=rf"logit\.kd: .*finite number >= 0, got {coefficient}"):
-        parse_terms({"dist": 1.0, "kd": coefficient}, LOGIT_TERMS, "logit")
+        parse_terms({"dist": 1.0, "kd": coefficient}, LOGIT_TERM)
 
 
 def test_none_is_no_loss_that_could_have_a_coefficient() -> None:
     with pytest.raises(ConfigError, match="unknown logit 'none'"):
-        parse_terms({"none": 1.0}, LOGIT_TERMS, "logit")
+        parse_terms({"none": 1.0}, LOGIT_TERM)
 
 
 def test_nd_alone_needs_directions() -> None:
@@ -83,26 +88,27 @@ def comparison() -> Comparison:
     )
 
 
-TABLE = {
+TABLE: dict[str, Term] = {
     "ones": lambda c: torch.ones(len(c.targets), M),
     "twos": lambda c: torch.full((len(c.targets), M), 2.0),
 }
+KIND = replace(LOGIT_TERM, table=TABLE)
 
 
 def test_losses_are_summed_with_their_coefficients() -> None:
-    total = combine({"ones": 0.5, "twos": 3.0}, TABLE, comparison(), {})
+    total = combine({"ones": 0.5, "twos": 3.0}, KIND, comparison(), {})
     assert total.eq(6.5).all()
-    assert combine({"twos": 1.0}, TABLE, comparison(), {}).eq(2.0).all()
-    assert combine({"twos": 0.0}, TABLE, comparison(), {}).eq(0.0).all()
+    assert combine({"twos": 1.0}, KIND, comparison(), {}).eq(2.0).all()
+    assert combine({"twos": 0.0}, KIND, comparison(), {}).eq(0.0).all()
 
 
 def test_a_loss_that_is_known_is_not_computed_again() -> None:
     known = {"ones": torch.full((NUM_ENVS, M), 7.0)}
-    assert combine({"ones": 2.0, "twos": 1.0}, TABLE, comparison(), known).eq(16.0).all()
+    assert combine({"ones": 2.0, "twos": 1.0}, KIND, comparison(), known).eq(16.0).all()
 
 
 def test_no_loss_is_zero_for_every_sample_and_teacher() -> None:
-    total = combine({}, TABLE, comparison(), {})
+    total = combine({}, KIND, comparison(), {})
     assert total.shape == (NUM_ENVS, M)
     assert total.eq(0).all()
 

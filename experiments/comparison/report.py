@@ -259,6 +259,7 @@ def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]
         "last_high": interval[1],
         "best_mean": summary.best.mean,
         "best_std": summary.best.std,
+        "baseline": summary.baseline,
         "difference_n": difference and difference.n,
         "difference_mean": difference and difference.mean,
         "difference_low": low,

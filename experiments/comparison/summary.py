@@ -41,6 +41,7 @@ class Summary:
         last: Mean and standard deviation of `values`.
         interval: 95 % t interval of their mean; see `t_interval`.
         best: The highest value of each run, chosen on the same images.
+        baseline: Label of the method that it is compared with; empty without one.
         difference: Paired difference to the baseline; none for itself and without it.
         score: Agent score; none where teachers are not weighted.
         weights: Mean weight of every teacher.
@@ -60,6 +61,7 @@ class Summary:
     last: Spread
     interval: tuple[float, float] | None
     best: Spread
+    baseline: str
     difference: Difference | None
     score: Spread | None
     weights: Mapping[str, float]
@@ -113,6 +115,7 @@ def summarize(
         last=spread(values),
         interval=t_interval(values),
         best=spread(over(lambda result: result.best)),
+        baseline=next((result.method for result in baseline.values()), ""),
         difference=None if baseline == results else paired_difference(own, other, by_pool=by_pool),
         score=spread(over(lambda result: result.score)) if hasattr(first, "score") else None,
         weights={name: spread(over(_weight_of(name))).mean for name in weights},

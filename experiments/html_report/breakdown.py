@@ -75,11 +75,13 @@ def _pooled(parts: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
 # By class.
 
 
-def draw_by_class(groups: Sequence[Group]) -> Figure:
+def draw_by_class(groups: Sequence[Group], palette: Palette) -> Figure:
     """A panel for every method: classes down, the teachers of both heads across.
 
     White is a weight of 1/M; the colours reach equally far on both sides.
     """
+    del palette
+    groups = [group.one_pool for group in groups]
     found = [breakdown_of(group).by_class - 1 / len(group.teachers) for group in groups]
     reach = max([float(np.nanmax(np.abs(excess))) for excess in found] + [0.01])
     classes = max(excess.shape[1] for excess in found)

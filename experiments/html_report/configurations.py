@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.html_report.naming import OF_RUN, Group
-from experiments.html_report.runs import Run, describe
+from experiments.html_report.naming import OF_RUN, Group, Setting
+from experiments.html_report.runs import FinishedRun, describe
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Configuration:
     """The runs of one method in one setting.
 
     Attributes:
+        setting: The setting.
         group: The runs.
         entries: Their configuration.
     """
 
+    setting: Setting
     group: Group
     entries: Sequence[Entry]
 
@@ -40,14 +42,15 @@ class Configuration:
         return [entry for entry in self.entries if entry.differs]
 
 
-def configurations(groups: Sequence[Group]) -> list[Configuration]:
+def configurations(settings: Sequence[Setting]) -> list[Configuration]:
     """The configuration of every group; keys that only some have are differences."""
-    found = [_values(group) for group in groups]
+    pairs = [(setting, group) for setting in settings for group in setting.groups]
+    found = [_values(group) for _, group in pairs]
     keys = {key for values in found for key in values}
     common = {key for key in keys if len({values.get(key) for values in found}) == 1}
     return [
-        Configuration(group, [_entry(key, value, common) for key, value in values.items()])
-        for group, values in zip(groups, found, strict=True)
+        Configuration(*pair, [_entry(key, value, common) for key, value in values.items()])
+        for pair, values in zip(pairs, found, strict=True)
     ]
 
 
@@ -61,7 +64,7 @@ def _values(group: Group) -> dict[str, str]:
     return {key: " | ".join(_texts(group.runs, key)) for key in keys}
 
 
-def _texts(runs: Sequence[Run], key: str) -> list[str]:
+def _texts(runs: Sequence[FinishedRun], key: str) -> list[str]:
     return list(dict.fromkeys(describe(run.config[key]) for run in runs if key in run.config))
 
 
@@ -78,13 +81,13 @@ class VersionRow:
     versions: Mapping[str, int]
 
 
-def version_rows(runs: Sequence[Run]) -> list[VersionRow]:
+def version_rows(runs: Sequence[FinishedRun]) -> list[VersionRow]:
     """What the numbers of all runs depend on."""
     names = dict.fromkeys(name for run in runs for name in run.result.versions)
     return [VersionRow(name, _count(runs, name)) for name in names]
 
 
-def _count(runs: Sequence[Run], name: str) -> dict[str, int]:
+def _count(runs: Sequence[FinishedRun], name: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for run in runs:
         version = run.result.versions.get(name, "not recorded")

@@ -1,4 +1,4 @@
-"""What changes over the epochs: a small panel for every method, with the spread over seeds."""
+"""What changes over the epochs, with the spread over runs; named as in TensorBoard."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 
 from experiments.comparison.statistics import spread
 from experiments.drawing import drawn
-from experiments.html_report.naming import Group, baseline_of
-from experiments.html_report.runs import Run
-from experiments.html_report.style import CONTEXT_COLOUR, GUIDE_COLOUR, Palette
+from experiments.html_report.naming import Group
+from experiments.html_report.runs import FinishedRun
+from experiments.html_report.style import (
+    GUIDE_COLOUR,
+    PLOT_WIDTH,
+    Palette,
+    label_ends,
+    plot_height,
+)
 from experiments.metrics import HEADS
 from mtkd_env.action import PARTS
 
@@ -47,7 +53,7 @@ class Series:
     std: Array
 
 
-def series(runs: Sequence[Run], value: Value) -> Series:
+def series(runs: Sequence[FinishedRun], value: Value) -> Series:
     """A number of every row of some runs; rows that lack it are left out."""
     found: dict[int, list[float]] = {}
     for run in runs:
@@ -72,6 +78,9 @@ def entry(name: str, scale: float = 1) -> Value:
     return read
 
 
+EPOCH = entry("epoch")
+
+
 def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]]:
     """A figure of equal panels that share their axes."""
     rows = math.ceil(count / COLUMNS)
@@ -92,41 +101,79 @@ def _over_epochs(figure: Figure, axes: Sequence[Axes], label: str) -> None:
     axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
 
 
-def _draw_band(axes: Axes, found: Series, colour: str, line: str = "-") -> None:
+def _draw_band(axes: Axes, at: Array, found: Series, colour: str, line: str = "-") -> None:
     # A single epoch is a point.
-    mark = "o" if len(found.epochs) == 1 else None
-    axes.plot(found.epochs, found.mean, line, color=colour, marker=mark, markersize=3)
+    mark = "o" if len(at) == 1 else None
+    axes.plot(at, found.mean, line, color=colour, marker=mark, markersize=3)
     low, high = found.mean - found.std, found.mean + found.std
-    axes.fill_between(found.epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-# One number of the student or the agent.
+# One number of the student or the agent: all methods in one plot.
 
 
-def draw_methods(groups: Sequence[Group], value: Value, palette: Palette, label: str) -> Figure:
-    """A panel for every method: its own curve, the baseline's, and all others in grey."""
-    curves = [series(group.runs, value) for group in groups]
-    baseline = baseline_of(groups)
-    figure, axes = panels(len(groups))
-    for group, own, panel in zip(groups, curves, axes, strict=True):
-        for other in curves:
-            panel.plot(other.epochs, other.mean, color=CONTEXT_COLOUR, linewidth=0.6, zorder=1)
-        if baseline is not None and group is not baseline:
-            reference = curves[groups.index(baseline)]
-            panel.plot(reference.epochs, reference.mean, "k:", linewidth=1)
-        _draw_band(panel, own, palette.methods[group.method])
-        panel.set_title(drawn(group.method))
-    _over_epochs(figure, axes, label)
+def draw_lines(
+    groups: Sequence[Group], x: Value, y: Value, palette: Palette, labels: tuple[str, str]
+) -> Figure:
+    """All methods in one plot, mean and standard deviation over runs, each with its name.
+
+    Args:
+        groups: The methods.
+        x: What to draw against.
+        y: What to draw.
+        palette: Colours of the methods.
+        labels: What both axes say.
+    """
+    figure = Figure(figsize=(PLOT_WIDTH, plot_height(len(groups))), layout="constrained")
+    axes = figure.subplots()
+    curves = [(group, series(group.runs, x), series(group.runs, y)) for group in groups]
+    for group, at, found in curves:
+        _draw_band(axes, at.mean, found, palette.methods[group.method])
+    low, high = settled_range([found for _, _, found in curves])
+    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(low, high))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    ends = [(at.mean[-1], found.mean[-1], group.method) for group, at, found in curves]
+    label_ends(axes, ends, palette)
     return figure
 
 
-def draw_accuracy(groups: Sequence[Group], palette: Palette) -> Figure:
-    """Test accuracy; what lies far below, as before anything is learnt, is cut off."""
-    accuracy = entry("test/accuracy", 100)
-    figure = draw_methods(groups, accuracy, palette, "test accuracy [%]")
-    low, high = settled_range([series(group.runs, accuracy) for group in groups])
-    figure.axes[0].set_ylim(low, high)
+def draw_result(groups: Sequence[Group], palette: Palette) -> Figure:
+    """The metric over the epochs; what lies far below, as before anything is learnt, is cut off."""
+    name = groups[0].runs[0].curve
+    return draw_lines(groups, EPOCH, entry(name, 100), palette, ("epoch", f"{name} [%]"))
+
+
+def draw_score(groups: Sequence[Group], palette: Palette) -> Figure:
+    """Agent score over the epochs."""
+    return draw_lines(groups, EPOCH, entry("score"), palette, ("epoch", "score"))
+
+
+def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
+    """Agent score against the updates of the policy."""
+    labels = "agent/updates", "score"
+    figure = draw_lines(groups, _if_updated("agent/updates"), _if_updated("score"), palette, labels)
+    axes = figure.axes[0]
+    axes.set_xscale("log")
+    # The page's texts are no formulas, as powers of ten would be.
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     return figure
+
+
+def _if_updated(name: str) -> Value:
+    """A number of epochs by whose end the policy had been updated."""
+    return lambda row: row[name] if row.get("agent/updates", 0) > 0 else None
+
+
+def learns_in_updates(group: Group) -> bool:
+    """Whether it was counted how often the policy was updated, and it ever was."""
+    return any(row.get("agent/updates", 0) > 0 for run in group.runs for row in run.rows)
+
+
+def ending(groups: Sequence[Group], name: Callable[[Group], str], scale: float = 1) -> str:
+    """What a number comes to at the end, for those who cannot see its curve."""
+    ends = [(group, series(group.runs, entry(name(group), scale)).mean) for group in groups]
+    return ", ".join(f"{group.method} {mean[-1]:.4g}" for group, mean in ends if len(mean))
 
 
 def settled_range(curves: Sequence[Series]) -> tuple[float, float]:
@@ -140,40 +187,8 @@ def settled_range(curves: Sequence[Series]) -> tuple[float, float]:
     last = min(values[-1] for values in late)
     together = np.concatenate(late)
     low, high = min(float(np.quantile(together, 0.05)), last), float(together.max())
-    margin = max(0.08 * (high - low), 0.5)
+    margin = 0.08 * (high - low) or 0.5
     return low - margin, high + margin
-
-
-def learns_in_updates(group: Group) -> bool:
-    """Whether it was counted how often the policy was updated, and it ever was."""
-    return any(row.get("agent/updates", 0) > 0 for run in group.runs for row in run.rows)
-
-
-def _score_that_counts(row: Mapping[str, Any]) -> float | None:
-    """The agent score of an epoch by whose end the updates are known."""
-    return row["score"] if "agent/updates" in row else None
-
-
-def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
-    """Agent score against the updates of the policy, all methods in one panel."""
-    figure = Figure(figsize=(0.75 * PAGE_WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for group in groups:
-        updates = series(group.runs, entry("agent/updates"))
-        score = series(group.runs, _score_that_counts)
-        begun = updates.mean > 0
-        x, mean, std = updates.mean[begun], score.mean[begun], score.std[begun]
-        colour = palette.methods[group.method]
-        axes.plot(x, mean, color=colour, label=drawn(group.method), marker="o", markersize=2)
-        axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
-    axes.set_xscale("log")
-    # The page's texts are no formulas, as powers of ten would be.
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("updates of the policy", fontsize=8.5)
-    axes.set_ylabel("agent score", fontsize=8.5)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
-    return figure
 
 
 # Weights.
@@ -187,18 +202,18 @@ def is_uniform(group: Group) -> bool:
 
 
 def draw_weights(groups: Sequence[Group], palette: Palette) -> Figure:
-    """A panel for every method: the mean weight of each teacher, per head."""
+    """A panel for every method: the mean weight of each teacher of the first pool, per head."""
     figure, axes = panels(len(groups))
-    for group, panel in zip(groups, axes, strict=True):
+    for group, panel in zip([group.one_pool for group in groups], axes, strict=True):
         for teacher in group.teachers:
             for head, line in LINES.items():
                 found = series(group.runs, entry(f"weights/{head}/{teacher}"))
-                _draw_band(panel, found, palette.teachers[teacher], line)
+                _draw_band(panel, found.epochs, found, palette.teachers[teacher], line)
         panel.axhline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
         panel.set_title(drawn(group.method))
     # A band may reach beyond what a weight can be.
     axes[0].set_ylim(0, min(axes[0].get_ylim()[1], 1.03))
-    _over_epochs(figure, axes, "mean weight")
+    _over_epochs(figure, axes, "weights/logit, weights/feature")
     return figure
 
 
@@ -215,14 +230,15 @@ def learns_fusion(group: Group) -> bool:
     )
 
 
-def draw_fusion(groups: Sequence[Group]) -> Figure:
+def draw_fusion(groups: Sequence[Group], palette: Palette) -> Figure:
     """A panel for every method: the coefficients γ of the fusion, per head."""
+    del palette
     figure, axes = panels(len(groups))
     for group, panel in zip(groups, axes, strict=True):
         for part, colour in PART_COLOURS.items():
             for head, line in LINES.items():
                 found = series(group.runs, entry(f"fusion/{head}/{part}"))
-                _draw_band(panel, found, colour, line)
+                _draw_band(panel, found.epochs, found, colour, line)
         panel.set_title(drawn(group.method))
-    _over_epochs(figure, axes, "coefficient γ")
+    _over_epochs(figure, axes, "fusion/logit, fusion/feature")
     return figure

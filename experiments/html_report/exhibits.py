@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments.gallery import Array, Gallery
 from experiments.html_report.naming import Group
-from experiments.html_report.runs import Run
+from experiments.html_report.runs import FinishedRun
 
 # Cards of a run, and pixels of an image's side that the page has room for.
 MOST_CARDS, LARGEST_SIDE = 12, 96
@@ -75,7 +75,7 @@ def make_exhibit(group: Group) -> Exhibit | None:
     return None
 
 
-def _exhibit(group: Group, run: Run, gallery: Gallery) -> Exhibit:
+def _exhibit(group: Group, run: FinishedRun, gallery: Gallery) -> Exhibit:
     cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
     return Exhibit(group.method, run.result.seed, cards, run.result.score)
 

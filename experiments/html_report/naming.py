@@ -1,33 +1,31 @@
 """Which runs belong together: methods, settings, pools of teachers and seeds.
 
-Results say what their method and setting are called. Runs that were not given such names are named
-by their algorithm, and by those keys of their configurations that differ.
+Results say what their method and setting are called. Where runs have the same names, or none, the
+keys of their configurations that differ tell them apart.
 """
 
 import csv
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.comparison.statistics import Seeds
 from experiments.config import PLACE, algo_layers
-from experiments.experiment import Result
-from experiments.html_report.runs import Run, describe, flatten
+from experiments.html_report.runs import FinishedRun, describe, flatten
+from experiments.running.result import RunResult
+from experiments.transfer.program import PLACE as PLACE_OF_TASKS
 
 # What belongs to the method rather than to the setting that it is compared in.
 OF_METHOD = ("env.", "agent.")
 
-# What no two runs need to have in common.
-OF_RUN = ("seed", "teachers.seed", "algo", *PLACE)
+# What no two runs need to have in common, nor need tell of.
+OF_RUN = {"seed", "teachers.seed", "algo", "weights", *PLACE, *PLACE_OF_TASKS}
 
 # What may be the pool's.
 OF_POOL = ("data.labelled_seed", "data.label_noise_seed")
 
 BASELINE = "aver"
-
-# A setting beside others that no key tells from them.
-UNNAMED = "no other setting"
 
 # Where no comparison gives an order, these come first.
 FIRST = ("none", BASELINE)
@@ -39,28 +37,56 @@ class Group:
 
     Attributes:
         method: Label of the method.
-        setting: Label of the setting; empty where there is but one.
         runs: One for each pool and seed, in ascending order.
     """
 
     method: str
-    setting: str
-    runs: Sequence[Run]
+    runs: Sequence[FinishedRun]
 
     @property
     def algo(self) -> str:
-        """The algorithm behind the method."""
-        return self.runs[0].result.algo
+        """The algorithm behind the method; empty where there is none."""
+        return getattr(self.runs[0].result, "algo", "")
 
     @property
     def teachers(self) -> tuple[str, ...]:
-        """Names of the teachers."""
-        return tuple(self.runs[0].result.weights)
+        """Names of the teachers; none where there are none."""
+        return tuple(getattr(self.runs[0].result, "weights", {}))
 
     @property
-    def results(self) -> dict[Seeds, Result]:
+    def results(self) -> dict[Seeds, RunResult]:
         """What the runs came to, by their seeds."""
         return {run.result.seeds: run.result for run in self.runs}
+
+    @property
+    def one_pool(self) -> "Group":
+        """The runs with the first pool; in another, teachers of these names know other things."""
+        pool = self.runs[0].result.pool
+        return Group(self.method, [run for run in self.runs if run.result.pool == pool])
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What several methods were compared in.
+
+    Attributes:
+        letter: What it is called for short; empty where there is but one.
+        name: What it is called; empty where there is but one that has no name.
+        groups: Its methods.
+        baseline: What the others are compared with, if it was run.
+        differences: Keys that are not the same in all settings, and their values in this one.
+    """
+
+    letter: str
+    name: str
+    groups: Sequence[Group]
+    baseline: Group | None
+    differences: Mapping[str, str]
+
+    @property
+    def heading(self) -> str:
+        """Letter and name."""
+        return " · ".join(filter(None, (self.letter, self.name)))
 
 
 @dataclass(frozen=True)
@@ -68,17 +94,17 @@ class Grouping:
     """All runs, grouped.
 
     Attributes:
-        settings: Groups by setting; both in the order of the page.
+        settings: The settings, in the order of the page.
         repeated: Names of runs that a later one with the same configuration and seeds replaces.
     """
 
-    settings: Mapping[str, Sequence[Group]]
+    settings: Sequence[Setting]
     repeated: Sequence[str]
 
     @property
     def groups(self) -> list[Group]:
         """All groups."""
-        return [group for groups in self.settings.values() for group in groups]
+        return [group for setting in self.settings for group in setting.groups]
 
     @property
     def methods(self) -> list[str]:
@@ -91,37 +117,78 @@ class Grouping:
         return list(dict.fromkeys(name for group in self.groups for name in group.teachers))
 
 
-def group_runs(runs: Sequence[Run]) -> Grouping:
+def group_runs(runs: Sequence[FinishedRun]) -> Grouping:
     """Sorts runs by setting, method, pool and seed."""
-    origins: dict[Path, list[Run]] = {}
-    for run in runs:
-        origins.setdefault(run.folder.parent, []).append(run)
-    members: dict[tuple[str, str], dict[Seeds, Run]] = {}
+    plans = {origin: _plan(origin) for origin in {run.folder.parent for run in runs}}
+    labels = _labels(runs, several=len(plans) > 1)
+    named: dict[str, dict[str, dict[Seeds, FinishedRun]]] = {}
     repeated: list[str] = []
-    for origin, own in origins.items():
-        prefix = _origin_name(own[0]) or origin.name if len(origins) > 1 else ""
-        for run, (method, setting) in _label(origin, own):
-            key = ": ".join(filter(None, (prefix, setting))), method
-            earlier = members.setdefault(key, {}).get(run.result.seeds)
-            repeated += [earlier.name] if earlier else []
-            members[key][run.result.seeds] = run
-    settings: dict[str, list[Group]] = {}
-    for (setting, method), found in members.items():
-        group = Group(method, setting, [found[seeds] for seeds in sorted(found)])
-        settings.setdefault(setting, []).append(group)
-    if len(settings) > 1 and "" in settings:
-        settings = {name or UNNAMED: groups for name, groups in settings.items()}
-    return Grouping(settings, repeated)
+    # Of repeated runs the last counts, which has the greatest name.
+    for run in sorted(runs, key=lambda run: (_rank(run, plans[run.folder.parent]), run.name)):
+        setting, method = labels[run.name]
+        found = named.setdefault(setting, {}).setdefault(method, {})
+        repeated += [found[run.result.seeds].name] if run.result.seeds in found else []
+        found[run.result.seeds] = run
+    groups = {
+        setting: [Group(method, [own[n] for n in sorted(own)]) for method, own in methods.items()]
+        for setting, methods in named.items()
+    }
+    return Grouping(_settings(groups, plans), repeated)
 
 
-def baseline_of(groups: Iterable[Group]) -> Group | None:
-    """What the methods of a setting are compared with: equal weights, if they were run."""
-    candidates = [group for group in groups if group.algo == BASELINE]
-    named = [group for group in candidates if group.method == BASELINE]
-    return (named or candidates)[0] if named or len(candidates) == 1 else None
+Plan = Sequence[Mapping[str, str]]
 
 
-def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _plan(origin: Path) -> Plan:
+    """The table of the comparison that the runs of a folder are of; empty if they are of none."""
+    try:
+        with (origin.parent / "comparison.csv").open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if {"setting", "method"} <= row.keys()]
+    except (OSError, ValueError):
+        return []
+
+
+def _rank(run: FinishedRun, plan: Plan) -> tuple[int, str, int, str]:
+    """Where a run belongs among others: as in the comparison's table, or else by its labels."""
+    setting, method = run.result.setting, run.result.method
+    pairs = [(row["setting"], row["method"]) for row in plan]
+    place = pairs.index((setting, method)) if (setting, method) in pairs else len(pairs)
+    return place, setting, FIRST.index(method) if method in FIRST else len(FIRST), method
+
+
+def _settings(named: Mapping[str, Sequence[Group]], plans: Mapping[Path, Plan]) -> list[Setting]:
+    common = [_common([run for group in groups for run in group.runs]) for groups in named.values()]
+    keys = differing_keys(common)
+    settings = []
+    for number, ((name, groups), values) in enumerate(zip(named.items(), common, strict=True)):
+        letter = chr(ord("A") + number % 26) * (1 + number // 26) if len(named) > 1 else ""
+        rows = plans[groups[0].runs[0].folder.parent]
+        baseline = baseline_of(groups, rows[0].get("baseline", "") if rows else "")
+        told = {key: describe(values[key]) for key in keys if key in values}
+        settings.append(Setting(letter, name, groups, baseline, told))
+    return settings
+
+
+def _common(runs: Sequence[FinishedRun]) -> dict[str, Any]:
+    """What is the same in all configurations of a setting."""
+    first = runs[0].config
+    return {k: first[k] for k in first if all(run.config.get(k) == first[k] for run in runs)}
+
+
+def baseline_of(groups: Iterable[Group], named: str = "") -> Group | None:
+    """What the methods of a setting are compared with: by default equal weights, if they were run.
+
+    Args:
+        groups: The methods.
+        named: What the comparison says; empty if it does not.
+    """
+    candidates = [group for group in groups if named or group.algo == BASELINE]
+    chosen = [group for group in candidates if group.method == (named or BASELINE)]
+    alone = candidates if len(candidates) == 1 and not named else []
+    return next(iter([*chosen, *alone]), None)
+
+
+def differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:
     """Keys that have several values; of place, seeds and algorithm nothing is said.
 
     A key that a configuration lacks, as one of an older version does, is no difference.
@@ -135,70 +202,63 @@ def differing_keys(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def _origin_name(run: Run) -> str:
-    parts = run.name.split("/")[:-1]
-    return "/".join(parts[:-1] if parts[-1:] == ["runs"] else parts)
+def _labels(runs: Sequence[FinishedRun], *, several: bool) -> dict[str, tuple[str, str]]:
+    """Setting and method of every run by its name, with what tells runs of the same labels apart.
 
-
-Labels = tuple[str, str]
-
-
-def _label(origin: Path, runs: Sequence[Run]) -> list[tuple[Run, Labels]]:
-    """Method and setting of every run of one folder, in the order of the page."""
-    bases = {run.name: (run.result.method, run.result.setting) for run in runs}
-    clashing, said = _clashing_keys(runs, bases), _said_keys(runs)
-    keys = {run.name: clashing | said.get(run.name, set()) for run in runs}
-    labelled = [(run, _extend(run, bases[run.name], keys[run.name])) for run in runs]
-    order = _order(origin)
-    return sorted(labelled, key=lambda pair: _rank(bases[pair[0].name], order))
-
-
-def _order(origin: Path) -> list[Labels]:
-    """Methods and settings in the order of a comparison, from its `runs.csv`."""
-    try:
-        with (origin.parent / "runs.csv").open(encoding="utf-8", newline="") as file:
-            return [(row["method"], row["setting"]) for row in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError):
-        return []
-
-
-def _rank(base: Labels, order: Sequence[Labels]) -> tuple[int, int, Labels]:
-    if base in order:
-        return 0, order.index(base), base
-    method = base[0]
-    return 1, FIRST.index(method) if method in FIRST else len(FIRST), base
-
-
-def _clashing_keys(runs: Sequence[Run], bases: Mapping[str, Labels]) -> set[str]:
-    """Keys that differ between runs of the same name, which must not be taken for one another."""
-    named: dict[Labels, list[Mapping[str, Any]]] = {}
-    for run in runs:
-        named.setdefault(bases[run.name], []).append(run.config)
-    return {key for configs in named.values() for key in differing_keys(configs)}
-
-
-def _said_keys(runs: Sequence[Run]) -> dict[str, set[str]]:
-    """Keys that say in which setting a run without given names took place, by the run's name.
-
-    These are the keys that differ between such runs, but for those that a method's own file sets.
+    Args:
+        runs: The runs.
+        several: Whether they stand in several folders, which are then part of the setting.
     """
-    plain = [run for run in runs if run.config.get("method") is None]
-    free = {run.name: _without_own(run) for run in plain}
-    differing = differing_keys(list(free.values()))
-    keys = {key for key in differing if not key.startswith(OF_METHOD)}
-    return {name: keys & config.keys() for name, config in free.items()}
+    metrics = {run.result.metric for run in runs}
+    given = {run.name: ": ".join(filter(None, _given(run, several, metrics))) for run in runs}
+    alike = {
+        n.name: given[n.name] if _is_plain(n) else (given[n.name], n.result.method) for n in runs
+    }
+    more = _details(runs, alike, _of_setting)
+    settings = {name: ", ".join(filter(None, (given[name], more[name]))) for name in given}
+    pairs = {run.name: (settings[run.name], run.result.method) for run in runs}
+    of_method = _details(runs, pairs, _of_method)
+    return {
+        name: (setting, f"{method} ({of_method[name]})" if of_method[name] else method)
+        for name, (setting, method) in pairs.items()
+    }
 
 
-def _without_own(run: Run) -> dict[str, Any]:
-    """The configuration without the keys that the method's own file sets."""
-    own = {key for layer in algo_layers(run.result.algo) for key, _ in flatten(layer.values)}
-    return {key: value for key, value in run.config.items() if key not in own}
+def _given(run: FinishedRun, several: bool, metrics: Collection[str]) -> tuple[str, str, str]:
+    folder = Path(run.name).parent
+    folder = folder.parent if folder.name == "runs" else folder
+    origin = folder.as_posix() if folder.name else run.folder.parent.name
+    metric = run.result.metric if len(metrics) > 1 else ""
+    return origin if several else "", metric, run.result.setting
 
 
-def _extend(run: Run, base: Labels, keys: Collection[str]) -> Labels:
-    """Names with the values of the keys that tell runs apart."""
-    found = {key: describe(value) for key, value in run.config.items() if key in keys}
-    of_method = [f"{k}={value}" for k, value in found.items() if k.startswith(OF_METHOD)]
-    of_setting = [f"{k}={value}" for k, value in found.items() if not k.startswith(OF_METHOD)]
-    method = f"{base[0]} ({', '.join(of_method)})" if of_method else base[0]
-    return method, ", ".join(filter(None, (base[1], *of_setting)))
+def _is_plain(run: FinishedRun) -> bool:
+    """Whether nobody has said what a run's method and setting are called."""
+    return "algo" in run.config and run.config.get("method") is None
+
+
+def _of_setting(run: FinishedRun) -> dict[str, Any]:
+    """The keys that are not the method's, nor set by its own file."""
+    layers = algo_layers(run.result.method) if _is_plain(run) else []
+    own = {key for layer in layers for key, _ in flatten(layer.values)}
+    return {k: v for k, v in run.config.items() if k not in own and not k.startswith(OF_METHOD)}
+
+
+def _of_method(run: FinishedRun) -> dict[str, Any]:
+    return {k: value for k, value in run.config.items() if k.startswith(OF_METHOD)}
+
+
+def _details(
+    runs: Sequence[FinishedRun],
+    alike: Mapping[str, Any],
+    values: Callable[[FinishedRun], Mapping[str, Any]],
+) -> dict[str, str]:
+    """The keys that differ between runs that are called alike, with the values of each run."""
+    found: dict[str, str] = {}
+    for name in set(alike.values()):
+        configs = {run.name: values(run) for run in runs if alike[run.name] == name}
+        keys = differing_keys(configs.values())
+        for own, config in configs.items():
+            parts = [f"{k.rpartition('.')[2]}={describe(config[k])}" for k in keys if k in config]
+            found[own] = ", ".join(parts)
+    return found

@@ -13,7 +13,7 @@ from experiments.html_report.naming import Grouping, group_runs
 from experiments.html_report.runs import Found
 from experiments.html_report.sections import SECTIONS, Contents
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import summarize_settings
+from experiments.html_report.summary import outcome, summarize_settings
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,12 +26,8 @@ def render(found: Found, title: str) -> str:
         title: Its heading.
     """
     grouping = group_runs(found.runs)
-    contents = Contents(
-        runs=found.runs,
-        grouping=grouping,
-        summaries=summarize_settings(grouping.settings),
-        palette=make_palette(grouping.methods, grouping.teachers),
-    )
+    settings = list(zip(grouping.settings, summarize_settings(grouping.settings), strict=True))
+    contents = Contents(settings, make_palette(grouping.methods, grouping.teachers))
     with drawing():
         sections = [make(contents) for make in SECTIONS]
     return (
@@ -39,6 +35,7 @@ def render(found: Found, title: str) -> str:
         .get_template("page.html")
         .render(
             title=title,
+            outcomes=[(setting, outcome(setting, found)) for setting, found in settings],
             facts=facts(grouping),
             notes=notes(found, grouping),
             sections=sections,
@@ -82,9 +79,9 @@ def facts(grouping: Grouping) -> list[str]:
         *([f"pools {_listed(pools)}"] if len(pools) > 1 else []),
         f"seeds {_listed({run.result.seed for run in runs})}",
         f"epochs {_listed({run.result.epochs for run in runs})}",
-        f"data {_listed({run.result.dataset for run in runs})}",
-        f"student {_listed({run.result.student for run in runs})}",
-        f"teachers {_listed(dict.fromkeys(grouping.teachers))}",
+        f"data {_listed({run.dataset for run in runs})}",
+        f"student {_listed({run.student for run in runs})}",
+        *([f"teachers {_listed(grouping.teachers)}"] if grouping.teachers else []),
     ]
 
 

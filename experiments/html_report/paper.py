@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from experiments.comparison.statistics import Spread
 from experiments.comparison.summary import NOTHING, Summary, text_of
+from experiments.html_report.naming import Setting
 
 # arXiv 2502.18510, Table 6(a): ShuffleNetV2 on CIFAR-100, mean and standard deviation of three
 # runs, in %.
@@ -24,7 +25,7 @@ class PaperRow:
         algo: Its name.
         paper: The published accuracy.
         method: Label of ours.
-        setting: Its setting.
+        setting: Its setting; none of what was not run.
         n: Number of its pools or seeds.
         ours: Its accuracy.
     """
@@ -32,21 +33,21 @@ class PaperRow:
     algo: str
     paper: str
     method: str = NOTHING
-    setting: str = ""
+    setting: Setting | None = None
     n: int = 0
     ours: str = "not run"
 
 
-def paper_rows(summaries: Sequence[Summary]) -> list[PaperRow]:
+def paper_rows(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> list[PaperRow]:
     """The rows of Table 6(a); an algorithm with several methods or settings has one for each."""
     rows: list[PaperRow] = []
     for algo, figure in TABLE_6A.items():
         paper = text_of(figure)
-        ours = [summary for summary in summaries if summary.algo == algo]
-        rows += [_row(algo, paper, summary) for summary in ours] or [PaperRow(algo, paper)]
+        ours = [
+            PaperRow(algo, paper, s.method, setting, len(s.values), text_of(s.last, scale=100))
+            for setting, summaries in settings
+            for s in summaries
+            if s.algo == algo
+        ]
+        rows += ours or [PaperRow(algo, paper)]
     return rows
-
-
-def _row(algo: str, paper: str, summary: Summary) -> PaperRow:
-    ours = text_of(summary.last, scale=100)
-    return PaperRow(algo, paper, summary.method, summary.setting, len(summary.values), ours)

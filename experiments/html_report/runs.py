@@ -9,16 +9,20 @@ from typing import Any
 import yaml
 
 from experiments.config import read_yaml
-from experiments.experiment import Result
+from experiments.experiment import METRIC, Result
 from experiments.gallery import Gallery, read_gallery
 from experiments.running.log import read_rows
-from experiments.running.result import read_result
+from experiments.running.result import RunResult, read_result
+from experiments.transfer.program import TaskResult
+from experiments.transfer.progress import EVALUATED
 from mtkd_env.errors import ConfigError
+
+ACCURACY = "test/accuracy"
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run.
+class FinishedRun:
+    """A finished run, of distillation or of another task.
 
     Attributes:
         folder: Its folder.
@@ -31,10 +35,26 @@ class Run:
 
     folder: Path
     name: str
-    result: Result
+    result: RunResult
     config: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
     breakdown: Mapping[str, Any] | None
+
+    @property
+    def curve(self) -> str:
+        """What its metric is called in its rows and in TensorBoard."""
+        return ACCURACY if self.result.metric == METRIC else f"{EVALUATED}{self.result.metric}"
+
+    @property
+    def dataset(self) -> str:
+        """Name of its images, that of their file or folder if they have one."""
+        path = self.config.get("data.arguments.path") or self.config.get("data")
+        return Path(path).stem if path else getattr(self.result, "dataset", "")
+
+    @property
+    def student(self) -> str:
+        """Name of the network that was trained."""
+        return getattr(self.result, "student", "") or str(self.config.get("model", ""))
 
     @property
     def gallery(self) -> Gallery | None:
@@ -52,7 +72,7 @@ class Found:
             a file that is lost or damaged.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[FinishedRun]
     unreadable: Mapping[str, str]
 
 
@@ -64,7 +84,7 @@ def find_runs(root: Path) -> Found:
     """
     if not root.is_dir():
         raise ConfigError(f"{root}: no such folder of runs")
-    runs: list[Run] = []
+    runs: list[FinishedRun] = []
     unreadable: dict[str, str] = {}
     for folder in sorted(path.parent for path in root.rglob("result.json")):
         try:
@@ -81,14 +101,13 @@ def _name(folder: Path, root: Path) -> str:
     return folder.name if folder == root else folder.relative_to(root).as_posix()
 
 
-def _read_run(folder: Path, root: Path) -> Run:
+def _read_run(folder: Path, root: Path) -> FinishedRun:
     """A run.
 
     Raises:
         ConfigError: A file of it was lost or damaged, or is of another version; says which.
     """
-    result = read_result(Result, folder)
-    assert result is not None  # Its file is there.
+    result = _read_result(folder)
     config = read_yaml(folder / "config.yaml", "config")
     try:
         rows = read_rows(folder)
@@ -96,7 +115,7 @@ def _read_run(folder: Path, root: Path) -> Run:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     if not rows:
         raise ConfigError(f"{folder / 'metrics.jsonl'}: expected rows, found none")
-    return Run(
+    return FinishedRun(
         folder=folder,
         name=_name(folder, root),
         result=result,
@@ -104,6 +123,18 @@ def _read_run(folder: Path, root: Path) -> Run:
         rows=rows,
         breakdown=_read_breakdown(folder),
     )
+
+
+def _read_result(folder: Path) -> RunResult:
+    try:
+        result: RunResult | None = read_result(Result, folder)
+    except ConfigError as error:
+        try:
+            result = read_result(TaskResult, folder)
+        except ConfigError:
+            raise error from None
+    assert result is not None  # Its file is there.
+    return result
 
 
 def _read_breakdown(folder: Path) -> Mapping[str, Any] | None:

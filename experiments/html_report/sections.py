@@ -1,7 +1,7 @@
 """The sections of the page: what each of them shows, and why it may have nothing to show."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -17,30 +17,31 @@ from experiments.html_report.breakdown import (
 from experiments.html_report.configurations import configurations, version_rows
 from experiments.html_report.curves import (
     PART_COLOURS,
-    draw_accuracy,
     draw_by_updates,
     draw_fusion,
-    draw_methods,
+    draw_result,
+    draw_score,
     draw_weights,
-    entry,
+    ending,
     is_uniform,
     learns_fusion,
     learns_in_updates,
 )
-from experiments.html_report.exhibits import Exhibit, make_exhibit
-from experiments.html_report.naming import Group, Grouping
+from experiments.html_report.exhibits import make_exhibit
+from experiments.html_report.naming import Group, Setting
 from experiments.html_report.paper import paper_rows
-from experiments.html_report.runs import Run
 from experiments.html_report.style import GUIDE_COLOUR, Palette
 from experiments.html_report.summary import draw_cost
 from experiments.html_report.svg import Key, Picture, inline
 
-OLDER = "No run below this folder has recorded it; runs of older versions have not."
-
-EQUAL = "All methods that have recorded it weight their teachers equally."
-
 HEAD_KEYS = (Key("logit head", "#222222"), Key("feature head", "#222222", "dashed"))
 UNIFORM_KEY = Key("equal weights", GUIDE_COLOUR, "dotted")
+RIGHT_KEYS = tuple(
+    Key(f"{head} head, teacher {kind}", "#222222", symbol)
+    for head, (_, *both) in SYMBOLS.items()
+    for kind, symbol in zip(("right", "wrong"), both, strict=True)
+)
+PART_KEYS = tuple(Key(part, colour) for part, colour in PART_COLOURS.items())
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,9 @@ class Section:
         title: Its heading.
         intro: What it shows.
         template: The file that shows it.
-        content: What the file is given.
-        missing: Why there is nothing to show; empty where there is.
+        content: What the file is given; nothing where there is nothing to show.
+        missing: Why there may be nothing to show.
+        is_open: Whether it is shown before anybody asks for it.
     """
 
     anchor: str
@@ -61,7 +63,8 @@ class Section:
     intro: str
     template: str
     content: Any
-    missing: str = ""
+    missing: str
+    is_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,268 +72,254 @@ class Contents:
     """What all sections are made from.
 
     Attributes:
-        runs: All runs.
-        grouping: The same by setting, method and seed.
-        summaries: What they came to, by setting.
+        settings: The settings and what their methods came to.
         palette: Their colours.
     """
 
-    runs: Sequence[Run]
-    grouping: Grouping
-    summaries: Mapping[str, Sequence[Summary]]
+    settings: Sequence[tuple[Setting, Sequence[Summary]]]
     palette: Palette
 
 
-def _pictures(
-    contents: Contents,
-    anchor: str,
-    description: str,
-    draw: Callable[[Sequence[Group]], Figure],
-    keep: Callable[[Group], bool] | None = None,
-    otherwise: str = "",
-) -> list[Picture]:
-    """A picture for every setting, of the groups that there is something to draw of.
+def _always(group: Group) -> bool:
+    return bool(group.runs)
 
-    Args:
-        contents: What to draw.
-        anchor: Name of the section.
-        description: What the pictures show.
-        draw: Draws the groups of a setting.
-        keep: Whether there is something to draw of a group.
-        otherwise: Why there is not; nothing is said if it is empty.
+
+@dataclass(frozen=True)
+class Chart:
+    """A section with one picture for every setting.
+
+    Attributes:
+        anchor: Its name in links.
+        title: Its heading.
+        intro: What it shows.
+        about: What a picture shows, for those who cannot see it.
+        draw: Draws the methods of a setting.
+        keep: Whether there is something to draw of a method.
+        otherwise: Why there is not; of methods with equal weights nothing needs to be said.
+        numbers: The numbers that a picture ends with, likewise.
+        legend: What colours and marks mean that are no method's.
+        names_teachers: Whether the teachers' colours belong to the legend.
+        is_wide: Whether a picture takes the whole width of a page.
+        is_open: Whether it is shown before anybody asks for it.
     """
-    pictures: list[Picture] = []
-    for setting, groups in contents.grouping.settings.items():
-        kept = [group for group in groups if keep is None or keep(group)]
-        if kept:
-            about = f"{description}; {setting}" if setting else description
-            svg = inline(draw(kept), f"{anchor}-{len(pictures)}", about)
-            left_out = [group.method for group in groups if group not in kept]
-            note = f"{otherwise}: {', '.join(left_out)}." if otherwise and left_out else ""
-            pictures.append(Picture(setting, svg, note=note))
-    return pictures
 
+    anchor: str
+    title: str
+    intro: str
+    about: str
+    draw: Callable[[Sequence[Group], Palette], Figure]
+    keep: Callable[[Group], bool] = _always
+    otherwise: str = ""
+    numbers: Callable[[Sequence[Group]], str] | None = None
+    legend: Sequence[Key] = ()
+    names_teachers: bool = False
+    is_wide: bool = True
+    is_open: bool = False
 
-def _teacher_keys(contents: Contents) -> list[Key]:
-    return [Key(name, colour) for name, colour in contents.palette.teachers.items()]
+    def section(self, contents: Contents) -> Section:
+        """The section, with the pictures of all settings that there is something to draw of."""
+        pictures = [
+            self._picture(setting, kept, contents.palette)
+            for setting, _ in contents.settings
+            if (kept := [group for group in setting.groups if self.keep(group)])
+        ]
+        teachers = contents.palette.teachers.items() if self.names_teachers else ()
+        legend = [*(Key(name, colour) for name, colour in teachers), *self.legend]
+        content = {"pictures": pictures, "legend": legend, "wide": self.is_wide}
+        return Section(
+            self.anchor,
+            self.title,
+            self.intro,
+            "pictures.html",
+            content if pictures else None,
+            self.otherwise,
+            self.is_open,
+        )
 
-
-# Sections, in the order of the page.
-
-
-def _summary(contents: Contents) -> Section:
-    return Section(
-        anchor="summary",
-        title="Summary",
-        intro=(
-            "Accuracy on the test images after the last epoch, mean ± standard deviation over "
-            "seeds, or over pools of teachers where there are several (the mean of each pool's "
-            "seeds). Intervals are 95\u00a0% t intervals of the mean. The difference to aver is "
-            "paired by pool and seed, and bold where it is other than zero by Holm's correction "
-            "(p < 0.05) over all differences of this page. Agent score of the last epoch: 0 is "
-            "equal weights, 1 all weight on the best teacher of every sample."
-        ),
-        template="summary.html",
-        content={"summaries": contents.summaries, "palette": contents.palette},
-    )
-
-
-def _curves(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "curves",
-        "Test accuracy of every method over the epochs",
-        lambda groups: draw_accuracy(groups, contents.palette),
-    )
-    return Section(
-        anchor="curves",
-        title="Learning curves",
-        intro=(
-            "Test accuracy over the epochs: mean and, as a band, standard deviation over runs. "
-            "Grey are the other methods, dotted is aver. What lies far below the later epochs is "
-            "cut off."
-        ),
-        template="pictures.html",
-        content={"pictures": pictures, "legend": []},
-    )
-
-
-def _score(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "score",
-        "Agent score of every method over the epochs",
-        lambda groups: draw_methods(groups, entry("score"), contents.palette, "agent score"),
-        keep=_has_own_weights,
-        otherwise="Equal weights, score 0",
-    )
-    return Section(
-        anchor="score",
-        title="Agent score over time",
-        intro=(
-            "0 is equal weights, 1 all weight on the best teacher of every sample, below 0 is "
-            "worse than equal weights. Best is meant in terms of each run's own reward. Grey are "
-            "the other methods."
-        ),
-        template="pictures.html",
-        content={"pictures": pictures, "legend": []},
-        missing="" if pictures else EQUAL,
-    )
-
-
-def _updates(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "updates",
-        "Agent score of every method against the updates of its policy",
-        lambda groups: draw_by_updates(groups, contents.palette),
-        keep=learns_in_updates,
-        otherwise="No updates of a policy",
-    )
-    return Section(
-        anchor="updates",
-        title="Agent score by updates",
-        intro=(
-            "Every point is an epoch: how often the policy had been updated by then, and the score "
-            "of the epoch's weights. An update is a step of the policy's optimiser, or what an "
-            "algorithm without one (TRPO, ARS) counts itself."
-        ),
-        template="pictures.html",
-        content={"pictures": pictures, "legend": []},
-        missing="" if pictures else "No method here counts updates of a policy.",
-    )
-
-
-def _weights(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "weights",
-        "Mean weight of each teacher over the epochs, for every method",
-        lambda groups: draw_weights(groups, contents.palette),
-        keep=_has_own_weights,
-        otherwise="Equal weights",
-    )
-    return Section(
-        anchor="weights",
-        title="Weight of each teacher over time",
-        intro=(
-            "Mean over the training images of an epoch. Bands are standard deviations over runs."
-        ),
-        template="pictures.html",
-        content={
-            "pictures": pictures,
-            "legend": [*_teacher_keys(contents), *HEAD_KEYS, UNIFORM_KEY],
-        },
-        missing="" if pictures else EQUAL,
-    )
+    def _picture(self, setting: Setting, kept: Sequence[Group], palette: Palette) -> Picture:
+        numbers = self.numbers(kept) if self.numbers else ""
+        end = f" At the end: {numbers}." if numbers else ""
+        about = " – ".join(filter(None, (self.about, setting.heading)))
+        figure = self.draw(kept, palette)
+        svg = inline(figure, f"{self.anchor}-{setting.letter}", f"{about}.{end}")
+        left_out = ", ".join(group.method for group in setting.groups if group not in kept)
+        note = f"Not in it: {left_out} ({self.otherwise})." if left_out else ""
+        return Picture(setting, svg, note)
 
 
 def _has_own_weights(group: Group) -> bool:
-    return not is_uniform(group)
+    return bool(group.teachers) and not is_uniform(group)
 
 
 def _has_varied_breakdown(group: Group) -> bool:
-    return has_breakdown(group) and not is_uniform(group)
+    return _has_own_weights(group) and has_breakdown(group)
 
 
-def _missing_breakdown(contents: Contents) -> str:
-    if not any(has_breakdown(group) for group in contents.grouping.groups):
-        return OLDER
-    varied = any(_has_varied_breakdown(group) for group in contents.grouping.groups)
-    return "" if varied else EQUAL
+CURVES = Chart(
+    anchor="curves",
+    title="Learning curves",
+    intro=(
+        "The result over the epochs, mean and, as a band, standard deviation over runs. What lies "
+        "far below the later epochs is cut off. Axes are named as in TensorBoard."
+    ),
+    about="The result of every method over the epochs",
+    draw=draw_result,
+    numbers=lambda groups: ending(groups, lambda group: group.runs[0].curve, 100),
+    is_wide=False,
+    is_open=True,
+)
+BY_CLASS = Chart(
+    anchor="by-class",
+    title="Weight of each teacher by class",
+    intro=(
+        "Mean over the labelled training images of a class in the last epoch, of the runs with the "
+        "first pool of teachers: left half the logit head, right half the feature head. White is "
+        "equal weight (1/M)."
+    ),
+    about="Mean weight of each teacher by class, for every method",
+    draw=draw_by_class,
+    keep=_has_varied_breakdown,
+    otherwise="equal weights, or not recorded",
+    is_open=True,
+)
+SCORE = Chart(
+    anchor="score",
+    title="Agent score over time",
+    intro=(
+        "0 is equal weights, 1 all weight on the best teacher of every sample, below 0 is worse "
+        "than equal weights. Best is meant in terms of each run's own reward."
+    ),
+    about="Agent score of every method over the epochs",
+    draw=draw_score,
+    keep=_has_own_weights,
+    otherwise="equal weights, or none",
+    numbers=lambda groups: ending(groups, lambda _: "score"),
+    is_wide=False,
+)
+UPDATES = Chart(
+    anchor="updates",
+    title="Agent score by updates",
+    intro=(
+        "How often the policy had been updated by the end of an epoch, and the score of the "
+        "epoch's weights. An update is a step of the policy's optimiser, or what an algorithm "
+        "without one (TRPO, ARS) counts itself."
+    ),
+    about="Agent score of every method against the updates of its policy",
+    draw=draw_by_updates,
+    keep=learns_in_updates,
+    otherwise="no updates of a policy",
+    is_wide=False,
+)
+WEIGHTS = Chart(
+    anchor="weights",
+    title="Weight of each teacher over time",
+    intro=(
+        "Mean over the training images of an epoch, of the runs with the first pool of teachers. "
+        "Bands are standard deviations over them."
+    ),
+    about="Mean weight of each teacher over the epochs, for every method",
+    draw=draw_weights,
+    keep=_has_own_weights,
+    otherwise="equal weights, or none",
+    legend=(*HEAD_KEYS, UNIFORM_KEY),
+    names_teachers=True,
+)
+CORRECTNESS = Chart(
+    anchor="by-correctness",
+    title="Weight of each teacher where it is right and wrong",
+    intro=(
+        "Mean over the labelled training images of the last epoch, of all runs together. Does a "
+        "teacher count less where it has the class wrong? A teacher that has no image wrong has no "
+        "open symbol."
+    ),
+    about="Mean weight of each teacher where it is right and where it is wrong, for every method",
+    draw=draw_by_correctness,
+    keep=_has_varied_breakdown,
+    otherwise="equal weights, or not recorded",
+    legend=(*RIGHT_KEYS, UNIFORM_KEY),
+    names_teachers=True,
+)
+FUSION = Chart(
+    anchor="fusion",
+    title="Coefficients of the fusion over time",
+    intro="How much each part of the weights counts (γ of Equ. 9-14), where it is learnt.",
+    about="Coefficients of the fusion over the epochs",
+    draw=draw_fusion,
+    keep=learns_fusion,
+    otherwise="env.fusion is not learnable",
+    legend=(*PART_KEYS, *HEAD_KEYS),
+)
 
 
-def _by_class(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "by-class",
-        "Mean weight of each teacher by class, for every method",
-        draw_by_class,
-        keep=_has_varied_breakdown,
-        otherwise="Equal weights, or not recorded",
-    )
+# Sections that are more than pictures.
+
+
+def _results(contents: Contents) -> Section:
+    summaries = [summary for _, found in contents.settings for summary in found]
+    metrics = list(dict.fromkeys(summary.metric for summary in summaries))
+    baselines = {setting.baseline.method for setting, _ in contents.settings if setting.baseline}
     return Section(
-        anchor="by-class",
-        title="Weight of each teacher by class",
+        anchor="results",
+        title="Results",
         intro=(
-            "Mean over the training images of a class in the last epoch, of all runs together: "
-            "left half the logit head, right half the feature head. White is equal weight (1/M)."
+            "After the last epoch, mean ± standard deviation over seeds, or over pools of teachers "
+            "where there are several (the mean of each pool's seeds). Intervals are 95\u00a0% t "
+            "intervals of the mean. Differences are paired by pool and seed, and bold where they "
+            "are other than zero by Holm's correction (p < 0.05) over all of this table. Agent "
+            "score of the last epoch: 0 is equal weights, 1 all weight on the best teacher of "
+            "every sample."
         ),
-        template="pictures.html",
-        content={"pictures": pictures, "legend": []},
-        missing=_missing_breakdown(contents),
+        template="results.html",
+        content={
+            "settings": contents.settings,
+            "metric": metrics[0] if len(metrics) == 1 else "result",
+            "baseline": baselines.pop() if len(baselines) == 1 else "baseline",
+            "compared": any(summary.difference for summary in summaries),
+            "scored": any(summary.score for summary in summaries),
+            "palette": contents.palette,
+        },
+        missing="",
+        is_open=True,
     )
 
 
-def _correctness_keys(contents: Contents) -> list[Key]:
-    symbols = [
-        Key(f"{head} head, teacher {kind}", "#222222", symbol)
-        for head, (_, *both) in SYMBOLS.items()
-        for kind, symbol in zip(("right", "wrong"), both, strict=True)
+def _correctness(contents: Contents) -> Section:
+    section = CORRECTNESS.section(contents)
+    rows = [
+        (setting, correctness_rows([group for group in setting.groups if has_breakdown(group)]))
+        for setting, _ in contents.settings
     ]
-    return [*_teacher_keys(contents), *symbols, UNIFORM_KEY]
-
-
-def _by_correctness(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "by-correctness",
-        "Mean weight of each teacher where it is right and where it is wrong, for every method",
-        lambda groups: draw_by_correctness(groups, contents.palette),
-        keep=_has_varied_breakdown,
-        otherwise="Equal weights, or not recorded",
-    )
-    rows = {
-        setting: correctness_rows([group for group in groups if has_breakdown(group)])
-        for setting, groups in contents.grouping.settings.items()
-    }
-    return Section(
-        anchor="by-correctness",
-        title="Weight of each teacher where it is right and wrong",
-        intro=(
-            "Mean over the training images of the last epoch, of all runs together. Does a "
-            "teacher count less where it has the class wrong? A teacher that has no image wrong "
-            "has no open symbol."
-        ),
-        template="correctness.html",
-        content={"pictures": pictures, "legend": _correctness_keys(contents), "rows": rows},
-        missing=_missing_breakdown(contents),
-    )
+    content = section.content and {**section.content, "rows": rows}
+    return replace(section, template="correctness.html", content=content)
 
 
 def _cost(contents: Contents) -> Section:
-    pictures = [
-        Picture(
-            setting,
-            inline(
-                draw_cost(summaries, contents.palette),
-                f"cost-{number}",
-                f"Test accuracy against seconds of training; {setting}",
-            ),
-        )
-        for number, (setting, summaries) in enumerate(contents.summaries.items())
-    ]
+    pictures = []
+    for setting, summaries in contents.settings:
+        numbers = (f"{s.method} {s.seconds.mean:.4g} s, {s.last.mean:.2%}" for s in summaries)
+        about = f"Result against seconds of training. {setting.heading} {'; '.join(numbers)}"
+        figure = draw_cost(summaries, contents.palette)
+        pictures.append(Picture(setting, inline(figure, f"cost-{setting.letter}", about)))
     return Section(
         anchor="cost",
-        title="Cost and accuracy",
+        title="Cost and result",
         intro=(
             "Seconds include the evaluations but not the teachers' training. They are those of the "
             "machine that each run had, and of what else it was doing. Bars are standard "
             "deviations over pools or seeds."
         ),
         template="pictures.html",
-        content={"pictures": pictures, "legend": []},
+        content={"pictures": pictures, "legend": [], "wide": False},
+        missing="",
     )
 
 
 def _gallery(contents: Contents) -> Section:
-    made = {
-        setting: [exhibit for group in groups if (exhibit := make_exhibit(group)) is not None]
-        for setting, groups in contents.grouping.settings.items()
-    }
-    exhibits: dict[str, list[Exhibit]] = {
-        setting: found for setting, found in made.items() if found
-    }
+    made = [
+        (setting, [exhibit for group in setting.groups if (exhibit := make_exhibit(group))])
+        for setting, _ in contents.settings
+    ]
+    exhibits = [(setting, found) for setting, found in made if found]
     return Section(
         anchor="gallery",
         title="Gallery",
@@ -340,36 +329,13 @@ def _gallery(contents: Contents) -> Section:
             "A tick marks teachers that have the class right."
         ),
         template="gallery.html",
-        content={"exhibits": exhibits, "palette": contents.palette},
-        missing="" if exhibits else OLDER,
-    )
-
-
-def _fusion(contents: Contents) -> Section:
-    pictures = _pictures(
-        contents,
-        "fusion",
-        "Coefficients of the fusion over the epochs",
-        draw_fusion,
-        keep=learns_fusion,
-    )
-    legend = [Key(part, colour) for part, colour in PART_COLOURS.items()]
-    return Section(
-        anchor="fusion",
-        title="Coefficients of the fusion over time",
-        intro="How much each part of the weights counts (γ of Equ. 9-14), where it is learnt.",
-        template="pictures.html",
-        content={"pictures": pictures, "legend": [*legend, *HEAD_KEYS]},
-        missing=(
-            ""
-            if pictures
-            else "No run below this folder has learnt and recorded them (env.fusion: learnable)."
-        ),
+        content={"exhibits": exhibits, "palette": contents.palette} if exhibits else None,
+        missing="not recorded",
     )
 
 
 def _paper(contents: Contents) -> Section:
-    summaries = [summary for group in contents.summaries.values() for summary in group]
+    rows = paper_rows(contents.settings)
     return Section(
         anchor="paper",
         title="The paper's Table 6(a)",
@@ -379,11 +345,14 @@ def _paper(contents: Contents) -> Section:
             "of the algorithms and their distances, not the numbers."
         ),
         template="paper.html",
-        content={"rows": paper_rows(summaries)},
+        content={"rows": rows} if any(row.n for row in rows) else None,
+        missing="none of its algorithms was run",
     )
 
 
 def _configuration(contents: Contents) -> Section:
+    settings = [setting for setting, _ in contents.settings]
+    runs = [run for setting in settings for group in setting.groups for run in group.runs]
     return Section(
         anchor="configuration",
         title="Configuration and versions",
@@ -392,24 +361,22 @@ def _configuration(contents: Contents) -> Section:
             "(seed, method and place aside)."
         ),
         template="configuration.html",
-        content={
-            "configurations": configurations(contents.grouping.groups),
-            "versions": version_rows(contents.runs),
-        },
+        content={"configurations": configurations(settings), "versions": version_rows(runs)},
+        missing="",
     )
 
 
 SECTIONS: Sequence[Callable[[Contents], Section]] = (
-    _summary,
-    _curves,
-    _score,
-    _updates,
-    _weights,
-    _by_class,
-    _by_correctness,
+    _results,
+    CURVES.section,
+    BY_CLASS.section,
+    SCORE.section,
+    UPDATES.section,
+    WEIGHTS.section,
+    _correctness,
+    FUSION.section,
     _cost,
     _gallery,
-    _fusion,
     _paper,
     _configuration,
 )

@@ -3,10 +3,16 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-from experiments.drawing import literal_text
+from matplotlib.axes import Axes
+
+from experiments.drawing import drawn, literal_text
 from experiments.html_report.naming import BASELINE
+
+# Inches of a plot: two stand side by side on a wide page, and one fits a telephone.
+PLOT_WIDTH, PLOT_HEIGHT, LABEL_HEIGHT = 5.6, 3.1, 0.17
 
 # Okabe and Ito without black and yellow, then dark colours of Tol's.
 METHOD_COLOURS = (
@@ -30,13 +36,12 @@ FIXED_COLOURS = {BASELINE: "#000000", "none": "#777777"}
 # Tol's vibrant scheme.
 TEACHER_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#cc3311", "#888888")
 
-CONTEXT_COLOUR = "#c8c8c8"
 GUIDE_COLOUR = "#666666"
 
 SETTINGS: dict[Any, Any] = {
-    "font.size": 8.5,
-    "axes.titlesize": 9,
-    "axes.labelsize": 8.5,
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.labelsize": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -67,6 +72,53 @@ class Palette:
 
     methods: Mapping[str, str]
     teachers: Mapping[str, str]
+
+
+def plot_height(labels: int) -> float:
+    """Inches of a plot that has room for a label of every method."""
+    return max(PLOT_HEIGHT, LABEL_HEIGHT * labels + 0.7)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], palette: Palette) -> None:
+    """Writes the names of methods to the right of a plot, each with a line to its point.
+
+    Args:
+        axes: The plot, in which everything is drawn.
+        ends: Place in the plot, and the method.
+        palette: Their colours.
+    """
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    gap = LABEL_HEIGHT / (axes.figure.get_figheight() - 0.7)
+    levels = spread_out([(y - low) / (high - low) for _, y, _ in ends], gap)
+    for (x, y, method), level in zip(ends, levels, strict=True):
+        axes.annotate(
+            drawn(method),
+            (x, y),
+            xytext=(1.05, level),
+            textcoords="axes fraction",
+            verticalalignment="center",
+            color=palette.methods[method],
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": palette.methods[method], "linewidth": 0.5},
+        )
+
+
+def spread_out(levels: Sequence[float], gap: float) -> list[float]:
+    """Levels in [0, 1] in the same order, moved as little as puts `gap` between any two.
+
+    Where there is no room for all gaps, they are equal and as wide as there is room for.
+    """
+    gap = min(gap, 1 / max(len(levels) - 1, 1))
+    order = sorted(range(len(levels)), key=lambda place: levels[place])
+    found = list(levels)
+    for lower, place in pairwise(order):
+        found[place] = max(found[place], found[lower] + gap)
+    ceiling = 1.0
+    for place in reversed(order):
+        found[place] = min(found[place], ceiling)
+        ceiling = found[place] - gap
+    return found
 
 
 def make_palette(methods: Sequence[str], teachers: Sequence[str]) -> Palette:

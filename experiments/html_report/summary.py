@@ -1,85 +1,90 @@
 """What every method came to, with how sure that is; and its cost."""
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, islice, pairwise
+from collections.abc import Sequence
+from itertools import chain, islice
 
 from matplotlib.figure import Figure
 
-from experiments.comparison.summary import Summary, adjust, summarize, varying_of
-from experiments.drawing import drawn
-from experiments.html_report.naming import Group, baseline_of
-from experiments.html_report.style import GUIDE_COLOUR, Palette
-
-# Inches of the picture of cost, least share of its height between two labels.
-COST_SIZE, LABEL_GAP = (8.4, 4.2), 0.055
+from experiments.comparison.statistics import paired_difference
+from experiments.comparison.summary import POOLS, Results, Summary, adjust, summarize, varying_of
+from experiments.html_report.naming import Setting
+from experiments.html_report.style import PLOT_WIDTH, Palette, label_ends, plot_height
 
 
-def summarize_settings(settings: Mapping[str, Sequence[Group]]) -> dict[str, list[Summary]]:
+def summarize_settings(settings: Sequence[Setting]) -> list[list[Summary]]:
     """A summary of every method of every setting."""
-    summaries = {name: _summarize(groups) for name, groups in settings.items()}
-    adjusted = iter(adjust(list(chain.from_iterable(summaries.values()))))
-    return {name: list(islice(adjusted, len(found))) for name, found in summaries.items()}
+    varying = varying_of(run.result for s in settings for group in s.groups for run in group.runs)
+    summaries = [_summarize(setting, varying) for setting in settings]
+    adjusted = iter(adjust(list(chain.from_iterable(summaries))))
+    return [list(islice(adjusted, len(found))) for found in summaries]
 
 
-def _summarize(groups: Sequence[Group]) -> list[Summary]:
-    baseline = baseline_of(groups)
-    varying = varying_of(run.result for group in groups for run in group.runs)
-    other = {} if baseline is None else baseline.results
+def _summarize(setting: Setting, varying: str) -> list[Summary]:
+    other = {} if setting.baseline is None else setting.baseline.results
     return [
-        summarize((group.method, group.setting), group.results, other, varying) for group in groups
+        summarize((group.method, setting.name), group.results, other, varying)
+        for group in setting.groups
     ]
+
+
+# The outcome in words.
+
+
+def outcome(setting: Setting, summaries: Sequence[Summary]) -> str:
+    """Which method is ahead of which by how much, and whether that may be chance.
+
+    Methods with fewer pools or seeds than others are not in it.
+    """
+    most = max(len(summary.values) for summary in summaries)
+    ranked = [s for s in summaries if len(s.values) == most]
+    ranked.sort(key=lambda summary: -summary.last.mean)
+    best, baseline = ranked[0], setting.baseline and setting.baseline.method
+    against = [s for s in ranked[1:] if s.method == baseline or s is ranked[1]]
+    results = {group.method: group.results for group in setting.groups}
+    ahead = [
+        _margin(results[best.method], results[other.method], other.method, best.varying)
+        for other in sorted(against, key=lambda other: other.last.mean)
+    ]
+    number = f"n = {most} {best.varying if most > 1 else best.varying.removesuffix('s')}"
+    reached = f"{best.method} reaches {100 * best.last.mean:.2f} % {best.metric}"
+    return f"{reached}{': ' if ahead else ''}{' and '.join(ahead)}, {number}."
+
+
+def _margin(own: Results, other: Results, method: str, varying: str) -> str:
+    """A paired difference in points, with what it is worth."""
+    values = [{seeds: each.last for seeds, each in results.items()} for results in (own, other)]
+    found = paired_difference(*values, by_pool=varying == POOLS)
+    if found is None:
+        return f"not measured with any seed of {method}"
+    ahead = f"{100 * found.mean:z.2f} points ahead of {method}"
+    if found.interval is None:
+        return f"{ahead} (no interval)"
+    low, high = found.interval
+    chance = "" if low > 0 else ": may be chance"
+    return f"{ahead} (95 % interval {100 * low:z.2f} to {100 * high:z.2f}{chance})"
 
 
 # The picture.
 
 
 def draw_cost(summaries: Sequence[Summary], palette: Palette) -> Figure:
-    """Accuracy against seconds; bars are standard deviations over pools or seeds."""
-    figure = Figure(figsize=COST_SIZE, layout="constrained")
+    """Result against seconds; bars are standard deviations over pools or seeds."""
+    figure = Figure(figsize=(PLOT_WIDTH, plot_height(len(summaries))), layout="constrained")
     axes = figure.subplots()
     for summary in summaries:
-        accuracy, seconds = summary.last, summary.seconds
+        reached, seconds = summary.last, summary.seconds
         axes.errorbar(
             seconds.mean,
-            100 * accuracy.mean,
+            100 * reached.mean,
             xerr=seconds.std,
-            yerr=None if accuracy.std is None else 100 * accuracy.std,
+            yerr=None if reached.std is None else 100 * reached.std,
             fmt="o",
             markersize=6,
             elinewidth=0.8,
             color=palette.methods[summary.method],
         )
-    axes.set(xlabel="seconds of the student's training", ylabel="test accuracy [%]")
+    axes.set(xlabel="seconds of the training", ylabel=f"{summaries[0].metric} [%]")
     axes.margins(0.05, 0.08)
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high)
-    heights = [(100 * summary.last.mean - low) / (high - low) for summary in summaries]
-    for summary, level in zip(summaries, spread_out(heights, LABEL_GAP), strict=True):
-        axes.annotate(
-            drawn(summary.method),
-            (summary.seconds.mean, 100 * summary.last.mean),
-            xytext=(1.03, level),
-            textcoords="axes fraction",
-            verticalalignment="center",
-            color=palette.methods[summary.method],
-            annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GUIDE_COLOUR, "linewidth": 0.4},
-        )
+    ends = [(s.seconds.mean, 100 * s.last.mean, s.method) for s in summaries]
+    label_ends(axes, ends, palette)
     return figure
-
-
-def spread_out(levels: Sequence[float], gap: float) -> list[float]:
-    """Levels in [0, 1] in the same order, moved as little as puts `gap` between any two.
-
-    Where there is no room for all gaps, they are equal and as wide as there is room for.
-    """
-    gap = min(gap, 1 / max(len(levels) - 1, 1))
-    order = sorted(range(len(levels)), key=lambda place: levels[place])
-    found = list(levels)
-    for lower, place in pairwise(order):
-        found[place] = max(found[place], found[lower] + gap)
-    ceiling = 1.0
-    for place in reversed(order):
-        found[place] = min(found[place], ceiling)
-        ceiling = found[place] - gap
-    return found

@@ -1,15 +1,18 @@
 """Pictures as parts of an HTML page."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import StringIO
 
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-# What a file of its own needs, and a part of a page does not.
-SURPLUS = re.compile(r"<metadata>.*?</metadata>|\s+xmlns(:xlink)?=\"[^\"]*\"", re.DOTALL)
+from experiments.html_report.naming import Setting
+
+# What a file of its own needs, and a part of a page does not; equal images have equal identifiers.
+SURPLUS = re.compile(
+    r"<metadata>.*?</metadata>|\s+xmlns(:xlink)?=\"[^\"]*\"|\sid=\"image[^\"]*\"", re.DOTALL
+)
 IDENTIFIER = re.compile(r"(\bid=\"|url\(#|href=\"#)")
 
 
@@ -30,18 +33,16 @@ class Key:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of one setting with its legend.
+    """A picture of one setting.
 
     Attributes:
-        heading: Name of the setting; empty where there is but one.
+        setting: The setting.
         svg: The picture.
-        legend: What its colours and marks mean.
         note: What else is to be said about it.
     """
 
-    heading: str
+    setting: Setting
     svg: Markup
-    legend: Sequence[Key] = ()
     note: str = ""
 
 

@@ -17,6 +17,7 @@ from experiments.comparison.plan import (
     load_comparison,
 )
 from experiments.comparison.transfer import Segmentation
+from experiments.report import write_report
 from experiments.transfer.program import TaskResult, TransferConfig
 from mtkd_env import ConfigError
 from mtkd_env.files import whole_path
@@ -63,6 +64,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[TransferConfig]:
         folder.mkdir(parents=True, exist_ok=True)
         row = {"step": 3, "epoch": 1.5, "val/miou": 0.25}
         (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / "config.yaml").write_text(config.to_yaml())
         if config.schedule.lr > 1000:
             raise FloatingPointError("loss/total became NaN")
         metrics = {"miou": 0.25 + 0.125 * bool(config.weights) + 0.1 * config.seed, "other": 1.0}
@@ -153,6 +155,25 @@ def test_the_table_has_means_differences_and_the_papers_figures(
     # Nothing is left to do.
     assert compare.main([str(file), "--output", str(out), "--data", str(tmp_path)]) == 0
     assert len(done) == 8
+
+
+def test_the_page_shows_them_as_the_tables_do(
+    file: Path, tmp_path: Path, done: list[TransferConfig]
+) -> None:
+    out = tmp_path / "out"
+    compare.main([str(file), "--output", str(out), "--data", str(tmp_path)])
+    assert len(write_report(out, tmp_path / "page.html").runs) == len(done) == 8
+    page = (tmp_path / "page.html").read_text()
+    for text in (
+        "<h1>Trial</h1>",
+        "A · a_pspnet</a>: distilled reaches 42.50 % miou: 12.50 points ahead of alone (no "
+        "interval), n = 2 seeds.",
+        "<span>backbone: resnet34</span> <span>schedule.lr: 0.02</span> <span>model: deeplabv3<",
+        "<td>+12.50</td>",
+        "miou [%]",
+        "At the end: alone 25, distilled 25.",
+    ):
+        assert text in page
 
 
 def test_the_tables_keep_the_runs_of_other_settings(

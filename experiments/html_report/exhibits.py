@@ -77,7 +77,7 @@ def make_exhibit(group: Group) -> Exhibit | None:
 
 def _exhibit(group: Group, run: FinishedRun, gallery: Gallery) -> Exhibit:
     cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
-    return Exhibit(group.method, run.result.seed, cards, run.result.score)
+    return Exhibit(group.method, run.result.seed, cards, getattr(run.result, "score", 0.0))
 
 
 def telling(correct: Array) -> list[int]:

@@ -89,7 +89,7 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str]], palette: Pa
     """
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
-    gap = LABEL_HEIGHT / (axes.figure.get_figheight() - 0.7)
+    gap = LABEL_HEIGHT / (plot_height(len(ends)) - 0.7)
     levels = spread_out([(y - low) / (high - low) for _, y, _ in ends], gap)
     for (x, y, method), level in zip(ends, levels, strict=True):
         axes.annotate(

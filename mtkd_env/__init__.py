@@ -15,6 +15,8 @@ Importing the package registers an environment of every dataset for `gymnasium.m
   values between rooms, options, random numbers, files, `module:Name`, and what users are told.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from mtkd_env.computing import Computing
 from mtkd_env.data import DATASETS, DataSpec
 from mtkd_env.distiller import Distiller
@@ -31,7 +33,9 @@ from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
 from mtkd_env.vector import StepRecord
 from mtkd_env.weighting import WEIGHTINGS
-from mtkd_env.wrappers.sb3 import SB3VecEnv
+
+if TYPE_CHECKING:
+    from mtkd_env.wrappers.sb3 import SB3VecEnv
 
 __all__ = [
     "DATASETS",
@@ -68,3 +72,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    """`SB3VecEnv`, with which comes Stable-Baselines3, which not everybody needs."""
+    if name == "SB3VecEnv":
+        from mtkd_env.wrappers.sb3 import SB3VecEnv
+
+        return SB3VecEnv
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

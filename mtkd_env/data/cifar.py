@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity
 
 from mtkd_env.data.dataset import ImageData
 from mtkd_env.data.download import Download, found_root
@@ -26,7 +24,7 @@ def load_cifar10(root: str | Path | None = None, download: bool = False) -> Imag
     Raises:
         ConfigError: Missing or damaged files, or a failed download; names the path.
     """
-    return _load("cifar10", CIFAR10, root, download)
+    return _load("cifar10", "CIFAR10", root, download)
 
 
 def load_cifar100(root: str | Path | None = None, download: bool = False) -> ImageData:
@@ -39,10 +37,14 @@ def load_cifar100(root: str | Path | None = None, download: bool = False) -> Ima
     Raises:
         ConfigError: Missing or damaged files, or a failed download; names the path.
     """
-    return _load("cifar100", CIFAR100, root, download)
+    return _load("cifar100", "CIFAR100", root, download)
 
 
-def _load(name: str, kind: Any, root: str | Path | None, download: bool) -> ImageData:
+def _load(name: str, published: str, root: str | Path | None, download: bool) -> ImageData:
+    from torchvision import datasets
+
+    kind = getattr(datasets, published)
+
     def defects(folder: Path) -> Iterator[tuple[Path, str]]:
         """Files whose checksum, which torchvision checks before it reads them, is another."""
         listed = [*kind.train_list, *kind.test_list, (kind.meta["filename"], kind.meta["md5"])]
@@ -50,7 +52,7 @@ def _load(name: str, kind: Any, root: str | Path | None, download: bool) -> Imag
             path = folder / kind.base_folder / file
             if not path.is_file():
                 yield path, "no such file"
-            elif not check_integrity(path, checksum):
+            elif not datasets.utils.check_integrity(path, checksum):
                 yield path, "damaged, its checksum is not that of the published file"
 
     source = Download(name, kind, kind.base_folder, defects)

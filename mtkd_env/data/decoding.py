@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, v2
 
 from mtkd_env.data.reading import read_image
 from mtkd_env.errors import ConfigError
@@ -50,6 +49,8 @@ Product = TypeVar("Product")
 
 def central_view(image_size: int, resize: int, interpolation: str) -> View:
     """The unaugmented view: the shorter side resized, the central square taken."""
+    from torchvision.transforms import InterpolationMode, v2
+
     resized = v2.Resize(resize, InterpolationMode(interpolation))
     view: View = v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()])
     return view
@@ -57,6 +58,8 @@ def central_view(image_size: int, resize: int, interpolation: str) -> View:
 
 def standard_view(image_size: int) -> View:
     """A part of random size and shape, resized, mirrored at random."""
+    from torchvision.transforms import v2
+
     crop = v2.RandomResizedCrop(image_size)
     view: View = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
     return view
@@ -69,6 +72,8 @@ def deit_view(image_size: int) -> View:
     whose scale of ten levels is kept; torchvision's always applies both of the operations that it
     draws, where timm's skips each with probability 1/2, and never adds to dark pixels alone.
     """
+    from torchvision.transforms import InterpolationMode, v2
+
     view: View = v2.Compose(
         [
             v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC),
@@ -85,6 +90,8 @@ def deit_view(image_size: int) -> View:
 
 def _rand_augment() -> Any:
     """RandAugment with two operations, whose magnitude is drawn anew for every image."""
+    from torchvision.transforms import InterpolationMode, v2
+
     spread = round(2 * MAGNITUDE_STD * STEPS_PER_LEVEL)
     middle = round(MAGNITUDE * STEPS_PER_LEVEL)
     last = LEVELS * STEPS_PER_LEVEL

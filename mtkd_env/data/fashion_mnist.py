@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
-
 from mtkd_env.data.dataset import ImageData
 from mtkd_env.data.download import Download, found_root
 from mtkd_env.errors import ConfigError
@@ -30,6 +28,8 @@ def load(root: str | Path | None = None, download: bool = False) -> ImageData:
     Raises:
         ConfigError: Missing or damaged files, or a failed download; names the path.
     """
+    from torchvision.datasets import FashionMNIST
+
     folder = found_root(root)
     source = Download("fashion_mnist", FashionMNIST, FOLDER, _defects)
     train, test = source.read(folder, download=download)

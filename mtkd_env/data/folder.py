@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mtkd_env.data.download import found_root
 from mtkd_env.data.image_files import INTERPOLATIONS, PREFETCH_BYTES, FileSplit, ImageFiles
-from mtkd_env.data.reading import image_files, visible
+from mtkd_env.data.reading import EXTENSIONS, image_files, visible
 from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.files import user_path
 from mtkd_env.types import UNKNOWN
 
-NO_IMAGES = f"holds no images ({', '.join(IMG_EXTENSIONS)})"
+NO_IMAGES = f"holds no images ({', '.join(EXTENSIONS)})"
 
 WHERE = " (--data.arguments.root says where to look)"
 

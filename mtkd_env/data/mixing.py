@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 
 import torch
-from torchvision.transforms import v2
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
@@ -48,6 +47,8 @@ class Mixer:
     """
 
     def __init__(self, mixing: Mixing, num_classes: int) -> None:
+        from torchvision.transforms import v2
+
         kinds = ((v2.MixUp, mixing.mixup), (v2.CutMix, mixing.cutmix))
         self._mix = v2.RandomChoice(
             [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha > 0]

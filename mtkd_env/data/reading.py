@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from mtkd_env.errors import ConfigError
 
 # What programs put between a user's own folders, beside names that begin with a dot.
 NOT_THE_USERS = ("__MACOSX", "@eaDir", "lost+found")
+
+# How the names of images end.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Formats that are read, whatever a file's name ends in; Pillow starts other programs for some more.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -53,7 +55,7 @@ def image_files(folder: Path) -> Iterator[str]:
 
 def is_image(name: str) -> bool:
     """Whether a file's name is that of an image, and not hidden."""
-    return name.lower().endswith(IMG_EXTENSIONS) and not is_hidden(name)
+    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -9,9 +9,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.ops import Conv2dNormActivation
 
 from mtkd_env.networks import published
 from mtkd_env.networks.base import (
@@ -53,6 +50,8 @@ class MobileNetV2(Network):
     published_names = published.MOBILENET_V2
 
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
+        from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
+
         super().__init__()
         check_width(width)
         model = TorchvisionMobileNetV2(
@@ -60,7 +59,7 @@ class MobileNetV2(Network):
             width_mult=width,
             inverted_residual_setting=[list(stage) for stage in STAGES],
             round_nearest=1,
-            block=_Block,
+            block=_block,
             dropout=0.0,
         )
         replace_input_convolution(model, in_channels)
@@ -85,16 +84,16 @@ class MobileNetV2(Network):
         )
 
 
-class _Block(InvertedResidual):  # type: ignore[misc] # torchvision is untyped
+def _block(inp: int, oup: int, stride: int, expand_ratio: int, norm_layer: Any = None) -> nn.Module:
     """Torchvision's block, which leaves an expansion by 1 out, with it."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
+    from torchvision.ops import Conv2dNormActivation
 
-    def __init__(
-        self, inp: int, oup: int, stride: int, expand_ratio: int, norm_layer: Any = None
-    ) -> None:
-        super().__init__(inp, oup, stride, expand_ratio, norm_layer)
-        if expand_ratio == 1:
-            expansion = Conv2dNormActivation(inp, inp, kernel_size=1, norm_layer=norm_layer)
-            self.conv: nn.Sequential = nn.Sequential(expansion, *self.conv)
+    block: nn.Module = InvertedResidual(inp, oup, stride, expand_ratio, norm_layer)
+    if expand_ratio == 1:
+        expansion = Conv2dNormActivation(inp, inp, kernel_size=1, norm_layer=norm_layer)
+        block.conv = nn.Sequential(expansion, *block.get_submodule("conv").children())
+    return block
 
 
 def _replace_activations(model: nn.Module) -> None:

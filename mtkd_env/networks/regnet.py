@@ -10,9 +10,6 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.regnet import BlockParams
-from torchvision.models.regnet import RegNet as TorchvisionRegNet
-from torchvision.ops import Conv2dNormActivation
 
 from mtkd_env.networks.base import Network, pool_and_classify, scaled
 from mtkd_env.types import NetworkOutput
@@ -59,6 +56,10 @@ class RegNet(Network):
     def __init__(
         self, shape: RegNetShape, *, num_classes: int, in_channels: int = 3, width: float = 1.0
     ) -> None:
+        from torchvision.models.regnet import BlockParams
+        from torchvision.models.regnet import RegNet as TorchvisionRegNet
+        from torchvision.ops import Conv2dNormActivation
+
         super().__init__()
         channels = [scaled(count, width, shape.group_width) for count in shape.channels]
         blocks = BlockParams(

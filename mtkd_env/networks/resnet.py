@@ -6,10 +6,10 @@ networks that distillation papers compare on CIFAR.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
@@ -21,14 +21,12 @@ DOUBLE = (16, 32, 64, 128)
 WIDE = (32, 64, 128, 256)
 FOUR_STAGES = (64, 64, 128, 256, 512)
 
-Block = type[BasicBlock] | type[Bottleneck]
-
 
 class ResidualNetwork(Network):
     """Stem convolution and stages of residual blocks, at stride 1 and from the second on at 2.
 
     Args:
-        block: Their kind.
+        block: Torchvision's class of them, `BasicBlock` or `Bottleneck`.
         blocks: Their number in each stage.
         channels: Channels of the stem and of the stages, without a block's own expansion.
         num_classes: C, the number of logits.
@@ -43,7 +41,7 @@ class ResidualNetwork(Network):
 
     def __init__(
         self,
-        block: Block,
+        block: str,
         blocks: Sequence[int],
         channels: Sequence[int],
         *,
@@ -51,9 +49,12 @@ class ResidualNetwork(Network):
         in_channels: int = 3,
         width: float = 1.0,
     ) -> None:
+        from torchvision.models import resnet
+
         super().__init__()
+        kind = getattr(resnet, block)
         stem, *inner = (scaled(count, width) for count in channels)
-        outer = [stem, *(count * block.expansion for count in inner)]
+        outer = [stem, *(count * kind.expansion for count in inner)]
         self.num_classes = num_classes
         self.feature_dim = self.map_channels = outer[-1]
         self.stem = nn.Sequential(
@@ -63,7 +64,7 @@ class ResidualNetwork(Network):
         )
         stages = zip(outer, inner, blocks, strict=False)  # the last of `outer` feeds none
         self.stages = nn.Sequential(
-            *(_stage(block, *stage, 2 if number else 1) for number, stage in enumerate(stages))
+            *(_stage(kind, *stage, 2 if number else 1) for number, stage in enumerate(stages))
         )
         self.classifier = nn.Linear(outer[-1], num_classes)
         initialise_convolutions(self)
@@ -104,7 +105,7 @@ class ResNet(ResidualNetwork):
         if blocks < 1 or rest:
             raise ConfigError(f"depth: expected 6n + 2 (8, 14, 20, ...), found {depth}")
         super().__init__(
-            BasicBlock,
+            "BasicBlock",
             (blocks,) * 3,
             channels,
             num_classes=num_classes,
@@ -114,10 +115,10 @@ class ResNet(ResidualNetwork):
 
 
 # That of ImageNet, with the stem and the stride of the first stage for small images.
-ResNet50 = partial(ResidualNetwork, Bottleneck, (3, 4, 6, 3), FOUR_STAGES)
+ResNet50 = partial(ResidualNetwork, "Bottleneck", (3, 4, 6, 3), FOUR_STAGES)
 
 
-def _stage(block: Block, in_channels: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
+def _stage(block: Any, in_channels: int, inner: int, blocks: int, stride: int) -> nn.Sequential:
     """Blocks of one width; only the first has a stride, and a projection if it needs one."""
     out_channels = inner * block.expansion
     projection = None

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
 
 from mtkd_env.networks import published
 from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
@@ -122,6 +121,8 @@ class ShuffleNetV2(Network):
         in_channels: int = 3,
         width: float = 1.0,
     ) -> None:
+        from torchvision.models import ShuffleNetV2 as TorchvisionShuffleNetV2
+
         super().__init__()
         counts = [scaled(count, width, multiple=2) for count in channels]
         model = TorchvisionShuffleNetV2(list(REPEATS), counts, num_classes=num_classes)

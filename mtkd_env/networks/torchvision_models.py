@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torchvision import models
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import check_fixed_width, replace_input_convolution
@@ -17,6 +16,7 @@ IMAGE_SIZE = (224, 224)
 
 def model_names() -> list[str]:
     """Names of torchvision's classifiers."""
+    models = _models()
     names: list[str] = models.list_models(module=models)
     return names
 
@@ -47,7 +47,7 @@ def build(
     name = PREFIX + model
     check_fixed_width(width, name)
     try:
-        classifier = models.get_model(model, weights=None, num_classes=num_classes, **arguments)
+        classifier = _models().get_model(model, weights=None, num_classes=num_classes, **arguments)
     except TypeError as error:
         raise ConfigError(f"'{name}': {error}") from error
     replace_input_convolution(classifier, in_channels)
@@ -59,12 +59,19 @@ def build(
 
 def weight_names(model: str) -> list[str]:
     """Names of the weights that torchvision publishes for a model, such as `IMAGENET1K_V1`."""
-    return [weights.name for weights in models.get_model_weights(model)]
+    return [weights.name for weights in _models().get_model_weights(model)]
 
 
 def download(model: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of published weights, from torch's hub folder or the net."""
-    state: Mapping[str, Tensor] = models.get_model_weights(model)[weights].get_state_dict(
-        progress=True, check_hash=True
+    state: Mapping[str, Tensor] = (
+        _models().get_model_weights(model)[weights].get_state_dict(progress=True, check_hash=True)
     )
     return state
+
+
+def _models() -> Any:
+    """Torchvision's models, imported when they are asked for: half a second of processor time."""
+    from torchvision import models
+
+    return models

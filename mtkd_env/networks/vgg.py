@@ -5,7 +5,6 @@ With batch norms, global average pooling and one linear layer, and only three of
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.vgg import make_layers
 
 from mtkd_env.networks import published
 from mtkd_env.networks.base import (
@@ -46,6 +45,8 @@ class VGG(Network):
         in_channels: int = 3,
         width: float = 1.0,
     ) -> None:
+        from torchvision.models.vgg import make_layers
+
         super().__init__()
         self.num_classes = num_classes
         self.feature_dim = self.map_channels = scaled(CHANNELS[-1], width)

@@ -21,10 +21,13 @@ from agents.policy_gradient import PolicyGradient, Transition
 from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
+from mtkd import require
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.options import build, typed
 from mtkd_env.weighting import WEIGHTINGS
+
+require(("agents",))
 
 __all__ = [
     "AGENTS",

@@ -9,3 +9,7 @@
 - `comparison`, `html_report`, `benchmarks`: what `compare.py`, `report.py`, `benchmark.py` do.
 - `console.py`, `drawing.py`, `tables.py`: what is shown; `examples`: agents of other libraries.
 """
+
+from mtkd import COMMANDS, OWN, require
+
+require(OWN, COMMANDS)

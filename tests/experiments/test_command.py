@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import mtkd
 from experiments import command
 from experiments.command import COMMAND, FILES, GROUPS, VERBS, as_called, main
 
@@ -20,7 +21,7 @@ def _called(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_console_script_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     module, _, function = project["scripts"][COMMAND].partition(":")
-    assert getattr(import_module(module), function) is main
+    assert getattr(import_module(module), function) is mtkd.main
 
 
 def test_every_program_has_a_verb() -> None:
@@ -99,7 +100,7 @@ def test_an_unknown_verb_names_the_nearest(
 
 def test_listing_the_verbs_imports_no_program() -> None:
     code = (
-        "import sys; from experiments.command import main; main([]);"
+        "import sys; sys.argv = ['mtkd']; from mtkd import main; main();"
         "assert not {'torch', 'numpy', 'mtkd_env'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)

@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint type imports check format clean
+.PHONY: help install run test test-all lint type imports check wheel-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -37,7 +37,10 @@ type: $(STAMP) ## check the types
 imports: $(STAMP) ## check that imports run one way
 	$(BIN)/lint-imports
 
-check: lint type imports test ## lint, type, imports and test; what CI runs
+check: lint type imports test ## lint, type, imports and test
+
+wheel-test: $(STAMP) ## install the built wheel elsewhere and run it
+	.ci/wheel-test
 
 format: $(STAMP) ## format the code and apply the safe fixes
 	$(BIN)/ruff check --fix-only .

@@ -46,10 +46,11 @@ def test_a_foreign_package_is_named_with_the_cure(name: str, tmp_path: Path) -> 
     environment, other = tmp_path / "environment", tmp_path / "other"
     environment.mkdir()
     installed(environment)
-    (other / name).mkdir(parents=True)
-    (other / name / "__init__.py").touch()
+    foreign = other / name / "__init__.py"
+    foreign.parent.mkdir(parents=True)
+    foreign.touch()
     assert said(environment, other).splitlines()[-1] == (
-        f"ImportError: the package '{name}' is not mtkd-env's but {other / name}/__init__.py; {CURE}"
+        f"ImportError: the package '{name}' is not mtkd-env's but {foreign}; {CURE}"
     )
 
 

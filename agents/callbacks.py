@@ -3,10 +3,9 @@
 from stable_baselines3.common.callbacks import BaseCallback
 
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.evaluation import Evaluation
-from mtkd_env.vector import StepRecord
+from mtkd_env.vector import SharedStudentEnv, StepRecord
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
 
@@ -34,7 +33,7 @@ class StudentEvaluation(BaseCallback):
         super().__init__(verbose)
         self.split = split
         self.evaluations: list[Evaluation] = []
-        self._env: MTKDVectorEnv | None = None
+        self._env: SharedStudentEnv | None = None
         self._learning = False
         self._unwritten = False
 

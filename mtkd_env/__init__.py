@@ -1,8 +1,9 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment.
 
 Importing the package registers an environment of every dataset for `gymnasium.make_vec`, such as
-`MTKD/Digits-v0`. From the top down:
+`MTKD/Digits-v0`, and `MTKD/Tasks-v0`. From the top down:
 
+- `tasks.py`: an environment of one task after the other; `task_list.py` reads and draws them.
 - `registration.py` assembles an environment from options; `testing.py` checks anybody's.
 - `env.py`: the environment; `vector.py`: what Gymnasium asks of it; `observation.py`, `action.py`,
   `reward.py`, `worth.py`: its sides; `wrappers`: adapters; `weighting`: the classical methods,
@@ -28,6 +29,8 @@ from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import Recipe
 from mtkd_env.registration import Assembly, assemble, make_env, register_envs
 from mtkd_env.reward import REWARDS
+from mtkd_env.task_list import Task, TaskList
+from mtkd_env.tasks import TasksVectorEnv, make_tasks_env, register_tasks
 from mtkd_env.teachers import PoolSpec, StoreSpec, TeacherEnsemble, TeacherSpec
 from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
@@ -62,16 +65,21 @@ __all__ = [
     "StepRecord",
     "StoreSpec",
     "StudentSpec",
+    "Task",
+    "TaskList",
+    "TasksVectorEnv",
     "TeacherEnsemble",
     "TeacherSpec",
     "TeacherWeights",
     "assemble",
     "make_env",
+    "make_tasks_env",
 ]
 
 __version__ = "0.1.0"
 
 register_envs()
+register_tasks()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """Multi-teacher knowledge distillation as a vectorized Gymnasium environment."""
 
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,9 +39,7 @@ from mtkd_env.reward import NORMALIZATIONS, REWARD, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
 from mtkd_env.types import Batch, DistillState, TeacherWeights
-from mtkd_env.vector import SharedStudentEnv, StepOutcome, StepRecord
-
-Splits = Mapping[str, Callable[[], Iterable[Batch]]]
+from mtkd_env.vector import SharedStudentEnv, Splits, StepOutcome, StepRecord
 
 OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
@@ -514,7 +512,7 @@ class MTKDVectorEnv(SharedStudentEnv):
         if self.options.episode != "batch":
             final = self.observation
         if ended and self.options.episode == "training":
-            self.begin(int(self.np_random.integers(2**31)))
+            self.reinit()
         return StepOutcome(
             observation=self.observation,
             record=record,

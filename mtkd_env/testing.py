@@ -2,9 +2,9 @@
 
 `check_env` makes the environment again and again and runs every check that it is due. Those of
 `STEP_CHECKS` and `GYMNASIUM_CHECKS` hold for anybody's vector environment, so for a wrapped one
-too, those of `INTERFACE_CHECKS` for every `MTKDVectorEnv`, whatever its arguments. A check takes a
-maker of equal environments with NumPy output, not yet reset, and raises an `AssertionError` that
-says what is wrong. None of them opens the student. As tests of pytest:
+too, those of `INTERFACE_CHECKS` for every one of this package, whatever its arguments. A check
+takes a maker of equal environments with NumPy output, not yet reset, and raises an `AssertionError`
+that says what is wrong. None of them opens the student. As tests of pytest:
 
     @pytest.mark.parametrize("check", mtkd_env.testing.checks(make_env))
     def test_my_reward(check):
@@ -27,7 +27,7 @@ from gymnasium.utils import env_checker, passive_env_checker
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.vector import SharedStudentEnv
 
 # In which episodes end.
 MOST_STEPS = 40
@@ -75,7 +75,7 @@ def check_env(make_env: MakeEnv) -> None:
 
 def checks(make_env: MakeEnv) -> tuple[Check, ...]:
     """The checks that an environment is due."""
-    own = INTERFACE_CHECKS if isinstance(make_env(), MTKDVectorEnv) else ()
+    own = INTERFACE_CHECKS if isinstance(make_env(), SharedStudentEnv) else ()
     return (*STEP_CHECKS, *GYMNASIUM_CHECKS, *own)
 
 
@@ -309,7 +309,7 @@ GYMNASIUM_CHECKS: tuple[Check, ...] = (
 )
 
 
-# How an `MTKDVectorEnv` answers, whatever the values of its steps.
+# How the environments of this package answer, whatever the values of its steps.
 
 
 def actions_are_bounded(make_env: MakeEnv) -> None:

@@ -1,7 +1,7 @@
 """Gymnasium's side of environments whose samples share one student: spaces, resets, infos."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -15,9 +15,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mtkd_env.errors import check_name
+from mtkd_env.evaluation import Evaluation
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.reward import Rewards
-from mtkd_env.types import LossTerms, TeacherWeights
+from mtkd_env.types import Batch, LossTerms, TeacherWeights
+
+Splits = Mapping[str, Callable[[], Iterable[Batch]]]
 
 RESET_OPTIONS = ("reinit",)
 
@@ -72,6 +75,7 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     Attributes:
         device: Where the student is.
         output: `numpy` or `torch`: what reset and step give.
+        splits: What `evaluate` can evaluate on: name to a maker of batches.
         steps: SGD steps of this student so far.
     """
 
@@ -82,6 +86,7 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     autoreset_mode = AutoresetMode.SAME_STEP
     device: torch.device
     output: str
+    splits: Splits
     steps: int
     _ready = False
 
@@ -99,6 +104,13 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     def begin(self, seed: int) -> None:
         """Starts a new student."""
 
+    def reinit(self) -> None:
+        """Starts a new student by the environment's own generator."""
+        self.begin(int(self.np_random.integers(2**31)))
+
+    def go_on(self) -> None:
+        """What an unseeded reset does beside giving the batch that waits: nothing."""
+
     @abstractmethod
     def advance(self, actions: Any) -> StepOutcome:
         """`step` with tensors on the device and flags on the host; for adapters."""
@@ -106,6 +118,10 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     @abstractmethod
     def subscribe(self, subscriber: Callable[[StepRecord], None]) -> None:
         """Calls `subscriber` after every SGD step, whoever chose the weights."""
+
+    @abstractmethod
+    def evaluate(self, split: str = "test") -> Evaluation:
+        """The student's accuracy and cross-entropy on a split; nothing is trained."""
 
     def set_spaces(
         self, num_envs: int, width: int, teachers: int, *, dtype: str, logit_bound: float
@@ -137,7 +153,9 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
         if seed is not None:
             self.begin(int(seed))
         elif options and options.get("reinit"):
-            self.begin(int(self.np_random.integers(2**31)))
+            self.reinit()
+        else:
+            self.go_on()
         self._ready = True
         return self._export(self.observation), {}
 

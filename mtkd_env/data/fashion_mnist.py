@@ -18,12 +18,19 @@ FILES = (
 )
 
 
-def load(root: str | Path | None = None, download: bool = False) -> ImageData:
+def load(
+    root: str | Path | None = None,
+    download: bool = False,
+    flip: bool = True,
+    crop_padding: int | None = None,
+) -> ImageData:
     """60,000 training and 10,000 test images, which are cropped and mirrored at random.
 
     Args:
         root: Folder that holds `FashionMNIST/raw`; `data_folder()` by default.
         download: Whether to download what is missing.
+        flip: Whether training images are mirrored.
+        crop_padding: Pixels by which they are moved at most; by default an eighth of their side.
 
     Raises:
         ConfigError: Missing or damaged files, or a failed download; names the path.
@@ -41,8 +48,8 @@ def load(root: str | Path | None = None, download: bool = False) -> ImageData:
             x_test=test.data[:, None].contiguous(),
             y_test=test.targets,
             num_classes=len(FashionMNIST.classes),
-            flip=True,
-            crop_padding=train.data.shape[1] // 8,
+            flip=flip,
+            crop_padding=train.data.shape[1] // 8 if crop_padding is None else crop_padding,
             class_names=tuple(FashionMNIST.classes),
         )
     except ConfigError as error:

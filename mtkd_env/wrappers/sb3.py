@@ -18,8 +18,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from torch import Tensor
 
 from mtkd_env import distributed
-from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.vector import StepOutcome, info_tensors
+from mtkd_env.vector import SharedStudentEnv, StepOutcome, info_tensors
 
 Packed = TypeVar("Packed", np.ndarray, Tensor)
 
@@ -66,7 +65,7 @@ class _SharedStep:
 
 
 class SB3VecEnv(VecEnv):
-    """Lets any Stable-Baselines3 algorithm act in an `MTKDVectorEnv`.
+    """Lets any Stable-Baselines3 algorithm act in an `MTKDVectorEnv` or `TasksVectorEnv`.
 
     Actions reach the device, and observations and rewards leave it, in one transfer each a step;
     `step_tensors` leaves all of them there. Under Stable-Baselines3's contract a terminated row
@@ -91,14 +90,15 @@ class SB3VecEnv(VecEnv):
             `TimeLimit.truncated` and the sample's part of the environment's info.
 
     Raises:
-        TypeError: `env` is not an `MTKDVectorEnv`.
+        TypeError: `env` is neither an `MTKDVectorEnv` nor a `TasksVectorEnv`.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], *, full_infos: bool = False) -> None:
-        if not isinstance(env, MTKDVectorEnv):
+        if not isinstance(env, SharedStudentEnv):
             raise TypeError(
-                f"env: expected an MTKDVectorEnv without wrappers, got {type(env).__name__}; "
-                "use Stable-Baselines3's own wrappers around SB3VecEnv instead"
+                "env: expected an MTKDVectorEnv or TasksVectorEnv without wrappers, got "
+                f"{type(env).__name__}; use Stable-Baselines3's own wrappers around SB3VecEnv "
+                "instead"
             )
         self.env = env
         self.full_infos = full_infos

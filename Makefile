@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-all lint type imports check wheel-test format clean
+.PHONY: help install run test test-all lint type imports check docs wheel-test format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ imports: $(STAMP) ## check that imports run one way
 
 check: lint type imports test ## lint, type, imports and test
 
+docs: $(STAMP) ## build the pages into site/; a link or a name that leads nowhere is an error
+	$(BIN)/zensical build --strict --clean
+
 wheel-test: $(STAMP) ## install the built wheel elsewhere and run it
 	.ci/wheel-test
 
@@ -47,7 +50,7 @@ format: $(STAMP) ## format the code and apply the safe fixes
 	$(BIN)/ruff format .
 
 clean: ## remove build products and caches; .venv and runs stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist site .cache *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find mtkd_env agents experiments tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last, so that an install that failed is tried again.

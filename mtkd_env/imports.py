@@ -36,7 +36,7 @@ PROJECT = frozenset({"agents", "experiments", "mtkd_env", "timm", "torchvision"}
 PACKAGES = PROJECT | {"sb3_contrib", "stable_baselines3"}
 
 # Of a requirement: it is for work on the project itself.
-DEVELOPERS = re.compile(r"extra == .dev\b")
+DEVELOPERS = re.compile(r"extra == .(dev|docs)\b")
 
 # `module:Name`; what stands behind an @ says something about it.
 MODULE, ATTRIBUTE = r"[^\W\d][\w.]*", r"[^\W\d]\w*"

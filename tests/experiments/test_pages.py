@@ -92,6 +92,12 @@ def test_python_blocks_run_on_all_digits(
     execute(page, tmp_path, monkeypatch)
 
 
+def test_all_pages_are_in_the_sites_navigation() -> None:
+    text = (ROOT / "zensical.toml").read_text(encoding="utf-8")
+    named = re.findall(r'"([\w/]+\.md)"', text)
+    assert sorted(f"docs/{name}" for name in named) == sorted({*TEXTS} - {"README.md"})
+
+
 def check(algo: str) -> None:
     """Checks the name of a method; what the shipped files of methods hold is tested elsewhere."""
     agents = [layer.values.get("agent", {}).get("name") for layer in algo_layers(algo)]

@@ -12,16 +12,18 @@ A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `s
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from agents.base import PATH, Agent
+from agents.base import PATH, Agent, Frozen
 from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
-from agents.policy_gradient import PolicyGradient, Transition
+from agents.policy_gradient import LearningAgent, PolicyGradient, Transition
 from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
 from agents.weighting import WeightingAgent
 from mtkd import require
+from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.options import build, typed
@@ -33,6 +35,7 @@ __all__ = [
     "AGENTS",
     "DPG",
     "Agent",
+    "Frozen",
     "Oracle",
     "PolicyGradient",
     "Reinforce",
@@ -57,17 +60,32 @@ AGENTS: Mapping[str, type[Agent]] = {
 SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
 
 
-def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
+def check_agent(
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    load: str | Path | None = None,
+    learn: bool = True,
+) -> None:
     """Checks an agent's name and arguments, so that mistakes show before teachers are trained.
 
     Args:
         name: In `AGENTS` or `WEIGHTINGS`, an algorithm of Stable-Baselines3 or sb3-contrib, or
             `module:Class`.
         arguments: Keyword arguments of the agent, without environment and seed.
+        load: See `build_agent`.
+        learn: See `build_agent`.
 
     Raises:
-        ConfigError: Unknown name or argument, or a value that cannot be used.
+        ConfigError: Unknown name or argument, a value that cannot be used, or nothing to load.
     """
+    if load is None and not learn:
+        raise ConfigError("agent.learn: false needs agent.load, which says what to act with")
+    if load is not None:
+        try:
+            load_agent(load)
+        except ConfigError as error:
+            raise ConfigError(f"agent.load: {error}") from None
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
@@ -80,7 +98,15 @@ def check_agent(name: str, arguments: Mapping[str, Any]) -> None:
         check_sb3_arguments(name, arguments, others={**AGENTS, **WEIGHTINGS})
 
 
-def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[str, Any]) -> Agent:
+def build_agent(
+    name: str,
+    env: MTKDVectorEnv,
+    *,
+    seed: int,
+    arguments: Mapping[str, Any],
+    load: str | Path | None = None,
+    learn: bool = True,
+) -> Agent:
     """An agent by name.
 
     Args:
@@ -88,11 +114,36 @@ def build_agent(name: str, env: MTKDVectorEnv, *, seed: int, arguments: Mapping[
         env: The environment that it acts in.
         seed: Seed of everything the agent draws.
         arguments: Further keyword arguments of the agent.
+        load: What another agent has learned, to begin from: the folder of its run, its file, or
+            `pretrained` for the agent that is shipped. Its network is the other's unless arguments
+            say otherwise.
+        learn: Whether it goes on learning; if not, it only acts with what it has loaded.
 
     Raises:
-        ConfigError: Unknown name or argument.
+        ConfigError: Unknown name or argument, or something that it cannot load.
     """
-    check_agent(name, arguments)
+    check_agent(name, arguments, load=load, learn=learn)
+    if load is None:
+        return _made(name, env, seed, arguments)
+    agent = _made(name, env, seed, {**_network_of(load, name), **arguments})
+    try:
+        agent.load(load)
+    except ConfigError as error:
+        raise ConfigError(f"agent.load: {error}") from None
+    return agent if learn else Frozen(agent)
+
+
+def _network_of(load: str | Path, name: str) -> dict[str, Any]:
+    """Arguments by which an agent gets the network of another one, where that is of its kind."""
+    spaces = load_agent(load).spaces
+    if name not in AGENTS:
+        return {"policy": spaces["network"]} if "network" in spaces else {}
+    if not issubclass(AGENTS[name], LearningAgent):
+        return {}
+    return {key: spaces[key] for key in ("policy", "hidden", "layers") if key in spaces}
+
+
+def _made(name: str, env: MTKDVectorEnv, seed: int, arguments: Mapping[str, Any]) -> Agent:
     try:
         if name in AGENTS:
             return AGENTS[name](env, seed=seed, **arguments)

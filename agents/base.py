@@ -11,9 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env.action import PRIOR
+from mtkd_env.agent_file import STEM, TENSORS, AgentFile, save_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.inference import as_under_no_grad, leave_inference
+from mtkd_env.observation import RELATIVE, RELATIVE_VERSION, RelativeObserver
 from mtkd_env.options import Options
 from mtkd_env.types import TeacherWeights
 
@@ -22,6 +24,9 @@ AtRest = Callable[[], None]
 
 # Where hyperparameters stand in a configuration.
 PATH = "agent.arguments"
+
+# The policy that is one network for each teacher.
+SHARED = "shared"
 
 # 1/M keeps the scale of the loss for what follows; the paper's "equal weights" are ones, which
 # make the teachers count M times as much during the warm-up.
@@ -163,5 +168,124 @@ class Agent(ABC):
         del state
 
     @abstractmethod
-    def save(self, folder: Path) -> None:
-        """Writes the agent into a run's folder."""
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes the agent into a run's folder.
+
+        Args:
+            folder: The folder.
+            notes: What else is known of it, such as what it was trained on.
+        """
+
+    def load(self, named: str | Path) -> None:
+        """Takes what another agent has learned, in an environment of the same spaces.
+
+        Args:
+            named: What `mtkd_env.agent_file.load_agent` takes.
+
+        Raises:
+            ConfigError: This kind of agent learns nothing, or the other's spaces differ.
+        """
+        del named
+        raise ConfigError(f"{type(self).__name__} learns nothing that could be loaded")
+
+
+class Frozen(Agent):
+    """Acts as another agent does, which learns no more.
+
+    Args:
+        agent: The other one; its environment is this one's.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent.env, seed=agent.seed)
+        self.agent = agent
+
+    def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
+        """The other's logits."""
+        return self.agent.act(observation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The other's."""
+        return self.agent.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Makes the other what it was."""
+        self.agent.load_state_dict(state)
+
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes the other."""
+        self.agent.save(folder, notes)
+
+
+def check_shared(env: MTKDVectorEnv) -> None:
+    """Checks that a shared policy knows what is seen in an environment.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not isinstance(env, MTKDVectorEnv):  # Of many tasks, in which nothing else is seen.
+        return
+    if not isinstance(env.observer, RelativeObserver):
+        raise ConfigError(
+            f"policy: '{SHARED}' needs the observation '{RELATIVE}', "
+            f"found '{env.options.observation}'"
+        )
+    if env.normalizer:
+        raise ConfigError(
+            f"policy: '{SHARED}' needs observations as they are; normalize_observation is true"
+        )
+
+
+def spaces_of(env: MTKDVectorEnv, *, shared: bool) -> dict[str, Any]:
+    """What is seen and done in an environment, as far as a policy depends on it.
+
+    Args:
+        env: The environment.
+        shared: Whether the policy takes any number of teachers.
+    """
+    if shared:
+        return {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": SHARED}
+    observation = env.options.observation
+    if not isinstance(observation, str):  # Blocks of the user's own.
+        named = (block.rpartition("/")[2] for block in env.obs_layout)
+        observation = ", ".join(dict.fromkeys(named))
+    return {
+        "observation": observation,
+        "normalized": env.normalizer is not None,
+        "policy": "teacher",
+        "width": env.observer.width,
+        "teachers": len(env.teacher_names),
+    }
+
+
+def write_agent(
+    folder: Path,
+    env: MTKDVectorEnv,
+    spaces: Mapping[str, Any],
+    parts: Mapping[str, Mapping[str, Tensor]],
+    notes: Mapping[str, Any],
+) -> None:
+    """Writes what an agent has learned, with what its policy needs of the environment elsewhere.
+
+    That is the fusion with its learnt coefficients, and the statistics of the observations.
+    """
+    around: dict[str, Mapping[str, Any]] = {}
+    if isinstance(env, MTKDVectorEnv):
+        around["fusion"] = env.fusion.state_dict()
+        around["normalizer"] = env.normalizer.state_dict() if env.normalizer else {}
+    tensors = {
+        f"{part}.{name}": torch.as_tensor(value)
+        for part, state in {**parts, **around}.items()
+        for name, value in state.items()
+    }
+    save_agent(folder / f"{STEM}{TENSORS}", spaces, tensors, notes)
+
+
+def read_surroundings(file: AgentFile, env: MTKDVectorEnv) -> None:
+    """Gives an environment what an agent's policy needs of it."""
+    if not isinstance(env, MTKDVectorEnv):
+        return
+    if env.fusion.learnable and "logits" in file.part("fusion"):
+        file.load_into(env.fusion, "fusion")
+    if env.normalizer:
+        env.normalizer.load_state_dict(file.part("normalizer"))

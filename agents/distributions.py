@@ -27,7 +27,12 @@ class Distribution(nn.Module, ABC):
     """A random choice for every sample, in K parts that are rewarded on their own.
 
     Parameters of its own are learned together with the network's.
+
+    Attributes:
+        outputs: What the network's outputs are called.
     """
+
+    outputs = "logits"
 
     @abstractmethod
     def draw(self, outputs: Float[Tensor, "B A"], generator: torch.Generator) -> Tensor:
@@ -108,6 +113,7 @@ class Dirichlet(Distribution):
     """
 
     FLOOR = 0.1
+    outputs = "concentrations"
 
     def __init__(self, deviations: int) -> None:
         super().__init__()

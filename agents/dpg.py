@@ -16,7 +16,7 @@ from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import check_at_least_1, check_not_negative
 from mtkd_env.observation import RelativeObserver
 from mtkd_env.seeding import derive_seed, seeded
-from mtkd_env.shared_policy import SharedTrunk, mean_of_present, split_teachers
+from mtkd_env.shared_policy import SharedCritic
 from mtkd_env.types import TeacherWeights
 
 
@@ -49,29 +49,15 @@ class TeacherCritic(nn.Module):
         return values.squeeze(1)
 
 
-class SharedCritic(nn.Module):
-    """The same for any number of teachers: one network for each, over its numbers and weights.
+class SharedTeacherCritic(SharedCritic):
+    """The same by one network that all teachers share; see `SharedCritic`."""
 
-    Args:
-        features_per_teacher: K + 1 of the observation `relative`.
-        hidden: Width of the hidden layers.
-    """
-
-    def __init__(self, features_per_teacher: int, hidden: int = 128) -> None:
-        super().__init__()
-        self._features_per_teacher = features_per_teacher
-        self.trunk = SharedTrunk(features_per_teacher + 1, [hidden])
-        self.head = nn.Linear(hidden, 1)
-
-    def forward(
+    def forward(  # type: ignore[override] # weights, as of `TeacherCritic`
         self, observation: Float[Tensor, "B F"], weights: TeacherWeights
     ) -> Float[Tensor, " B"]:
         """The value of each sample's weights."""
-        rows, there = split_teachers(observation, self._features_per_teacher)
-        acted = torch.stack([weights.logit, weights.feature], dim=2)
-        known = self.trunk(torch.cat([rows, acted], dim=2), there)
-        values: Tensor = self.head(mean_of_present(known, there))
-        return values.squeeze(1)
+        acted = torch.cat([weights.logit, weights.feature], dim=1)
+        return super().forward(observation, acted).squeeze(1)
 
 
 def critic_loss(values: Float[Tensor, " B"], rewards: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -168,10 +154,10 @@ class DPG(LearningAgent[Tried]):
             "random": self._random,
         }
 
-    def _make_critic(self) -> TeacherCritic | SharedCritic:
+    def _make_critic(self) -> TeacherCritic | SharedTeacherCritic:
         hidden, observer = self.settings.hidden, self.env.observer
         if self.shared:
-            return SharedCritic(RelativeObserver.features_per_teacher, hidden)
+            return SharedTeacherCritic(RelativeObserver.features_per_teacher, [hidden])
         return TeacherCritic(observer.width, len(self.env.teacher_names), hidden)
 
     def collect(self) -> Tried:

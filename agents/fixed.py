@@ -1,7 +1,9 @@
 """Agents that do not learn: references for those that do."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,8 +15,9 @@ from mtkd_env.files import write_text
 
 
 class _FixedAgent(Agent):
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes a note that there is nothing to load."""
+        del notes
         write_text(folder / "agent.txt", f"{type(self).__name__}: nothing was learned\n")
 
 

@@ -16,10 +16,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from agents.base import Agent, AtRest, EpochEnd, Settings, nothing, steps_left, warm_up_weights
+from agents.base import (
+    SHARED,
+    Agent,
+    AtRest,
+    EpochEnd,
+    Settings,
+    check_shared,
+    nothing,
+    read_surroundings,
+    spaces_of,
+    steps_left,
+    warm_up_weights,
+    write_agent,
+)
 from agents.history import History, Step
 from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, make_optimizer
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
+from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
     ConfigError,
@@ -28,9 +42,8 @@ from mtkd_env.errors import (
     check_not_negative,
     check_positive,
 )
-from mtkd_env.files import save_checkpoint
 from mtkd_env.losses import mixture_log_likelihood
-from mtkd_env.observation import RELATIVE, RelativeObserver
+from mtkd_env.observation import RelativeObserver
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.shared_policy import SharedPolicy
@@ -39,8 +52,6 @@ from mtkd_env.types import TeacherWeights
 # What a history may take unless it is told otherwise.
 HISTORY_BYTES = 64 * 2**20
 
-# The policy that can enter environments of other teachers and classes, and all that there are.
-SHARED = "shared"
 POLICIES = ("teacher", SHARED)
 
 
@@ -210,6 +221,7 @@ class LearningAgent(Agent, Generic[Step]):
 
     Attributes:
         step_type: The dataclass of what is kept of a batch.
+        outputs: What the policy's outputs are, where not logits: name of what is made of them.
         policy: The network.
         history: The batches since the last update.
         parts: Everything that learning changes, by the name that it is saved under.
@@ -219,6 +231,7 @@ class LearningAgent(Agent, Generic[Step]):
     """
 
     step_type: type[Step]
+    outputs = "logits"
     settings_type = LearningSettings
     settings: LearningSettings
 
@@ -251,11 +264,8 @@ class LearningAgent(Agent, Generic[Step]):
         Raises:
             ConfigError: Its settings need another observation or fusion.
         """
-        if self.shared and not isinstance(env.observer, RelativeObserver):
-            raise ConfigError(
-                f"policy: '{SHARED}' needs the observation '{RELATIVE}', "
-                f"found '{env.options.observation}'"
-            )
+        if self.shared:
+            check_shared(env)
         if self.settings.likelihood and env.observer.needs_label:
             raise ConfigError(
                 "likelihood: needs an observation that does not look at labels, such as "
@@ -367,19 +377,38 @@ class LearningAgent(Agent, Generic[Step]):
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave, or from what `save` wrote."""
+        """Goes on from what `state_dict` gave."""
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
-    def save(self, folder: Path) -> None:
-        """Writes `agent.pt`: all parts, and what the policy needs of the environment elsewhere.
+    @property
+    def spaces(self) -> dict[str, Any]:
+        """Where its policy can be used, and what network it is."""
+        sizes = {"hidden": self.settings.hidden, "layers": self.settings.layers}
+        return spaces_of(self.env, shared=self.shared) | sizes | {"outputs": self.outputs}
 
-        That is the fusion with its learnt coefficients, and the statistics of the observations.
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The parts that are networks, or have parameters beside them."""
+        return {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
+
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes what it has learned, but not what it would need to go on bit for bit."""
+        parts = {name: module.state_dict() for name, module in self.modules.items()}
+        about = {"agent": type(self).__name__, **(notes or {})}
+        write_agent(folder, self.env, self.spaces, parts, about)
+
+    def load(self, named: str | Path) -> None:
+        """Takes the networks of another agent, whatever it learned them by.
+
+        Parts that the other one does not have stay as they are; so do the optimisers.
         """
-        env = self.env
-        normalizer = env.normalizer.state_dict() if env.normalizer else None
-        around = {"fusion": env.fusion.state_dict(), "normalizer": normalizer}
-        save_checkpoint(folder / "agent.pt", {**self.state_dict(), **around})
+        file = load_agent(named)
+        file.check(self.spaces)
+        for name, module in self.modules.items():
+            if name == "policy" or file.part(name):
+                file.load_into(module, name)
+        read_surroundings(file, self.env)
 
 
 @dataclass(frozen=True)

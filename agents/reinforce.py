@@ -141,6 +141,7 @@ class Reinforce(LearningAgent[Drawn]):
         settings = self.settings
         deviations = 1 if self.shared else 2 * len(env.teacher_names)
         distribution = DISTRIBUTIONS[settings.distribution](deviations)
+        self.outputs = distribution.outputs
         self.distribution = distribution.to(env.device)
         self.baseline = RunningMean(settings.baseline_decay).to(env.device)
         self._random = RandomNumbers(env.device, seed)

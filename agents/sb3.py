@@ -26,12 +26,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from agents.base import PATH, Agent, AtRest, EpochEnd, Settings, nothing, steps_left
+from agents.base import (
+    PATH,
+    SHARED,
+    Agent,
+    AtRest,
+    EpochEnd,
+    Settings,
+    check_shared,
+    nothing,
+    read_surroundings,
+    spaces_of,
+    steps_left,
+    write_agent,
+)
 from agents.isolation import Isolation
 from agents.learning import StepCount
-from agents.sb3_state import load_model_state, model_state
+from agents.policies import shared_policy_of
+from agents.sb3_state import load_model_state, model_state, variables_of
 from agents.tensor_rollouts import can_collect_tensors, on_tensors
 from mtkd_env import distributed
+from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
@@ -185,7 +200,8 @@ class SB3Settings(Settings):
     """What can be chosen beside the arguments of the algorithm's own class.
 
     Attributes:
-        policy: Policy name of Stable-Baselines3.
+        policy: Policy name of Stable-Baselines3; or `shared`, one network for each teacher, which
+            needs the observation `relative`; see `agents.policies`.
         noise_type: `normal` or `ornstein-uhlenbeck`, for algorithms with action noise.
         noise_std: Standard deviation of the action noise in the box scaled to [-1, 1].
         policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
@@ -344,9 +360,34 @@ class SB3Agent(Agent):
             self._steps.load_state_dict(state["updates"])
         self._interrupted = state["model"] if state["learning"] else None
 
-    def save(self, folder: Path) -> None:
-        """Writes `agent.zip`, which the algorithm's `load` reads."""
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes what it has learned, and `agent.zip`, which the algorithm's own `load` reads."""
+        about = {"agent": type(self.model).__name__, **(notes or {})}
+        parts = {"policy": self.model.policy.state_dict(), "variables": self._variables}
+        write_agent(folder, self.env, self.spaces, parts, about)
         write_atomically(folder / "agent.zip", lambda temporary: self.model.save(temporary))
+
+    def load(self, named: str | Path) -> None:
+        """Takes the networks of another agent of the same algorithm; the optimisers stay."""
+        file = load_agent(named)
+        file.check(self.spaces)
+        file.load_into(self.model.policy, "policy")
+        saved = file.part("variables")
+        for name in self._variables.keys() & saved.keys():
+            self._variables[name].copy_(saved[name])
+        read_surroundings(file, self.env)
+
+    @property
+    def spaces(self) -> dict[str, Any]:
+        """Where its policy can be used, and of what algorithm it is."""
+        shared = self.settings.policy == SHARED
+        algorithm = {"algorithm": type(self.model).__name__, "network": self.settings.policy}
+        return spaces_of(self.env, shared=shared) | algorithm
+
+    @property
+    def _variables(self) -> dict[str, Tensor]:
+        """What the algorithm learns beside its networks, such as an entropy coefficient."""
+        return {name: variable.detach() for name, variable in variables_of(self.model).items()}
 
     def check_finite(self) -> None:
         """Checks that the policy has not diverged.
@@ -386,6 +427,10 @@ class SB3Agent(Agent):
             kind = on_tensors(kind)
         arguments = {key: self._count(key, value) for key, value in given.items()}
         arguments.setdefault("device", self.env.device)
+        policy: Any = settings.policy
+        if policy == SHARED:
+            check_shared(self.env)
+            policy = shared_policy_of(kind)
         if settings.n_minibatches is not None:
             arguments["batch_size"] = self._minibatch(arguments, settings.n_minibatches)
         if settings.noise_std is not None:
@@ -395,7 +440,9 @@ class SB3Agent(Agent):
         seed = derive_seed(self.seed, "agent") % 2**31
         try:
             with self._isolated(ignore=(ON_GPU, UNEQUAL) if settings.n_minibatches else (ON_GPU,)):
-                return kind(settings.policy, self.vec_env, seed=seed, **arguments)
+                return kind(policy, self.vec_env, seed=seed, **arguments)
+        except ConfigError:
+            raise
         except (AssertionError, TypeError, ValueError) as error:
             raise ConfigError(f"agent: {self.algorithm} cannot be built: {error}") from error
 
@@ -448,5 +495,12 @@ def check_sb3_arguments(
         ConfigError: Unknown algorithm or argument, or a value that `SB3Agent` cannot take.
     """
     own, theirs = split(arguments)
-    check_arguments(algorithm_class(algorithm, others), theirs, PATH)
-    build(SB3Settings, own, PATH)
+    kind = algorithm_class(algorithm, others)
+    check_arguments(kind, theirs, PATH)
+    if build(SB3Settings, own, PATH).policy == SHARED:
+        try:
+            shared_policy_of(kind)
+        except ConfigError as error:
+            raise ConfigError(f"{PATH}.{error}") from None
+        if theirs.get("use_sde"):
+            raise ConfigError(f"{PATH}.use_sde: cannot be used with policy '{SHARED}'")

@@ -46,10 +46,9 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
     Raises:
         ConfigError: The algorithm keeps something else than tensors, arrays and numbers.
     """
-    _, variables = model._get_torch_save_params()
     return {
         "parameters": model.get_parameters(),
-        "variables": {name: recursive_getattr(model, name).detach() for name in variables},
+        "variables": {name: value.detach() for name, value in variables_of(model).items()},
         "attributes": {
             name: _kept(value, f"{type(model).__name__}.{name}")
             for name, value in _attributes(model).items()
@@ -62,11 +61,17 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
     }
 
 
+def variables_of(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Tensors that an algorithm learns beside its networks, by their names."""
+    _, names = model._get_torch_save_params()
+    return {name: recursive_getattr(model, name) for name in names}
+
+
 def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
     """Goes on from what `model_state` gave of an algorithm that was built alike."""
     model.set_parameters(state["parameters"], exact_match=True)
-    for name, saved in state["variables"].items():
-        recursive_getattr(model, name).data.copy_(saved)
+    for name, variable in variables_of(model).items():
+        variable.data.copy_(state["variables"][name])
     for name, saved in state["attributes"].items():
         setattr(model, name, _restored(getattr(model, name, None), saved))
     if state["replay"] is not None:

@@ -47,8 +47,9 @@ class WeightingAgent(Agent):
         """Goes on from what `state_dict` gave."""
         self.weighting.load_state_dict(_moved(state, self.env.device))
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes `agent.pt`, or a note that there is nothing to load."""
+        del notes
         if learned := self.state_dict():
             save_checkpoint(folder / "agent.pt", learned)
         else:

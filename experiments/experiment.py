@@ -173,7 +173,16 @@ class DistillationRun(KeptRun[Result]):
     result_type = Result
     lines = (ROWS, BREAKDOWN)
     clock = "epoch"
-    written = ("student.pt", "agent.pt", "agent.zip", "agent.txt", "gallery.npz", "curves.png")
+    written = (
+        "student.pt",
+        "agent.safetensors",
+        "agent.json",
+        "agent.pt",
+        "agent.zip",
+        "agent.txt",
+        "gallery.npz",
+        "curves.png",
+    )
     place = PLACE
 
     def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
@@ -203,8 +212,15 @@ class DistillationRun(KeptRun[Result]):
         # For students with dropout, and whatever else draws without a generator of its own.
         torch.manual_seed(derive_seed(config.seed, "modules"))
         env.reset(seed=config.seed)
-        arguments = config.agent.arguments
-        self._agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
+        agent = config.agent
+        self._agent = build_agent(
+            config.agent_name,
+            env,
+            seed=config.seed,
+            arguments=agent.arguments,
+            load=agent.load,
+            learn=agent.learn,
+        )
         self._teacher_seconds = time.perf_counter() - started
         return {
             "configuration": config.digest,
@@ -227,7 +243,8 @@ class DistillationRun(KeptRun[Result]):
             gallery = collect_gallery(self._last.record, images.data, images.splits.train)
             write_gallery(gallery, folder)
         save_checkpoint(folder / "student.pt", {"network": student.state_dict()})
-        self._agent.save(folder)
+        trained_on = {"dataset": self._config.data.dataset, "configuration": CONFIG}
+        self._agent.save(folder, trained_on)
 
     def result(self, log: MetricsLog) -> Result:
         """What the run came to."""

@@ -83,3 +83,37 @@ class SharedPolicy(nn.Module):
         rows, there = split_teachers(observation, self._features_per_teacher)
         scores: Tensor = self.heads(self.trunk(rows, there))
         return scores.masked_fill(there == 0, ABSENT_LOGIT).transpose(1, 2).flatten(1)
+
+
+class SharedCritic(nn.Module):
+    """What actions are worth: Q(s, a), by one network that all teachers share, so that M is free.
+
+    A `SharedTrunk` over each teacher's numbers and its two actions, the mean over the teachers, and
+    a linear layer. Reordering the teachers changes nothing.
+
+    Args:
+        features_per_teacher: K + 1 of the observation `relative`.
+        widths: Widths of the layers.
+        activation: Makes what follows each layer.
+    """
+
+    def __init__(
+        self,
+        features_per_teacher: int,
+        widths: Sequence[int],
+        activation: Callable[[], nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        self._features_per_teacher = features_per_teacher
+        self.trunk = SharedTrunk(features_per_teacher + 1, widths, activation)
+        self.head = nn.Linear(widths[-1], 1)
+
+    def forward(
+        self, observation: Float[Tensor, "B F"], actions: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B 1"]:
+        """The value of each sample's actions, one a teacher and head as of `SharedPolicy`."""
+        rows, there = split_teachers(observation, self._features_per_teacher)
+        acted = actions.unflatten(1, (2, -1)).transpose(1, 2)
+        known = self.trunk(torch.cat([rows, acted], dim=2), there)
+        value: Tensor = self.head(mean_of_present(known, there))
+        return value

@@ -9,6 +9,7 @@ import yaml
 
 from agents import check_agent
 from agents.base import WARMUP_WEIGHTS
+from mtkd_env.agent_file import PRETRAINED
 from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
 from mtkd_env.env import EnvSpec
@@ -51,10 +52,21 @@ class AgentConfig(Options):
     Attributes:
         name: Name of an agent, a weighting or an algorithm; by default that of --algo.
         arguments: Its keyword arguments.
+        load: What another agent has learned, to begin from: the folder of its run, its
+            agent.safetensors, or pretrained for the agent that is shipped. Its network is the
+            other's unless arguments say otherwise.
+        learn: Whether it goes on learning; false: it only acts with what it has loaded.
     """
 
     name: str | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    load: str | None = None
+    learn: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load is not None and self.load != PRETRAINED:
+            object.__setattr__(self, "load", whole_path(self.load))
 
 
 @dataclass(frozen=True)
@@ -175,9 +187,10 @@ class ExperimentConfig(Computing):
         """Checks the agent, which is imported for it, before anything is loaded.
 
         Raises:
-            ConfigError: An unknown agent, or an argument that it does not take.
+            ConfigError: An unknown agent, an argument that it does not take, or nothing to load.
         """
-        check_agent(self.agent_name, self.agent.arguments)
+        agent = self.agent
+        check_agent(self.agent_name, agent.arguments, load=agent.load, learn=agent.learn)
 
     def to_yaml(self) -> str:
         """The whole configuration; as a `--config` file it gives an equal one."""

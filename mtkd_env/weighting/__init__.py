@@ -19,6 +19,7 @@ from mtkd_env.weighting.fixed import Fixed
 from mtkd_env.weighting.gate import Gate
 from mtkd_env.weighting.heldout_constant import HeldOutConstant
 from mtkd_env.weighting.mmkd import MMKD
+from mtkd_env.weighting.pretrained import Pretrained
 
 __all__ = ["WEIGHTINGS", "Weighting"]
 
@@ -38,4 +39,5 @@ WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
     "gate": Gate,
     "heldout_constant": HeldOutConstant,
     "mmkd": MMKD,
+    "pretrained": Pretrained,
 }

@@ -32,7 +32,6 @@ from known_optimum import (
 from mtkd_env.action import fuse, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS, Weighting
@@ -391,19 +390,6 @@ def test_the_agents_seed_leaves_the_global_generator_alone() -> None:
     before = torch.random.get_rng_state()
     PolicyGradient(env, seed=7)
     assert torch.random.get_rng_state().equal(before)
-
-
-def test_a_loaded_agent_goes_on_as_the_saved_one_would(tmp_path: Path) -> None:
-    envs = started_env(), started_env()
-    first, second = PolicyGradient(envs[0], seed=0), PolicyGradient(envs[1], seed=1)
-    first.learn(1, ignore)
-    first.save(tmp_path)
-    envs[1].load_state_dict(deepcopy(envs[0].state_dict()))
-    second.load_state_dict(load_checkpoint(tmp_path / "agent.pt"))
-    assert second.act(envs[1].observation).equal(first.act(envs[0].observation))
-    for agent in (first, second):
-        agent.learn(1, ignore)
-    assert parameters(first).equal(parameters(second))
 
 
 def test_a_single_teacher_has_all_the_weight() -> None:

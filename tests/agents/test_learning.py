@@ -15,7 +15,7 @@ from agents.learning import RandomNumbers
 from agents.policy_gradient import LearningAgent
 from known_optimum import STEPS, advantages_of, knowing, scores, specialists_env, started_env
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint
+from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.types import TeacherWeights
 from tiny import NUM_ENVS
 
@@ -64,14 +64,14 @@ def test_every_learning_agent_is_listed() -> None:
 
 
 @every_kind
-def test_a_loaded_agent_goes_on_exactly_as_the_saved_one_would(kind: str, tmp_path: Path) -> None:
+def test_an_agent_goes_on_exactly_from_its_state(kind: str, tmp_path: Path) -> None:
     envs = started_env(), started_env()
     first, second = make(kind, envs[0], seed=0), make(kind, envs[1], seed=1)
     first.learn(2, ignore)
-    first.save(tmp_path)
+    save_checkpoint(tmp_path / "state.pt", first.state_dict())
     envs[1].load_state_dict(deepcopy(envs[0].state_dict()))
     assert not equal(first.state_dict(), second.state_dict())
-    second.load_state_dict(load_checkpoint(tmp_path / "agent.pt"))
+    second.load_state_dict(load_checkpoint(tmp_path / "state.pt"))
     for agent in (first, second):
         agent.learn(2, ignore)
     assert len(tensors(first.state_dict())) > len(list(first.policy.parameters()))
@@ -190,46 +190,6 @@ def test_what_is_remembered_was_generated_not_fused(kind: str, fusion: str) -> N
     }[KINDS[kind][0]]()
     torch.testing.assert_close(kept, generated.logit)
     assert (fusion == "generator") == torch.allclose(kept, executed[0].logit)
-
-
-# `agent.pt` is all that the policy needs elsewhere.
-
-
-@every_kind
-def test_a_saved_policy_gives_the_same_weights_in_another_environment(
-    kind: str, tmp_path: Path
-) -> None:
-    env = started_env()
-    agent = make(kind, env)
-    agent.learn(1, ignore)
-    agent.save(tmp_path)
-    saved = load_checkpoint(tmp_path / "agent.pt")
-    other = started_env()
-    other.normalizer.load_state_dict(saved["normalizer"])
-    other.fusion.load_state_dict(saved["fusion"])
-    elsewhere = make(kind, other, seed=5)
-    elsewhere.load_state_dict(saved)
-    raw, state = env.raw_observation, env.state
-    assert other.normalize(raw).equal(env.normalize(raw))
-    found = other.fusion(elsewhere.act(other.normalize(raw)), state)
-    expected = env.to_weights(agent.act(env.observation))
-    assert found.logit.equal(expected.logit)
-    assert found.feature.equal(expected.feature)
-
-
-def test_a_saved_policy_has_learnt_fusion_coefficients_beside_it(tmp_path: Path) -> None:
-    env = started_env(fusion="learnable")
-    agent = build_agent("pg", env, seed=0, arguments={"lr": 1e-2})
-    agent.learn(3, ignore)
-    agent.save(tmp_path)
-    saved = load_checkpoint(tmp_path / "agent.pt")["fusion"]["logits"]
-    assert saved.equal(env.fusion.logits.detach())
-    assert not saved.equal(started_env(fusion="learnable").fusion.logits.detach())
-
-
-def test_without_statistics_of_observations_none_are_saved(tmp_path: Path) -> None:
-    make("pg", started_env(normalize_observation=False)).save(tmp_path)
-    assert load_checkpoint(tmp_path / "agent.pt")["normalizer"] is None
 
 
 # The fusion is the environment's.

@@ -119,7 +119,7 @@ def test_weights_lie_on_the_simplex(name: str, seed: int, scale: float) -> None:
 
 
 # The others have parameters for each teacher, or ask the teachers themselves.
-OWN = {"amtmlkd", "camkd", "coverage", "gate", "heldout_constant", "mmkd"}
+OWN = {"amtmlkd", "camkd", "coverage", "gate", "heldout_constant", "mmkd", "pretrained"}
 
 
 @pytest.mark.parametrize("name", sorted(WEIGHTINGS.keys() - OWN))

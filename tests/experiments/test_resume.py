@@ -144,10 +144,10 @@ def leaves(state: Any) -> list[Any]:
 
 def agent_of(folder: Path) -> list[Any]:
     """What the agent has learned, bit for bit."""
-    if (folder / "agent.pt").exists():
-        return leaves(load_checkpoint(folder / "agent.pt"))
+    kept = [folder / "agent.pt", folder / "agent.safetensors"]
+    found = [leaf for path in kept if path.exists() for leaf in leaves(load_checkpoint(path))]
     if not (folder / "agent.zip").exists():
-        return []
+        return found
     with zipfile.ZipFile(folder / "agent.zip") as file:
         names = sorted(name for name in file.namelist() if name.endswith(".pth"))
         return [

@@ -18,6 +18,7 @@ from experiments.config import parse_arguments
 from experiments.experiment import make_folder, prepare_device
 from experiments.gallery import read_gallery
 from experiments.running.log import read_rows
+from mtkd_env.agent_file import load_agent
 from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
@@ -57,8 +58,8 @@ ALGOS = (
     "uniform",
     "reference",
 )
-# Those whose `agent.pt` is what they learned.
-LEARNING = ("pg", "reinforce", "dpg", "reference", "mmkd")
+OWN = ("pg", "reinforce", "dpg", "reference")
+LEARNED = {"agent.safetensors", "agent.json"}
 
 Run = SimpleNamespace
 Start = Callable[..., int]
@@ -119,13 +120,12 @@ class TestEveryMethod:
         assert re.fullmatch(rf"digits_{done.algo}_seed0_\d{{8}}-\d{{6}}", done.folder.name)
 
     def test_leaves_a_complete_folder(self, done: Run) -> None:
-        if done.algo in LIBRARY:
-            agent = "agent.zip"
-        else:
-            agent = "agent.pt" if done.algo in LEARNING else "agent.txt"
+        agent = {"agent.pt" if done.algo == "mmkd" else "agent.txt"}
+        if done.algo in (*OWN, *LIBRARY):
+            agent = LEARNED | ({"agent.zip"} if done.algo in LIBRARY else set())
         expected = {"config.yaml", "metrics.jsonl", "result.json", "student.pt", "curves.png"}
         expected |= {"breakdown.jsonl", "gallery.npz"}
-        assert {path.name for path in done.folder.iterdir()} == expected | {agent, "tensorboard"}
+        assert {path.name for path in done.folder.iterdir()} == expected | agent | {"tensorboard"}
         assert all(path.stat().st_size > 0 for path in done.folder.iterdir())
 
     def test_draws_all_its_epochs(self, done: Run) -> None:
@@ -210,15 +210,19 @@ class TestEveryMethod:
         assert found.accuracy == result_of(done.folder)["last"]
 
     def test_keeps_an_agent_that_can_be_read(self, done: Run) -> None:
-        if (done.folder / "agent.pt").exists():
+        if done.algo in (*OWN, *LIBRARY):
+            found = load_agent(done.folder)
+            assert found.part("policy")
+            assert found.part("normalizer").keys() == {"count", "mean", "squares"}
+            assert found.notes["dataset"] == "digits"
+        if done.algo == "mmkd":
             found = load_checkpoint(done.folder / "agent.pt")
-            own = {"meta", "buffer"} if done.algo == "mmkd" else {"policy", "fusion", "normalizer"}
-            assert found.keys() >= {"optimizer", *own}
+            assert found.keys() >= {"optimizer", "meta", "buffer"}
         elif done.algo in LIBRARY and done.algo != "trpo":
             algorithm = getattr(stable_baselines3, done.algo.upper())
             model = algorithm.load(done.folder / "agent.zip", device="cpu")
             assert model.num_timesteps == (EPOCHS - 1) * STEPS * 16
-        elif done.algo not in LIBRARY:
+        elif done.algo not in (*OWN, *LIBRARY):
             assert "nothing was learned" in (done.folder / "agent.txt").read_text()
 
     def test_logs_to_tensorboard(self, done: Run) -> None:

@@ -56,6 +56,16 @@ class ImageSet(ABC, Generic[S]):
 
     @property
     @abstractmethod
+    def mean(self) -> Float32[Tensor, " K"]:
+        """Mean of each channel that batches are normalised by, in units of [0, 1]."""
+
+    @property
+    @abstractmethod
+    def std(self) -> Float32[Tensor, " K"]:
+        """Standard deviation of each channel that batches are normalised by."""
+
+    @property
+    @abstractmethod
     def digest(self) -> str:
         """Names what training and evaluation depend on; where the images are does not count."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -20,17 +21,24 @@ class Library:
         build: Makes one of them.
         weight_names: Names of the weights published for one of them.
         download: The `state_dict` of published weights.
+        input_of: What the images are like that published weights were trained on: mean and std of
+            their channels, size, interpolation, channels.
     """
 
     model_names: Callable[[], list[str]]
     build: Callable[..., Network]
     weight_names: Callable[[str], list[str]]
     download: Callable[[str, str], Mapping[str, Tensor]]
+    input_of: Callable[[str, str], Mapping[str, Any]]
 
 
 LIBRARIES: dict[str, Library] = {
     module.PREFIX.rstrip(":"): Library(
-        module.model_names, module.build, module.weight_names, module.download
+        module.model_names,
+        module.build,
+        module.weight_names,
+        module.download,
+        module.input_of,
     )
     for module in (torchvision_models, timm_models)
 }
@@ -74,3 +82,18 @@ def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
         return LIBRARIES[library].download(model, weights)
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{weights}: cannot download it: {error}") from error
+
+
+def published_input(name: str, weights: str | None) -> Mapping[str, Any]:
+    """What the images are like that a network's library has trained its weights on.
+
+    Args:
+        name: Name of the network.
+        weights: Name of the weights.
+
+    Returns:
+        `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
+    """
+    library, _, model = name.partition(":")
+    known = LIBRARIES[library].weight_names(model) if library in LIBRARIES and weights else []
+    return LIBRARIES[library].input_of(model, weights) if weights in known else {}

@@ -115,3 +115,16 @@ def download(model: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of published weights, from the hub's cache or the net."""
     published: nn.Module = _timm().create_model(f"{model}.{weights}", pretrained=True)
     return published.state_dict()
+
+
+def input_of(model: str, weights: str) -> Mapping[str, Any]:
+    """What the images are like that published weights were trained on, by timm's configuration."""
+    config = _timm().get_pretrained_cfg(f"{model}.{weights}")
+    channels, *size = config.input_size
+    return {
+        "mean": tuple(config.mean),
+        "std": tuple(config.std),
+        "size": tuple(size),
+        "interpolation": config.interpolation,
+        "channels": {1: "gray", 3: "rgb"}[channels],
+    }

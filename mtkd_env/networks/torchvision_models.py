@@ -75,3 +75,15 @@ def _models() -> Any:
     from torchvision import models
 
     return models
+
+
+def input_of(model: str, weights: str) -> Mapping[str, Any]:
+    """What the images are like that published weights were trained on, by their transforms."""
+    view = _models().get_model_weights(model)[weights].transforms()
+    return {
+        "mean": tuple(view.mean),
+        "std": tuple(view.std),
+        "size": view.crop_size[0],
+        "interpolation": view.interpolation.value,
+        "channels": "rgb",
+    }

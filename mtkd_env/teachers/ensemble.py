@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
@@ -13,6 +15,7 @@ from mtkd_env.compilation import compiled
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
 from mtkd_env.precision import FULL, PRECISIONS, autocast, widen, widened
+from mtkd_env.teachers.inputs import TeacherView
 from mtkd_env.teachers.known_classes import over_all_classes
 from mtkd_env.types import Batch, Known, TeacherOutputs
 
@@ -29,11 +32,13 @@ class TeacherEnsemble(nn.Module):
         precision: What they compute in; see `mtkd_env.precision`.
         classes: By name, for teachers that do not know all classes, those that their outputs are.
         num_classes: C; by default the number of outputs of the first teacher.
+        views: By name, for teachers whose images are not like the student's, what makes them.
 
     Attributes:
         precision: That, or what it became by `substitute`.
         classes: Those of the teachers that do not know all.
         known: Which classes each teacher knows; None if each knows all.
+        inputs: What the images are like of teachers whose are not like the student's, by name.
 
     Raises:
         ConfigError: No teacher, a number of names that is not M, a name used twice, teachers that
@@ -50,6 +55,7 @@ class TeacherEnsemble(nn.Module):
         *,
         classes: Mapping[str, Sequence[int]] | None = None,
         num_classes: int | None = None,
+        views: Mapping[str, TeacherView] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         if not networks:
@@ -64,6 +70,12 @@ class TeacherEnsemble(nn.Module):
         self.num_classes = networks[0].num_classes if num_classes is None else num_classes
         self.names = tuple(names)
         self._set_classes(networks, classes or {})
+        # Each once, however many teachers share it.
+        shared = {view.spec: view for view in views.values()}
+        self.views = nn.ModuleDict({str(n): view for n, view in enumerate(shared.values())})
+        places = {spec: str(n) for n, spec in enumerate(shared)}
+        self.inputs = {name: asdict(view.spec) for name, view in views.items()}
+        self._view_of = [places[views[name].spec] if name in views else None for name in names]
         self.precision = self._format = precision
         self._substitutes: set[str] = set()
         self._compiled: dict[int, list[nn.Module]] = {}  # By the number of images.
@@ -127,12 +139,18 @@ class TeacherEnsemble(nn.Module):
             for name, network in zip(self.names, self.networks, strict=True)
         ]
 
+    def images(self, inputs: Float[Tensor, "B K H W"]) -> list[Tensor]:
+        """The images of a batch as each teacher takes them."""
+        made = {name: view(inputs) for name, view in self.views.items()}
+        return [inputs if name is None else made[name] for name in self._view_of]
+
     @torch.no_grad()
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
         """Logits, features and last feature maps of all M teachers."""
         networks = self._compiled.get(len(inputs), self.networks)
+        pairs = zip(networks, self.images(inputs), strict=True)
         with autocast(self._format, inputs.device):
-            outputs = [widened(network(inputs)) for network in networks]
+            outputs = [widened(network(images)) for network, images in pairs]
         return TeacherOutputs(
             logits=self._stacked([output.logits for output in outputs]),
             features=tuple(output.feature for output in outputs),

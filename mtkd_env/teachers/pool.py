@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,13 @@ from mtkd_env.files import (
 from mtkd_env.imports import Trust, check_trusted
 from mtkd_env.networks import build_network, check_network, check_network_arguments
 from mtkd_env.networks.base import Network
+from mtkd_env.networks.libraries import published_input
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, build
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.inputs import InputSpec, TeacherView, teacher_view
 from mtkd_env.teachers.known_classes import own_targets
 from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
@@ -94,6 +97,8 @@ class TeacherSpec(Options):
         label_noise: Share of its training labels that are drawn anew, uniformly over all classes.
         classes: Classes, by name or number, that its outputs are of, in their order; those of the
             data set by default. It is asked about no others.
+        input: What its images are like, where they are not like the student's. Of weights that a
+            library publishes this is known.
         data: A file or folder of its own that it is trained on instead of images of the data set:
             `.npz`, or a folder where the data set is in files.
     """
@@ -111,6 +116,7 @@ class TeacherSpec(Options):
     trained_on: tuple[str | int, ...] | None = None
     label_noise: float = 0.0
     classes: tuple[str | int, ...] | None = None
+    input: InputSpec = field(default_factory=InputSpec)
     data: str | None = None
 
     def __post_init__(self) -> None:
@@ -222,11 +228,13 @@ class TeacherPool:
         ensemble: The teachers, frozen, on their device.
         evaluations: Each teacher's result on the test images.
         digests: SHA-256 of each teacher's weights.
+        stated: Accuracy that the file of a teacher states.
     """
 
     ensemble: TeacherEnsemble
     evaluations: dict[str, Evaluation]
     digests: dict[str, str]
+    stated: dict[str, float] = field(default_factory=dict)
 
 
 def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
@@ -340,11 +348,13 @@ def build_pool(
         precision,
         classes={name: own for name, own in classes.items() if own is not None},
         num_classes=images.data.num_classes,
+        views={name: view for name, view in builder.views.items() if view is not None},
     ).to(device)
     return TeacherPool(
         ensemble,
         evaluations={name: found[name] for name in networks},
         digests={name: weights_digest(one.state_dict()) for name, one in networks.items()},
+        stated=builder.stated,
     )
 
 
@@ -366,17 +376,27 @@ class _Builder:
         self._precision = precision
         self._progress = progress
         self._own = own_images(spec, images.data)
+        self.stated: dict[str, float] = {}
+        self.views = {one.label: self._view(one) for one in spec.teachers}
+
+    def _view(self, teacher: TeacherSpec) -> TeacherView | None:
+        """What makes a teacher's images of the student's; None if they are the same."""
+        published = published_input(teacher.network, teacher.checkpoint)
+        with _named(teacher, ".input"):
+            view = teacher_view(teacher.input, published, self._images.data)
+        return None if view is None else view.to(self._device)
 
     def make(self, teacher: TeacherSpec) -> Network:
         """The network of a teacher, as it is initialised."""
         data = self._images.data
         classes = _classes(teacher, data)
+        channels, *size = (self.views[teacher.label] or data).image_shape
         with _named(teacher):
             network = build_network(
                 teacher.network,
                 num_classes=data.num_classes if classes is None else len(classes),
-                in_channels=data.image_shape[0],
-                image_size=data.image_shape[1:],
+                in_channels=channels,
+                image_size=(size[0], size[1]),
                 width=teacher.width,
                 seed=derive_seed(self._seed(teacher), "teacher"),
                 **teacher.arguments,
@@ -388,7 +408,9 @@ class _Builder:
         source = teacher.checkpoint or "the network as it was initialised"
         if teacher.checkpoint is not None:
             with _named(teacher):
-                load_given(network, teacher.network, teacher.checkpoint, teacher.weights)
+                stated = load_given(network, teacher.network, teacher.checkpoint, teacher.weights)
+            if stated is not None:
+                self.stated[teacher.label] = stated
         elif teacher.kind != "random":
             source = str(self._train_or_find(teacher, network))
         test = self._test(teacher)
@@ -403,7 +425,12 @@ class _Builder:
         classes = _classes(teacher, data)
         for batch in self._images.evaluation_batches(self._images.splits.test, self._device):
             targets = own_targets(batch.targets, classes, data.num_classes)
-            yield replace(batch, targets=targets)
+            yield self._seen(teacher, replace(batch, targets=targets))
+
+    def _seen(self, teacher: TeacherSpec, batch: Batch) -> Batch:
+        """A batch of the student's as a teacher sees it."""
+        view = self.views[teacher.label]
+        return batch if view is None else replace(batch, inputs=view(batch.inputs))
 
     def _train_or_find(self, teacher: TeacherSpec, network: Network) -> Path:
         split = self._train_split(teacher)
@@ -470,9 +497,11 @@ class _Builder:
         splits = replace(self._images.splits, train=split)
         images = TrainingSet(self._images.data, splits)
         try:
-            return images.stream(self._spec.batch_size, self._device, self._seed(teacher))
+            stream = images.stream(self._spec.batch_size, self._device, self._seed(teacher))
         except ConfigError as error:
             raise ConfigError(f"teachers.{error} (of the teacher {teacher.label})") from error
+        stream.teaching = lambda batches, _: map(partial(self._seen, teacher), batches)
+        return stream
 
     def _report(self, name: str) -> Callable[[int, int, float], None] | None:
         progress = self._progress
@@ -525,7 +554,7 @@ def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(part).items()
-        if name in ALWAYS_IN_DIGEST or value != defaults[name]
+        if name in ALWAYS_IN_DIGEST or getattr(part, name) != defaults[name]
     }
 
 

@@ -1,7 +1,7 @@
 """Teachers ready for a student: trained, in the precision of a run, their outputs kept."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,6 +22,12 @@ from mtkd_env.teachers.training import TrainingSet
 
 # Enough training images for steady scales of int8 teachers, and how many are looked at together.
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
+
+# Of the way from chance to all, what is near chance; below what a file states, what is far.
+NEAR, FAR = 0.1, 0.05
+ADVICE = (
+    " (is its `input` what it was trained on, and are its outputs in the order of the classes?)"
+)
 
 
 @runtime_checkable
@@ -72,6 +78,8 @@ def prepare_teachers(
         precision=FULL if in_int8 else computing.for_teachers,
         progress=progress.teacher,
     )
+    for line in _accuracies(spec, pool):
+        progress.note(line)
     fidelities = _quantize(pool, images, val_fraction, progress.note) if in_int8 else {}
     # The results of int8 teachers are not those of what they were made from.
     found = {name: fidelity.evaluation for name, fidelity in fidelities.items()}
@@ -84,6 +92,24 @@ def prepare_teachers(
     elif together > 1:
         stream.teaching = PrefetchedTeachers(pool.ensemble, together)
     return pool, fidelities
+
+
+def _accuracies(spec: PoolSpec, pool: TeacherPool) -> Iterator[str]:
+    """What teachers with a checkpoint get right, with a warning if that is suspiciously little."""
+    for teacher in spec.teachers:
+        if teacher.checkpoint is None:
+            continue
+        name = teacher.label
+        found, classes = pool.evaluations[name], pool.ensemble.classes.get(name, ())
+        accuracy = found.accuracy / max(found.labelled, 1e-12)
+        chance = 1 / (len(classes) or pool.ensemble.num_classes)
+        stated = pool.stated.get(name, 0.0)
+        line = f"teacher {name}: {accuracy:.2%} of the test images"
+        if accuracy < chance + NEAR * (1 - chance):
+            line += f"; WARNING: near chance, {chance:.2%}{ADVICE}"
+        elif accuracy < stated - FAR:
+            line += f"; WARNING: its file states {stated:.2%}{ADVICE}"
+        yield line
 
 
 def _quantize(
@@ -136,4 +162,5 @@ def _about(
         "views": "all" if view_set.count is None else view_set.seed,
         "dtype": spec.dtype,
         **({"classes": pool.ensemble.classes} if pool.ensemble.classes else {}),
+        **({"inputs": inputs} if (inputs := pool.ensemble.inputs) else {}),
     }

@@ -87,11 +87,11 @@ def quantize_teachers(
     Returns:
         How near each int8 teacher is to what it was, by name.
     """
-    images = [batch.inputs for batch in calibration]
+    images = [ensemble.images(batch.inputs) for batch in calibration]
     quantized: dict[str, nn.Module] = {}
-    for name, network in zip(ensemble.names, ensemble.networks, strict=True):
+    for m, (name, network) in enumerate(zip(ensemble.names, ensemble.networks, strict=True)):
         try:
-            quantized[name] = quantize(network, images)
+            quantized[name] = quantize(network, [of_teachers[m] for of_teachers in images])
         # What it was not made for fails in many ways, and can be asked in float32 all the same.
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -182,8 +182,9 @@ def _compare(
     teachers = dict(zip(ensemble.names, ensemble.networks, strict=True))
     sums = {name: torch.zeros(9, dtype=torch.float64) for name in quantized}
     for batch in test:
+        images = dict(zip(ensemble.names, ensemble.images(batch.inputs), strict=True))
         for name, network in quantized.items():
-            before, after = teachers[name](batch.inputs).logits, network(batch.inputs).logits
+            before, after = (one(images[name]).logits for one in (teachers[name], network))
             classes = ensemble.classes.get(name)
             targets = own_targets(batch.targets, classes, ensemble.num_classes)
             sums[name] += _sums(before.double(), after.double(), targets)

@@ -368,7 +368,7 @@ def test_a_network_of_the_user_has_checkpoints(tmp_path: Path, key: str, names: 
 
 
 def test_published_weights_are_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = theirs(), []
+    model, asked = perturb(torchvision.models.resnet18(num_classes=CLASSES), seed=7), []
 
     def get_state_dict(self: WeightsEnum, **kwargs: bool) -> Any:
         asked.append((str(self), kwargs))
@@ -377,16 +377,18 @@ def test_published_weights_are_a_teacher(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
     pool = build_pool(pool_of("IMAGENET1K_V1"), training_set(), cache=tmp_path)
     assert asked == [("ResNet18_Weights.IMAGENET1K_V1", {"progress": True, "check_hash": True})]
+    # It sees images like those that it was trained on.
+    (images,) = pool.ensemble.images(batch().inputs)
+    assert images.shape[1:] == (3, 224, 224)
     found = pool.ensemble(batch().inputs).logits[0]
-    torch.testing.assert_close(found, model(batch().inputs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-4)
     assert len(pool.digests["good"]) == 64
 
 
 def test_weights_of_another_number_of_classes_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = theirs()
-    model.fc = nn.Linear(512, 1000)
+    model = torchvision.models.resnet18()
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: model.state_dict())
     message = r"^teachers\.good: IMAGENET1K_V1 has 'neck\.fc\.weight' of shape \(1000, 512\)"
     with pytest.raises(ConfigError, match=message):

@@ -21,7 +21,8 @@ VERBS = {
     "report": ("experiments.report", "write an HTML page about the runs of a folder"),
     "benchmark": ("experiments.benchmark", "measure what methods cost and rewards are worth"),
     "train-teachers": ("experiments.train_teachers", "train the teachers of a pool and keep them"),
-    "export": ("experiments.export", "export the backbone of a run's student"),
+    "predict": ("experiments.predict", "let a run's student classify images"),
+    "export": ("experiments.export", "export a run's student, whole or its backbone"),
     "transfer detection": (
         "experiments.transfer.detection",
         "train a detector that begins with a backbone",

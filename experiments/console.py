@@ -26,6 +26,7 @@ from experiments.config import ExperimentConfig
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
 from experiments.running.signals import end_unread
+from experiments.training import CHOSEN_BY
 from mtkd_env.vector import StepRecord
 
 # Seconds without a line, off a terminal, after which a teacher in training is told of.
@@ -33,11 +34,13 @@ SILENCE = 60.0
 
 
 def describe_epoch(row: dict[str, Any], epochs: int) -> str:
-    """One line for an epoch: loss, accuracy, mean weight of each teacher, agent score."""
+    """One line for an epoch: loss, accuracies, mean weight of each teacher, agent score."""
     weights = mean_weights(row, teachers_of(row))
+    validation = f"val accuracy {row[CHOSEN_BY]:6.2%}  " if CHOSEN_BY in row else ""
     return (
         f"epoch {row['epoch']:>3}/{epochs}  loss {row['loss/total']:7.3f}  "
-        f"CE {row['loss/cross_entropy']:6.3f}  test accuracy {row['test/accuracy']:6.2%}  "
+        f"CE {row['loss/cross_entropy']:6.3f}  {validation}"
+        f"test accuracy {row['test/accuracy']:6.2%}  "
         f"weights {' '.join(f'{weight:.2f}' for weight in weights.values())}  "
         f"agent score {row['score']:z5.2f}"
     )
@@ -159,29 +162,43 @@ COLUMNS: dict[str, Callable[[Result], str]] = {
 }
 
 
-def result_table(results: Sequence[Result]) -> Table:
-    """Students side by side, a row for each run; weights and scores are those of the last epoch.
+# Those of a run that has validation images, before the others.
+VALIDATION: dict[str, Callable[[Result], str]] = {
+    "val\nlast": lambda result: f"{result.validation['last']:.2%}",
+    "val\nbest": lambda result: f"{result.validation['best']:.2%}",
+}
 
-    The best accuracy is chosen on the test images, and says so.
-    """
+CHOSEN_ON_TEST = "best: the highest, chosen on test."
+CHOSEN_ON_VAL = "best: after the epoch that is best on the validation images (val)."
+
+
+def result_table(results: Sequence[Result]) -> Table:
+    """Students side by side, a row for each run; weights and scores are those of the last epoch."""
+    columns = {**VALIDATION, **COLUMNS} if validated(results) else COLUMNS
     table = Table(title="Students", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("method", no_wrap=True)
     teachers = list(results[0].teachers)
-    for heading in (*COLUMNS, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"):
+    for heading in (*columns, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"):
         table.add_column(heading, justify="right")
     for result in results:
         weights = [f"{result.weights[teacher]:.3f}" for teacher in teachers]
-        values = [text(result) for text in COLUMNS.values()]
+        values = [text(result) for text in columns.values()]
         table.add_row(result.algo, *values, *weights, f"{result.seconds:.1f}")
     return table
+
+
+def validated(results: Sequence[Result]) -> bool:
+    """Whether validation images chose the best epoch of runs side by side, which share them."""
+    return all(result.validation for result in results)
 
 
 def print_results(console: Console, results: Sequence[Result]) -> None:
     """The tables of teachers and students, and where the runs are."""
     console.print(teacher_table(results[0]))
     console.print(result_table(results))
+    chosen = CHOSEN_ON_VAL if validated(results) else CHOSEN_ON_TEST
     console.print(
-        "last: accuracy after the last epoch, the result; best: the highest, chosen on test.\n"
+        f"last: accuracy after the last epoch, the result; {chosen}\n"
         "agent score: 0 is equal weights, 1 all weight on each sample's best teacher.",
     )
     for result in results:

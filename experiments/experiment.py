@@ -20,13 +20,14 @@ from experiments.running.folder import CONFIG, new_folder
 from experiments.running.kept import KeptRun
 from experiments.running.log import ROWS, MetricsLog
 from experiments.running.result import RunResult, versions
-from experiments.training import BREAKDOWN, Progress, Training
+from experiments.training import BREAKDOWN, CHOSEN_BY, Progress, Training
 from mtkd_env import Assembly, assemble
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import name_in_path, save_checkpoint
+from mtkd_env.files import name_in_path
 from mtkd_env.imports import Trust, trust_of
 from mtkd_env.seeding import derive_seed
+from mtkd_env.student import FILES, StudentDescription, save_student
 
 # Of the tables: accuracies are on the test split.
 METRIC = "test accuracy"
@@ -119,8 +120,9 @@ def run_experiment(
 ) -> Result:
     """Trains a student under a method and writes everything into the run's folder.
 
-    Beside what every run writes the folder holds `breakdown.jsonl`, `student.pt`, the agent and
-    `gallery.npz`. Arguments, result and errors are those of `KeptRun.complete`, and:
+    Beside what every run writes the folder holds `breakdown.jsonl`, the student (see
+    `mtkd_env.load_student`), the agent and `gallery.npz`. Arguments, result and errors are those of
+    `KeptRun.complete`, and:
 
     Args:
         config: The run.
@@ -174,7 +176,7 @@ class DistillationRun(KeptRun[Result]):
     lines = (ROWS, BREAKDOWN)
     clock = "epoch"
     written = (
-        "student.pt",
+        *FILES,
         "agent.safetensors",
         "agent.json",
         "agent.pt",
@@ -231,6 +233,7 @@ class DistillationRun(KeptRun[Result]):
     def trainee(self, log: MetricsLog) -> Training:
         """The student's training, at its beginning."""
         self._agent.env.subscribe(self._last)
+        self._log = log
         self._training = Training(
             self._config, self._agent, log, self._progress, self._teacher_seconds
         )
@@ -238,18 +241,38 @@ class DistillationRun(KeptRun[Result]):
 
     def write(self, folder: Path) -> None:
         """Writes student, agent and gallery."""
-        student, images = self._assembly.env.distiller.student, self._assembly.images
+        images = self._assembly.images
         if self._last.record is not None:
             gallery = collect_gallery(self._last.record, images.data, images.splits.train)
             write_gallery(gallery, folder)
-        save_checkpoint(folder / "student.pt", {"network": student.state_dict()})
+        self._write_students(folder)
         trained_on = {"dataset": self._config.data.dataset, "configuration": CONFIG}
         self._agent.save(folder, trained_on)
+
+    def _write_students(self, folder: Path) -> None:
+        """Writes the last student, and the one that validation images chose if there are any."""
+        student, best = self._assembly.env.distiller.student, self._training.best
+        save_student(folder, student, self._description(self._log.rows[-1]))
+        if best.row is not None:
+            about = self._description(best.row)
+            save_student(folder, student, about, state=best.tensors, which="best")
+
+    def _description(self, row: dict[str, Any]) -> StudentDescription:
+        """What the student of an epoch is."""
+        data = self._assembly.images.data
+        measured = {k: v for k, v in row.items() if k.startswith(("test/", "val/"))}
+        return StudentDescription(
+            **asdict(self._config.student),
+            num_classes=data.num_classes,
+            preprocessing=data.preprocessing,
+            class_names=data.class_names,
+            metrics={"epoch": row["epoch"], **measured},
+        )
 
     def result(self, log: MetricsLog) -> Result:
         """What the run came to."""
         config, pool, rows = self._config, self._assembly.pool, log.rows
-        last, best = rows[-1], max(rows, key=lambda row: float(row["test/accuracy"]))
+        last, best = rows[-1], best_row(rows)
         return Result(
             method=config.method or config.algo,
             setting=config.setting,
@@ -259,6 +282,11 @@ class DistillationRun(KeptRun[Result]):
             last=last["test/accuracy"],
             best=best["test/accuracy"],
             best_epoch=best["epoch"],
+            validation={
+                name: row[CHOSEN_BY]
+                for name, row in (("last", last), ("best", best))
+                if CHOSEN_BY in row
+            },
             epochs=len(rows),
             seconds=round(log.seconds, 2),
             folder=str(log.folder),
@@ -276,6 +304,12 @@ class DistillationRun(KeptRun[Result]):
             skipped=self._assembly.env.distiller.skipped,
             fidelities={name: asdict(one) for name, one in self._assembly.fidelities.items()},
         )
+
+
+def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The row of the best epoch, the first of several: on validation images, or else on test."""
+    chosen_by = CHOSEN_BY if CHOSEN_BY in rows[-1] else "test/accuracy"
+    return max(rows, key=lambda row: float(row[chosen_by]))
 
 
 def mean_weights(row: dict[str, Any], teachers: tuple[str, ...]) -> dict[str, float]:

@@ -1,250 +1,180 @@
-"""Exports the backbone of a finished run's student: all of its tensors but the classifier's.
+"""Exports a finished run's student, as a whole or without its classifier.
 
-python experiments/export.py runs/imagenet_pg_seed0_20260131-120000
-python experiments/export.py runs/imagenet_pg_seed0_20260131-120000 --output resnet34_distilled
+python experiments/export.py runs/imagenet_pg_seed0_20260131-120000 --to onnx
+python experiments/export.py runs/imagenet_pg_seed0_20260131-120000 --to backbone --output resnet34
 
-Writes backbone.pt, backbone.safetensors and backbone.json, by default into the folder `backbone` of
-the run. Neither data nor teachers are needed.
+Neither data nor teachers are needed. A whole student takes normalised images, of which the .json
+file beside it tells; its logits are compared with the original's on images of the run before the
+file is there.
 """
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from experiments.command import as_called
-from experiments.experiment import run_config
-from experiments.gallery import read_gallery
+from experiments.formats import FORMATS, INPUT, Format
+from experiments.gallery import MOST_IMAGES, read_gallery
+from experiments.predict import found_images, students_parser
 from experiments.running.failures import Parser, path_argument, run_program
+from experiments.transfer.backbones import export_backbone, takers
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import (
-    file_digest,
-    load_checkpoint,
-    refuse_links,
-    save_checkpoint,
-    write_atomically,
-    write_text,
-)
-from mtkd_env.imports import TRUST
-from mtkd_env.networks import Network, StudentSpec, build_network
-from mtkd_env.networks.foreign import ForeignNetwork
+from mtkd_env.files import file_digest, refuse_links, write_atomically, write_text
+from mtkd_env.student import Student, StudentDescription, load_student
 
-TORCH, SAFETENSORS, ABOUT = "backbone.pt", "backbone.safetensors", "backbone.json"
+BACKBONE = "backbone"
 
-# Networks whose tensors have the same names in torchvision, timm and segmentation-models-pytorch.
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-
-# Two numbers of classes; tensors whose shapes differ between them are the classifier's.
-CLASSES = (2, 3)
+# Largest difference of a logit, as a share of the largest logit, that rounding may make.
+TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What an export came to, and what `backbone.json` says.
+class ExportedStudent:
+    """What the export of a whole student came to, and what the file beside it says.
 
     Attributes:
-        network: The student's network.
-        width: Factor on its channels.
-        arguments: Its further arguments.
-        in_channels: Channels of the images that it takes.
-        loads_into: What takes the tensors by `load_state_dict(state, strict=False)`, in Python.
-        tensors: Number of tensors.
-        parameters: Number of parameters, running statistics not counted.
-        run: The run's folder.
-        result: The run's result.
-        digests: SHA-256 of each file by its name.
+        student: The student.
+        form: The form of the file.
+        takes: What it takes.
+        images: Number of images on which it was compared with the original.
+        difference: Largest difference of a logit on them.
+        digest: SHA-256 of the file.
     """
 
-    network: str
-    width: float
-    arguments: dict[str, Any]
-    in_channels: int
-    loads_into: list[str]
-    tensors: int
-    parameters: int
-    run: str
-    result: dict[str, Any]
-    digests: dict[str, str]
+    student: StudentDescription
+    form: str
+    takes: str
+    images: int
+    difference: float
+    digest: str
 
 
-def export_backbone(run: Path, output: Path, *, trust: bool = False) -> Exported:
-    """Writes the backbone of a run's student: 32-bit floats, on the CPU.
+def export_student(student: Student, path: Path, to: str, images: Tensor) -> ExportedStudent:
+    """Writes a student in another form, once its logits are known to be the original's.
 
     Args:
-        run: Folder of a finished run.
-        output: Folder of the files; those of an earlier export in it are replaced.
-        trust: Whether the run may name a network of any module, which then runs.
+        student: The student, on the CPU.
+        path: The file.
+        to: Name of the form.
+        images: Normalised images to compare on.
 
     Raises:
-        ConfigError: There is no run, an unfinished one, or one whose student is another network
-            than its configuration says.
+        ConfigError: The logits are others; nothing is written then.
+        ModuleNotFoundError: A package that the form needs is not installed.
         OSError: Something cannot be written.
     """
-    if output.parent == run:
-        refuse_links(run)
-    if not (run / "config.yaml").is_file():
-        raise ConfigError(f"{run}: expected the folder of a run, found no config.yaml")
-    student, result = run_config(run, [TRUST] * trust).student, _read_result(run)
-    trained = load_checkpoint(run / "student.pt").get("network", {})
-    in_channels, image_size = _image_shape(run, trained)
-    networks = [_skeleton(student, classes, in_channels, image_size) for classes in CLASSES]
-    kept = _kept(*networks)
-    _check_same(trained, kept, run, student.network)
-    state = {_library_name(networks[0], name): _plain(trained[name]) for name in kept}
-    (output / ABOUT).unlink(missing_ok=True)
-    save_checkpoint(output / TORCH, state)
-    write_atomically(output / SAFETENSORS, lambda path: save_file(state, path, {"format": "pt"}))
-    exported = Exported(
-        **asdict(student),
-        in_channels=in_channels,
-        loads_into=takers(student, in_channels),
-        tensors=len(state),
-        parameters=sum(p.numel() for n, p in networks[0].named_parameters() if n in kept),
-        run=str(run.resolve()),
-        result=result,
-        digests={name: file_digest(output / name) for name in (TORCH, SAFETENSORS)},
+    differences: list[float] = []
+
+    def write(temporary: Path) -> None:
+        # Two images, since of one it could be taken for a constant that there is one.
+        FORMATS[to].write(student, images[:2].repeat(2, 1, 1, 1)[:2], temporary)
+        differences.append(largest_difference(student, FORMATS[to], temporary, images))
+
+    write_atomically(path, write)
+    shape = ", ".join(map(str, student.transform.image_shape))
+    exported = ExportedStudent(
+        student=student.about,
+        form=to,
+        takes=f"{INPUT}: float32 (N, {shape}), normalised",
+        images=len(images),
+        difference=differences[0],
+        digest=file_digest(path),
     )
-    write_text(output / ABOUT, json.dumps(asdict(exported), indent=2) + "\n")
+    write_text(path.with_name(f"{path.name}.json"), f"{json.dumps(asdict(exported), indent=2)}\n")
     return exported
 
 
-def _read_result(run: Path) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{run}: expected a finished run, found one without result.json; to finish it: "
-            f"{as_called('run.py')} --resume {run}"
-        ) from None
-    except ValueError as error:
-        raise ConfigError(f"{run / 'result.json'}: damaged result ({error})") from error
-    return result
+@torch.no_grad()
+def largest_difference(student: Student, form: Format, path: Path, images: Tensor) -> float:
+    """Largest difference between the logits of a student and those of its file.
 
-
-def _image_shape(run: Path, trained: Mapping[str, Tensor]) -> tuple[int, tuple[int, int] | None]:
-    """Channels of the images, and their height and width where the run shows some."""
-    gallery = read_gallery(run)
-    if gallery is not None:
-        channels, height, width = gallery.images.shape[1:]
-        return channels, (height, width)
-    return next((tensor.shape[1] for tensor in trained.values() if tensor.ndim == 4), 3), None
-
-
-def _skeleton(
-    student: StudentSpec, classes: int, in_channels: int, image_size: tuple[int, int] | None
-) -> Network:
-    """A student's network without numbers."""
-    try:
-        with torch.device("meta"):
-            return build_network(
-                student.network,
-                num_classes=classes,
-                in_channels=in_channels,
-                image_size=image_size,
-                width=student.width,
-                **student.arguments,
-            )
-    except ConfigError as error:
-        raise ConfigError(
-            f"cannot tell the classifier of '{student.network}' from the rest, for which it is "
-            f"made once more for {classes} classes: {error}"
-        ) from error
-
-
-def _kept(network: Network, other: Network) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors that do not depend on the number of classes."""
-    shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
-    own = network.state_dict().items()
-    return {name: tensor.shape for name, tensor in own if shapes[name] == tensor.shape}
-
-
-def _check_same(
-    trained: Mapping[str, Tensor], kept: Mapping[str, torch.Size], run: Path, network: str
-) -> None:
-    """Checks that a student's file holds the backbone of the network that the run names."""
-    for name, shape in kept.items():
-        found = tuple(trained[name].shape) if name in trained else "nothing"
-        if found != tuple(shape):
-            raise ConfigError(
-                f"{run / 'student.pt'}: not the '{network}' of config.yaml: {name}: expected "
-                f"{tuple(shape)}, found {found}"
-            )
-
-
-def _library_name(network: Network, name: str) -> str:
-    """The name that a tensor has in its own library; here a part's name comes before it."""
-    return name.partition(".")[2] if isinstance(network, ForeignNetwork) else name
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """A tensor that shares memory with no other, which safetensors refuses."""
-    copy = tensor.float() if tensor.is_floating_point() else tensor
-    return copy.clone(memory_format=torch.contiguous_format)
-
-
-def takers(student: StudentSpec, in_channels: int) -> list[str]:
-    """What takes the exported tensors by `load_state_dict(state, strict=False)`, in Python.
-
-    Only the classifier is missing then, where there is one. A ResNet has the same names in several
-    libraries; other networks have those of their own.
+    Raises:
+        ConfigError: It is more than rounding makes.
     """
-    library, _, model = student.network.rpartition(":")
-    own = "".join(f", {name}={value!r}" for name, value in student.arguments.items())
-    channels = "" if in_channels == 3 else f", in_chans={in_channels}"
-    inputs = "" if in_channels == 3 else f" with a first convolution of {in_channels} channels"
-    known = {
-        "torchvision": f"torchvision.models.get_model('{model}'{own}){inputs}",
-        "timm": f"timm.create_model('{model}', num_classes=0{channels}{own})",
-    }
-    if library in known and model in RESNETS and not own:
-        encoder = f"'{model}', in_channels={in_channels}, weights=None"
-        smp = f"segmentation_models_pytorch.encoders.get_encoder({encoder})"
-        return [*known.values(), smp]
-    if library in known:
-        return [known[library]]
-    if library:
-        return [f"{library}.{model.partition('@')[0]}"]
-    width = "" if student.width == 1 else f", width={student.width}"
-    shape = f"num_classes=C, in_channels={in_channels}"
-    return [f"mtkd_env.networks.build_network('{model}', {shape}{width}{own})"]
+    expected = student(images)
+    difference = float((form.read(student, path)(images) - expected).abs().max())
+    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    # Written so that NaN fails.
+    if not difference <= allowed:
+        raise ConfigError(
+            f"{form.file}: not the student any more: on {len(images)} images its logits differ by "
+            f"up to {difference:.1e}, expected {allowed:.1e} at most"
+        )
+    return difference
+
+
+def comparable_images(run: Path, student: Student, given: Path | None) -> Tensor:
+    """Normalised images to compare on: the user's, or those that the run has kept.
+
+    Raises:
+        ConfigError: There are none, or one that cannot be read.
+    """
+    if given is not None:
+        paths = found_images([given])[:MOST_IMAGES]
+        return torch.stack([student.transform(path) for path in paths])
+    gallery = read_gallery(run)
+    if gallery is None or gallery.images.shape[1:] != student.transform.image_shape:
+        raise ConfigError(f"{run}: holds no images to compare on; --images names a folder of some")
+    return student.transform.normalized(torch.from_numpy(gallery.images))
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="export.py",
-        description=__doc__,
-    )
-    parser.add_argument("run", type=path_argument, help="folder of a finished run")
+    parser = students_parser("export.py", __doc__)
+    forms = "".join(f"; {name}: {form.about}" for name, form in FORMATS.items())
     parser.add_argument(
-        "--output", type=path_argument, help="folder of the files (default: RUN/backbone)"
+        "--to",
+        choices=[BACKBONE, *FORMATS],
+        default=BACKBONE,
+        help=f"{BACKBONE} (default): tensors without the classifier's{forms}",
     )
     parser.add_argument(
-        TRUST, action="store_true", help="the run may name a network of any module, which then runs"
+        "--output", type=path_argument, help="folder of the files (default: RUN/backbone or export)"
+    )
+    parser.add_argument(
+        "--images", type=path_argument, help="images to compare on (default: some of the run's)"
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "without backbone.json an export is unfinished")
+    return run_program(_run, argv, "an export without its .json file is unfinished")
 
 
 def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
-    output = arguments.output or arguments.run / "backbone"
-    exported = export_backbone(arguments.run, output, trust=arguments.trust)
-    sys.stdout.write(
-        f"{output}: {exported.tensors} tensors of {exported.network}, "
-        f"{exported.parameters:,} parameters\n"
-        + "".join(f"loads into {taker}\n" for taker in exported.loads_into)
-    )
+    lines = (_backbone if arguments.to == BACKBONE else _whole)(arguments)
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
+
+
+def _backbone(arguments: Namespace) -> list[str]:
+    output = arguments.output or arguments.run / BACKBONE
+    exported = export_backbone(arguments.run, output, arguments.which, trust=arguments.trust)
+    network, parameters = exported.student.network, f"{exported.parameters:,} parameters"
+    first = f"{output}: {exported.tensors} tensors of {network}, {parameters}"
+    return [first, *(f"loads into {taker}" for taker in exported.loads_into)]
+
+
+def _whole(arguments: Namespace) -> list[str]:
+    run, to = arguments.run, arguments.to
+    path = (arguments.output or run / "export") / FORMATS[to].file
+    student = load_student(run, arguments.which, trust=arguments.trust)
+    images = comparable_images(run, student, arguments.images)
+    refuse_links(path.parent)
+    exported = export_student(student, path, to, images)
+    epoch = student.about.metrics.get("epoch")
+    first = (
+        f"{path}: {student.about.network} after epoch {epoch}; on {exported.images} images its "
+        f"logits differ by {exported.difference:.1e} at most"
+    )
+    loads_into = takers(student.about, whole=True) if to == "torch" else []
+    return [first, *(f"loads into {taker}" for taker in loads_into)]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+from torch import Tensor, nn
+
 from agents import Agent
 from agents.base import steps_left
 from experiments.config import ExperimentConfig
@@ -17,6 +19,9 @@ from mtkd_env.vector import StepRecord
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
 EVALUATED = frozenset({"val", "test"})
+
+# What the best student is chosen by, where there are validation images.
+CHOSEN_BY = "val/accuracy"
 
 # What the mean weights of every epoch are made of, a line each.
 BREAKDOWN = "breakdown.jsonl"
@@ -41,6 +46,36 @@ class Progress(Protocol):
         """An epoch ended, with its row of metrics."""
 
 
+class BestStudent:
+    """The student of the epoch with the highest accuracy on validation images, the first of such.
+
+    Attributes:
+        row: The epoch's row; none before there was one, and without validation images.
+        tensors: The student's `state_dict`, on the CPU.
+    """
+
+    def __init__(self) -> None:
+        self.row: dict[str, Any] | None = None
+        self.tensors: dict[str, Tensor] = {}
+
+    def see(self, row: dict[str, Any], student: nn.Module) -> None:
+        """Takes a copy of the student, if it is better than those before."""
+        if CHOSEN_BY in row and (self.row is None or row[CHOSEN_BY] > self.row[CHOSEN_BY]):
+            self.row = row
+            self.tensors = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in student.state_dict().items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All of it."""
+        return {"row": self.row, "tensors": self.tensors}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        self.row, self.tensors = state["row"], state["tensors"]
+
+
 class Recorder:
     """Evaluates the student and writes a row at the end of every epoch.
 
@@ -51,6 +86,7 @@ class Recorder:
 
     Attributes:
         watch: Finds the first step in which anything went wrong.
+        best: The best student so far.
     """
 
     def __init__(self, agent: Agent, log: MetricsLog, progress: Progress) -> None:
@@ -60,6 +96,7 @@ class Recorder:
         self._log = log
         self._progress = progress
         self.watch = FiniteWatch()
+        self.best = BestStudent()
         self._meter = EpochMeter(env.teacher_names)
         classes = env.distiller.teachers.num_classes
         self._breakdown = BreakdownMeter(env.teacher_names, classes, env.device)
@@ -90,6 +127,7 @@ class Recorder:
             row[f"{split}/accuracy"] = evaluation.accuracy
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy
         check_row(row, env.steps)
+        self.best.see(row, env.distiller.student)
         self._log.write(row)
         self._log.write_line(BREAKDOWN, {"epoch": row["epoch"], **self._breakdown.read()})
         self._progress.epoch(row, env.distiller.recipe.epochs)
@@ -115,6 +153,7 @@ class Recorder:
             "skipped": self._skipped,
             "meter": self._meter.state_dict(),
             "breakdown": self._breakdown.state_dict(),
+            "best": self.best.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -124,6 +163,7 @@ class Recorder:
         self._started = time.perf_counter() - state["seconds"]
         self._meter.load_state_dict(state["meter"], self._env.device)
         self._breakdown.load_state_dict(state["breakdown"], self._env.device)
+        self.best.load_state_dict(state["best"])
 
 
 class Training:
@@ -166,6 +206,11 @@ class Training:
     def epochs(self) -> int:
         """Epochs that are over."""
         return len(self._log.rows)
+
+    @property
+    def best(self) -> BestStudent:
+        """The student of the epoch that is best on validation images."""
+        return self._recorder.best
 
     def train(self, at_rest: AtRest) -> None:
         """Trains to the end.

@@ -9,7 +9,7 @@ Importing the package registers an environment of every dataset for `gymnasium.m
   `reward.py`, `worth.py`: its sides; `wrappers`: adapters; `weighting`: the classical methods,
   which need no agent.
 - `distiller.py`: the student and its step; `terms.py` and `losses.py`: Equ. 2; `evaluation.py`;
-  `reference.py`: images beside the batches.
+  `reference.py`: images beside the batches; `student.py`: a trained student that stands alone.
 - `teachers`: pools, their training, what is kept of them; `networks`; `data`; `optimization.py`.
 - `computing.py`, `precision.py`, `compilation.py`, `inference.py`, `distributed.py`: where and how.
 - `types.py`, `options.py`, `seeding.py`, `files.py`, `file_kinds.py`, `imports.py`, `errors.py`:
@@ -29,6 +29,7 @@ from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import Recipe
 from mtkd_env.registration import Assembly, assemble, make_env, register_envs
 from mtkd_env.reward import REWARDS
+from mtkd_env.student import Student, StudentDescription, load_student
 from mtkd_env.task_list import Task, TaskList
 from mtkd_env.tasks import TasksVectorEnv, make_tasks_env, register_tasks
 from mtkd_env.teachers import PoolSpec, StoreSpec, TeacherEnsemble, TeacherSpec
@@ -64,6 +65,8 @@ __all__ = [
     "SB3VecEnv",
     "StepRecord",
     "StoreSpec",
+    "Student",
+    "StudentDescription",
     "StudentSpec",
     "Task",
     "TaskList",
@@ -72,6 +75,7 @@ __all__ = [
     "TeacherSpec",
     "TeacherWeights",
     "assemble",
+    "load_student",
     "make_env",
     "make_tasks_env",
 ]

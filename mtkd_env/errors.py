@@ -73,7 +73,8 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
         if name not in parameters:
             known = ", ".join(sorted(parameters)) or "none"
             hint = did_you_mean(name, parameters)
-            raise ConfigError(f"{path}.{name}: unknown key{hint} (known: {known})")
+            place = f"{path}.{name}" if path else name
+            raise ConfigError(f"{place}: unknown key{hint} (known: {known})")
 
 
 def plain_message(message: str) -> str:

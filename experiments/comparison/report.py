@@ -39,7 +39,8 @@ Finished = Sequence[RunResult]
 HEADING_WIDTH = 8
 
 NOTE = (
-    "last: after the last epoch, the result; best: the highest, chosen on the same images. "
+    "last: after the last epoch, the result; best: the highest, chosen on the same images, or "
+    "after the epoch that validation images chose, if there are any. "
     "± is the standard deviation over the n {}.\n"
     "Differences in points, paired by {}; intervals are 95 % t intervals. Bold: other than zero "
     "by Holm's correction (p < 0.05) over all differences of these tables; red in the picture."

@@ -40,7 +40,7 @@ class Summary:
         values: The metric at the end, of every pool or run.
         last: Mean and standard deviation of `values`.
         interval: 95 % t interval of their mean; see `t_interval`.
-        best: The highest value of each run, chosen on the same images.
+        best: The value of each run in its best epoch; see `RunResult`.
         baseline: Label of the method that it is compared with; empty without one.
         difference: Paired difference to the baseline; none for itself and without it.
         score: Agent score; none where teachers are not weighted.

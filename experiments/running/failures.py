@@ -26,6 +26,7 @@ ASKED, BROKE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
 
 # The optional part of this package that brings a package along.
 EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "pycocotools": "detection",
     "ray": "ray",
     "sb3_contrib": "contrib",

@@ -2,7 +2,7 @@
 
 import json
 import platform
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
@@ -26,12 +26,15 @@ class RunResult:
         pool: Seed of its pool of teachers; 0 where there are none.
         metric: What it is judged by, as a table's heading: a share of 1, the higher the better.
         last: The metric at the end, on images that were not trained on: the result.
-        best: Its highest value, chosen on the same images.
-        best_epoch: The epoch of the highest value, from 1; with a fraction within an epoch.
+        best: Its value in the best epoch: the highest one, chosen on the same images, or the one
+            of the epoch that is best on validation images.
+        best_epoch: The best epoch, from 1; with a fraction within an epoch.
         epochs: Length of the training.
         seconds: Seconds of the training, evaluations included.
         folder: The run's folder.
         versions: Versions of what the numbers depend on.
+        validation: What the metric is on validation images at the end (`last`) and in the epoch
+            that they chose (`best`); empty where there are none.
     """
 
     method: str
@@ -46,6 +49,7 @@ class RunResult:
     folder: str
     versions: dict[str, str]
     pool: int = 0
+    validation: dict[str, float] = field(default_factory=dict)
 
     @property
     def seeds(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
+from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import (
     ALL_LABELS,
     WHOLE,
@@ -63,6 +64,14 @@ class ImageSet(ABC, Generic[S]):
     @abstractmethod
     def std(self) -> Float32[Tensor, " K"]:
         """Standard deviation of each channel that batches are normalised by."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """What is made of an image without augmentation, before a network sees it.
+
+        By default pictures of another size are resized to that of the dataset's images.
+        """
+        return Preprocessing(self.image_shape, tuple(self.mean.tolist()), tuple(self.std.tolist()))
 
     @property
     @abstractmethod

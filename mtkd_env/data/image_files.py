@@ -27,6 +27,7 @@ from mtkd_env.data.decoding import (
     view_bytes,
 )
 from mtkd_env.data.mixing import UNMIXED, Mixing
+from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
 from mtkd_env.data.stream import BatchStream, check_batch_size
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
@@ -158,6 +159,11 @@ class ImageFiles(ImageSet[FileSplit]):
     def std(self) -> Float32[Tensor, " K"]:
         """ImageNet's standard deviation of each channel."""
         return torch.tensor(STD)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """ImageNet's moments, of central views."""
+        return Preprocessing(self.image_shape, MEAN, STD, self.resize, self.interpolation)
 
     @cached_property
     def digest(self) -> str:

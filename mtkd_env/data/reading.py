@@ -97,12 +97,17 @@ def read_image(path: str | Path) -> Image.Image:
     """
     image = open_image(path)
     try:
-        return _colors(image)
+        return colors(image)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def _colors(image: Image.Image) -> Image.Image:
+def colors(image: Image.Image) -> Image.Image:
+    """An image in colours of 8 bits a channel; see `read_image`.
+
+    Raises:
+        ValueError: Its numbers have no known range.
+    """
     if image.mode.startswith(("I", "F")):
         grey = _bytes(image)
         # Of bytes, Pillow has seen to it.

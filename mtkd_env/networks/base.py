@@ -49,6 +49,10 @@ class Network(nn.Module, ABC):
             return state
         return {renamed(name, self.published_names): value for name, value in state.items()}
 
+    def library_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """A `state_dict` of this network, in the names that its own library gives its tensors."""
+        return dict(state)
+
 
 def pool_and_classify(
     feature_map: Float[Tensor, "B K H W"], classifier: nn.Module

@@ -127,8 +127,12 @@ class ForeignNetwork(Network):
         own = self.state_dict()
         if own.keys() <= state.keys():
             return state
-        names = {name.partition(".")[2]: name for name in own}
+        names = {_library_name(name): name for name in own}
         return {names.get(name, name): value for name, value in state.items()}
+
+    def library_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The wrapped classifier's own names: here a part's name comes before them."""
+        return {_library_name(name): value for name, value in state.items()}
 
     @torch.no_grad()
     def _measure(
@@ -177,3 +181,7 @@ def _layout(shape: Sequence[int], *, channels_last: bool, prefix: int | None) ->
     if len(shape) != 4:
         raise ConfigError(f"its feature layer gives {tuple(shape)}, neither a map nor tokens")
     return ChannelsLast() if channels_last else ChannelsFirst()
+
+
+def _library_name(name: str) -> str:
+    return name.partition(".")[2]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.networks import timm_models, torchvision_models
@@ -19,6 +19,8 @@ class Library:
     Attributes:
         model_names: Names of its classifiers.
         build: Makes one of them.
+        classifier: Makes one as the library itself has it: its name, number of classes and of
+            channels, and further arguments.
         weight_names: Names of the weights published for one of them.
         download: The `state_dict` of published weights.
         input_of: What the images are like that published weights were trained on: mean and std of
@@ -27,6 +29,7 @@ class Library:
 
     model_names: Callable[[], list[str]]
     build: Callable[..., Network]
+    classifier: Callable[[str, int, int, Mapping[str, Any]], nn.Module]
     weight_names: Callable[[str], list[str]]
     download: Callable[[str, str], Mapping[str, Tensor]]
     input_of: Callable[[str, str], Mapping[str, Any]]
@@ -36,6 +39,7 @@ LIBRARIES: dict[str, Library] = {
     module.PREFIX.rstrip(":"): Library(
         module.model_names,
         module.build,
+        module.classifier,
         module.weight_names,
         module.download,
         module.input_of,

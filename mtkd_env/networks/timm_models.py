@@ -93,17 +93,27 @@ def build(
     """
     name = PREFIX + model
     check_fixed_width(width, name)
+    made = classifier(model, num_classes, in_channels, arguments)
+    size = image_size or made.pretrained_cfg["input_size"][1:]
+    return TimmNetwork(made, name=name, image_shape=(in_channels, *size))
+
+
+def classifier(model: str, num_classes: int, in_channels: int, arguments: Mapping[str, Any]) -> Any:
+    """A freshly initialised model, as timm has it.
+
+    Raises:
+        ConfigError: timm is not installed, or arguments that it does not take.
+    """
+    name = PREFIX + model
     for argument in WEIGHTS:
         if argument in arguments:
             raise ConfigError(f"{name}.{argument}: cannot be given; see a teacher's checkpoint")
     try:
-        classifier = _timm().create_model(
+        return _timm().create_model(
             model, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments
         )
     except TypeError as error:
         raise ConfigError(f"'{name}': {error}") from error
-    size = image_size or classifier.pretrained_cfg["input_size"][1:]
-    return TimmNetwork(classifier, name=name, image_shape=(in_channels, *size))
 
 
 def weight_names(model: str) -> list[str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import check_fixed_width, replace_input_convolution
@@ -46,15 +46,26 @@ def build(
     """
     name = PREFIX + model
     check_fixed_width(width, name)
-    try:
-        classifier = _models().get_model(model, weights=None, num_classes=num_classes, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"'{name}': {error}") from error
-    replace_input_convolution(classifier, in_channels)
-    traced = trace(classifier, name)
+    traced = trace(classifier(model, num_classes, in_channels, arguments), name)
     node = last_map_node(traced, (in_channels, *IMAGE_SIZE), name)
     shape = (in_channels, *(image_size or IMAGE_SIZE))
     return CutNetwork(traced, node, name=name, image_shape=shape)
+
+
+def classifier(
+    model: str, num_classes: int, in_channels: int, arguments: Mapping[str, Any]
+) -> nn.Module:
+    """A freshly initialised model, as torchvision has it but for the channels of its images.
+
+    Raises:
+        ConfigError: Arguments that torchvision does not take.
+    """
+    try:
+        made = _models().get_model(model, weights=None, num_classes=num_classes, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"'{PREFIX}{model}': {error}") from error
+    replace_input_convolution(made, in_channels)
+    return made
 
 
 def weight_names(model: str) -> list[str]:

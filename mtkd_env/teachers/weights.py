@@ -66,11 +66,11 @@ def load_given(
     if not Path(checkpoint).exists():
         if chosen is not None:
             raise ConfigError(f"weights: expected a file as checkpoint, got {checkpoint}")
-        _load_state(network, published_weights(name, checkpoint), checkpoint)
+        load_state(network, published_weights(name, checkpoint), checkpoint)
         return None
     content = load_checkpoint(Path(checkpoint))
     place, state = _find_state(network, content, chosen, checkpoint)
-    _load_state(network, state, checkpoint, place)
+    load_state(network, state, checkpoint, place)
     return _stated_accuracy(content)
 
 
@@ -172,7 +172,7 @@ def load_kept(network: Network, path: Path, made_from: str) -> None:
             f"{path} does not hold the weights that were trained for this teacher; remove it to "
             "train them again, or give other weights as the teacher's checkpoint"
         )
-    _load_state(network, content["network"], str(path))
+    load_state(network, content["network"], str(path))
 
 
 def _other_classes(found: tuple[int, ...], expected: tuple[int, ...], num_classes: int) -> str:
@@ -185,8 +185,18 @@ def _other_classes(found: tuple[int, ...], expected: tuple[int, ...], num_classe
     )
 
 
-def _load_state(network: Network, given: Mapping[str, Any], source: str, place: str = "") -> None:
-    """Checks a state_dict tensor by tensor and loads it."""
+def load_state(network: Network, given: Mapping[str, Any], source: str, place: str = "") -> None:
+    """Checks a state_dict tensor by tensor and loads it.
+
+    Args:
+        network: What it is loaded into.
+        given: The tensors.
+        source: The file that holds them, and
+        place: where in it, for errors.
+
+    Raises:
+        ConfigError: A tensor that is missing, too many, or of another shape; names the source.
+    """
     own = network.state_dict()
     if missing := _missing(network, given):
         raise ConfigError(f"{source} {_lacking(network, missing, given, place)}")

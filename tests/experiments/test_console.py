@@ -100,6 +100,11 @@ def test_an_epoch_is_described_in_one_line() -> None:
     assert len(describe_epoch(later, epochs=30)) == len(found)
 
 
+def test_validation_images_come_before_test_images() -> None:
+    found = describe_epoch(row(3, **{"val/accuracy": 0.25}), epochs=30)
+    assert "  val accuracy 25.00%  test accuracy 30.00%  " in found
+
+
 def test_a_score_of_minus_nothing_is_nothing() -> None:
     assert describe_epoch(row(1, score=-0.001), epochs=3).endswith("agent score  0.00")
 
@@ -119,6 +124,18 @@ def test_every_run_has_a_row() -> None:
         table = result_table(results)
         assert list(table.columns[0].cells) == [result.algo for result in results]
         assert {len(list(column.cells)) for column in table.columns} == {count}
+
+
+@pytest.mark.parametrize("validation", [{}, {"last": 0.25, "best": 0.5}])
+def test_tables_say_what_the_best_epoch_was_chosen_on(validation: dict[str, float]) -> None:
+    out = StringIO()
+    print_results(Console(file=out, width=200), [replace(RESULT, validation=validation)])
+    text = " ".join(out.getvalue().split())
+    assert ("25.00% 50.00%" in text) == bool(validation)
+    assert ("best: after the epoch that is best on the validation images" in text) == bool(
+        validation
+    )
+    assert ("best: the highest, chosen on test" in text) != bool(validation)
 
 
 def test_every_teacher_has_a_column_of_weights() -> None:

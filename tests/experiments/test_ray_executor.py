@@ -243,7 +243,7 @@ def test_a_cluster_that_loses_a_worker_comes_to_what_this_machine_comes_to(
     for local, there in zip(*folders, strict=True):
         assert there.name == local.name
         assert told(there) == told(local)
-        students = [load_checkpoint(run / "student.pt")["network"] for run in (local, there)]
+        students = [load_checkpoint(run / "student.safetensors") for run in (local, there)]
         assert students[0].keys() == students[1].keys()
         assert all(torch.equal(students[1][key], students[0][key]) for key in students[0])
 

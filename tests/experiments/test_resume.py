@@ -65,6 +65,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "dropout": ("pg", {}, ["--student.network", "torchvision:mobilenet_v3_small"]),
     "a gate and draws of labelled images": ("gated_pg", {}, FEW_LABELS),
     "worth for labelled images": ("ppo", {}, [*FEW_LABELS, "--env.reward", "heldout"]),
+    "validation images": ("pg", {}, ["--data.val_fraction", "0.2"]),
     "worth for the batches before": ("pg", {}, ["--env.reward", "cross"]),
 }
 
@@ -161,7 +162,10 @@ def assert_same(first: Path, second: Path) -> None:
     assert comparable(first) == comparable(second)
     breakdowns = [(folder / "breakdown.jsonl").read_text() for folder in (first, second)]
     assert breakdowns[0] == breakdowns[1]
-    students = [leaves(load_checkpoint(folder / "student.pt")) for folder in (first, second)]
+    students = [
+        [leaves(load_checkpoint(path)) for path in sorted(folder.glob("student*.safetensors"))]
+        for folder in (first, second)
+    ]
     assert students[0] == students[1]
     assert agent_of(first) == agent_of(second)
     results = [json.loads((folder / "result.json").read_text()) for folder in (first, second)]

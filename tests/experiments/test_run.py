@@ -18,6 +18,8 @@ from experiments.config import parse_arguments
 from experiments.experiment import make_folder, prepare_device
 from experiments.gallery import read_gallery
 from experiments.running.log import read_rows
+from experiments.training import BestStudent
+from mtkd_env import load_student
 from mtkd_env.agent_file import load_agent
 from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
@@ -123,8 +125,8 @@ class TestEveryMethod:
         agent = {"agent.pt" if done.algo == "mmkd" else "agent.txt"}
         if done.algo in (*OWN, *LIBRARY):
             agent = LEARNED | ({"agent.zip"} if done.algo in LIBRARY else set())
-        expected = {"config.yaml", "metrics.jsonl", "result.json", "student.pt", "curves.png"}
-        expected |= {"breakdown.jsonl", "gallery.npz"}
+        expected = {"config.yaml", "metrics.jsonl", "result.json", "curves.png"}
+        expected |= {"student.safetensors", "student.json", "breakdown.jsonl", "gallery.npz"}
         assert {path.name for path in done.folder.iterdir()} == expected | agent | {"tensorboard"}
         assert all(path.stat().st_size > 0 for path in done.folder.iterdir())
 
@@ -201,7 +203,7 @@ class TestEveryMethod:
 
     def test_keeps_the_student_that_was_evaluated(self, done: Run) -> None:
         student = small_student()
-        student.load_state_dict(load_checkpoint(done.folder / "student.pt")["network"])
+        student.load_state_dict(load_checkpoint(done.folder / "student.safetensors"))
         data = load_dataset("digits")
         batches = evaluation_batches(
             data.split().test, 64, mean=data.mean, std=data.std, device="cpu"
@@ -284,7 +286,7 @@ def test_no_distillation_is_training_by_cross_entropy_alone(start: Start, tmp_pa
     assert (config["distillation"]["alpha"], config["distillation"]["beta"]) == (0, 0)
     for row in read_rows(folder):
         assert row["loss/total"] == row["loss/cross_entropy"]
-    found = load_checkpoint(folder / "student.pt")["network"]
+    found = load_checkpoint(folder / "student.safetensors")
     for name, tensor in by_cross_entropy_alone(EPOCHS).items():
         torch.testing.assert_close(found[name], tensor, msg=name)
 
@@ -308,7 +310,7 @@ def test_a_run_is_repeated_by_its_own_configuration(
     second = next(folder for folder in folders(tmp_path) if folder != first)
     assert comparable(first) == comparable(second)
     assert (second / "config.yaml").read_text() == (first / "config.yaml").read_text()
-    students = [load_checkpoint(folder / "student.pt")["network"] for folder in (first, second)]
+    students = [load_checkpoint(folder / "student.safetensors") for folder in (first, second)]
     assert all(tensor.equal(students[1][name]) for name, tensor in students[0].items())
 
 
@@ -490,3 +492,45 @@ def test_devices_that_do_not_exist_are_named(name: str) -> None:
     with pytest.raises(ConfigError, match=f"device: cannot use '{name}'") as error:
         prepare_device(replace(config, device=name))
     assert "\n" not in str(error.value)
+
+
+# Validation images.
+
+
+def test_validation_images_choose_the_best_epoch_and_its_student_is_kept(
+    start: Start, tmp_path: Path
+) -> None:
+    assert start("--algo", "aver", "--data.val_fraction", "0.2", "--optimizer.epochs", "5") == 0
+    (folder,) = folders(tmp_path)
+    rows, result = read_rows(folder), result_of(folder)
+    best = max(rows, key=lambda row: row["val/accuracy"])
+    assert (result["best"], result["best_epoch"]) == (best["test/accuracy"], best["epoch"])
+    assert result["last"] == rows[-1]["test/accuracy"]
+    assert result["validation"] == {
+        "last": rows[-1]["val/accuracy"],
+        "best": best["val/accuracy"],
+    }
+    data = load_dataset("digits")
+    splits = data.split(0.2)
+    for which, row in (("last", rows[-1]), ("best", best), (None, best)):
+        student = load_student(folder, which)
+        assert student.about.metrics["epoch"] == row["epoch"]
+        for name, split in (("val", splits.val), ("test", splits.test)):
+            assert split is not None
+            batches = data.evaluation_batches(split, 64, device="cpu")
+            found = evaluate(student.network, batches).accuracy
+            assert found == row[f"{name}/accuracy"] == student.about.metrics[f"{name}/accuracy"]
+
+
+def test_the_first_of_several_best_students_is_kept_through_a_checkpoint() -> None:
+    module = torch.nn.Linear(1, 1)
+    best = BestStudent()
+    for epoch, accuracy in enumerate([0.25, 0.5, 0.5, 0.25], start=1):
+        torch.nn.init.constant_(module.weight, epoch)
+        best.see({"epoch": epoch, "val/accuracy": accuracy}, module)
+    again = BestStudent()
+    again.load_state_dict(best.state_dict())
+    assert again.row is not None
+    assert (again.row["epoch"], float(again.tensors["weight"])) == (2, 2)
+    again.see({"epoch": 5, "test/accuracy": 1.0}, module)
+    assert again.row["epoch"] == 2

@@ -82,7 +82,7 @@ def run_of(folder: Path, algo: str) -> Path:
 
 
 def same_students(ours: Path, theirs: Path) -> None:
-    students = [load_checkpoint(folder / "student.pt")["network"] for folder in (ours, theirs)]
+    students = [load_checkpoint(folder / "student.safetensors") for folder in (ours, theirs)]
     torch.testing.assert_close(*students, rtol=1e-2, atol=1e-3)
 
 

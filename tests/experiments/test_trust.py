@@ -13,13 +13,15 @@ from experiments.comparison.distillation import Silence
 from experiments.comparison.plan import Comparison, Selection, load_comparison
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import DistillationRun
-from experiments.export import export_backbone
 from experiments.run import planned
+from experiments.transfer.backbones import export_backbone
 from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Trust, check_trusted, import_name, trust_of
 from mtkd_env.networks import build_network
 from mtkd_env.registration import assemble
+from mtkd_env.student import load_student, save_student
 from mtkd_env.teachers import load_pool_spec
+from students import describe
 
 # Leaves a file when it is imported, and another when something of it is called.
 SOURCE = """
@@ -230,14 +232,17 @@ def test_a_pool_file_is_a_file_in_python_too(load: Callable[[str], Any]) -> None
     assert load_pool_spec(path, trust=True).teachers[0].network == "theirs:Net@body"
 
 
-def test_an_export_imports_nothing_without_trust() -> None:
-    resumed_config = {**student("theirs:Net@body"), **teachers("resnet8")}
-    write("run/config.yaml", resumed_config)
+@pytest.mark.parametrize(
+    "load", [load_student, lambda run, trust=False: export_backbone(run, Path("out"), trust=trust)]
+)
+def test_a_student_imports_nothing_without_trust(load: Callable[..., Any]) -> None:
+    save_student(Path("run"), build_network("resnet8", num_classes=2), describe("theirs:Net@body"))
     with pytest.raises(ConfigError, match="only with --trust"):
-        export_backbone(Path("run"), Path("out"))
+        load(Path("run"))
     assert not touched("imported")
-    with pytest.raises(ConfigError, match=r"without result\.json"):
-        export_backbone(Path("run"), Path("out"), trust=True)
+    with pytest.raises(ConfigError, match="no layer 'body'"):
+        load(Path("run"), trust=True)
+    assert touched("imported")
 
 
 @pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained", "pretrained_cfg"])

@@ -1,11 +1,9 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import segmentation_models_pytorch
 import timm
@@ -18,14 +16,22 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import mtkd_env
 import users_networks
-from experiments.export import ABOUT, SAFETENSORS, TORCH, export_backbone, main, takers
-from experiments.gallery import Gallery, write_gallery
-from experiments.transfer.backbones import fill, load_backbone
+from experiments.export import main
+from experiments.transfer.backbones import (
+    ABOUT,
+    SAFETENSORS,
+    TORCH,
+    export_backbone,
+    fill,
+    load_backbone,
+    takers,
+)
 from mtkd_env import ConfigError
 from mtkd_env.files import file_digest, save_checkpoint
-from mtkd_env.networks import StudentSpec, build_network
+from mtkd_env.networks import build_network
 from mtkd_env.networks.base import Network
-from run_folders import IMAGES, gallery, write_run
+from mtkd_env.student import save_student
+from students import describe
 
 CLASSES = 7
 TOLERANCE = 1e-5
@@ -51,9 +57,8 @@ def images(count: int = 2, channels: int = 3, size: int = 32, seed: int = 0) -> 
     return torch.randn(count, channels, size, size, generator=generator)
 
 
-def make_run(folder: Path, network: str, student: Network, *flags: str) -> Path:
-    write_run(folder, "--student.network", network, "--student.width=1", *flags)
-    save_checkpoint(folder / "student.pt", {"network": student.state_dict()})
+def make_run(folder: Path, network: str, student: Network, **changes: Any) -> Path:
+    save_student(folder, student, describe(network, student, **changes))
     return folder
 
 
@@ -162,13 +167,12 @@ CASES = [*OTHERS, *(pytest.param(case, marks=pytest.mark.slow) for case in SLOW)
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_said_to_take_it_lacks_the_classifier_alone(tmp_path: Path, case: str) -> None:
     name, channels, size, arguments = (OTHERS | SLOW)[case]
-    width = arguments.get("width", 1.0)
-    flags = [f"--student.width={width}", *write_arguments(arguments)]
     student = make_student(name, channels, size, **arguments)
-    run = make_run(tmp_path / "run", name, student, *flags)
-    write_gallery(gallery_of(channels, size), run)
+    own = {key: value for key, value in arguments.items() if key != "width"}
+    width = arguments.get("width", 1.0)
+    shape = (channels, size, size)
+    run = make_run(tmp_path / "run", name, student, shape=shape, width=width, arguments=own)
     exported = export_backbone(run, tmp_path / "out", trust=True)
-    assert (exported.in_channels, exported.width) == (channels, width)
     state = load_backbone(tmp_path / "out")
     for taker in exported.loads_into:
         if " with " in taker:
@@ -182,16 +186,6 @@ def test_what_is_said_to_take_it_lacks_the_classifier_alone(tmp_path: Path, case
             assert_same_map(student, model.eval().features, channels, size)
 
 
-def write_arguments(arguments: dict[str, Any]) -> list[str]:
-    own = {name: value for name, value in arguments.items() if name != "width"}
-    return [f"--student.arguments={json.dumps(own)}"]
-
-
-def gallery_of(channels: int, size: int) -> Gallery:
-    shown = gallery(2, channels)
-    return replace(shown, images=np.zeros((IMAGES, channels, size, size), dtype=np.uint8))
-
-
 def evaluated(taker: str) -> nn.Module:
     names = {"torchvision": torchvision, "timm": timm, "mtkd_env": mtkd_env, "C": CLASSES}
     names |= {"segmentation_models_pytorch": segmentation_models_pytorch}
@@ -201,7 +195,7 @@ def evaluated(taker: str) -> nn.Module:
 
 
 def test_torchvision_has_no_resnet_for_grey_images() -> None:
-    grey = takers(StudentSpec("torchvision:resnet18"), in_channels=1)
+    grey = takers(describe("torchvision:resnet18", None, shape=(1, 32, 32)))
     assert grey[0].endswith(" with a first convolution of 1 channels")
     assert "in_chans=1" in grey[1]
     assert "in_channels=1" in grey[2]
@@ -228,11 +222,10 @@ def test_half_precision_is_widened(tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
 
 
-def test_the_description_names_network_run_result_and_digests(folder: Path) -> None:
+def test_the_description_names_student_run_and_digests(folder: Path) -> None:
     about = json.loads((folder / ABOUT).read_text())
-    assert (about["network"], about["width"]) == ("torchvision:resnet18", 1.0)
+    assert about["student"] == json.loads((folder.parent / "run" / "student.json").read_text())
     assert about["run"] == str(folder.parent / "run")
-    assert about["result"]["last"] == 0.5
     assert about["parameters"] == 11_689_512 - 512 * 1000 - 1000
     assert about["digests"] == {name: file_digest(folder / name) for name in (TORCH, SAFETENSORS)}
 
@@ -267,35 +260,20 @@ def complaint(run: Path) -> str:
     return str(error.value)
 
 
-def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "resnet8", make_student("resnet8"))
-    (run / "result.json").unlink()
-    assert complaint(run) == (
-        f"{run}: expected a finished run, found one without result.json; to finish it: "
-        f"run.py --resume {run}"
-    )
-
-
-def test_a_folder_without_a_run_is_refused(
+def test_a_folder_without_a_student_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([str(tmp_path / "nowhere")]) == 2
-    expected = (
-        f"error: {tmp_path / 'nowhere'}: expected the folder of a run, found no config.yaml\n"
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path / 'nowhere' / 'student.json'}: no such file; a run writes it when it is "
+        "finished\n"
     )
-    assert capsys.readouterr().err == expected
-
-
-def test_a_damaged_result_is_refused(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "resnet8", make_student("resnet8"))
-    (run / "result.json").write_text("{")
-    assert complaint(run).startswith(f"{run / 'result.json'}: damaged result (")
 
 
 def test_the_student_of_another_network_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "resnet14", make_student("resnet8"))
     assert complaint(run) == (
-        f"{run / 'student.pt'}: not the 'resnet14' of config.yaml: "
+        f"{run / 'student.safetensors'}: not the 'resnet14' that it says: "
         "stages.0.1.conv1.weight: expected (16, 16, 3, 3), found nothing"
     )
 

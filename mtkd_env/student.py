@@ -1,0 +1,237 @@
+"""A trained student that stands alone: its weights, and all that it takes to use them.
+
+Two files beside each other: `student.safetensors`, tensors in the names of the network's own
+library, and `student.json`, which says what network they are of and what it takes and gives.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from mtkd_env.data.preprocessing import Preprocessing
+from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import file_digest, load_checkpoint, user_path, write_atomically, write_text
+from mtkd_env.imports import Trust
+from mtkd_env.networks import Network, build_network
+from mtkd_env.options import Options, build
+from mtkd_env.teachers.weights import load_state
+
+# The student of the last epoch, and of the one that is best on validation images, if there are any.
+STEMS = {"last": "student", "best": "student_best"}
+
+TENSORS, DESCRIPTION = ".safetensors", ".json"
+
+# All that a folder of a student may hold.
+FILES = tuple(f"{stem}{suffix}" for stem in STEMS.values() for suffix in (TENSORS, DESCRIPTION))
+
+
+@dataclass(frozen=True)
+class StudentDescription(Options):
+    """What a student's file is of, and what `student.json` says.
+
+    Attributes:
+        network: Name of the network; see `find_network`.
+        width: Factor on its channels.
+        arguments: Its further arguments.
+        num_classes: C, the number of its logits.
+        preprocessing: What is made of an image before the network sees it.
+        class_names: Name of each class; empty if they have none.
+        metrics: What is known of it, such as its accuracy on the test images.
+        digest: SHA-256 of the file of tensors.
+    """
+
+    network: str
+    width: float
+    arguments: dict[str, Any]
+    num_classes: int
+    preprocessing: Preprocessing
+    class_names: tuple[str, ...] = ()
+    metrics: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """A name for each class that no other has: its own, its number, or both."""
+        names = self.class_names or tuple(map(str, range(self.num_classes)))
+        return tuple(
+            f"{name} ({number})" if names.count(name) > 1 else name
+            for number, name in enumerate(names)
+        )
+
+    def build(self, *, seed: int | None = 0) -> Network:
+        """A freshly initialised network of the kind.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
+        channels, *image_size = self.preprocessing.image_shape
+        return build_network(
+            self.network,
+            num_classes=self.num_classes,
+            in_channels=channels,
+            image_size=(image_size[0], image_size[1]),
+            width=self.width,
+            seed=seed,
+            **self.arguments,
+        )
+
+
+class Student(nn.Module):
+    """A trained student.
+
+    Args:
+        network: The network.
+        about: What it is.
+
+    Attributes:
+        network: The network, which gives its features beside the logits.
+        about: What it is.
+        transform: Makes of an image, or of its file, what the student takes: (K, H, W).
+        class_names: Name of each class; empty if they have none.
+    """
+
+    def __init__(self, network: Network, about: StudentDescription) -> None:
+        super().__init__()
+        self.network = network
+        self.about = about
+        self.transform = about.preprocessing
+        self.class_names = about.class_names
+
+    def forward(self, images: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C"]:
+        """Logits of normalised images."""
+        output = self.network(images)
+        return output.logits
+
+    @torch.no_grad()
+    def predict(self, *images: Image.Image | str | Path) -> Float[Tensor, "B C"]:
+        """Probability of every class for some images, or those of files, on the CPU.
+
+        Raises:
+            ConfigError: An image that cannot be read; names it.
+        """
+        inputs = torch.stack([self.transform(image) for image in images])
+        device = next(self.parameters()).device
+        return self(inputs.to(device)).softmax(1).cpu()
+
+
+def save_student(
+    folder: Path,
+    network: Network,
+    about: StudentDescription,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    which: str = "last",
+) -> None:
+    """Writes the two files of a student: 32-bit floats, from wherever they are.
+
+    Args:
+        folder: Where.
+        network: The network.
+        about: What it is; the digest is added.
+        state: Its tensors, if they are not those that it has now.
+        which: Of which epoch it is: last or best.
+
+    Raises:
+        OSError: A file cannot be written; names it.
+    """
+    tensors = plain_tensors(network.library_state(state or network.state_dict()))
+    path = folder / f"{STEMS[which]}{TENSORS}"
+    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    text = json.dumps(asdict(replace(about, digest=file_digest(path))), indent=2)
+    write_text(path.with_suffix(DESCRIPTION), f"{text}\n")
+
+
+def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU that share memory with no other, which safetensors refuses."""
+    return {name: _plain(tensor) for name, tensor in state.items()}
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    wide = tensor.detach().float() if tensor.is_floating_point() else tensor
+    return wide.cpu().clone(memory_format=torch.contiguous_format)
+
+
+def load_student(
+    folder: str | Path,
+    which: str | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    trust: bool = False,
+) -> Student:
+    """The student of a finished run, in evaluation mode.
+
+    Args:
+        folder: The run's folder, or any that holds the files of a student.
+        which: `last`, the student of the last epoch, or `best`, that of the epoch that is best on
+            validation images; by default the best if there is one.
+        device: Where it is to be.
+        trust: Whether the file may name a network of any module, which then runs.
+
+    Raises:
+        ConfigError: There is no such student, a damaged one, one of another network than its
+            description says, or a network that is not to be trusted.
+    """
+    path, about = describe_student(folder, which)
+    with Trust(None if trust else frozenset()).applied(), _named(path.with_suffix(DESCRIPTION)):
+        network = about.build()
+    load_state(network, load_checkpoint(path), str(path))
+    return Student(network, about).to(device).eval()
+
+
+def describe_student(
+    folder: str | Path, which: str | None = None
+) -> tuple[Path, StudentDescription]:
+    """The file of a student's tensors, and what it says of itself; arguments as of `load_student`.
+
+    Raises:
+        ConfigError: See `load_student`.
+    """
+    path = _find(user_path(folder), which)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON ({error})") from error
+    with _named(path):
+        about = build(StudentDescription, found)
+    tensors = path.with_suffix(TENSORS)
+    if not tensors.is_file():
+        raise ConfigError(f"{tensors}: no such file, of which {path.name} tells")
+    if (digest := file_digest(tensors)) != about.digest:
+        raise ConfigError(
+            f"{tensors}: not the file that {path.name} tells of: expected SHA-256 "
+            f"{about.digest[:16]}, got {digest[:16]}"
+        )
+    return tensors, about
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Says of a mistake which file it is in."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _find(folder: Path, which: str | None) -> Path:
+    """The description of the student that is asked for."""
+    if which is not None:
+        check_name(STEMS, which, "student")
+    paths = {name: folder / f"{stem}{DESCRIPTION}" for name, stem in STEMS.items()}
+    asked = which or ("best" if paths["best"].is_file() else "last")
+    if paths[asked].is_file():
+        return paths[asked]
+    hint = {
+        "best": "a run keeps its best student if it has validation images (data.val_fraction)",
+        "last": "a run writes it when it is finished",
+    }
+    raise ConfigError(f"{paths[asked]}: no such file; {hint[asked]}")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional
 
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import central_view
@@ -61,7 +61,9 @@ class Preprocessing(Options):
         if self.resize is not None:
             return central_view(height, self.resize, self.interpolation)(picture)
         method = Image.Resampling[self.interpolation.upper()]
-        return functional.pil_to_tensor(ImageOps.fit(picture, (width, height), method))
+        values = torch.from_numpy(np.array(ImageOps.fit(picture, (width, height), method)))
+        # A grey picture has no axis of channels.
+        return values.reshape(height, width, channels).permute(2, 0, 1)
 
     def normalized(self, images: UInt8[Tensor, "B K H W"]) -> Float32[Tensor, "B K H W"]:
         """Images of the size that the network sees, normalised, where they are."""

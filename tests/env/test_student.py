@@ -181,7 +181,7 @@ def test_what_is_not_there_is_named(saved: Path) -> None:
     [
         ({"network": "resnet9"}, "student.json: unknown network 'resnet9'; did you mean 'resnet8'"),
         ({"num_classes": 9}, "'classifier.weight' of shape (7, 16), the network expects (9, 16)"),
-        ({"wdith": 1}, "student.json: wdith: unknown key; did you mean 'width'"),
+        ({"class_name": []}, "student.json: class_name: unknown key; did you mean 'class_names'"),
         ({"num_classes": "many"}, "student.json: num_classes: expected int, got 'many'"),
         ({"preprocessing": {"mean": [0.5]}}, "preprocessing: lacks the key 'image_shape'"),
         ({"digest": "0" * 64}, "expected SHA-256 0000000000000000, got"),

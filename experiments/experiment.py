@@ -14,11 +14,12 @@ import stable_baselines3
 import torch
 
 from agents import build_agent
+from experiments.classes import write_classes
 from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
 from experiments.running.folder import CONFIG, new_folder
 from experiments.running.kept import KeptRun
-from experiments.running.log import ROWS, MetricsLog
+from experiments.running.log import ROWS, MetricsLog, read_rows
 from experiments.running.result import RunResult, versions
 from experiments.training import BREAKDOWN, CHOSEN_BY, Progress, Training
 from mtkd_env import Assembly, assemble
@@ -121,8 +122,8 @@ def run_experiment(
     """Trains a student under a method and writes everything into the run's folder.
 
     Beside what every run writes the folder holds `breakdown.jsonl`, the student (see
-    `mtkd_env.load_student`), the agent and `gallery.npz`. Arguments, result and errors are those of
-    `KeptRun.complete`, and:
+    `mtkd_env.load_student`), the agent, `gallery.npz` and `classes.png`. Arguments, result and
+    errors are those of `KeptRun.complete`, and:
 
     Args:
         config: The run.
@@ -184,6 +185,7 @@ class DistillationRun(KeptRun[Result]):
         "agent.txt",
         "gallery.npz",
         "curves.png",
+        "classes.png",
     )
     place = PLACE
 
@@ -235,12 +237,17 @@ class DistillationRun(KeptRun[Result]):
         self._agent.env.subscribe(self._last)
         self._log = log
         self._training = Training(
-            self._config, self._agent, log, self._progress, self._teacher_seconds
+            self._config,
+            self._agent,
+            log,
+            self._progress,
+            self._teacher_seconds,
+            self._assembly.images.data.class_names,
         )
         return self._training
 
     def write(self, folder: Path) -> None:
-        """Writes student, agent and gallery."""
+        """Writes student, agent, gallery and who was asked about which class."""
         images = self._assembly.images
         if self._last.record is not None:
             gallery = collect_gallery(self._last.record, images.data, images.splits.train)
@@ -248,6 +255,8 @@ class DistillationRun(KeptRun[Result]):
         self._write_students(folder)
         trained_on = {"dataset": self._config.data.dataset, "configuration": CONFIG}
         self._agent.save(folder, trained_on)
+        line, method = read_rows(folder, BREAKDOWN)[-1], self._config.method or self._config.algo
+        write_classes(line, folder / "classes.png", method)
 
     def _write_students(self, folder: Path) -> None:
         """Writes the last student, and the one that validation images chose if there are any."""

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from agents.policy_gradient import entropy
-from mtkd_env import distributed
+from mtkd_env import MTKDVectorEnv, distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import UNKNOWN, TeacherWeights
@@ -193,6 +194,29 @@ def breakdown_sums(record: StepRecord, classes: Tensor) -> dict[str, Tensor]:
         "wrong": (weights * wrong).sum(1),
         "wrong/count": wrong.sum(0),
     }
+
+
+@torch.no_grad()
+def accuracy_by_class(env: MTKDVectorEnv, num_classes: int) -> dict[str, Any]:
+    """What student and teachers have right of each class's test images.
+
+    Returns:
+        `count` (C), `student` (C) and `teachers` (M, C); a share of no images is None.
+    """
+    classes = torch.arange(num_classes, device=env.device)
+    # Of several processes one may have none of the images.
+    right = torch.zeros(1 + len(env.teacher_names), num_classes, device=env.device).double()
+    count = torch.zeros_like(right[0])
+    for batch in env.splits["test"]():
+        teachers = batch.teachers or env.distiller.teachers(batch.inputs)
+        state = env.distiller.examine(replace(batch, teachers=teachers))
+        members = (classes.unsqueeze(1) == batch.targets).double()
+        logits = torch.cat([state.student.logits.unsqueeze(0), teachers.logits])
+        right += (logits.argmax(-1) == batch.targets).double() @ members.T
+        count += members.sum(1)
+    total = distributed.total(count)
+    student, *others = _numbers((distributed.total(right) / total).tolist())
+    return {"count": total.long().tolist(), "student": student, "teachers": others}
 
 
 def _numbers(value: Any) -> Any:

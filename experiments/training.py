@@ -1,7 +1,7 @@
 """The student's training under an agent: from its beginning, or from a checkpoint, to its end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -10,7 +10,12 @@ from torch import Tensor, nn
 from agents import Agent
 from agents.base import steps_left
 from experiments.config import ExperimentConfig
-from experiments.metrics import BreakdownMeter, EpochMeter, fusion_coefficients
+from experiments.metrics import (
+    BreakdownMeter,
+    EpochMeter,
+    accuracy_by_class,
+    fusion_coefficients,
+)
 from experiments.running.finite import FiniteWatch, check_module, check_row
 from experiments.running.kept import AtRest
 from experiments.running.log import MetricsLog
@@ -83,13 +88,16 @@ class Recorder:
         agent: The agent, in its environment.
         log: What the rows are written to.
         progress: What is told of them.
+        classes: Names of the classes; empty if they have none.
 
     Attributes:
         watch: Finds the first step in which anything went wrong.
         best: The best student so far.
     """
 
-    def __init__(self, agent: Agent, log: MetricsLog, progress: Progress) -> None:
+    def __init__(
+        self, agent: Agent, log: MetricsLog, progress: Progress, classes: Sequence[str]
+    ) -> None:
         env = agent.env
         self._agent = agent
         self._env = env
@@ -98,8 +106,9 @@ class Recorder:
         self.watch = FiniteWatch()
         self.best = BestStudent()
         self._meter = EpochMeter(env.teacher_names)
-        classes = env.distiller.teachers.num_classes
-        self._breakdown = BreakdownMeter(env.teacher_names, classes, env.device)
+        self._classes = list(classes)
+        self._num_classes = env.distiller.teachers.num_classes
+        self._breakdown = BreakdownMeter(env.teacher_names, self._num_classes, env.device)
         for subscriber in (self.watch, self._meter, self._breakdown):
             env.subscribe(subscriber)
         self._begin()
@@ -129,7 +138,11 @@ class Recorder:
         check_row(row, env.steps)
         self.best.see(row, env.distiller.student)
         self._log.write(row)
-        self._log.write_line(BREAKDOWN, {"epoch": row["epoch"], **self._breakdown.read()})
+        line = {"epoch": row["epoch"], **self._breakdown.read()}
+        if row["epoch"] == env.distiller.recipe.epochs and "test" in env.splits:
+            accuracy = accuracy_by_class(env, self._num_classes)
+            line |= {"classes": self._classes, "accuracy": accuracy}
+        self._log.write_line(BREAKDOWN, line)
         self._progress.epoch(row, env.distiller.recipe.epochs)
         self._begin()
 
@@ -175,6 +188,7 @@ class Training:
         log: The run's log, as far as it is written.
         progress: What is told how it goes.
         teacher_seconds: Seconds that the teachers took.
+        classes: Names of the classes; empty if they have none.
 
     Attributes:
         teacher_seconds: The same; of the run's first part.
@@ -187,6 +201,7 @@ class Training:
         log: MetricsLog,
         progress: Progress,
         teacher_seconds: float,
+        classes: Sequence[str] = (),
     ) -> None:
         self._config = config
         self._agent = agent
@@ -194,7 +209,7 @@ class Training:
         self._log = log
         self._progress = progress
         self.teacher_seconds = teacher_seconds
-        self._recorder = Recorder(agent, log, progress)
+        self._recorder = Recorder(agent, log, progress, classes)
         agent.env.subscribe(progress.step)
 
     @property

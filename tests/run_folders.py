@@ -110,6 +110,12 @@ def breakdown(teachers: list[str]) -> dict[str, Any]:
         "class": {"count": [2, 2, 0], "logit": by_class, "feature": by_class},
         "right": right,
         "wrong": wrong,
+        "classes": [f"class {n}" for n in range(CLASSES)],
+        "accuracy": {
+            "count": [2, 2, 0],
+            "student": [0.5, 1.0, None],
+            "teachers": [[1.0, 0.0, None]] * count,
+        },
     }
 
 

@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 
+from experiments.classes import ClassTable, class_table, draw_classes
 from experiments.drawing import drawn
-from experiments.html_report.curves import panels
+from experiments.html_report.curves import is_uniform, panels
 from experiments.html_report.naming import Group
 from experiments.html_report.style import GUIDE_COLOUR, Palette
 from experiments.metrics import HEADS
 
 Array = NDArray[np.float64]
 
-# Inches of a class, of a teacher and of what stands around them.
-CLASS_HEIGHT, TEACHER_HEIGHT, FRAME = 0.14, 0.24, 0.75
-# Inches that no panel is higher than.
-HIGHEST = 5.0
+# Inches of a teacher and of what stands around them.
+TEACHER_HEIGHT, FRAME = 0.24, 0.75
 
 # Symbols of a teacher that is right and of one that is wrong, per head.
 SYMBOLS = {"logit": ("o", "●", "○"), "feature": ("s", "■", "□")}
@@ -75,43 +73,29 @@ def _pooled(parts: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
 # By class.
 
 
+def classes_of(groups: Sequence[Group]) -> ClassTable:
+    """Who knows which class, and whom each method asks, with the first pool of teachers."""
+    pools = [group.one_pool for group in groups if has_breakdown(group.one_pool)]
+    lines = {
+        group.method: [run.breakdown for run in group.runs if run.breakdown] for group in pools
+    }
+    weighted = [group for group in pools if not is_uniform(group)]
+    return class_table(lines, {g.method: breakdown_of(g).by_class for g in weighted})
+
+
+def knows_classes(group: Group) -> bool:
+    """Whether its runs have recorded who was asked, or who knows what."""
+    lines = [run.breakdown for run in group.one_pool.runs if run.breakdown]
+    return any("accuracy" in line for line in lines) or bool(lines and not is_uniform(group))
+
+
 def draw_by_class(groups: Sequence[Group], palette: Palette) -> Figure:
-    """A panel for every method: classes down, the teachers of both heads across.
-
-    White is a weight of 1/M; the colours reach equally far on both sides.
-    """
+    """The picture of `classes_of`."""
     del palette
-    groups = [group.one_pool for group in groups]
-    found = [breakdown_of(group).by_class - 1 / len(group.teachers) for group in groups]
-    reach = max([float(np.nanmax(np.abs(excess))) for excess in found] + [0.01])
-    classes = max(excess.shape[1] for excess in found)
-    height = min(CLASS_HEIGHT * classes, HIGHEST) + FRAME + _label_height(groups)
-    figure, axes = panels(len(groups), height)
-    for group, excess, panel in zip(groups, found, axes, strict=True):
-        image = _draw_classes(panel, group, excess, reach)
-    colours = figure.colorbar(image, ax=axes, fraction=0.02, pad=0.01)
-    colours.set_label("mean weight − 1/M")
-    colours.outline.set_visible(False)
-    figure.supylabel("class", fontsize=8.5)
+    table = classes_of(groups)
+    figure = Figure(figsize=table.size, layout="constrained")
+    draw_classes(figure, table)
     return figure
-
-
-def _label_height(groups: Sequence[Group]) -> float:
-    """Inches of the longest teacher's name, written upwards."""
-    return 0.075 * max(len(drawn(name)) for group in groups for name in group.teachers)
-
-
-def _draw_classes(axes: Axes, group: Group, excess: Array, reach: float) -> AxesImage:
-    count = len(group.teachers)
-    gap = np.full((excess.shape[1], 1), np.nan)
-    columns = np.concatenate([excess[0], gap, excess[1]], axis=1)
-    image = axes.imshow(columns, aspect="auto", cmap="PuOr_r", vmin=-reach, vmax=reach)
-    places = [*range(count), *range(count + 1, 2 * count + 1)]
-    axes.set_xticks(places, 2 * [drawn(name) for name in group.teachers], rotation=90)
-    axes.tick_params(labelbottom=True)
-    axes.grid(visible=False)
-    axes.set_title(f"{drawn(group.method)}\nlogit | feature")
-    return image
 
 
 # By correctness.

@@ -9,10 +9,12 @@ from matplotlib.figure import Figure
 from experiments.comparison.summary import Summary
 from experiments.html_report.breakdown import (
     SYMBOLS,
+    classes_of,
     correctness_rows,
     draw_by_class,
     draw_by_correctness,
     has_breakdown,
+    knows_classes,
 )
 from experiments.html_report.configurations import configurations, version_rows
 from experiments.html_report.curves import (
@@ -170,16 +172,17 @@ CURVES = Chart(
 )
 BY_CLASS = Chart(
     anchor="by-class",
-    title="Weight of each teacher by class",
+    title="Who knows which class, and who is asked about it",
     intro=(
-        "Mean over the labelled training images of a class in the last epoch, of the runs with the "
-        "first pool of teachers: left half the logit head, right half the feature head. White is "
-        "equal weight (1/M)."
+        "Left what teachers and students have right of each class's test images, then whom every "
+        "method asks: the mean weight of each teacher over the labelled training images of a "
+        "class, in the last epoch and over both heads. Of the runs with the first pool of teachers."
     ),
-    about="Mean weight of each teacher by class, for every method",
+    about="Accuracy of teachers and students by class, and every method's weights by class",
     draw=draw_by_class,
-    keep=_has_varied_breakdown,
+    keep=knows_classes,
     otherwise="equal weights, or not recorded",
+    numbers=lambda groups: classes_of(groups).asked,
     is_open=True,
 )
 SCORE = Chart(

@@ -246,6 +246,13 @@ class TestOtherSections:
             assert name in written[1].texts["weights"]
         assert "Not in it: aver (equal weights, or none)." in written[1].texts["weights"]
 
+    def test_who_was_asked_about_which_class_is_said(self, written: tuple[str, Page]) -> None:
+        texts = [str(each["aria-label"]) for each in written[1].all_of("svg")]
+        (text,) = [text for text in texts if "by class" in text]
+        assert f"pg asks {TEACHERS[0]} about class 0, {TEACHERS[0]} about class 1" in text
+        assert "about class 2" not in text
+        assert "aver asks" not in text
+
     def test_weights_by_correctness_are_listed(self, written: tuple[str, Page]) -> None:
         (table,) = written[1].tables["by-correctness"]
         assert ["pg", TEACHERS[0], "100.0 %", "0", "0.750", "–", "0.625", "–"] in table
@@ -299,7 +306,10 @@ class TestOlderRuns:
             *ANCHORS[10:],
         ]
         last = older.texts[""]
-        assert "Nothing to show: Weight of each teacher by class (equal weights, or not" in last
+        assert (
+            "Nothing to show: Who knows which class, and who is asked about it (equal weights"
+            in last
+        )
         assert "Agent score by updates (no updates of a policy)" in last
         assert "over time (env.fusion is not learnable)" in last
 
@@ -318,7 +328,7 @@ def test_a_page_of_a_single_epoch_and_seed(algos: list[str], tmp_path: Path) -> 
         )
     page = page_of(tmp_path)[1]
     assert page.tables["results"][0][1][2] == "50.00"
-    weighted = {"score", "weights", "by-class", "by-correctness"}
+    weighted = {"score", "weights", "by-correctness"}
     assert weighted & page.texts.keys() == (weighted if "pg" in algos else set())
 
 

@@ -127,6 +127,7 @@ class TestEveryMethod:
             agent = LEARNED | ({"agent.zip"} if done.algo in LIBRARY else set())
         expected = {"config.yaml", "metrics.jsonl", "result.json", "curves.png"}
         expected |= {"student.safetensors", "student.json", "breakdown.jsonl", "gallery.npz"}
+        expected |= {"classes.png"}
         assert {path.name for path in done.folder.iterdir()} == expected | agent | {"tensorboard"}
         assert all(path.stat().st_size > 0 for path in done.folder.iterdir())
 

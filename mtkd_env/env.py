@@ -5,8 +5,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtkd_env.action import (
@@ -35,6 +37,7 @@ from mtkd_env.observation import (
     needs_label,
 )
 from mtkd_env.options import Options
+from mtkd_env.rendering import draw_batch
 from mtkd_env.reward import NORMALIZATIONS, REWARD, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
@@ -240,6 +243,15 @@ class MTKDVectorEnv(SharedStudentEnv):
     `AutoresetMode.SAME_STEP`: the observation returned by a step that ends an episode is the first
     of the next one. Under NEXT_STEP every second step would be thrown away.
 
+    Gymnasium's wrappers of observations refuse it. The options that do the same: for
+    `NormalizeObservation`, `normalize_observation` (the default); for `DtypeObservation`,
+    `observation_dtype`; for `FilterObservation` and `TransformObservation`, `observation`, which
+    names blocks or one's own; for conversions to torch, `output`. Observations are flat already.
+
+    ## Rendering
+    `render_mode="rgb_array"`: `render()` gives a picture of each image of the last step, with the
+    weights of its teachers, for `gymnasium.wrappers.vector.RecordVideo` and others.
+
     ## Version History
     * v0: initial version.
 
@@ -257,6 +269,12 @@ class MTKDVectorEnv(SharedStudentEnv):
     Raises:
         ConfigError: A choice that needs labels that are not there, or a prior and another fusion.
     """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium's own declaration
+        **SharedStudentEnv.metadata,
+        "render_modes": ["rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -292,6 +310,8 @@ class MTKDVectorEnv(SharedStudentEnv):
         self._drawn_from = module_states(self.device)
         self._counted = False
         self._subscribers: list[Callable[[StepRecord], None]] = []
+        # Of the last step, for pictures.
+        self._acted: tuple[Batch, StepRecord] | None = None
 
     def _make_sides(self, options: EnvSpec, prior: Prior | None) -> None:
         """Makes what observes and pays, and what makes weights of an action."""
@@ -443,6 +463,8 @@ class MTKDVectorEnv(SharedStudentEnv):
             correct=teachers_are_right(state),
         )
         self.steps += 1
+        if self.render_mode is not None:
+            self._acted = state.batch, record
         self._forget_batch()
         for subscriber in self._subscribers:
             subscriber(record)
@@ -535,7 +557,27 @@ class MTKDVectorEnv(SharedStudentEnv):
         if self.normalizer:
             self.normalizer.reset()
         self.steps = 0
+        self._acted = None
         self._forget_batch()
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """A picture (height, width, 3) of each image of the last step with its teachers' weights.
+
+        Before the first step, of the batch that waits, without weights. Nothing without the
+        `render_mode` `rgb_array`.
+
+        Raises:
+            ResetNeeded: The environment was never reset.
+        """
+        if self.render_mode is None:
+            return None
+        if self._acted is None:
+            batch = self.state.batch
+            return draw_batch(batch.inputs, batch.targets, self.teacher_names)
+        batch, record = self._acted
+        return draw_batch(
+            batch.inputs, batch.targets, self.teacher_names, record.weights, record.correct
+        )
 
     def _forget_batch(self) -> None:
         self._state = self._observation = None

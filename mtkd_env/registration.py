@@ -1,11 +1,12 @@
 """Assembles an environment from options; what `gymnasium.make_vec` calls."""
 
 import logging
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 import gymnasium
 import torch
@@ -16,7 +17,7 @@ from mtkd_env.data import DataSpec, ImageSet, load_dataset
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
-from mtkd_env.errors import ConfigError, did_you_mean, lookup
+from mtkd_env.errors import ConfigError, check_name, did_you_mean, lookup
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks import StudentSpec, build_network
 from mtkd_env.networks.base import Network
@@ -310,13 +311,19 @@ def check_labels(images: TrainingSet, data: DataSpec, distillation: Distillation
 
 
 def make_env(
-    *, num_envs: int | None = None, max_episode_steps: int | None = None, **keywords: Any
+    *,
+    num_envs: int | None = None,
+    max_episode_steps: int | None = None,
+    render_mode: str | None = None,
+    **keywords: Any,
 ) -> MTKDVectorEnv:
     """The environment behind the registered ids.
 
     Args:
-        num_envs: B, in place of the batch size of `data`.
+        num_envs: B, in place of the batch size of `data`. 1 is also what Gymnasium gives where
+            nothing was said; it yields to the latter, and is warned of without it.
         max_episode_steps: Not supported: `episode` decides where episodes end.
+        render_mode: `rgb_array` for pictures; see `MTKDVectorEnv.render`.
         keywords: Arguments of `assemble`, such as `distillation={"alpha": 2.0}`; or fields of
             theirs, but the teachers', that only one of them has, such as `alpha=2.0`, which come on
             top.
@@ -326,10 +333,39 @@ def make_env(
     """
     if max_episode_steps is not None:
         raise ConfigError("max_episode_steps: not supported; use episode='epoch' or 'training'")
+    if render_mode is not None:
+        check_name(MTKDVectorEnv.metadata["render_modes"], render_mode, "render mode")
     parts = sorted_keywords(keywords)
-    if num_envs is not None:
-        parts["data"] = as_fields(DataSpec, parts.get("data"), "data") | {"batch_size": num_envs}
-    return assemble(**parts).env
+    data = as_fields(DataSpec, parts.get("data"), "data")
+    if num_envs is not None and (num_envs > 1 or "batch_size" not in data):
+        warn_of_one(num_envs)
+        parts["data"] = data | {"batch_size": num_envs}
+    env = assemble(**parts).env
+    env.render_mode = render_mode
+    return env
+
+
+def warn_of_one(num_envs: int | None) -> None:
+    """Warns of batches of a single image, which Gymnasium makes of a user's silence."""
+    if num_envs == 1:
+        warnings.warn(
+            "num_envs: 1, which is what gymnasium.make_vec takes by default: the student then "
+            "learns from one image at a time; num_envs=64 gives batches of 64",
+            stacklevel=3,
+        )
+
+
+def refuse_single(**keywords: Any) -> NoReturn:
+    """What `gymnasium.make` finds behind the registered ids.
+
+    Raises:
+        ConfigError: Always; says what to use instead.
+    """
+    del keywords
+    raise ConfigError(
+        "gymnasium.make: expected gymnasium.make_vec(id, num_envs=64), since the environment is a "
+        "batch whose samples share one student"
+    )
 
 
 def sorted_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -373,6 +409,7 @@ def register_envs() -> None:
         if f"MTKD/{name}-v0" not in gymnasium.registry:
             gymnasium.register(
                 id=f"MTKD/{name}-v0",
+                entry_point="mtkd_env.registration:refuse_single",
                 vector_entry_point="mtkd_env.registration:make_env",
                 kwargs={"dataset": dataset},
                 nondeterministic=torch.cuda.is_available(),

@@ -16,7 +16,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.observation import RelativeObserver
-from mtkd_env.registration import Quiet
+from mtkd_env.registration import Quiet, warn_of_one
 from mtkd_env.seeding import derive_seed
 from mtkd_env.task_list import HELD_OUT, TRAINING, Task, TaskFamily, TaskList
 from mtkd_env.teachers.preparation import Progress
@@ -282,6 +282,7 @@ def make_tasks_env(
     if max_episode_steps is not None:
         raise ConfigError("max_episode_steps: not supported; set base.env.episode of the tasks")
     if not isinstance(tasks, TaskList):
+        warn_of_one(num_envs)
         tasks = TaskList(tasks, num_envs, computing)
     return TasksVectorEnv(tasks, held_out=held_out, progress=progress)
 
@@ -289,4 +290,8 @@ def make_tasks_env(
 def register_tasks() -> None:
     """Registers `MTKD/Tasks-v0`; done by importing the package."""
     if ID not in gymnasium.registry:
-        gymnasium.register(id=ID, vector_entry_point="mtkd_env.tasks:make_tasks_env")
+        gymnasium.register(
+            id=ID,
+            entry_point="mtkd_env.registration:refuse_single",
+            vector_entry_point="mtkd_env.tasks:make_tasks_env",
+        )

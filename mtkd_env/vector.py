@@ -12,6 +12,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int64
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mtkd_env.errors import check_name
@@ -122,6 +123,10 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     @abstractmethod
     def evaluate(self, split: str = "test") -> Evaluation:
         """The student's accuracy and cross-entropy on a split; nothing is trained."""
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """A picture of each sample; nothing without a `render_mode`, which not all can have."""
+        return None
 
     def set_spaces(
         self, num_envs: int, width: int, teachers: int, *, dtype: str, logit_bound: float

@@ -213,8 +213,9 @@ class SB3VecEnv(VecEnv):
         return [False] * len(self._rows(indices))
 
     def get_images(self) -> Sequence[np.ndarray | None]:
-        """No images: the environment renders nothing."""
-        return [None] * self.num_envs
+        """A picture of each sample, if the environment has a `render_mode`; of a single process."""
+        frames = None if distributed.active() else self.env.render()
+        return [None] * self.num_envs if frames is None else frames
 
     def _tell(self, command: int) -> None:
         """Says what comes next to the processes that follow."""

@@ -96,12 +96,12 @@ def test_the_package_need_not_be_imported_by_the_user(npz: str) -> None:
 
 def test_all_ids_are_versioned_and_vectorised_only(npz: str) -> None:
     ids = [name for name in gymnasium.registry if name.startswith("MTKD/")]
-    assert sorted(ids) == sorted(f"MTKD/{name}-v0" for name in registration.ENV_NAMES)
+    assert sorted(ids) == sorted(f"MTKD/{name}-v0" for name in (*registration.ENV_NAMES, "Tasks"))
     assert set(registration.ENV_NAMES.values()) == set(mtkd_env.DATASETS)
     for name in ids:
-        with pytest.raises(gymnasium.error.Error):
+        with pytest.raises(ConfigError, match=r"expected gymnasium\.make_vec\(id, num_envs=64\)"):
             gymnasium.make(name)
-    with pytest.raises(gymnasium.error.Error):
+    with pytest.raises(ConfigError, match=r"expected gymnasium\.make_vec"):
         gymnasium.make_vec("MTKD/Npz-v0", vectorization_mode="sync", **npz_kwargs(npz))
 
 
@@ -351,3 +351,17 @@ def test_nothing_said_is_the_defaults_of_a_run() -> None:
     }
     for name in field_names(PARTS["computing"]):
         assert getattr(config, name) == getattr(found["computing"], name)
+
+
+def test_a_batch_of_one_image_is_warned_of_and_yields_to_a_batch_size(npz: str) -> None:
+    given = {key: value for key, value in npz_kwargs(npz).items() if key != "num_envs"}
+    with pytest.warns(UserWarning, match="num_envs: 1, which is what gymnasium.make_vec takes"):
+        assert gymnasium.make_vec("MTKD/Npz-v0", **given).num_envs == 1
+    assert gymnasium.make_vec("MTKD/Npz-v0", batch_size=5, **given).num_envs == 5
+
+
+def test_render_modes_are_gymnasiums(npz: str) -> None:
+    env = gymnasium.make_vec("MTKD/Npz-v0", render_mode="rgb_array", **npz_kwargs(npz))
+    assert env.render_mode in env.metadata["render_modes"]
+    with pytest.raises(ConfigError, match=r"unknown render mode 'human' \(known: rgb_array\)"):
+        gymnasium.make_vec("MTKD/Npz-v0", render_mode="human", **npz_kwargs(npz))

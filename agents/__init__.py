@@ -6,7 +6,8 @@
 - `history.py`: what learners keep between two updates; `learning.py`: optimisers, random numbers.
 - `fixed.py`: `uniform` and `oracle`, which learn nothing; `weighting.py`: classical weightings.
 - `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib, or `module:Class`; with
-  `sb3_state.py` (checkpoints), `tensor_rollouts.py`, `ars.py`, `callbacks.py`, `isolation.py`.
+  `policies.py` (shared by the teachers), `sb3_state.py` (checkpoints), `tensor_rollouts.py`,
+  `ars.py`, `callbacks.py`, `isolation.py`.
 
 A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `sb3.py`.
 """

@@ -21,6 +21,7 @@ VERBS = {
     "report": ("experiments.report", "write an HTML page about the runs of a folder"),
     "benchmark": ("experiments.benchmark", "measure what methods cost and rewards are worth"),
     "train-teachers": ("experiments.train_teachers", "train the teachers of a pool and keep them"),
+    "train-agent": ("experiments.train_agent", "let an agent learn over many tasks"),
     "predict": ("experiments.predict", "let a run's student classify images"),
     "export": ("experiments.export", "export a run's student, whole or its backbone"),
     "transfer detection": (

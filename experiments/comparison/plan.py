@@ -21,7 +21,7 @@ from mtkd_env.files import name_in_path, path_or_name, user_path
 FOLDERS = (CONFIGS / "benchmark", CONFIGS / "transfer" / "tables")
 
 KEYS = (
-    *("title", "kind", "baseline", "recipe", "base", "settings", "methods"),
+    *("title", "kind", "baseline", "ceiling", "recipe", "base", "settings", "methods"),
     *("pools", "seeds", "paper", "paper_title"),
 )
 
@@ -109,6 +109,7 @@ class Comparison:
             next seed or pool.
         paper: Published accuracies in %, by method and setting.
         paper_title: Heading of their column; says what they were measured on.
+        ceiling: Label of the method that is worth 1 in normalised scores, if there are to be any.
     """
 
     title: str
@@ -119,6 +120,7 @@ class Comparison:
     runs: Sequence[PlannedRun]
     paper: Mapping[tuple[str, str], Spread] = field(default_factory=dict)
     paper_title: str = "paper"
+    ceiling: str | None = None
 
 
 def find_file(name: str) -> Path:
@@ -194,7 +196,8 @@ class _Reader:
         return Comparison(
             title=str(self._content.get("title", self._path.stem)),
             kind=self._kind,
-            baseline=self._baseline(methods),
+            baseline=self._method("baseline", methods),
+            ceiling=self._method("ceiling", methods),
             methods=list(methods),
             settings=list(settings),
             runs=[
@@ -272,11 +275,12 @@ class _Reader:
             raise self._error(f"{key}: expected different numbers >= 0, got {seeds!r}")
         return list(seeds)
 
-    def _baseline(self, methods: Iterable[str]) -> str | None:
-        baseline = self._content.get("baseline")
-        if baseline is not None:
-            self._check(methods, str(baseline), "baseline")
-        return None if baseline is None else str(baseline)
+    def _method(self, key: str, methods: Iterable[str]) -> str | None:
+        """The label of a method that a key names."""
+        label = self._content.get(key)
+        if label is not None:
+            self._check(methods, str(label), key)
+        return None if label is None else str(label)
 
     def _config(
         self, pair: tuple[str, str], method: dict[str, Any], setting: dict[str, Any]

@@ -12,6 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from experiments.comparison.normalised import NOTE as SCORE_NOTE
+from experiments.comparison.normalised import score_lines
 from experiments.comparison.plan import Comparison
 from experiments.comparison.statistics import Seeds, Spread
 from experiments.comparison.summary import (
@@ -213,11 +215,19 @@ def print_comparison(
     for group in _by_setting(comparison, summaries).values():
         out.print(comparison_table(comparison, group, out.width))
     out.print(_note(summaries))
+    if scores := score_lines(comparison, finished):
+        table = Table(title="Over all settings", title_justify="left", box=SIMPLE_HEAD)
+        for heading in scores[0]:
+            table.add_column(heading, justify="left" if heading == scores[0][0] else "right")
+        for row in scores[1:]:
+            table.add_row(*row)
+        out.print(table)
+        out.print(_score_note(comparison))
     out.print(f"kept in {folder}", soft_wrap=True)
 
 
-def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
-    """The tables of all settings in Markdown."""
+def markdown(comparison: Comparison, summaries: Sequence[Summary], finished: Finished = ()) -> str:
+    """The tables of all settings in Markdown, and the scores over all of them."""
     parts = [f"# {comparison.title}\n"]
     for setting, group in _by_setting(comparison, summaries).items():
         columns = _columns(comparison, group)
@@ -227,7 +237,16 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         heading = f"## {setting}\n\n" if setting else ""
         parts.append(heading + "".join(map(markdown_row, rows)))
     parts.append(_note(summaries) + "\n")
+    if scores := score_lines(comparison, finished):
+        first, *others = scores
+        lines = [first, ["---", *["---:"] * (len(first) - 1)], *others]
+        parts += ["## Over all settings\n\n" + "".join(map(markdown_row, lines))]
+        parts += [_score_note(comparison) + "\n"]
     return "\n".join(parts)
+
+
+def _score_note(comparison: Comparison) -> str:
+    return SCORE_NOTE.format(baseline=comparison.baseline, ceiling=comparison.ceiling)
 
 
 def _markdown(column: _Column, summary: Summary) -> str:
@@ -294,7 +313,7 @@ def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -
     summaries = summaries_of(comparison, finished)
     write_text(folder / "comparison.csv", csv_text(summary_rows(summaries)))
     write_text(folder / "runs.csv", csv_text(run_rows(finished)))
-    write_text(folder / "comparison.md", markdown(comparison, summaries))
+    write_text(folder / "comparison.md", markdown(comparison, summaries, finished))
     draw_comparison(comparison, summaries, folder / "comparison.png")
 
 

@@ -1,10 +1,11 @@
 """What several runs say together: mean and spread, paired differences, and how sure they are."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import t
+import numpy as np
+from scipy.stats import t, trim_mean
 
 CONFIDENCE = 0.95
 
@@ -129,3 +130,32 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
         adjusted[place] = highest
     return adjusted
+
+
+def interquartile_mean(values: Sequence[float]) -> float:
+    """Mean of the middle half (Agarwal et al., NeurIPS 2021): few outliers cannot move it."""
+    return float(trim_mean(values, 0.25))
+
+
+def bootstrap_interval(
+    groups: Sequence[Sequence[float]],
+    statistic: Callable[[Sequence[float]], float],
+    *,
+    draws: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic of several groups, each drawn from by itself.
+
+    Args:
+        groups: What was drawn independently, by task.
+        statistic: Of all values together.
+        draws: How often all groups are drawn anew, with replacement.
+        seed: Seed of that.
+    """
+    random = np.random.default_rng(seed)
+    found = [
+        statistic([value for own in groups for value in random.choice(own, len(own))])
+        for _ in range(draws)
+    ]
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)

@@ -323,7 +323,7 @@ def _validation_size(available: int, fraction: float) -> int:
     if not 0 <= fraction < 1:
         raise ConfigError(f"val_fraction: expected a share in [0, 1), found {fraction}")
     size = round(available * fraction)
-    if fraction > 0 and not 0 < size < available:
+    if 0 < size == available or (fraction > 0 and size == 0):
         expected = f"a share that leaves images on both sides of {available}"
         raise ConfigError(f"val_fraction: expected {expected}, found {fraction}")
     return size

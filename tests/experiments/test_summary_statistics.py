@@ -8,8 +8,10 @@ import scipy.stats
 from experiments.comparison.statistics import (
     Difference,
     Spread,
+    bootstrap_interval,
     holm,
     independent,
+    interquartile_mean,
     paired_difference,
     spread,
     t_interval,
@@ -129,3 +131,22 @@ def test_of_true_hypotheses_one_in_twenty_tables_finds_a_difference() -> None:
     tables = np.random.default_rng(0).uniform(size=(2000, 13)).tolist()
     found = statistics.mean(min(holm(table)) < 0.05 for table in tables)
     assert found == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 2000))
+
+
+def test_the_interquartile_mean_is_that_of_the_middle_half() -> None:
+    assert interquartile_mean([100.0, 1.0, 2.0, -50.0]) == 1.5
+    assert interquartile_mean([3.0]) == 3.0
+
+
+def test_a_bootstrap_draws_within_every_group() -> None:
+    # Without spread inside the groups there is none between draws of them.
+    low, high = bootstrap_interval([[0.0, 0.0], [1.0, 1.0]], interquartile_mean)
+    assert low == high == 0.5
+
+
+def test_a_bootstrap_interval_of_a_mean_is_nearly_the_normal_one() -> None:
+    values = np.random.default_rng(0).normal(size=400).tolist()
+    low, high = bootstrap_interval([values], lambda drawn: spread(drawn).mean)
+    half = 1.96 * spread(values).std / math.sqrt(400)
+    assert low == pytest.approx(spread(values).mean - half, abs=0.02)
+    assert high == pytest.approx(spread(values).mean + half, abs=0.02)

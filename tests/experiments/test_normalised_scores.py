@@ -1,0 +1,62 @@
+"""Scores over all settings of a comparison: 0 is the baseline, 1 the ceiling."""
+
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from comparisons import make_result
+from experiments.comparison.distillation import Distillation
+from experiments.comparison.normalised import normalised_scores
+from experiments.comparison.plan import Comparison
+from experiments.comparison.report import markdown, print_comparison, summaries_of
+from experiments.console import console
+from experiments.running.result import RunResult
+
+COMPARISON = Comparison(
+    title="Trial",
+    kind=Distillation(),
+    baseline="aver",
+    methods=["aver", "pg", "gate"],
+    settings=["skewed", "even"],
+    runs=[],
+    ceiling="gate",
+)
+
+# Accuracy by setting and method, over which each pool adds a little.
+ACCURACIES = {
+    "skewed": {"aver": 0.4, "pg": 0.5, "gate": 0.6},
+    "even": {"aver": 0.7, "pg": 0.69, "gate": 0.701},
+}
+
+
+def finished() -> list[RunResult]:
+    return [
+        make_result(method=method, setting=setting, last=value + pool / 100, seed=pool, pool=pool)
+        for setting, methods in ACCURACIES.items()
+        for method, value in methods.items()
+        for pool in (1, 2, 3)
+    ]
+
+
+def test_the_baseline_is_0_the_ceiling_1_and_where_nothing_can_be_won_does_not_count() -> None:
+    scores = normalised_scores(COMPARISON, finished())
+    assert [one.method for one in scores] == ["gate", "pg", "aver"]
+    assert [one.score for one in scores] == pytest.approx([1.0, 0.5, 0.0])
+    assert all(one.settings == {"skewed": 3} for one in scores)
+    assert scores[1].interval == pytest.approx((0.5, 0.5))
+
+
+def test_without_a_ceiling_there_are_no_scores() -> None:
+    assert normalised_scores(replace(COMPARISON, ceiling=None), finished()) == []
+
+
+def test_scores_are_printed_and_written() -> None:
+    out = StringIO()
+    print_comparison(console(file=out, width=200), COMPARISON, finished(), Path("runs"))
+    text = markdown(COMPARISON, summaries_of(COMPARISON, finished()), finished())
+    assert "| pg | 0.50 | [0.50, 0.50] | 1 | 3 |" in text
+    for shown in (out.getvalue(), text):
+        assert "Over all settings" in shown
+        assert "aver is 0 and gate 1" in shown

@@ -144,11 +144,19 @@ def live_bar(console: Console) -> Progress:
     )
 
 
+def plain_table(title: str | None, texts: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: columns of texts, then columns of numbers, by their headings."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in texts:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    return table
+
+
 def teacher_table(result: Result) -> Table:
     """The teachers of a run."""
-    table = Table(title="Teachers", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("name")
-    table.add_column("test accuracy", justify="right")
+    table = plain_table("Teachers", ["name"], ["test accuracy"])
     for name, accuracy in result.teachers.items():
         table.add_row(name, f"{accuracy:.2%}")
     return table
@@ -175,11 +183,9 @@ CHOSEN_ON_VAL = "best: after the epoch that is best on the validation images (va
 def result_table(results: Sequence[Result]) -> Table:
     """Students side by side, a row for each run; weights and scores are those of the last epoch."""
     columns = {**VALIDATION, **COLUMNS} if validated(results) else COLUMNS
-    table = Table(title="Students", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
     teachers = list(results[0].teachers)
-    for heading in (*columns, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"):
-        table.add_column(heading, justify="right")
+    numbers = [*columns, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"]
+    table = plain_table("Students", ["method"], numbers)
     for result in results:
         weights = [f"{result.weights[teacher]:.3f}" for teacher in teachers]
         values = [text(result) for text in columns.values()]

@@ -26,8 +26,8 @@ from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.terms import (
     FEATURE_TERM,
     LOGIT_TERM,
-    Comparison,
     Distillation,
+    TermInputs,
     combine,
 )
 from mtkd_env.types import (
@@ -351,7 +351,7 @@ class Distiller:
         else:  # Nobody asked for the maps.
             mse = similarity = torch.zeros_like(kd, requires_grad=False)
             feature_terms = {}
-        comparison = Comparison(
+        inputs = TermInputs(
             logits=logits,
             projected=view.projected,
             embedded=view.embedded,
@@ -368,8 +368,8 @@ class Distiller:
             teachers=teachers,
             projected=view.projected,
             cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
-            kd=combine(logit_terms, LOGIT_TERM, comparison, known),
-            feature=combine(feature_terms, FEATURE_TERM, comparison, known),
+            kd=combine(logit_terms, LOGIT_TERM, inputs, known),
+            feature=combine(feature_terms, FEATURE_TERM, inputs, known),
             teacher_cross_entropy=losses.teacher_cross_entropy(
                 teachers.logits, batch.labels, teachers.known
             ),

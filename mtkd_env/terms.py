@@ -25,7 +25,7 @@ NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TermInputs:
     """What a loss term compares: the student's side, with its graph, and the teachers'.
 
     Attributes:
@@ -54,7 +54,7 @@ class Comparison:
         return self.logits, self.teachers.logits, self.temperature, self.teachers.known
 
 
-Term = Callable[[Comparison], Tensor]
+Term = Callable[[TermInputs], Tensor]
 
 LOGIT_TERMS: Mapping[str, Term] = {
     "kd": lambda c: losses.kd_divergence(*c.predictions),
@@ -72,7 +72,7 @@ NEED_DIRECTIONS = frozenset({"nd"})
 
 
 def _kind(table: Mapping[str, Term], what: str) -> Kind[Term]:
-    expected = "a function of a Comparison that gives (B, M)"
+    expected = "a function of TermInputs that gives (B, M)"
     return Kind(table, what, takes(1), expected, lambda found: found)
 
 
@@ -110,7 +110,7 @@ class Distillation(Options):
         beta: β, weight of the feature terms.
         temperature: T, softening of the logit terms; the paper never states it, its code has 4.
         logit: Losses of the logit terms: kd, dist, kd_of_mean, none, or names with coefficients.
-            One's own is a function of a `Comparison` that gives (B, M), as `module:name` or as an
+            One's own is a function of `TermInputs` that gives (B, M), as `module:name` or as an
             object.
         feature: Losses of the feature terms: mse, nd, none, one's own, or names with coefficients.
 
@@ -158,7 +158,7 @@ class Distillation(Options):
 def combine(
     coefficients: Mapping[Named, float],
     kind: Kind[Term],
-    comparison: Comparison,
+    inputs: TermInputs,
     known: Mapping[str, Tensor],
 ) -> Float[Tensor, "B M"]:
     """The losses of one head, summed with their coefficients; zeros where there are none.
@@ -166,19 +166,19 @@ def combine(
     Args:
         coefficients: What `parse_terms` gave.
         kind: The losses that there are.
-        comparison: What is compared.
+        inputs: What is compared.
         known: Losses that have been computed already.
 
     Raises:
         ConfigError: A loss of another shape.
     """
-    shape = len(comparison.targets), len(comparison.teachers.logits)
+    shape = len(inputs.targets), len(inputs.teachers.logits)
     total: Tensor | None = None
     for given, coefficient in coefficients.items():
-        loss = known[given] if given in known else kind.find(given)(comparison)
+        loss = known[given] if given in known else kind.find(given)(inputs)
         check_shape(f"distillation.{kind.what}", loss, shape)
         scaled = loss if coefficient == 1 else coefficient * loss
         total = scaled if total is None else total + scaled
     if total is None:
-        return torch.zeros(shape, device=comparison.logits.device)
+        return torch.zeros(shape, device=inputs.logits.device)
     return total

@@ -11,7 +11,7 @@ from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.shared import check_shareable, with_reference
-from experiments.benchmarks.timing import Spread, stopwatch_for, take_turns
+from experiments.benchmarks.timing import Percentiles, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import CONFIGS, read_yaml
 
@@ -89,7 +89,7 @@ def _peak_of(contestant: Contestant, reference: Contestant) -> dict[str, float]:
     """The peak of the device and its ratio to the reference's; nothing on a CPU."""
     if not contestant.peaks:
         return {}
-    peak, other = (Spread.of(one.peaks).median for one in (contestant, reference))
+    peak, other = (Percentiles.of(one.peaks).median for one in (contestant, reference))
     return {"peak": peak, "peak_ratio": peak / other}
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from experiments.benchmarks.timing import Spread
+from experiments.benchmarks.timing import Percentiles
 from experiments.drawing import drawn, picture
 
 
-def draw_bars(path: Path, spreads: Mapping[str, Spread], *, title: str, label: str) -> None:
+def draw_bars(path: Path, spreads: Mapping[str, Percentiles], *, title: str, label: str) -> None:
     """Draws a bar for every median, from the lowest to the highest, into a PNG.
 
     Args:

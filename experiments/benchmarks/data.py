@@ -6,8 +6,8 @@ from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.loader import CHANNELS, loaded_batches
 from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import (
+    Percentiles,
     Readings,
-    Spread,
     Subject,
     per_unit,
     ratios,
@@ -105,6 +105,6 @@ def _repeating(one: Callable[[], object], count: int) -> Subject:
 
 
 def _verdict(readings: Readings, clock: str) -> str:
-    share = Spread.of(ratios(readings, REFERENCE, clock)[STREAM]).median
+    share = Percentiles.of(ratios(readings, REFERENCE, clock)[STREAM]).median
     reached = "reached" if share < TARGET else "missed"
     return f"{STREAM}: {share:.1%} of a step; target: under {TARGET:.0%}, {reached}"

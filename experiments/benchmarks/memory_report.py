@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.bars import draw_bars
 from experiments.benchmarks.base import Outcome
-from experiments.benchmarks.timing import HIGH, LOW, Spread, describe_machine
+from experiments.benchmarks.timing import (
+    HIGH,
+    LOW,
+    Percentiles,
+    describe_machine,
+    ratio_percentiles,
+)
 from experiments.benchmarks.timing_report import REFERENCE, ratio_cells
 from experiments.config import ExperimentConfig
+from experiments.console import plain_table
 
 # Bytes in every round by name (`before`, `peak`, `history`), by method.
 Peaks = dict[str, list[dict[str, int]]]
@@ -49,20 +55,13 @@ class MemoryReport:
         """Table, notes, numbers and picture."""
         return Outcome([self._table()], self._notes(), self._values(), self._draw)
 
-    def _ratios(self) -> dict[str, Spread]:
+    def _ratios(self) -> dict[str, Percentiles]:
         """Every method's peak over the reference's of the same round."""
-        others = [found["peak"] for found in self.peaks[REFERENCE]]
-        return {
-            name: Spread.of([own / other for own, other in zip(mine, others, strict=True)])
-            for name, mine in ((name, _column(one, "peak")) for name, one in self.peaks.items())
-        }
+        return ratio_percentiles(self.peaks, REFERENCE, "peak")
 
     def _table(self) -> Table:
-        table = Table(title=TITLE, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("method", no_wrap=True)
-        spread = f"{LOW}-{HIGH} %"
-        for heading in ("ratio", spread, "peak\nMB", "training\nMB", "history\nMB"):
-            table.add_column(heading, justify="right")
+        sizes = ["peak\nMB", "training\nMB", "history\nMB"]
+        table = plain_table(TITLE, ["method"], ["ratio", f"{LOW}-{HIGH} %", *sizes])
         ratios = self._ratios()
         for name, found in self.peaks.items():
             medians = self._medians(found)
@@ -72,9 +71,8 @@ class MemoryReport:
 
     def _medians(self, found: Sequence[Mapping[str, int]]) -> dict[str, float]:
         """Bytes by name; `training` is what came on top of images, teachers and student."""
-        medians = {kind: Spread.of(_column(found, kind)).median for kind in found[0]}
-        on_top = [one["peak"] - one["before"] for one in found]
-        return {**medians, "training": Spread.of(on_top).median}
+        counted = [{**one, "training": one["peak"] - one["before"]} for one in found]
+        return {kind: Percentiles.of([one[kind] for one in counted]).median for kind in counted[0]}
 
     def _notes(self) -> list[str]:
         return [
@@ -110,7 +108,3 @@ class MemoryReport:
 
     def _draw(self, path: Path) -> None:
         draw_bars(path, self._ratios(), title=TITLE, label=f"peak / {REFERENCE}'s")
-
-
-def _column(found: Sequence[Mapping[str, int]], kind: str) -> list[float]:
-    return [float(one[kind]) for one in found]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.signal_report import Agreement, Point, SignalReport
+from experiments.benchmarks.signal_report import Agreement, SignalReport, TrainingPoint
 from experiments.benchmarks.usefulness import (
     TERMS,
     TRUTHS,
@@ -63,7 +63,7 @@ def measure(request: Request) -> Outcome:
     }
     for name, config in configs.items():
         _check(name, config, request.epochs)
-    points: list[Point] = []
+    points: list[TrainingPoint] = []
     agreements: list[Agreement] = []
     for name, config in configs.items():
         probes = Probes(request, config, name, rewards)
@@ -113,7 +113,7 @@ class Probes:
                 f"got {request.rounds}"
             )
 
-    def at(self, epoch: int) -> tuple[Point, list[Agreement]]:
+    def at(self, epoch: int) -> tuple[TrainingPoint, list[Agreement]]:
         """Trains until the end of an epoch and looks at the batches that follow."""
         env = self.env
         while env.steps < epoch * env.steps_per_epoch:
@@ -122,7 +122,7 @@ class Probes:
         looks = [look(env, self._rewards, self._held_out) for _ in range(self._batches)]
         truths = {truth: torch.cat([known[truth] for known, _ in looks]) for truth in TRUTHS}
         credits = {paid: torch.cat([given[paid] for _, given in looks]) for paid in self._rewards}
-        point = Point(
+        point = TrainingPoint(
             pool=self._pool,
             epoch=epoch,
             teachers=len(env.teacher_names),

@@ -11,7 +11,7 @@ import torch
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak
-from experiments.benchmarks.scaling_report import Point, ScalingReport
+from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
 from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.synthetic import Noise, on_noise
 from experiments.benchmarks.timing import Subject, per_unit, stopwatch_for, take_turns
@@ -114,9 +114,9 @@ class Surroundings:
             for name, config in self.configs.items()
         }
 
-    def measure(self, axis: str) -> list[Point]:
+    def measure(self, axis: str) -> list[ScalingPoint]:
         """The cost at all points of an axis, which take turns."""
-        points: list[Point] = []
+        points: list[ScalingPoint] = []
         subjects: dict[str, Subject] = {}
         settings = self.configured.along(axis)
         with TemporaryDirectory(prefix="mtkd_scaling_") as folder:
@@ -124,7 +124,7 @@ class Surroundings:
                 configs = self.configs_at(setting, Path(folder))
                 assembly = self.request.build(configs[REFERENCE])
                 env = assembly.env
-                points.append(Point(axis, env.observer.width, asdict(setting)))
+                points.append(ScalingPoint(axis, env.observer.width, asdict(setting)))
                 for name, config in configs.items():
                     agent = Contestant(assembly, config, DevicePeak(env.device))
                     subjects[points[-1].subject(name)] = per_unit(agent, env.steps_per_epoch)

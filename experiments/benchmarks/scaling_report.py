@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogFormatter, NullFormatter
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
+    Percentiles,
     Reading,
-    Spread,
     describe_machine,
-    ratios,
+    ratio_percentiles,
     seconds,
     this_machine,
 )
 from experiments.benchmarks.timing_report import REFERENCE, ratio_cells
 from experiments.config import ExperimentConfig
+from experiments.console import plain_table
 from experiments.drawing import drawn, picture
 
 TITLE = "Cost of an SGD step, learning included"
@@ -38,7 +38,7 @@ MEANING = {
 
 
 @dataclass(frozen=True)
-class Point:
+class ScalingPoint:
     """A setting, and what a step costs there.
 
     Attributes:
@@ -62,18 +62,16 @@ class Point:
         """What a method is called here."""
         return f"{method}, {self.axis} {self.value:g}"
 
-    def step(self, method: str, clock: str) -> Spread:
+    def step(self, method: str, clock: str) -> Percentiles:
         """Seconds a step."""
-        return Spread.of([reading[clock] for reading in self.readings[method]])
+        return Percentiles.of([reading[clock] for reading in self.readings[method]])
 
-    def ratio(self, method: str, clock: str) -> Spread:
+    def ratio(self, method: str, clock: str) -> Percentiles:
         """A method's time over the reference's of the same round."""
-        found = {name: list(mine) for name, mine in self.readings.items()}
-        return Spread.of(ratios(found, REFERENCE, clock)[method])
+        return ratio_percentiles(self.readings, REFERENCE, clock)[method]
 
     def values(self, clocks: Sequence[str]) -> dict[str, Any]:
         """All numbers."""
-        found = {name: list(mine) for name, mine in self.readings.items()}
         return {
             "axis": self.axis,
             **self.setting,
@@ -83,11 +81,11 @@ class Point:
                     clock: {
                         "ratio": asdict(self.ratio(name, clock)),
                         "seconds_a_step": asdict(self.step(name, clock)),
-                        "seconds_a_step_by_round": seconds(found, clock)[name],
+                        "seconds_a_step_by_round": seconds(self.readings, clock)[name],
                     }
                     for clock in clocks
                 }
-                for name in found
+                for name in self.readings
             },
         }
 
@@ -104,7 +102,7 @@ class ScalingReport:
         images: Name of the configured images.
     """
 
-    points: Sequence[Point]
+    points: Sequence[ScalingPoint]
     config: ExperimentConfig
     device: torch.device
     steps: int
@@ -128,11 +126,11 @@ class ScalingReport:
         tables = [self._table(axis, points) for axis, points in self._axes().items()]
         return Outcome(tables, self._notes(), self._values(), self._draw)
 
-    def _axes(self) -> dict[str, list[Point]]:
+    def _axes(self) -> dict[str, list[ScalingPoint]]:
         axes = dict.fromkeys(point.axis for point in self.points)
         return {axis: [point for point in self.points if point.axis == axis] for axis in axes}
 
-    def exponents(self, points: Sequence[Point]) -> dict[str, float]:
+    def exponents(self, points: Sequence[ScalingPoint]) -> dict[str, float]:
         """The power of the axis that every method's time grows with, by least squares of logs."""
         values = np.log([point.value for point in points])
         times = {
@@ -141,23 +139,19 @@ class ScalingReport:
         }
         return {method: float(np.polyfit(values, one, 1)[0]) for method, one in times.items()}
 
-    def _table(self, axis: str, points: Sequence[Point]) -> Table:
-        title = f"{TITLE}, against {MEANING[axis]}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-        for heading in (axis, "F"):
-            table.add_column(heading, justify="right")
+    def _table(self, axis: str, points: Sequence[ScalingPoint]) -> Table:
+        headings = [axis, "F"]
         for method in self._methods:
-            table.add_column(f"{method}\nms/step", justify="right")
-            table.add_column(f"{method}\nµs/image", justify="right")
-            if method != REFERENCE:
-                table.add_column(f"{method}\nratio", justify="right")
-                table.add_column(f"{method}\n{LOW}-{HIGH} %", justify="right")
+            kinds = ["ms/step", "µs/image"]
+            kinds += [] if method == REFERENCE else ["ratio", f"{LOW}-{HIGH} %"]
+            headings += [f"{method}\n{kind}" for kind in kinds]
+        table = plain_table(f"{TITLE}, against {MEANING[axis]}", [], headings)
         for point in points:
             cells = [cell for method in self._methods for cell in self._cells(point, method)]
             table.add_row(f"{point.value:g}", str(point.features), *cells)
         return table
 
-    def _cells(self, point: Point, method: str) -> list[str]:
+    def _cells(self, point: ScalingPoint, method: str) -> list[str]:
         took = point.step(method, self.clock).median
         cells = [f"{1e3 * took:.2f}", f"{1e6 * took / point.setting['batch']:.1f}"]
         return [
@@ -204,7 +198,7 @@ class ScalingReport:
             panels[0].legend(fontsize="small")
             figure.suptitle(TITLE)
 
-    def _draw_axis(self, panel: Axes, axis: str, points: Sequence[Point]) -> None:
+    def _draw_axis(self, panel: Axes, axis: str, points: Sequence[ScalingPoint]) -> None:
         values = [point.value for point in points]
         powers = self.exponents(points)
         for method in self._methods:

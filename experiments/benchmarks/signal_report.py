@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.usefulness import TERMS, TRUTHS
 from experiments.config import ExperimentConfig
+from experiments.console import plain_table
 from experiments.drawing import drawn, picture
 
 # What the picture shows: the others are the student's own training images.
@@ -23,7 +23,7 @@ MEANING = {"sample": "the sample", "batch": "its batch", "held-out": "held-out i
 
 
 @dataclass(frozen=True)
-class Point:
+class TrainingPoint:
     """A point of a student's training.
 
     Attributes:
@@ -87,7 +87,7 @@ class SignalReport:
         held_out: Name of the split that images are held out in.
     """
 
-    points: Sequence[Point]
+    points: Sequence[TrainingPoint]
     agreements: Sequence[Agreement]
     configs: Mapping[str, ExperimentConfig]
     held_out: str
@@ -103,7 +103,9 @@ class SignalReport:
         speak = {(one.reward, one.timing) for one in self.agreements if not one.silent}
         return [pair for pair in dict.fromkeys(pairs) if (pair not in speak) == silent]
 
-    def _select(self, point: Point, term: str, truth: str) -> dict[tuple[str, str], Agreement]:
+    def _select(
+        self, point: TrainingPoint, term: str, truth: str
+    ) -> dict[tuple[str, str], Agreement]:
         place = point.pool, point.epoch, term, truth
         return {
             (one.reward, one.timing): one
@@ -113,13 +115,10 @@ class SignalReport:
 
     def _table(self, truth: str) -> Table:
         title = f"Best teacher found [%], and Kendall's tau; truth: CE of {MEANING[truth]}"
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for heading in ("pool", "term"):
-            table.add_column(heading, no_wrap=True)
         paid = self._paid(silent=False)
-        headings = ("epoch", "student\n[%]", "chance", "one\nteacher")
-        for heading in (*headings, *(f"{reward}\n{timing}" for reward, timing in paid)):
-            table.add_column(heading, justify="right")
+        headings = ["epoch", "student\n[%]", "chance", "one\nteacher"]
+        headings += [f"{reward}\n{timing}" for reward, timing in paid]
+        table = plain_table(title, ["pool", "term"], headings)
         for _, term, rows in self._groups():
             for point in rows:
                 found = self._select(point, term, truth)
@@ -130,7 +129,7 @@ class SignalReport:
             table.add_section()
         return table
 
-    def _groups(self) -> Iterator[tuple[str, str, list[Point]]]:
+    def _groups(self) -> Iterator[tuple[str, str, list[TrainingPoint]]]:
         """Pool, term and the points of the training."""
         for pool, term in product(dict.fromkeys(point.pool for point in self.points), TERMS):
             yield pool, term, [point for point in self.points if point.pool == pool]
@@ -177,7 +176,7 @@ class SignalReport:
             figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
             figure.suptitle(f"Does a reward find the best teacher? Truth: CE of {MEANING[DRAWN]}")
 
-    def _draw_panel(self, axes: Axes, term: str, points: Sequence[Point]) -> None:
+    def _draw_panel(self, axes: Axes, term: str, points: Sequence[TrainingPoint]) -> None:
         paid = self._paid(silent=False)
         names = list(dict.fromkeys(reward for reward, _ in paid))
         places, width = np.arange(len(points)), 0.8 / max(1, len(paid))

@@ -15,12 +15,12 @@ from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
+    Percentiles,
     Reading,
     Readings,
-    Spread,
     Subject,
     per_unit,
-    ratios,
+    ratio_percentiles,
     seconds,
     stopwatch_for,
     take_turns,
@@ -143,11 +143,14 @@ def _report(
     took = seconds(readings, clock)
     rooflines = [
         Roofline(
-            name, counts[name]["flops"], Spread.of(took[name]).median / env.steps_per_epoch, rates
+            name,
+            counts[name]["flops"],
+            Percentiles.of(took[name]).median / env.steps_per_epoch,
+            rates,
         )
         for name in (FLOOR, REFERENCE)
     ]
-    floor_ratios = {name: Spread.of(one) for name, one in ratios(readings, FLOOR, clock).items()}
+    floor_ratios = ratio_percentiles(readings, FLOOR, clock)
     return TimingReport(
         title=f"Cost of an SGD step, learning included, as a ratio to {REFERENCE}",
         readings=readings,
@@ -173,7 +176,7 @@ def _report(
 
 
 def _columns(
-    floor_ratios: Mapping[str, Spread], counts: Mapping[str, Reading]
+    floor_ratios: Mapping[str, Percentiles], counts: Mapping[str, Reading]
 ) -> dict[str, dict[str, str]]:
     """Columns of the table: heading, then text by subject."""
     texts = {name: ratio_cells(spread) for name, spread in floor_ratios.items()}

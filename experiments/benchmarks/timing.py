@@ -144,8 +144,12 @@ def take_turns(
     return readings
 
 
+# Readings, or anything else that was counted in every round, by subject.
+Numbers = Mapping[str, Sequence[Mapping[str, float]]]
+
+
 @dataclass(frozen=True)
-class Spread:
+class Percentiles:
     """Median of some numbers, and the percentiles between which four fifths of them lie."""
 
     median: float
@@ -153,24 +157,30 @@ class Spread:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
+    def of(cls, values: Sequence[float]) -> "Percentiles":
         """The spread of at least one number."""
         low, median, high = np.percentile(values, [LOW, 50, HIGH])
         return cls(float(median), float(low), float(high))
 
 
-def seconds(readings: Readings, clock: str) -> dict[str, list[float]]:
+def seconds(readings: Numbers, clock: str) -> dict[str, list[float]]:
     """What one clock counted, by subject and round."""
     return {name: [reading[clock] for reading in mine] for name, mine in readings.items()}
 
 
-def ratios(readings: Readings, reference: str, clock: str) -> dict[str, list[float]]:
+def ratios(readings: Numbers, reference: str, clock: str) -> dict[str, list[float]]:
     """Every subject's time over the reference's of the same round."""
     counted = seconds(readings, clock)
     return {
         name: [own / other for own, other in zip(mine, counted[reference], strict=True)]
         for name, mine in counted.items()
     }
+
+
+def ratio_percentiles(readings: Numbers, reference: str, clock: str) -> dict[str, Percentiles]:
+    """What the rounds' ratios are like, by subject; see `ratios`."""
+    found = ratios(readings, reference, clock)
+    return {name: Percentiles.of(values) for name, values in found.items()}
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

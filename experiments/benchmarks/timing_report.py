@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from experiments.benchmarks.bars import draw_bars
@@ -13,14 +13,15 @@ from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
+    Percentiles,
     Readings,
-    Spread,
     describe_machine,
-    ratios,
+    ratio_percentiles,
     seconds,
     this_machine,
 )
 from experiments.config import ExperimentConfig
+from experiments.console import plain_table
 from mtkd_env import Assembly
 
 # Equal weights: what every other way to weight teachers is compared with.
@@ -64,27 +65,21 @@ class TimingReport:
         """Table, notes, numbers and picture."""
         return Outcome([self._table()], self._notes(), self._values(), self._draw)
 
-    def _ratios(self, clock: str) -> dict[str, Spread]:
-        found = ratios(self.readings, REFERENCE, clock)
-        return {name: Spread.of(values) for name, values in found.items()}
+    def _ratios(self, clock: str) -> dict[str, Percentiles]:
+        return ratio_percentiles(self.readings, REFERENCE, clock)
 
-    def _milliseconds(self, clock: str) -> dict[str, Spread]:
+    def _milliseconds(self, clock: str) -> dict[str, Percentiles]:
         return {
-            name: Spread.of([1000 * value / self.units for value in values])
+            name: Percentiles.of([1000 * value / self.units for value in values])
             for name, values in seconds(self.readings, clock).items()
         }
 
     def _table(self) -> Table:
-        table = Table(title=self.title, title_justify="left", box=SIMPLE_HEAD)
-        table.add_column("method", no_wrap=True)
         by_clock = {clock: self._ratios(clock) for clock in self.clocks}
         first = self._milliseconds(self.clocks[0])
-        for clock in self.clocks:
-            table.add_column(f"{clock}\nratio", justify="right")
-            table.add_column(f"{clock}\n{LOW}-{HIGH} %", justify="right")
-        table.add_column(f"{self.clocks[0]}\nms/{self.unit}", justify="right")
-        for heading in self.extra:
-            table.add_column(heading, justify="right")
+        pairs = [(f"{clock}\nratio", f"{clock}\n{LOW}-{HIGH} %") for clock in self.clocks]
+        headings = [*chain(*pairs), f"{self.clocks[0]}\nms/{self.unit}", *self.extra]
+        table = plain_table(self.title, ["method"], headings)
         for name in self.readings:
             own = [cell for clock in self.clocks for cell in ratio_cells(by_clock[clock][name])]
             others = [texts[name] for texts in self.extra.values()]
@@ -134,7 +129,7 @@ class TimingReport:
         draw_bars(path, self._ratios(clock), title=self.title, label=label)
 
 
-def ratio_cells(spread: Spread) -> tuple[str, str]:
+def ratio_cells(spread: Percentiles) -> tuple[str, str]:
     """A spread of ratios as two columns of a table."""
     digits = 2 if spread.median >= 0.1 else 4
     return f"{spread.median:.3f}", f"{spread.low:.{digits}f}-{spread.high:.{digits}f}"

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -29,7 +28,7 @@ from experiments.comparison.summary import (
     text_of,
     varying_of,
 )
-from experiments.console import console
+from experiments.console import console, plain_table
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.running.result import RESULT, RunResult, read_result
 from experiments.tables import csv_text, markdown_row
@@ -191,11 +190,8 @@ def comparison_table(comparison: Comparison, summaries: Sequence[Summary], width
 
 
 def _table(title: str, columns: Sequence[_Column], summaries: Sequence[Summary]) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("method", no_wrap=True)
-    for column in columns:
-        lines = textwrap.wrap(column.heading, HEADING_WIDTH, break_long_words=False)
-        table.add_column("\n".join(lines), justify="right")
+    lines = (textwrap.wrap(c.heading, HEADING_WIDTH, break_long_words=False) for c in columns)
+    table = plain_table(title, ["method"], ["\n".join(each) for each in lines])
     for summary in summaries:
         cells = [Text(c.text(summary), "bold" if c.is_bold(summary) else "") for c in columns]
         table.add_row(summary.method, *cells)

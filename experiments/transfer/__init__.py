@@ -1,6 +1,6 @@
 """What a distilled backbone is good for: detectors and segmenters that begin with it.
 
-- `detection.py` and `segmentation.py`: the two programs, each a configuration and a `Task`
+- `detection.py` and `segmentation.py`: the two programs, each a configuration and a `VisionTask`
   (`task.py`); `compare.py`: the comparison of backbones, by another name.
 - `program.py`: configuration, flags and end of both; `training.py`: the kept run of a task, with
   `schedule.py` and `progress.py`.

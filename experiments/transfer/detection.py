@@ -35,7 +35,7 @@ from experiments.transfer.coco_batches import (
 from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
 from experiments.transfer.program import TaskResult, TransferConfig, run_main
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.task import Task
+from experiments.transfer.task import VisionTask
 from experiments.transfer.training import run_task
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name, lookup
@@ -85,7 +85,7 @@ class DetectionConfig(TransferConfig):
         check_name(NORMS, self.norm, "norm")
 
 
-class DetectionTask(Task):
+class DetectionTask(VisionTask):
     """A detector, its images, and the terms of its loss.
 
     Args:

@@ -27,7 +27,7 @@ from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, pa
 from experiments.transfer.program import TaskResult, TransferConfig, run_main
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
-from experiments.transfer.task import Task
+from experiments.transfer.task import VisionTask
 from experiments.transfer.training import run_task
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
@@ -78,7 +78,7 @@ class SegmentationConfig(TransferConfig):
             )
 
 
-class SegmentationTask(Task):
+class SegmentationTask(VisionTask):
     """A segmenter, its images, and the cross-entropy of their pixels.
 
     Args:

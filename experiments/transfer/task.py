@@ -1,4 +1,4 @@
-"""What a network is trained for: a subclass of `Task` for each kind of task."""
+"""What a network is trained for: a subclass of `VisionTask` for each kind of task."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 
-class Task(ABC):
+class VisionTask(ABC):
     """A network, the images that it is trained and judged on, and its loss.
 
     Attributes:

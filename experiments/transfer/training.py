@@ -1,4 +1,4 @@
-"""Trains the network of a `Task`, from its beginning or from a checkpoint to its end."""
+"""Trains the network of a `VisionTask`, from its beginning or from a checkpoint to its end."""
 
 from collections.abc import Callable, Mapping
 from itertools import chain
@@ -20,7 +20,7 @@ from experiments.running.log import ROWS, MetricsLog
 from experiments.running.result import versions
 from experiments.transfer.program import PLACE, TaskResult, TransferConfig
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
-from experiments.transfer.task import Task
+from experiments.transfer.task import VisionTask
 from mtkd_env import distributed
 from mtkd_env.computing import find_device
 from mtkd_env.files import save_checkpoint, write_atomically
@@ -39,7 +39,7 @@ HINT = "a lower schedule.lr, a longer warm-up or schedule.clip may help"
 
 def run_task(
     config: TransferConfig,
-    make_task: Callable[[torch.device], Task],
+    make_task: Callable[[torch.device], VisionTask],
     folder: Path,
     *,
     resume: bool = False,
@@ -79,7 +79,7 @@ class TaskRun(KeptRun[TaskResult]):
     def __init__(
         self,
         config: TransferConfig,
-        make_task: Callable[[torch.device], Task],
+        make_task: Callable[[torch.device], VisionTask],
         out: Console | None,
     ) -> None:
         self.checkpoint = config.checkpoint
@@ -159,7 +159,7 @@ class _Training:
     def __init__(
         self,
         config: TransferConfig,
-        task: Task,
+        task: VisionTask,
         recipe: Recipe,
         log: MetricsLog,
         progress: TaskProgress,

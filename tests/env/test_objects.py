@@ -15,7 +15,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Trust, is_in_memory, is_users, name_of, takes
 from mtkd_env.observation import Block
 from mtkd_env.reward import RewardRule
-from mtkd_env.terms import Comparison, Distillation
+from mtkd_env.terms import Distillation, TermInputs
 from mtkd_env.types import DistillState
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
@@ -34,8 +34,8 @@ def two_of_each(state: DistillState) -> Tensor:
     return torch.stack([state.divergence, -state.divergence], dim=-1)
 
 
-def squares(comparison: Comparison) -> Tensor:
-    return (comparison.logits - comparison.teachers.logits).square().mean(-1).T
+def squares(inputs: TermInputs) -> Tensor:
+    return (inputs.logits - inputs.teachers.logits).square().mean(-1).T
 
 
 def of_one_sample(state: DistillState, distillation: Distillation | None = None) -> Tensor:
@@ -45,8 +45,8 @@ def of_one_sample(state: DistillState, distillation: Distillation | None = None)
 
 
 class Flat(nn.Module):
-    def forward(self, comparison: Comparison) -> Tensor:
-        return comparison.targets
+    def forward(self, inputs: TermInputs) -> Tensor:
+        return inputs.targets
 
 
 RULE = RewardRule(minus_cross_entropy, "none", needs_label=False)
@@ -130,7 +130,7 @@ def test_a_feature_loss_of_ones_own_reaches_the_regressors() -> None:
         (lambda: EnvSpec(observation=["label_free", "logits"]), "expected 'label_free' alone"),
         (lambda: EnvSpec(observation=["gap"]), "unknown observation 'gap'; did you mean 'gaps'"),
         (lambda: EnvSpec(observation="os:getcwd"), "'os:getcwd' is not a Block, or a function of"),
-        (lambda: Distillation(logit=DistillState), "logit: expected a name or a function of a"),
+        (lambda: Distillation(logit=DistillState), "logit: expected a name or a function of TermInputs"),
         (lambda: Distillation(logit={squares: "x"}), "expected float, got 'x'"),
         (lambda: Distillation(feature={"mse": True}), "feature.mse: expected float, got True"),
     ],

@@ -18,9 +18,9 @@ from mtkd_env.terms import (
     FEATURE_TERMS,
     LOGIT_TERM,
     LOGIT_TERMS,
-    Comparison,
     Distillation,
     Term,
+    TermInputs,
     Terms,
     combine,
     parse_terms,
@@ -75,9 +75,9 @@ def test_nd_alone_needs_directions() -> None:
 # Summing.
 
 
-def comparison() -> Comparison:
+def inputs() -> TermInputs:
     state = random_state(size=NUM_ENVS)
-    return Comparison(
+    return TermInputs(
         logits=state.student.logits,
         projected=state.projected,
         embedded=state.teachers.features,
@@ -96,26 +96,26 @@ KIND = replace(LOGIT_TERM, table=TABLE)
 
 
 def test_losses_are_summed_with_their_coefficients() -> None:
-    total = combine({"ones": 0.5, "twos": 3.0}, KIND, comparison(), {})
+    total = combine({"ones": 0.5, "twos": 3.0}, KIND, inputs(), {})
     assert total.eq(6.5).all()
-    assert combine({"twos": 1.0}, KIND, comparison(), {}).eq(2.0).all()
-    assert combine({"twos": 0.0}, KIND, comparison(), {}).eq(0.0).all()
+    assert combine({"twos": 1.0}, KIND, inputs(), {}).eq(2.0).all()
+    assert combine({"twos": 0.0}, KIND, inputs(), {}).eq(0.0).all()
 
 
 def test_a_loss_that_is_known_is_not_computed_again() -> None:
     known = {"ones": torch.full((NUM_ENVS, M), 7.0)}
-    assert combine({"ones": 2.0, "twos": 1.0}, KIND, comparison(), known).eq(16.0).all()
+    assert combine({"ones": 2.0, "twos": 1.0}, KIND, inputs(), known).eq(16.0).all()
 
 
 def test_no_loss_is_zero_for_every_sample_and_teacher() -> None:
-    total = combine({}, KIND, comparison(), {})
+    total = combine({}, KIND, inputs(), {})
     assert total.shape == (NUM_ENVS, M)
     assert total.eq(0).all()
 
 
 def test_every_loss_has_one_finite_value_per_sample_and_teacher() -> None:
     for term in (*LOGIT_TERMS.values(), *FEATURE_TERMS.values()):
-        loss = term(comparison())
+        loss = term(inputs())
         assert loss.shape == (NUM_ENVS, M)
         assert loss.isfinite().all()
         assert loss.ge(0).all()

@@ -25,8 +25,8 @@ from experiments.benchmarks.shared import check_shareable, make_env
 from experiments.benchmarks.timing import (
     DeviceStopwatch,
     HostStopwatch,
+    Percentiles,
     Reading,
-    Spread,
     Stopwatch,
     ratios,
     take_turns,
@@ -145,7 +145,7 @@ def test_the_ratio_of_the_reference_is_exactly_one() -> None:
     subjects = {"aver": time.subject(iter([0.1, 1 / 3, 1e-9]))}
     found = ratios(take_turns(subjects, time.watch, range(3)), "aver", "CPU")["aver"]
     assert found == [1.0] * 3
-    assert Spread.of(found) == Spread(1.0, 1.0, 1.0)
+    assert Percentiles.of(found) == Percentiles(1.0, 1.0, 1.0)
 
 
 def test_subjects_take_turns() -> None:
@@ -156,7 +156,7 @@ def test_subjects_take_turns() -> None:
 
 
 def test_a_spread_is_median_and_outer_tenths() -> None:
-    assert Spread.of([float(value) for value in range(11)]) == Spread(5.0, 1.0, 9.0)
+    assert Percentiles.of([float(value) for value in range(11)]) == Percentiles(5.0, 1.0, 9.0)
 
 
 @pytest.mark.gpu(pretended=False)

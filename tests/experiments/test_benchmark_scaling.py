@@ -8,7 +8,7 @@ import torch
 
 from benchmarking import config_of, one_line_error, read, start
 from experiments.benchmarks.scaling import AXES, Setting
-from experiments.benchmarks.scaling_report import Point, ScalingReport
+from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
 from experiments.benchmarks.synthetic import Noise, on_noise
 from mtkd_env.data import load_dataset
 
@@ -48,7 +48,7 @@ def test_noise_has_the_asked_size_and_every_class(channels: int, tmp_path: Path)
 def report(costs: dict[str, list[float]]) -> ScalingReport:
     """A report of invented seconds by method, at one, two and four teachers."""
     points = [
-        Point(
+        ScalingPoint(
             axis="teachers",
             features=10,
             setting={"teachers": value, "batch": 10},

@@ -22,7 +22,7 @@ from experiments.running.signals import Stopped
 from experiments.transfer import training
 from experiments.transfer.program import TaskResult, TransferConfig
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.task import Task
+from experiments.transfer.task import VisionTask
 from experiments.transfer.training import run_task
 from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
@@ -36,7 +36,7 @@ QUIET = console(quiet=True)
 ALWAYS = CheckpointConfig(share=1.0)
 
 
-class Squares(Task):
+class Squares(VisionTask):
     """Finds the mean brightness of noise, by a network with batch norm, and dropout if `random`."""
 
     program = "squares.py"
@@ -94,7 +94,7 @@ def schedule(epochs: int = 3, **values: Any) -> Schedule:
 
 def run(
     folder: Path,
-    task: Task | None = None,
+    task: VisionTask | None = None,
     *,
     resume: bool = False,
     out: Console = QUIET,

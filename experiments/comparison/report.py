@@ -212,9 +212,7 @@ def print_comparison(
         out.print(comparison_table(comparison, group, out.width))
     out.print(_note(summaries))
     if scores := score_lines(comparison, finished):
-        table = Table(title="Over all settings", title_justify="left", box=SIMPLE_HEAD)
-        for heading in scores[0]:
-            table.add_column(heading, justify="left" if heading == scores[0][0] else "right")
+        table = plain_table("Over all settings", scores[0][:1], scores[0][1:])
         for row in scores[1:]:
             table.add_row(*row)
         out.print(table)

@@ -130,7 +130,7 @@ def test_a_feature_loss_of_ones_own_reaches_the_regressors() -> None:
         (lambda: EnvSpec(observation=["label_free", "logits"]), "expected 'label_free' alone"),
         (lambda: EnvSpec(observation=["gap"]), "unknown observation 'gap'; did you mean 'gaps'"),
         (lambda: EnvSpec(observation="os:getcwd"), "'os:getcwd' is not a Block, or a function of"),
-        (lambda: Distillation(logit=DistillState), "logit: expected a name or a function of TermInputs"),
+        (lambda: Distillation(logit=DistillState), "logit: expected a name or a function of Term"),
         (lambda: Distillation(logit={squares: "x"}), "expected float, got 'x'"),
         (lambda: Distillation(feature={"mse": True}), "feature.mse: expected float, got True"),
     ],

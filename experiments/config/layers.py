@@ -100,9 +100,14 @@ def recipe_layers(recipe: str | None) -> list[Layer]:
     return [file_layer(shipped[recipe], shipped=True)]
 
 
+def shipped_methods() -> dict[str, Path]:
+    """The methods in configs/algo, by their names; others need no file."""
+    return {path.stem: path for path in (CONFIGS / "algo").glob("*.yaml")}
+
+
 def algo_layers(algo: str) -> list[Layer]:
     """What a method brings along: configs/algo/<algo>.yaml, or nothing."""
-    shipped = {path.stem: path for path in (CONFIGS / "algo").glob("*.yaml")}
+    shipped = shipped_methods()
     return [file_layer(shipped[algo], shipped=True)] if algo in shipped else []
 
 

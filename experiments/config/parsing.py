@@ -1,8 +1,9 @@
 """The command line: which layers it asks for, and the configuration that they give together."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
 from functools import cache
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
@@ -11,6 +12,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from experiments.command import as_called
+from experiments.config.choices import describe
 from experiments.config.experiment import ExperimentConfig
 from experiments.config.layers import (
     YAML,
@@ -19,31 +21,43 @@ from experiments.config.layers import (
     file_layer,
     pool_path,
     recipe_layers,
-    shipped_recipes,
 )
-from mtkd_env.errors import ConfigError, did_you_mean, plain_message
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, plain_message
 from mtkd_env.files import parse_yaml, user_path
 from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of
 from mtkd_env.options import build, field_names
-from mtkd_env.teachers.pool import read_pool_spec
+from mtkd_env.teachers.pool import TeacherSpec, read_pool_spec
 
 T = TypeVar("T")
 
 # A value may name a class of an option; the parser would import it from wherever it is.
 set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=sorted(PROJECT))
 
-# How the parser's messages name a key that it does not know.
-UNKNOWN_KEY = re.compile(
-    r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)'"
-    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
-)
+# How the parser's messages name a flag or a key that it does not know.
+UNKNOWN_FLAG = re.compile(r"unrecognized arguments: --([\w.-]+)")
+UNKNOWN_KEY = re.compile(r"Option '([\w.]+)'|Group '([\w.]+)' does not accept option '([\w.]+)'")
+
+# Flags that stand for a longer one.
+SHORT = {"epochs": "optimizer.epochs", "on-nan": "env.on_nan"}
+
+# Flags that are not the parser's, because programs see to them.
+OTHERS = ("resume", "debug", TRUST.lstrip("-"))
+
+# How near a flag must be to what was typed to be what was meant.
+NEAR = 0.6
 
 # Where the parser notes the file that a part was read from.
 FILE = "__path__"
 
 
 class ConfigurationParser(ArgumentParser):
-    """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key."""
+    """Reports what is wrong as a `ConfigError` of one line, with the nearest valid key.
+
+    Attributes:
+        short: Flags that stand for a longer one.
+    """
+
+    short: Collection[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Does not end the program itself."""
@@ -65,11 +79,31 @@ class ConfigurationParser(ArgumentParser):
         return build(kind, values)
 
     def _hint(self, message: str) -> str:
+        keys = [*self.get_defaults(skip_validation=True).keys()]
+        if flag := UNKNOWN_FLAG.search(message):
+            sections = {key.partition(".")[0] for key in keys}
+            nearest = nearest_flag(flag[1], {*keys, *sections, *self.short, *OTHERS})
+            return f"; did you mean '--{nearest}'?" if nearest else ""
         unknown = UNKNOWN_KEY.search(message)
         if unknown is None or "did you mean" in message:
             return ""
-        key = ".".join(part for part in unknown.groups() if part)
-        return did_you_mean(key, self.get_defaults(skip_validation=True).keys())
+        return did_you_mean(".".join(part for part in unknown.groups() if part), keys)
+
+
+def nearest_flag(name: str, known: Iterable[str]) -> str | None:
+    """The flag that was meant: the nearest by its whole name or by its last part.
+
+    Of several that are as near, it is the shortest.
+    """
+    nearness = {
+        key: max(
+            SequenceMatcher(None, name.replace("-", "_"), part.replace("-", "_")).ratio()
+            for part in (key, key.rpartition(".")[2])
+        )
+        for key in known
+    }
+    best = max(nearness, key=lambda key: (nearness[key], -len(key), key))
+    return best if nearness[best] >= NEAR else None
 
 
 @cache
@@ -80,13 +114,12 @@ def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
             "Distils a student from its teachers under a method's weights. Layers, later ones "
             "win: configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, --config files, flags. "
             "--algo takes several methods with commas between them. "
-            "--epochs N is short for --optimizer.epochs N; the learning rate falls at the same "
-            "fractions of the training. --on-nan X is short for --env.on_nan X. "
+            f"{' '.join(f'--{short} X is short for --{key} X.' for short, key in SHORT.items())} "
+            "However many epochs, the learning rate falls at the same fractions of the training. "
             "--resume RUN_DIR goes on with an unfinished run. "
             f"{TRUST} lets files name a module:Name of any module, whose code then runs; flags "
             "may in any case. "
-            "--debug shows where an error came from. "
-            f"Recipes: {', '.join(sorted(shipped_recipes()))}."
+            "--debug shows where an error came from."
         ),
         default_config_files=list(defaults),
         default_env=False,
@@ -94,6 +127,8 @@ def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
     parser.add_class_arguments(ExperimentConfig)
+    parser.short = SHORT
+    describe(parser._actions)
     # The parser cannot print objects in a list.
     pool = ExperimentConfig().teachers.teachers
     parser.set_defaults({"teachers.teachers": [asdict(teacher) for teacher in pool]})
@@ -132,8 +167,10 @@ def read_flags(argv: Sequence[str]) -> Flags:
     paths, flags = take([flag for flag in argv if flag != TRUST], "--config")
     named, flags = take(flags, "--algo")
     recipes, flags = take(flags, "--recipe")
-    epochs, flags = take(flags, "--epochs")
-    on_nan, flags = take(flags, "--on-nan")
+    short = []
+    for name, key in SHORT.items():
+        values, flags = take(flags, f"--{name}")
+        short += [f"--{key}={value}" for value in values]
     given, flags = take(flags, "--agent.arguments")
     flags = _with_pool_paths(flags)
     layers = [file_layer(user_path(path)) for path in paths]
@@ -145,11 +182,7 @@ def read_flags(argv: Sequence[str]) -> Flags:
         agent_arguments=[_load_arguments(text) for text in given],
         pools=take(flags, "--teachers")[0],
         trust=trust_of(argv),
-        others=[
-            *flags,
-            *(f"--optimizer.epochs={count}" for count in epochs),
-            *(f"--env.on_nan={choice}" for choice in on_nan),
-        ],
+        others=[*flags, *short],
     )
 
 
@@ -222,9 +255,9 @@ def build_config(
     # Options import what they name when they are built, if only to be checked.
     with flags.trust.applied():
         for layer in layers:
-            _check_pool_file(layer.values.get("teachers"), f"{layer.name}: ")
+            _check_pool(layer.values.get("teachers"), f"{layer.name}: ")
         for named in flags.pools:
-            _check_pool_file(named)
+            _check_pool(named if named.endswith(YAML) else _value(named))
         try:
             return _parse(algo, layers, arguments, others, program)
         except ConfigError as error:
@@ -272,24 +305,34 @@ def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
     return None
 
 
-def _check_pool_file(named: Any, place: str = "") -> None:
-    """Checks the file of a pool, of which the parser does not say what is wrong, if it is one.
+def _check_pool(given: Any, place: str = "") -> None:
+    """Checks a pool's file, or its teachers by their keys, of which the parser says too little.
 
     Raises:
-        ConfigError: It cannot be read, holds something else, or names what is not to be trusted.
+        ConfigError: A file that cannot be read, holds something else, or names what is not to be
+            trusted; a key that no teacher has.
     """
-    if isinstance(named, str) and named.endswith(YAML):
+    if isinstance(given, str) and given.endswith(YAML):
         try:
-            read_pool_spec(named)
+            read_pool_spec(given)
         except ConfigError as error:
             raise ConfigError(f"{place}teachers: {error}") from error
+    elif isinstance(given, Mapping) and isinstance(given.get("teachers"), list):
+        for number, teacher in enumerate(given["teachers"]):
+            if isinstance(teacher, Mapping):
+                check_arguments(TeacherSpec, teacher, f"{place}teachers.teachers.{number}")
+
+
+def _value(text: str) -> Any:
+    """What a flag's text says as YAML; None if it is none."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return None
 
 
 def _load_arguments(text: str) -> dict[str, Any]:
-    try:
-        arguments = parse_yaml(text)
-    except yaml.YAMLError:
-        arguments = None
+    arguments = _value(text)
     if not isinstance(arguments, dict):
         raise ConfigError(f"agent.arguments: expected keys and values, got '{text}'")
     return arguments

@@ -53,7 +53,7 @@ class DataSpec(Options):
     """The images, and how the student's batches are made of them.
 
     Attributes:
-        dataset: Name of a dataset, in `DATASETS`.
+        dataset: Name of a dataset.
         arguments: Keyword arguments of the dataset, such as path for npz.
         batch_size: B, images in a batch; also the number of sub-environments.
         val_fraction: Share of the (labelled) training images to hold out for choices, the split

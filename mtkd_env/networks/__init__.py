@@ -156,7 +156,8 @@ class StudentSpec(Options):
     """The student.
 
     Attributes:
-        network: Name of a network; see `find_network`.
+        network: Name of a network, also torchvision:MODEL, timm:MODEL or module:Class; see
+            `find_network`.
         width: Factor on all its channel counts.
         arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
             of timm.

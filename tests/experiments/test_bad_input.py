@@ -172,9 +172,9 @@ NAMES: dict[str, tuple[str, Words]] = {
     ),
     "argument that the run sets": ("--agent.arguments={seed: 3}", ("agent.arguments.seed",)),
     "argument of the dataset": ("--data.arguments={pth: x}", ("data.arguments.pth", "known: none")),
-    "unknown key": ("--optimizer.lrr=1", ("optimizer.lrr", "did you mean 'optimizer.lr'?")),
-    "unknown section": ("--optimzer.lr=1", ("optimzer.lr", "did you mean 'optimizer.lr'?")),
-    "unknown flag": ("--sede=1", ("sede", "did you mean 'seed'?")),
+    "unknown key": ("--optimizer.lrr=1", ("optimizer.lrr", "did you mean '--optimizer.lr'?")),
+    "unknown section": ("--optimzer.lr=1", ("optimzer.lr", "did you mean '--optimizer.lr'?")),
+    "unknown flag": ("--sede=1", ("sede", "did you mean '--seed'?")),
     "no flag": ("pg", ("pg",)),
 }
 
@@ -943,7 +943,7 @@ COMPARISON_FLAGS: dict[str, tuple[str, Words]] = {
     "address without ray": ("--address=auto", ("--address", "--executor ray")),
     "seed": ("--seed=1", ("--seed", "--seeds")),
     "algo": ("--algo=pg", ("--algo", "--methods")),
-    "unknown flag": ("--optimizer.lrr=1", ("optimizer.lrr", "did you mean 'optimizer.lr'?")),
+    "unknown flag": ("--optimizer.lrr=1", ("optimizer.lrr", "did you mean '--optimizer.lr'?")),
     "number": ("--distillation.beta=-1", ("distillation.beta", "-1")),
 }
 

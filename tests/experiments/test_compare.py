@@ -266,7 +266,7 @@ MISTAKES = {
     ),
     "share of a GPU": (["--gpus-per-run", "0.5"], "--gpus-per-run: means nothing without"),
     "cores": (["--cpus-per-run", "2"], "--cpus-per-run: means nothing without --executor ray"),
-    "unknown flag": (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
+    "unknown flag": (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),
     "no images": (["--data.dataset", "npz"], "path"),
     "a method": (["--algo", "pg"], "see --methods"),
 }

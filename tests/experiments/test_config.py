@@ -1,4 +1,6 @@
 import dataclasses
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,9 @@ import pytest
 import yaml
 
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
+from experiments.config.choices import NAMES
 from experiments.experiment import make_folder
+from mtkd_env.data import DATASETS
 from mtkd_env.errors import ConfigError
 
 ALGOS = sorted(path.stem for path in CONFIGS.glob("algo/*.yaml"))
@@ -225,12 +229,20 @@ def test_the_digest_is_that_of_what_the_numbers_depend_on() -> None:
 # Mistakes.
 
 FLAGS = {
-    "unknown flag": ("--optimizer.lrr 1", ["--optimizer.lrr", "did you mean 'optimizer.lr'?"]),
-    "unknown group": ("--optimzer.lr 1", ["--optimzer.lr", "did you mean 'optimizer.lr'?"]),
-    "unknown flag with =": ("--optimizer.lrr=1", ["did you mean 'optimizer.lr'?"]),
-    "abbreviation": ("--optimizer.epoch 1", ["did you mean 'optimizer.epochs'?"]),
-    "abbreviated method": ("--alg pg", ["--alg", "did you mean 'algo'?"]),
-    "abbreviated file": ("--conf x.yaml", ["--conf", "did you mean 'config'?"]),
+    "unknown flag": ("--optimizer.lrr 1", ["--optimizer.lrr", "did you mean '--optimizer.lr'?"]),
+    "unknown group": ("--optimzer.lr 1", ["--optimzer.lr", "did you mean '--optimizer.lr'?"]),
+    "unknown flag with =": ("--optimizer.lrr=1", ["did you mean '--optimizer.lr'?"]),
+    "abbreviation": ("--optimizer.epoch 1", ["did you mean '--optimizer.epochs'?"]),
+    "short flag": ("--epoch 1", ["--epoch", "did you mean '--epochs'?"]),
+    "last part": ("--reward paper", ["--reward", "did you mean '--env.reward'?"]),
+    "last part of several": ("--lr 1", ["--lr", "did you mean '--optimizer.lr'?"]),
+    "flag of the program": ("--resum x", ["--resum", "did you mean '--resume'?"]),
+    "inline teacher": (
+        '--teachers {"teachers":[{"network":"resnet8"},{"imges":1}]}',
+        ["teachers.teachers.1.imges", "did you mean 'images'?"],
+    ),
+    "abbreviated method": ("--alg pg", ["--alg", "did you mean '--algo'?"]),
+    "abbreviated file": ("--conf x.yaml", ["--conf", "did you mean '--config'?"]),
     "no flag": ("pg", ["unrecognized arguments: pg"]),
     "word for a number": ("--optimizer.epochs ten", ["optimizer.epochs", "int", "ten"]),
     "fraction for a count": ("--optimizer.epochs 1.5", ["optimizer.epochs", "int", "1.5"]),
@@ -323,6 +335,22 @@ def test_broken_bytes_are_told_in_one_line(tmp_path: Path) -> None:
 
 
 # Questions.
+
+
+def test_help_names_what_options_may_be(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    helps = dict(re.findall(r"^  --([\w.]+)(.*?)(?=^\S|^  --|\Z)", shown, re.M | re.S))
+    for key, names in NAMES.items():
+        assert {*names} <= {*re.findall(r"[\w+-]+", re.sub(r"-\s+", "-", helps[key]))}, key
+    for name, load in DATASETS.items():
+        arguments = ", ".join(inspect.signature(load).parameters) or "none"
+        assert f"{name}: {arguments}" in " ".join(helps["data.arguments"].split())
 
 
 @pytest.mark.parametrize("flag", ["--help", "--print_config"])

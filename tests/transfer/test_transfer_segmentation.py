@@ -675,7 +675,7 @@ def test_a_length_in_a_flag_takes_the_place_of_the_other() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--crops", "64"], "unrecognized arguments: --crops 64; did you mean 'crop'"),
+        (["--crops", "64"], "unrecognized arguments: --crops 64; did you mean '--crop'"),
         (["--recipe", "cityscape"], "unknown recipe 'cityscape'; did you mean 'cityscapes'"),
         (["--recipe", "mine.yaml"], "--recipe: mine.yaml: No such file"),
         (["--model", "psp"], "unknown segmenter 'psp'; did you mean 'pspnet'"),

@@ -1,8 +1,10 @@
 """Networks as a user might have them, which the tests name as `users_networks:Class`."""
 
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision.models import VisionTransformer
 
 from mtkd_env.networks.base import Network, pool_and_classify
@@ -69,6 +71,52 @@ class ControlFlow(Plain):
 class InTraining(Plain):
     def forward(self, inputs: Tensor) -> Any:
         return super().forward(inputs + 1 if self.training else inputs)
+
+
+class Pair(nn.Sequential):
+    """A stage that also gives what came before its last activation."""
+
+    def forward(self, inputs: Tensor) -> Any:
+        before = super().forward(inputs)
+        return functional.relu(before), before
+
+
+class Flags(Plain):
+    """Flags that say what to give, layers with two outputs, dropout as a function."""
+
+    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__(num_classes, in_channels)
+        self.body = Pair(*self.body)
+
+    def forward(self, inputs: Tensor, is_feat: bool = False, preact: bool = False) -> Any:
+        maps, before = self.body(self.stem(inputs))
+        feature = functional.dropout(maps.mean(dim=(2, 3)), 0.5, training=self.training)
+        logits = self.classifier(feature)
+        if is_feat:
+            return [before if preact else maps, feature], logits
+        return logits
+
+
+class Attribute(Plain):
+    def forward(self, inputs: Tensor) -> Any:
+        return SimpleNamespace(loss=None, logits=super().forward(inputs))
+
+
+class Dictionary(Plain):
+    def forward(self, inputs: Tensor) -> Any:
+        maps = self.body(self.stem(inputs))
+        feature = maps.mean(dim=(2, 3))
+        return {"embedding": feature, "out": self.classifier(feature)}
+
+
+class Tuple(Flags):
+    def forward(self, inputs: Tensor, is_feat: bool = True, preact: bool = True) -> Any:
+        return super().forward(inputs, is_feat, preact)
+
+
+class TwoLogits(Plain):
+    def forward(self, inputs: Tensor) -> Any:
+        return super().forward(inputs), super().forward(inputs)
 
 
 class PastTheMap(Plain):

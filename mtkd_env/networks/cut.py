@@ -27,7 +27,7 @@ class CutNetwork(ForeignNetwork):
     """
 
     def __init__(
-        self, traced: fx.GraphModule, node: str, *, name: str, image_shape: Sequence[int]
+        self, traced: fx.GraphModule, node: str, name: str, image_shape: Sequence[int]
     ) -> None:
         super().__init__()
         cut = next(one for one in traced.graph.nodes if one.name == node)
@@ -56,13 +56,8 @@ def trace(model: nn.Module, name: str, layer: str | None = None) -> fx.GraphModu
         layer: A module that must be one node of the graph, however deep it lies.
 
     Raises:
-        ConfigError: No such layer, or a forward that cannot be followed.
+        ConfigError: A forward that cannot be followed.
     """
-    names = [one for one, _ in model.named_modules() if one]
-    if layer is not None and layer not in names:
-        hint = did_you_mean(layer, names)
-        top = ", ".join(one for one, _ in model.named_children())
-        raise ConfigError(f"'{name}': no layer '{layer}'{hint} (outermost: {top})")
     linear = [one for one, module in model.named_modules() if isinstance(module, nn.Linear)]
     nodes = [*linear[-1:], *([layer] if layer else [])]
     try:
@@ -73,6 +68,19 @@ def trace(model: nn.Module, name: str, layer: str | None = None) -> fx.GraphModu
     if str(evaluated) != str(trained):
         raise _cannot_be_followed(name, "it is another one in training")
     return fx.GraphModule(model, trained)
+
+
+def check_layer(model: nn.Module, layer: str, name: str) -> None:
+    """Checks that a model has a layer.
+
+    Raises:
+        ConfigError: It has none of that name.
+    """
+    names = [one for one, _ in model.named_modules() if one]
+    if layer not in names:
+        hint = did_you_mean(layer, names)
+        top = ", ".join(one for one, _ in model.named_children())
+        raise ConfigError(f"'{name}': no layer '{layer}'{hint} (outermost: {top})")
 
 
 def layer_node(traced: fx.GraphModule, layer: str, name: str) -> str:

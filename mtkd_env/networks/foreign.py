@@ -2,12 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
@@ -154,18 +155,13 @@ class ForeignNetwork(Network):
         Raises:
             ConfigError: The network cannot take such images, or its last tensor is no map.
         """
-        noise = torch.randn(
-            1, *image_shape, generator=torch.Generator("cpu").manual_seed(0), device="cpu"
-        )
         self.eval()
-        try:
-            last = self._last(noise.to(next(self.parameters()).device))
+        with taking_images(name, image_shape):
+            last = self._last(noise_image(image_shape, self))
+            if not isinstance(last, Tensor):
+                raise ConfigError(f"its feature layer gives a {type(last).__name__}, no map")
             feature, logits = self._classify(last)
             self._layout = _layout(last.shape, channels_last=channels_last, prefix=prefix)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            shape = "x".join(str(length) for length in image_shape)
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"'{name}' cannot take images of {shape}: {reason}") from error
         self.train()
         feature_map = self._layout.to_map(last)
         self.num_classes = logits.shape[1]
@@ -173,6 +169,29 @@ class ForeignNetwork(Network):
         self.map_channels = feature_map.shape[1]
         # Shapes alone do not tell the sign; a regressor without ReLU can imitate either.
         self.signed_map = feature_map.is_meta or bool((feature_map < 0).any())
+
+
+def noise_image(image_shape: Sequence[int], network: nn.Module) -> Float[Tensor, "1 K H W"]:
+    """One image (K, H, W) of noise, always the same, where a network is."""
+    draw = torch.Generator("cpu").manual_seed(0)
+    noise = torch.randn(1, *image_shape, generator=draw, device="cpu")
+    return noise.to(next(network.parameters()).device)
+
+
+@contextmanager
+def taking_images(name: str, image_shape: Sequence[int]) -> Iterator[None]:
+    """Lets what a network raises on its first images become an error that names both.
+
+    Args:
+        name: The network's name.
+        image_shape: (K, H, W) of the images.
+    """
+    try:
+        yield
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        shape = "x".join(str(length) for length in image_shape)
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"'{name}' cannot take images of {shape}: {reason}") from error
 
 
 def _layout(shape: Sequence[int], *, channels_last: bool, prefix: int | None) -> Layout:

@@ -10,7 +10,8 @@ from torch import nn
 from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.imports import import_name, is_dependency, package_of
 from mtkd_env.networks.base import Network, check_fixed_width
-from mtkd_env.networks.cut import CutNetwork, layer_node, trace
+from mtkd_env.networks.cut import CutNetwork, check_layer, layer_node, trace
+from mtkd_env.networks.hooked import HookedNetwork
 
 # The digits' size and CIFAR's are the rule for networks that do not say theirs.
 IMAGE_SIZE = (32, 32)
@@ -73,7 +74,8 @@ def _build(
         signature.bind(**common, **arguments)
     except TypeError as error:
         raise ConfigError(f"'{name}' cannot be made: {error}") from error
-    network = _as_network(name, target(**common, **arguments), layer, in_channels, image_size)
+    shape = (in_channels, *(image_size or IMAGE_SIZE))
+    network = _as_network(name, target(**common, **arguments), layer, num_classes, shape)
     if network.num_classes != num_classes:
         raise ConfigError(
             f"'{name}' has {network.num_classes} classes, the images have {num_classes}"
@@ -85,8 +87,8 @@ def _as_network(
     name: str,
     model: Any,
     layer: str | None,
-    in_channels: int,
-    image_size: tuple[int, int] | None,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
 ) -> Network:
     if isinstance(model, Network):
         if layer is not None:
@@ -100,6 +102,10 @@ def _as_network(
             f"'{name}' is no mtkd_env.networks.Network; name its last feature layer behind an @ "
             f"(outermost: {', '.join(outermost)})"
         )
-    traced = trace(model, name, layer)
-    shape = (in_channels, *(image_size or IMAGE_SIZE))
-    return CutNetwork(traced, layer_node(traced, layer, name), name=name, image_shape=shape)
+    check_layer(model, layer, name)
+    try:
+        traced = trace(model, name, layer)
+        return CutNetwork(traced, layer_node(traced, layer, name), name, image_shape)
+    # Flags, several outputs, or a forward that is another one in training.
+    except ConfigError:
+        return HookedNetwork(model, layer, num_classes, name, image_shape)

@@ -49,7 +49,7 @@ def build(
     traced = trace(classifier(model, num_classes, in_channels, arguments), name)
     node = last_map_node(traced, (in_channels, *IMAGE_SIZE), name)
     shape = (in_channels, *(image_size or IMAGE_SIZE))
-    return CutNetwork(traced, node, name=name, image_shape=shape)
+    return CutNetwork(traced, node, name, shape)
 
 
 def classifier(

@@ -1,6 +1,8 @@
 """Networks of torchvision and of the user; those of timm are in test_networks_timm.py."""
 
 import sys
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import URLError
@@ -17,6 +19,7 @@ from mtkd_env.files import save_checkpoint
 from mtkd_env.networks import Network, build_network, check_network
 from mtkd_env.networks.cut import last_map_node, trace
 from mtkd_env.networks.foreign import ChannelsLast, Tokens
+from mtkd_env.networks.hooked import HookedNetwork
 from mtkd_env.registration import make_env
 from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, build_pool
 from mtkd_env.testing import rollout
@@ -195,6 +198,47 @@ def test_a_classifier_of_the_user_is_cut_at_the_named_layer() -> None:
     assert not unsigned.signed_map
 
 
+# By class, where the logits are in what it gives.
+HOOKED: dict[str, Callable[[Any], Tensor]] = {
+    "ControlFlow": lambda given: given,
+    "InTraining": lambda given: given,
+    "Flags": lambda given: given,
+    "Attribute": lambda given: given.logits,
+    "Dictionary": lambda given: given["out"],
+    "Tuple": lambda given: given[1],
+}
+
+
+@pytest.mark.parametrize("name", HOOKED)
+def test_a_classifier_that_cannot_be_traced_is_seen_through_hooks(name: str) -> None:
+    network = build_network(f"users_networks:{name}@body", num_classes=CLASSES, seed=0)
+    assert isinstance(network, HookedNetwork)
+    perturb(network, seed=2)
+    model, inputs = network.model, images(4)
+    output = network(inputs)
+    assert torch.equal(output.logits, HOOKED[name](model(inputs)))
+    assert torch.equal(model.classifier(output.feature), output.logits)
+    assert torch.equal(output.feature, output.feature_map.mean(dim=(2, 3)))
+    again = network.head(output.feature_map)
+    torch.testing.assert_close(again.logits, output.logits)
+    assert torch.equal(again.feature_map, output.feature_map)
+    ensemble = TeacherEnsemble([network.train()], ["a"])
+    known = ensemble(inputs)
+    torch.testing.assert_close(known.logits[0], output.logits)
+    torch.testing.assert_close(known.feature_maps[0], output.feature_map)
+    torch.testing.assert_close(ensemble.classify([output.feature_map])[0], output.logits)
+
+
+def test_a_student_seen_through_hooks_learns() -> None:
+    network = build_network("users_networks:Flags@body", num_classes=CLASSES, seed=0)
+    copied = deepcopy(network)
+    output = copied(images(4))
+    assert output.feature_map.grad_fn is not None
+    output.logits.sum().backward()
+    assert all(one.grad is not None for one in copied.parameters())
+    assert all(one.grad is None for one in network.parameters())
+
+
 def test_the_parts_of_a_classifier_train_and_evaluate_as_they_did_before() -> None:
     network = plain()
     assert network.training
@@ -248,8 +292,12 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "unused": ("users_networks:Plain@unused", {}, "never calls the layer 'unused'"),
     "vector": ("users_networks:Plain@dropout", {}, r"gives \(1, 12\), neither a map nor tokens"),
     "layer of ours": ("users_networks:Own@body", {}, "knows its feature layer; drop '@body'"),
-    "numbers": ("users_networks:ControlFlow@body", {}, "cannot cut its forward"),
-    "training": ("users_networks:InTraining@body", {}, "it is another one in training"),
+    "two logits": (
+        "users_networks:TwoLogits@body",
+        {},
+        rf"the only part of shape \(B, {CLASSES}\), its forward gives a tuple of 0: \(B, 4\), 1: .*"
+        r"a subclass of mtkd_env\.networks\.Network",
+    ),
     "shortcut": ("users_networks:PastTheMap@body", {}, "depend on more than the feature layer"),
     "end": ("users_networks:NoLinearEnd@body", {}, "expected logits from an nn.Linear at its end"),
     "no module": ("users_networks:number", {}, "gives a int, expected an nn.Module"),

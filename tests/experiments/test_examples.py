@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.examples import cleanrl_ppo, torchrl_ppo
+from experiments.examples import cleanrl_ppo, optuna_pg, torchrl_ppo
 from experiments.examples.cleanrl_ppo import Rollout, advantages_of
 from known_optimum import known_env, started_env
 from mtkd_env.env import MTKDVectorEnv
@@ -190,3 +190,26 @@ def test_without_torchrl_the_program_says_what_to_install(
         torchrl_ppo.main([])
     assert ended.value.code == 2
     assert "pip install 'mtkd-env[torchrl]'" in capsys.readouterr().err
+
+
+def test_optuna_tunes_by_students_of_one_seed_and_prunes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("optuna")
+    env = make_tiny_env()
+    monkeypatch.setattr(env, "splits", {"val": env.splits["test"]})
+    study = optuna_pg.tune(env, epochs=2, trials=3, seed=0)
+    assert len(study.trials) == 3
+    assert 0 <= study.best_value <= 1
+    assert all(len(trial.intermediate_values) == 2 for trial in study.trials)
+
+
+def test_without_optuna_the_program_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr(gymnasium, "make_vec", lambda *_, **__: make_tiny_env())
+    with pytest.raises(SystemExit) as ended:
+        optuna_pg.main([])
+    assert ended.value.code == 2
+    assert "pip install 'mtkd-env[optuna]'" in capsys.readouterr().err

@@ -5,14 +5,16 @@
 - `reinforce.py` with `distributions.py`, `dpg.py`: `reinforce` and `dpg` in the same loop.
 - `history.py`: what learners keep between two updates; `learning.py`: optimisers, random numbers.
 - `fixed.py`: `uniform` and `oracle`, which learn nothing; `weighting.py`: classical weightings.
-- `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib, or `module:Class`; with
+- `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib; with
   `policies.py` (shared by the teachers), `sb3_state.py` (checkpoints), `tensor_rollouts.py`,
   `ars.py`, `callbacks.py`, `isolation.py`.
 
-A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `sb3.py`.
+A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `sb3.py`. Classes of
+these three kinds may also be given as objects or as `module:Class`.
 """
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from agents.dpg import DPG
 from agents.fixed import Oracle, Uniform
 from agents.policy_gradient import LearningAgent, PolicyGradient, Transition
 from agents.reinforce import Reinforce
-from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments
+from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments, is_algorithm
 from agents.weighting import WeightingAgent
 from mtkd import require
 from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.imports import Kind, Named, name_of
 from mtkd_env.options import build, typed
-from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.weighting import WEIGHTING, WEIGHTINGS
 
 require(("agents",))
 
@@ -47,6 +50,7 @@ __all__ = [
     "algorithm_class",
     "build_agent",
     "check_agent",
+    "find_agent",
 ]
 
 AGENTS: Mapping[str, type[Agent]] = {
@@ -61,18 +65,44 @@ AGENTS: Mapping[str, type[Agent]] = {
 SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
 
 
+AGENT: Kind[Any] = Kind(
+    {**WEIGHTINGS, **AGENTS},
+    "agent",
+    lambda found: _is_class(found, Agent) or is_algorithm(found) or WEIGHTING.fits(found),
+    "a class of Agent, of Weighting or of a Stable-Baselines3 algorithm",
+    lambda found: found,
+)
+
+
+def find_agent(given: Named) -> Any:
+    """The class of an agent, a weighting or an algorithm.
+
+    Args:
+        given: What `AGENT` finds, or an algorithm of Stable-Baselines3 or sb3-contrib.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if isinstance(given, str) and ":" not in given and given not in AGENT.table:
+        return algorithm_class(given, AGENT.table)
+    return AGENT.find(given)
+
+
+def _is_class(found: Any, kind: type) -> bool:
+    return isinstance(found, type) and issubclass(found, kind)
+
+
 def check_agent(
-    name: str,
+    given: Named,
     arguments: Mapping[str, Any],
     *,
     load: str | Path | None = None,
     learn: bool = True,
 ) -> None:
-    """Checks an agent's name and arguments, so that mistakes show before teachers are trained.
+    """Checks an agent and its arguments, so that mistakes show before teachers are trained.
 
     Args:
-        name: In `AGENTS` or `WEIGHTINGS`, an algorithm of Stable-Baselines3 or sb3-contrib, or
-            `module:Class`.
+        given: See `find_agent`.
         arguments: Keyword arguments of the agent, without environment and seed.
         load: See `build_agent`.
         learn: See `build_agent`.
@@ -90,17 +120,18 @@ def check_agent(
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
-    if name in AGENTS:
-        build(AGENTS[name].settings_type, arguments, PATH)
-    elif name in WEIGHTINGS:
-        check_arguments(WEIGHTINGS[name], arguments, PATH)
-        typed(WEIGHTINGS[name], arguments, PATH)
+    found = find_agent(given)
+    if is_algorithm(found):
+        check_sb3_arguments(found, arguments)
+    elif _is_class(found, Agent):
+        build(found.settings_type, arguments, PATH)
     else:
-        check_sb3_arguments(name, arguments, others={**AGENTS, **WEIGHTINGS})
+        check_arguments(found, arguments, PATH)
+        typed(found, arguments, PATH)
 
 
 def build_agent(
-    name: str,
+    given: Named,
     env: MTKDVectorEnv,
     *,
     seed: int,
@@ -108,10 +139,10 @@ def build_agent(
     load: str | Path | None = None,
     learn: bool = True,
 ) -> Agent:
-    """An agent by name.
+    """An agent.
 
     Args:
-        name: See `check_agent`.
+        given: See `find_agent`.
         env: The environment that it acts in.
         seed: Seed of everything the agent draws.
         arguments: Further keyword arguments of the agent.
@@ -123,10 +154,10 @@ def build_agent(
     Raises:
         ConfigError: Unknown name or argument, or something that it cannot load.
     """
-    check_agent(name, arguments, load=load, learn=learn)
+    check_agent(given, arguments, load=load, learn=learn)
     if load is None:
-        return _made(name, env, seed, arguments)
-    agent = _made(name, env, seed, {**_network_of(load, name), **arguments})
+        return _made(given, env, seed, arguments)
+    agent = _made(given, env, seed, {**_network_of(load, given), **arguments})
     try:
         agent.load(load)
     except ConfigError as error:
@@ -134,25 +165,29 @@ def build_agent(
     return agent if learn else Frozen(agent)
 
 
-def _network_of(load: str | Path, name: str) -> dict[str, Any]:
+def _network_of(load: str | Path, given: Named) -> dict[str, Any]:
     """Arguments by which an agent gets the network of another one, where that is of its kind."""
-    spaces = load_agent(load).spaces
-    if name not in AGENTS:
+    spaces, found = load_agent(load).spaces, find_agent(given)
+    if is_algorithm(found):
         return {"policy": spaces["network"]} if "network" in spaces else {}
-    if not issubclass(AGENTS[name], LearningAgent):
+    if not _is_class(found, LearningAgent):
         return {}
     return {key: spaces[key] for key in ("policy", "hidden", "layers") if key in spaces}
 
 
-def _made(name: str, env: MTKDVectorEnv, seed: int, arguments: Mapping[str, Any]) -> Agent:
+def _made(given: Named, env: MTKDVectorEnv, seed: int, arguments: Mapping[str, Any]) -> Agent:
+    found = find_agent(given)
     try:
-        if name in AGENTS:
-            return AGENTS[name](env, seed=seed, **arguments)
-        if name in WEIGHTINGS:
-            arguments = typed(WEIGHTINGS[name], arguments, PATH)
-            return WeightingAgent(env, WEIGHTINGS[name](env.distiller, seed=seed, **arguments))
-        return SB3Agent(env, name, seed=seed, **arguments)
+        if is_algorithm(found):
+            return SB3Agent(env, given, seed=seed, **arguments)
+        if _is_class(found, Agent):
+            agent: Agent = found(env, seed=seed, **arguments)
+            return agent
+        arguments = typed(found, arguments, PATH)
+        if "seed" in signature(found).parameters:
+            arguments["seed"] = seed
+        return WeightingAgent(env, found(env.distiller, **arguments))
     except ConfigError:
         raise
     except (AssertionError, TypeError, ValueError) as error:
-        raise ConfigError(f"agent: {name} cannot be built: {error}") from error
+        raise ConfigError(f"agent: {name_of(given)} cannot be built: {error}") from error

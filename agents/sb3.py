@@ -50,7 +50,7 @@ from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
-from mtkd_env.imports import import_name
+from mtkd_env.imports import Kind, Named, name_of
 from mtkd_env.options import build, plain
 from mtkd_env.seeding import derive_seed
 from mtkd_env.vector import StepRecord
@@ -87,34 +87,34 @@ DIVERGED = re.compile("distribution .* to satisfy the constraint|holds NaN or in
 EPOCHS = re.compile(r"^(\d+(?:\.\d+)?) epochs?$")
 
 
-def algorithm_class(name: str, others: Iterable[str] = ()) -> type[BaseAlgorithm]:
-    """The class behind a name.
+def is_algorithm(found: Any) -> bool:
+    """Whether something is a class of an algorithm."""
+    return isinstance(found, type) and issubclass(found, BaseAlgorithm)
+
+
+ALGORITHM: Kind[type[BaseAlgorithm]] = Kind(
+    {}, "agent", is_algorithm, "a Stable-Baselines3 algorithm", lambda found: found
+)
+
+
+def algorithm_class(given: Named, others: Iterable[str] = ()) -> type[BaseAlgorithm]:
+    """The class of an algorithm.
 
     Args:
-        name: A name of Stable-Baselines3 or sb3-contrib in any case (`ppo`, `TQC`), or
-            `module:Class` for a class of the user's own.
+        given: A name of Stable-Baselines3 or sb3-contrib in any case (`ppo`, `TQC`); or a class of
+            the user's own, or its `module:Class`.
         others: Further names that an error may suggest.
 
     Raises:
         ConfigError: Unknown name, a package that is not installed, or not an algorithm.
     """
-    if ":" not in name:
-        return _from_library(name, others)
-    try:
-        found: type[BaseAlgorithm] = import_name(
-            name, _is_algorithm, "a Stable-Baselines3 algorithm"
-        )
-    except ConfigError as error:
-        raise ConfigError(f"agent: {error}") from error
-    return found
+    if isinstance(given, str) and ":" not in given:
+        return _from_library(given, others)
+    return ALGORITHM.find(given)
 
 
 def _is_module(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, nn.Module)
-
-
-def _is_algorithm(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, BaseAlgorithm)
 
 
 def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:
@@ -138,7 +138,7 @@ def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:
 
 def _algorithms(library: Any) -> dict[str, type[BaseAlgorithm]]:
     members = {name.lower(): getattr(library, name) for name in library.__all__}
-    return {name: member for name, member in members.items() if _is_algorithm(member)}
+    return {name: member for name, member in members.items() if is_algorithm(member)}
 
 
 class _Finished(Exception):  # noqa: N818 - not an error
@@ -252,7 +252,7 @@ class SB3Agent(Agent):
 
     Args:
         env: The environment.
-        algorithm: Name, see `algorithm_class`.
+        algorithm: See `algorithm_class`.
         seed: Seed of the algorithm.
         arguments: Fields of `SB3Settings`, and any argument of the algorithm's class. Those in
             `COUNTED_IN_STEPS` and `COUNTED_IN_SAMPLES` may be given as `"1 epoch"` or `"5 epochs"`.
@@ -265,11 +265,11 @@ class SB3Agent(Agent):
     settings: SB3Settings
 
     def __init__(
-        self, env: MTKDVectorEnv, algorithm: str, *, seed: int = 0, **arguments: Any
+        self, env: MTKDVectorEnv, algorithm: Named, *, seed: int = 0, **arguments: Any
     ) -> None:
         own, theirs = split(arguments)
         super().__init__(env, seed=seed, **own)
-        self.algorithm = algorithm
+        self.algorithm = name_of(algorithm)
         self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
         self.model = self._build(algorithm_class(algorithm), theirs)
@@ -481,25 +481,21 @@ def _policy_optimizer(model: BaseAlgorithm) -> Optimizer | None:
     return None if searches else getattr(owner, "optimizer", None)
 
 
-def check_sb3_arguments(
-    algorithm: str, arguments: Mapping[str, Any], others: Iterable[str] = ()
-) -> None:
-    """Checks an algorithm's name and arguments before anything is built.
+def check_sb3_arguments(algorithm: type[BaseAlgorithm], arguments: Mapping[str, Any]) -> None:
+    """Checks an algorithm's arguments before anything is built.
 
     Args:
-        algorithm: Name, see `algorithm_class`.
+        algorithm: Its class.
         arguments: What `SB3Agent` would be given.
-        others: Further names that an error may suggest.
 
     Raises:
-        ConfigError: Unknown algorithm or argument, or a value that `SB3Agent` cannot take.
+        ConfigError: An unknown argument, or a value that `SB3Agent` cannot take.
     """
     own, theirs = split(arguments)
-    kind = algorithm_class(algorithm, others)
-    check_arguments(kind, theirs, PATH)
+    check_arguments(algorithm, theirs, PATH)
     if build(SB3Settings, own, PATH).policy == SHARED:
         try:
-            shared_policy_of(kind)
+            shared_policy_of(algorithm)
         except ConfigError as error:
             raise ConfigError(f"{PATH}.{error}") from None
         if theirs.get("use_sde"):

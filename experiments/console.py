@@ -27,6 +27,7 @@ from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
 from experiments.running.signals import end_unread
 from experiments.training import CHOSEN_BY
+from mtkd_env.imports import name_of
 from mtkd_env.vector import StepRecord
 
 # Seconds without a line, off a terminal, after which a teacher in training is told of.
@@ -104,12 +105,12 @@ class ConsoleProgress:
     def training(self, config: ExperimentConfig, steps: int) -> Iterator[None]:
         """Shows the student's training until the context ends."""
         if not self._console.is_terminal:
-            self._console.print(f"{config.algo}: {steps} steps, seed {config.seed}")
+            self._console.print(f"{name_of(config.algo)}: {steps} steps, seed {config.seed}")
             yield
             return
         with live_bar(self._console) as bar:
             self._bar = bar
-            self._task = bar.add_task(config.algo, total=steps, text="")
+            self._task = bar.add_task(name_of(config.algo), total=steps, text="")
             try:
                 yield
             finally:

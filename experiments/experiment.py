@@ -26,7 +26,7 @@ from mtkd_env import Assembly, assemble
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import name_in_path
-from mtkd_env.imports import Trust, trust_of
+from mtkd_env.imports import Trust, name_of, trust_of
 from mtkd_env.seeding import derive_seed
 from mtkd_env.student import FILES, StudentDescription, save_student
 
@@ -93,7 +93,7 @@ def make_folder(config: ExperimentConfig) -> Path:
     Raises:
         ConfigError: The folder cannot be made.
     """
-    names = name_in_path(config.data.dataset), name_in_path(config.algo)
+    names = name_in_path(name_of(config.data.dataset)), name_in_path(name_of(config.algo))
     return new_folder(Path(config.output), f"{'_'.join(names)}_seed{config.seed}")
 
 
@@ -211,6 +211,12 @@ class DistillationRun(KeptRun[Result]):
     def prepare(self) -> dict[str, Any]:
         """Loads the images, finds or trains the teachers, makes student and agent."""
         started, config = time.perf_counter(), self._config
+        if config.in_memory and self.checkpoint.enabled:
+            keys = ", ".join(dict.fromkeys(config.in_memory))
+            self._progress.note(
+                f"only this program can resume this run: what others would need is in its memory "
+                f"({keys}); what is of a module has a name"
+            )
         self._assembly = build(config, self._progress)
         env = self._assembly.env
         # For students with dropout, and whatever else draws without a generator of its own.
@@ -253,10 +259,15 @@ class DistillationRun(KeptRun[Result]):
             gallery = collect_gallery(self._last.record, images.data, images.splits.train)
             write_gallery(gallery, folder)
         self._write_students(folder)
-        trained_on = {"dataset": self._config.data.dataset, "configuration": CONFIG}
+        trained_on = {"dataset": name_of(self._config.data.dataset), "configuration": CONFIG}
         self._agent.save(folder, trained_on)
-        line, method = read_rows(folder, BREAKDOWN)[-1], self._config.method or self._config.algo
-        write_classes(line, folder / "classes.png", method)
+        line = read_rows(folder, BREAKDOWN)[-1]
+        write_classes(line, folder / "classes.png", self._label)
+
+    @property
+    def _label(self) -> str:
+        """What tables and pages call the method."""
+        return self._config.method or name_of(self._config.algo)
 
     def _write_students(self, folder: Path) -> None:
         """Writes the last student, and the one that validation images chose if there are any."""
@@ -268,10 +279,12 @@ class DistillationRun(KeptRun[Result]):
 
     def _description(self, row: dict[str, Any]) -> StudentDescription:
         """What the student of an epoch is."""
-        data = self._assembly.images.data
+        data, student = self._assembly.images.data, self._config.student
         measured = {k: v for k, v in row.items() if k.startswith(("test/", "val/"))}
         return StudentDescription(
-            **asdict(self._config.student),
+            network=name_of(student.network),
+            width=student.factor,
+            arguments=student.arguments,
             num_classes=data.num_classes,
             preprocessing=data.preprocessing,
             class_names=data.class_names,
@@ -283,7 +296,7 @@ class DistillationRun(KeptRun[Result]):
         config, pool, rows = self._config, self._assembly.pool, log.rows
         last, best = rows[-1], best_row(rows)
         return Result(
-            method=config.method or config.algo,
+            method=self._label,
             setting=config.setting,
             seed=config.seed,
             pool=config.teachers.seed,
@@ -300,9 +313,9 @@ class DistillationRun(KeptRun[Result]):
             seconds=round(log.seconds, 2),
             folder=str(log.folder),
             versions=versions(gymnasium, stable_baselines3),
-            algo=config.algo,
-            dataset=config.data.dataset,
-            student=config.student.network,
+            algo=name_of(config.algo),
+            dataset=name_of(config.data.dataset),
+            student=name_of(config.student.network),
             teachers={name: evaluation.accuracy for name, evaluation in pool.evaluations.items()},
             weights=mean_weights(last, pool.ensemble.names),
             score=last["score"],

@@ -82,8 +82,9 @@ class EnvSpec(Options):
         observation_dtype: float32, or float16 to halve what agents store.
         fusion: paper, generator, learnable, ...; or the three coefficients of Equ. 9-14; or prior.
             By default paper if every label is there, and generator if not.
-        prior: Weights that an action adds to, for the fusion prior: name of a weighting, such as
-            gate; or in Python what makes one of a distiller.
+        prior: Weights that an action adds to, for the fusion prior: a weighting, such as gate. Or
+            one's own: a class of Weighting, or a function of a distiller that makes one, as
+            `module:name` or as an object.
         logit_bound: Bound of the action box.
         episode: batch, epoch or training.
         output: numpy, or torch for tensors on the device: what reset and step give; agents of this
@@ -105,7 +106,7 @@ class EnvSpec(Options):
     normalize_observation: bool | None = None
     observation_dtype: str = "float32"
     fusion: str | list[float] | None = None
-    prior: Any = None
+    prior: Named | None = None
     logit_bound: float = 3.0
     episode: str = "batch"
     output: str = "numpy"

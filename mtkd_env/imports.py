@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import Any, Generic, TypeAlias, TypeVar
 
@@ -115,13 +115,12 @@ class Kind(Generic[T]):
             return self.adapted(given)
         if given in self.table:
             return self.table[given]
-        if given.startswith(IN_MEMORY):
-            raise ConfigError(
-                f"{self.what}: {given!r} was in the memory of the program that made the run; only "
-                "a program that has it can go on with it"
-            )
+        check_is_there(given, self.what)
         if NAME.fullmatch(given):
-            return self.adapted(import_name(given, self.fits, self.expected))
+            try:
+                return self.adapted(import_name(given, self.fits, self.expected))
+            except ConfigError as error:
+                raise ConfigError(f"{self.what}: {error}") from error
         names = ", ".join(sorted(self.table))
         raise ConfigError(
             f"unknown {self.what} {given!r}{did_you_mean(given, self.table)} "
@@ -129,11 +128,17 @@ class Kind(Generic[T]):
         )
 
 
+def is_a(found: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether something is a class of a kind, or a partial call of one."""
+    made = found.func if isinstance(found, partial) else found
+    return isinstance(made, type) and issubclass(made, kind)
+
+
 def takes(count: int) -> Callable[[Any], bool]:
-    """Whether something is a function of so many positional arguments, and no class."""
+    """Whether something is a user's function of so many positional arguments, and no class."""
 
     def fits(found: Any) -> bool:
-        if not callable(found) or isinstance(found, type):
+        if not is_users(found) or isinstance(found, type):
             return False
         try:
             # Of a module of torch, all that can be said of `__call__` is that it calls this.
@@ -154,8 +159,9 @@ def takes(count: int) -> Callable[[Any], bool]:
 
 def is_users(found: Any) -> bool:
     """Whether a function is no library's; those do much that an argument can ask for."""
-    module = getattr(found, "__module__", None)
-    if not callable(found) or module is None:
+    made = found.func if isinstance(found, partial) else found
+    module = getattr(made, "__module__", None)
+    if not callable(made) or module is None:
         return False
     package = package_of(module)
     return package not in sys.stdlib_module_names and not is_dependency(package)
@@ -173,6 +179,8 @@ def name_of(given: Named) -> str:
     """
     if isinstance(given, str):
         return given
+    if isinstance(given, Mapping):  # Several by their names.
+        return name_of(next(iter(given.values()), None))
     named = given if hasattr(given, "__qualname__") else type(given)
     module, name = named.__module__, named.__qualname__
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is given:
@@ -183,6 +191,19 @@ def name_of(given: Named) -> str:
 def is_in_memory(name: str) -> bool:
     """Whether a name in a record is of an object that it does not bring back."""
     return name.startswith(IN_MEMORY)
+
+
+def check_is_there(name: str, what: str) -> None:
+    """Checks a name that may come from a record.
+
+    Raises:
+        ConfigError: It `is_in_memory`.
+    """
+    if is_in_memory(name):
+        raise ConfigError(
+            f"{what}: {name!r} was in the memory of the program that made the run; only a program "
+            "that has it can use it again"
+        )
 
 
 @cache

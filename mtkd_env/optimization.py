@@ -4,7 +4,6 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mtkd_env.errors import ConfigError, check_arguments
-from mtkd_env.imports import Kind, Named, takes
+from mtkd_env.imports import Kind, Named, is_a, takes
 from mtkd_env.options import Options, typed
 
 Groups = list[dict[str, Any]]
@@ -221,7 +220,7 @@ class OfClass:
         """The fields of a recipe that are arguments."""
         known = inspect.signature(self.kind).parameters
         # Elsewhere a momentum is something else, and nothing by default.
-        own = MOMENTUM if issubclass(_class_of(self.kind), SGD) else ()
+        own = MOMENTUM if is_a(self.kind, SGD) else ()
         return [name for name in ("lr", "weight_decay", "betas", *own) if name in known]
 
     def check(self, arguments: Mapping[str, Any]) -> None:
@@ -237,15 +236,6 @@ class OfClass:
         typed(self.kind, arguments, "arguments")
 
 
-def _class_of(found: Any) -> Any:
-    return found.func if isinstance(found, partial) else found
-
-
-def _is_optimizer(found: Any) -> bool:
-    kind = _class_of(found)
-    return isinstance(kind, type) and issubclass(kind, Optimizer)
-
-
 # LBFGS asks for the loss again and again, Rprop for all images at once, SparseAdam for gradients of
 # another kind, and Muon for nothing but matrices; what ASGD averages, nobody would read.
 UNFIT = (optim.ASGD, optim.LBFGS, optim.Muon, optim.Rprop, optim.SparseAdam)
@@ -253,7 +243,7 @@ UNFIT = (optim.ASGD, optim.LBFGS, optim.Muon, optim.Rprop, optim.SparseAdam)
 
 def _of_torch() -> dict[str, OfClass]:
     """The optimisers of torch that train any network by its gradient, by their names."""
-    classes = [kind for kind in vars(optim).values() if _is_optimizer(kind)]
+    classes = [kind for kind in vars(optim).values() if is_a(kind, Optimizer)]
     return {
         kind.__name__.lower(): OfClass(kind)
         for kind in classes
@@ -270,9 +260,9 @@ OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {
 OPTIMIZER: Kind[Callable[[Recipe, Groups], Optimizer]] = Kind(
     OPTIMIZERS,
     "optimizer",
-    lambda found: _is_optimizer(found) or takes(2)(found),
+    lambda found: is_a(found, Optimizer) or takes(2)(found),
     "a class of torch.optim.Optimizer, or a function of (recipe, groups) that makes one",
-    lambda found: OfClass(found) if _is_optimizer(found) else found,
+    lambda found: OfClass(found) if is_a(found, Optimizer) else found,
 )
 
 

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -13,11 +13,12 @@ import torch
 
 from mtkd_env.action import Prior
 from mtkd_env.computing import Computing
-from mtkd_env.data import DataSpec, ImageSet, load_dataset
+from mtkd_env.data import DataSpec, ImageSet
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_name, did_you_mean, lookup
+from mtkd_env.errors import ConfigError, check_name, did_you_mean
+from mtkd_env.imports import Named
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks import StudentSpec, build_network
 from mtkd_env.networks.base import Network
@@ -42,7 +43,7 @@ from mtkd_env.teachers.pool import own_images
 from mtkd_env.teachers.store import StoreSpec, check_store
 from mtkd_env.teachers.training import EVALUATION_BATCH
 from mtkd_env.terms import Distillation
-from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.weighting import WEIGHTING
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +71,9 @@ PARTS: Mapping[str, type] = {
 
 T = TypeVar("T")
 
-# Options, their fields by name, or the first of them if that is a name; None for the defaults.
-Given: TypeAlias = Mapping[str, Any] | str | T | None
+# Options, their fields by name, or the first of them if that is a name or an object; None for the
+# defaults.
+Given: TypeAlias = Mapping[str, Any] | Named | T | None
 Teachers: TypeAlias = (
     Given[PoolSpec] | Path | Sequence[TeacherSpec] | Sequence[str] | Sequence[Mapping[str, Any]]
 )
@@ -116,6 +118,7 @@ def assemble(
     env: Given[EnvSpec] = None,
     computing: Given[Computing] = None,
     progress: Progress | None = None,
+    **loose: Any,
 ) -> Assembly:
     """Builds data, teachers, student and environment.
 
@@ -123,40 +126,92 @@ def assemble(
     student and its data order are those of seed 0.
 
     Args:
-        data: The images, or the name of a dataset.
+        data: The images, or the dataset.
         teachers: The pool, a YAML file that describes one, or the teachers: networks' names, or
             fields of `TeacherSpec`.
-        student: The student, or the name of its network.
+        student: The student, or its network.
         optimizer: Its optimiser and schedule.
         distillation: What the teachers add to its loss.
-        env: What the agent sees, does and is paid for, or the name of the reward.
+        env: What the agent sees, does and is paid for, or the reward.
         computing: Where and in what all is computed, or the name of a device.
         progress: What is told of the teachers; by default notes are logged.
+        loose: Fields of these, but the teachers', that only one of them has, such as `alpha=2.0` or
+            `network=MyNet`, which come on top.
 
     Raises:
         ConfigError: Anything that cannot be used, named by its path, such as `student.width`.
+
+    Example:
+        A reward, an optimiser and a network of one's own:
+
+        >>> import torch
+        >>> from mtkd_env import assemble
+        >>> from mtkd_env.networks import cut_at
+        >>> def agreement(state, distillation):
+        ...     return (state.teachers.logits.argmax(-1) == state.batch.targets).T.float()
+        >>> class MyNet(torch.nn.Module):
+        ...     def __init__(self, num_classes, in_channels):
+        ...         super().__init__()
+        ...         self.body = torch.nn.Conv2d(in_channels, 8, 3, stride=2)
+        ...         self.classifier = torch.nn.Linear(8, num_classes)
+        ...
+        ...     def forward(self, images):
+        ...         return self.classifier(self.body(images).relu().mean((2, 3)))
+        >>> assembly = assemble(
+        ...     data={"train_size": 64, "batch_size": 16},
+        ...     teachers=[{"network": "resnet8", "kind": "random"}],
+        ...     network=cut_at(MyNet, "body"),
+        ...     optimizer={"optimizer": torch.optim.NAdam, "lr": 0.01},
+        ...     reward=agreement,
+        ...     device="cpu",
+        ... )
+        >>> _, info = assembly.env.reset(seed=0)
+        >>> assembly.env.step(assembly.env.action_space.sample())[1].shape
+        (16,)
     """
-    data = build(DataSpec, data, "data")
-    spec = build(PoolSpec, _read(teachers), "teachers")
-    student = build(StudentSpec, student, "student")
-    optimizer = build(Recipe, optimizer, "optimizer")
-    distillation = build(Distillation, distillation, "distillation")
-    env = build(EnvSpec, env, "env")
-    computing = build(Computing, computing, "computing")
+    given = {
+        "data": data,
+        "teachers": _read(teachers),
+        "student": student,
+        "optimizer": optimizer,
+        "distillation": distillation,
+        "env": env,
+        "computing": computing,
+    }
+    parts = sorted_keywords(
+        {name: part for name, part in given.items() if part is not None} | loose
+    )
+    made: dict[str, Any] = {
+        name: build(kind, parts.get(name), name) for name, kind in PARTS.items()
+    }
+    return _assembled(**made, progress=progress or Quiet())
+
+
+def _assembled(
+    *,
+    data: DataSpec,
+    teachers: PoolSpec,
+    student: StudentSpec,
+    optimizer: Recipe,
+    distillation: Distillation,
+    env: EnvSpec,
+    computing: Computing,
+    progress: Progress,
+) -> Assembly:
     device = computing.place()
     check_teacher_precision(computing.for_teachers, device)
-    images = load_images(data, spec)
+    images = load_images(data, teachers)
     env = env.resolved(complete=images.complete)
     _check_student(images, data, student, distillation)
-    stream = _student_stream(images, data, spec.store, device)
+    stream = _student_stream(images, data, teachers.store, device)
     pool, fidelities = prepare_teachers(
-        spec,
+        teachers,
         images,
         stream,
         val_fraction=data.val_fraction,
         computing=computing,
         device=device,
-        progress=progress or Quiet(),
+        progress=progress,
     )
     learner = make_learner(
         images,
@@ -204,7 +259,7 @@ def student_maker(data: ImageSet[Any], student: StudentSpec) -> Callable[..., Ne
         num_classes=data.num_classes,
         in_channels=data.image_shape[0],
         image_size=data.image_shape[1:],
-        width=student.width,
+        width=student.factor,
         **student.arguments,
     )
 
@@ -268,21 +323,19 @@ def prior_of(distiller: Distiller, named: Any) -> Prior | None:
 
     Args:
         distiller: What they are the weights of.
-        named: Name of a weighting, what makes one of a distiller, or None.
+        named: What `WEIGHTING` finds, or None.
 
     Raises:
-        ConfigError: Unknown name.
+        ConfigError: An unknown name, or something else.
     """
     if named is None:
         return None
-    make = lookup(WEIGHTINGS, named, "prior") if isinstance(named, str) else named
-    prior: Prior = make(distiller)
-    return prior
+    return replace(WEIGHTING, what="prior").find(named)(distiller)
 
 
 def load_images(data: DataSpec, teachers: PoolSpec | None = None) -> TrainingSet:
     """A dataset and its parts, without what is the teachers' own."""
-    images = load_dataset(data.dataset, **data.arguments)
+    images = data.load()
     own = own_images(teachers, images) if teachers is not None else {}
     splits = images.split(
         data.val_fraction,
@@ -324,9 +377,7 @@ def make_env(
             nothing was said; it yields to the latter, and is warned of without it.
         max_episode_steps: Not supported: `episode` decides where episodes end.
         render_mode: `rgb_array` for pictures; see `MTKDVectorEnv.render`.
-        keywords: Arguments of `assemble`, such as `distillation={"alpha": 2.0}`; or fields of
-            theirs, but the teachers', that only one of them has, such as `alpha=2.0`, which come on
-            top.
+        keywords: Arguments of `assemble`.
 
     Raises:
         ConfigError: Any argument that cannot be used; names it.

@@ -18,7 +18,6 @@ from experiments.benchmarks.timing import Subject, per_unit, stopwatch_for, take
 from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
 from experiments.experiment import prepare_device
-from mtkd_env.data import load_dataset
 from mtkd_env.errors import check_name
 from mtkd_env.teachers import PoolSpec
 
@@ -153,7 +152,7 @@ def measure(request: Request) -> Outcome:
     config = configs[REFERENCE]
     # Decides on the number of threads too, which are to be those of the configured images.
     device = prepare_device(config)
-    data = load_dataset(config.data.dataset, **config.data.arguments)
+    data = config.data.load()
     channels, size, _ = data.image_shape
     around = Surroundings(request, configs, channels, data.num_classes, size, device)
     points = [point for axis in axes for point in around.measure(axis)]

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from types import NoneType
 from typing import Any
 
 import yaml
@@ -15,6 +17,7 @@ from mtkd_env.data import DataSpec
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.files import path_or_name, user_path, whole_path
+from mtkd_env.imports import Named, is_in_memory, name_of
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, default_values
@@ -50,7 +53,7 @@ class AgentConfig(Options):
     """The agent.
 
     Attributes:
-        name: Name of an agent, a weighting or an algorithm; by default that of --algo.
+        name: An agent, a weighting or an algorithm, see algo; by default that of --algo.
         arguments: Its keyword arguments.
         load: What another agent has learned, to begin from: the folder of its run, its
             agent.safetensors, or pretrained for the agent that is shipped. Its network is the
@@ -58,7 +61,7 @@ class AgentConfig(Options):
         learn: Whether it goes on learning; false: it only acts with what it has loaded.
     """
 
-    name: str | None = None
+    name: Named | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     load: str | None = None
     learn: bool = True
@@ -123,7 +126,8 @@ class ExperimentConfig(Computing):
     """One run: a student, its teachers, and who weights them.
 
     Attributes:
-        algo: Name of the method; selects configs/algo/<algo>.yaml.
+        algo: Name of the method; selects configs/algo/<algo>.yaml. Or one's own: a class of Agent,
+            of Weighting or of a Stable-Baselines3 algorithm, as `module:Class` or as an object.
         recipe: Name of an experiment of the paper, which selects configs/recipe/<recipe>.yaml, or a
             YAML file.
         data: The images.
@@ -146,7 +150,7 @@ class ExperimentConfig(Computing):
         ConfigError: A value that cannot be used.
     """
 
-    algo: str = "ppo"
+    algo: Named = "ppo"
     recipe: str | None = None
     data: DataSpec = field(default_factory=DataSpec)
     teachers: PoolSpec = field(default_factory=PoolSpec)
@@ -179,8 +183,8 @@ class ExperimentConfig(Computing):
             )
 
     @property
-    def agent_name(self) -> str:
-        """The agent's name: its own, or else the method's."""
+    def agent_name(self) -> Named:
+        """The agent's name, or the agent: its own, or else the method's."""
         return self.agent.name or self.algo
 
     def check_agent(self) -> None:
@@ -193,8 +197,16 @@ class ExperimentConfig(Computing):
         check_agent(self.agent_name, agent.arguments, load=agent.load, learn=agent.learn)
 
     def to_yaml(self) -> str:
-        """The whole configuration; as a `--config` file it gives an equal one."""
-        return yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
+        """The whole configuration; as a `--config` file it gives an equal one.
+
+        But for objects that are `in_memory`: of these it has the names only.
+        """
+        return yaml.safe_dump(_plain(self), sort_keys=False)
+
+    @property
+    def in_memory(self) -> list[str]:
+        """The keys of objects that no other process can find by their names."""
+        return [key for key, text in _texts(_plain(self)) if is_in_memory(text)]
 
     @property
     def digest(self) -> str:
@@ -234,9 +246,28 @@ def _without_place(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which YAML can hold."""
+    """What YAML can hold: keys and values, lists, and names of objects."""
+    if is_dataclass(value) and isinstance(value, Options):
+        return {
+            entry.name: name_of(one) if entry.type == Named else _plain(one)
+            for entry in fields(value)
+            for one in [getattr(value, entry.name)]
+        }
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {name_of(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
-    return value
+    return value if isinstance(value, int | float | NoneType) else name_of(value)
+
+
+def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All texts in plain values, names of objects as keys included, and where they stand."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            yield path, str(key)
+            yield from _texts(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for entry in value:
+            yield from _texts(entry, path)

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz
+from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz, own
 from mtkd_env.data.dataset import ImageData, ImageSet
 from mtkd_env.data.image_files import ImageFiles
 from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import LabelSpec, Split, Splits
 from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
 from mtkd_env.data.views import ViewSet
-from mtkd_env.errors import ConfigError, check_arguments, lookup
+from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.files import user_path, whole_path
+from mtkd_env.imports import Kind, Named, name_of
 from mtkd_env.options import Options, typed
 
 __all__ = [
@@ -47,17 +48,30 @@ DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
     "folder": folder.load_folder,
 }
 
+DATASET: Kind[Callable[..., ImageSet[Any]]] = Kind(
+    DATASETS, "dataset", own.fits, own.EXPECTED, own.loader
+)
+
 
 @dataclass(frozen=True)
 class DataSpec(Options):
     """The images, and how the student's batches are made of them.
 
     Attributes:
-        dataset: Name of a dataset.
-        arguments: Keyword arguments of the dataset, such as path for npz.
+        dataset: Name of a dataset. Or one's own: a map-style torch Dataset of
+            (image, label), of which test_fraction takes the test images; a dict of such for train,
+            test and val; or a class or function that gives either, as `module:name` or as an
+            object. It is read into memory, once.
+        arguments: Keyword arguments of the dataset, such as path for npz; those of one's own class
+            or function, or name, flip, crop_padding and num_classes of images that are there.
         batch_size: B, images in a batch; also the number of sub-environments.
         val_fraction: Share of the (labelled) training images to hold out for choices, the split
             val.
+        test_fraction: Share of every class of the training images to report on, for a dataset
+            without test images; the same ones in all runs.
+        augmentation: How the student's and the teachers' images are changed at random: of images in
+            memory none, crop_flip, randaugment or trivialaugment; of images in files none, standard
+            or deit. By default crop_flip and standard.
         train_size: Training images to keep; all by default.
         labelled: Number of these that keep their label, as they come, or 0; all of them by default.
             The labels of the others are removed. Images that are held out for choices or rewards
@@ -83,10 +97,12 @@ class DataSpec(Options):
             the images are.
     """
 
-    dataset: str = "digits"
+    dataset: Named = "digits"
     arguments: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 64
     val_fraction: float = 0.0
+    test_fraction: float = 0.0
+    augmentation: str | None = None
     train_size: int | None = None
     labelled: int | None = None
     labelled_seed: int | None = None
@@ -105,6 +121,21 @@ class DataSpec(Options):
         Mixing(self.mixup, self.cutmix)
         ViewSet(self.views, self.view_seed)
         _ = self.labels
+
+    def load(self) -> ImageSet[Any]:
+        """The dataset, with test images and the augmentation.
+
+        Raises:
+            ConfigError: Images that cannot be read, an argument that is missing, test images that
+                are missing or there already, or an augmentation that the dataset does not have.
+        """
+        load = DATASET.find(self.dataset)
+        try:
+            inspect.signature(load).bind(**self.arguments)
+        except TypeError as error:
+            raise ConfigError(f"dataset '{name_of(self.dataset)}': {error}") from error
+        images = load(**self.arguments).tested(self.test_fraction)
+        return images if self.augmentation is None else images.augmented(self.augmentation)
 
     @property
     def labels(self) -> LabelSpec:
@@ -128,11 +159,11 @@ class DataSpec(Options):
         return ViewSet(self.views, self.view_seed)
 
 
-def dataset_arguments(name: str, arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
+def dataset_arguments(name: Named, arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
     """Arguments of a dataset, checked without loading it.
 
     Args:
-        name: Key of `DATASETS`.
+        name: What `DATASET` finds.
         arguments: Arguments of the dataset itself.
         path: Where they stand, for errors.
 
@@ -144,7 +175,7 @@ def dataset_arguments(name: str, arguments: Mapping[str, Any], path: str) -> dic
         ConfigError: An unknown name, or an argument that the dataset does not take or that is of
             another type.
     """
-    load = lookup(DATASETS, name, "dataset")
+    load = DATASET.find(name)
     check_arguments(load, arguments, path)
     parameters = inspect.signature(load).parameters
     return {
@@ -155,24 +186,29 @@ def dataset_arguments(name: str, arguments: Mapping[str, Any], path: str) -> dic
     }
 
 
-def load_dataset(name: str, /, **kwargs: Any) -> ImageSet[Any]:
-    """A dataset of the table.
+def load_dataset(
+    name: Named,
+    /,
+    *,
+    test_fraction: float = 0.0,
+    augmentation: str | None = None,
+    **arguments: Any,
+) -> ImageSet[Any]:
+    """A dataset; see `DataSpec`.
 
     Args:
-        name: Key of `DATASETS`.
-        **kwargs: Arguments of the dataset itself, such as `path`.
+        name: What `DATASET` finds.
+        test_fraction: Share of the training images to report on.
+        augmentation: Name of the augmentation.
+        **arguments: Arguments of the dataset itself, such as `path`.
 
     Raises:
         ConfigError: A name or an argument that `dataset_arguments` refuses, an argument that is
             missing, or images that cannot be read.
     """
-    kwargs = dataset_arguments(name, kwargs, name)
-    load = DATASETS[name]
-    try:
-        inspect.signature(load).bind(**kwargs)
-    except TypeError as error:
-        raise ConfigError(f"dataset '{name}': {error}") from error
-    return load(**kwargs)
+    named = dataset_arguments(name, arguments, name_of(name))
+    spec = DataSpec(name, named, test_fraction=test_fraction, augmentation=augmentation)
+    return spec.load()
 
 
 def load_training_images(path: str, data: ImageSet[Any]) -> Any:

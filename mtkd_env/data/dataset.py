@@ -7,14 +7,14 @@ Where the images come from is a loader's business; those too many for the memory
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import Generic
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
+from torchvision.transforms import v2
 
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
 from mtkd_env.data.preprocessing import Preprocessing
@@ -27,14 +27,23 @@ from mtkd_env.data.split import (
     Split,
     Splits,
     divide,
+    test_division,
     train_targets,
 )
 from mtkd_env.data.stream import BatchStream, evaluation_batches
-from mtkd_env.data.views import FRESH, MemoryViews, ViewSet
-from mtkd_env.errors import ConfigError
+from mtkd_env.data.views import FRESH, DrawnViews, MemoryViews, ViewSet
+from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.types import UNKNOWN, Batch
 
 MIN_SIDE = 8
+
+NONE, CROP_FLIP = "none", "crop_flip"
+
+# What torchvision does at random to an image that has been cropped and mirrored: RandAugment
+# (Cubuk et al., 2020) and TrivialAugment (Müller and Hutter, 2021), with its defaults.
+DRAWN = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+
+AUGMENTATIONS = (NONE, CROP_FLIP, *DRAWN)
 
 
 class ImageSet(ABC, Generic[S]):
@@ -82,6 +91,42 @@ class ImageSet(ABC, Generic[S]):
     @abstractmethod
     def parts(self) -> tuple[S, S | None, S]:
         """All training images, the dataset's own validation images if any, its test images."""
+
+    @abstractmethod
+    def with_test(self, train: S, test: S) -> "ImageSet[S]":
+        """The same with other images to train on and to report on."""
+
+    @abstractmethod
+    def augmented(self, name: str) -> "ImageSet[S]":
+        """The same under another augmentation.
+
+        Raises:
+            ConfigError: It has none of that name.
+        """
+
+    def tested(self, fraction: float) -> "ImageSet[S]":
+        """The same with images to report on, taken from those to train on if there are none.
+
+        Args:
+            fraction: Their share of every class.
+
+        Raises:
+            ConfigError: No share where there are none, or one where there are some.
+        """
+        train, _, test = self.parts
+        if len(test) == 0 and not fraction:
+            raise ConfigError(
+                f"{self.name}: holds no test images; --data.test_fraction 0.2 takes a share of the "
+                "training images"
+            )
+        if len(test) > 0 and fraction:
+            raise ConfigError(
+                f"test_fraction: expected 0, because {self.name} has test images, found {fraction}"
+            )
+        if not fraction:
+            return self
+        kept, taken = test_division(train.targets, fraction)
+        return self.with_test(train.take(kept), train.take(taken))
 
     def split(
         self,
@@ -160,12 +205,15 @@ class ImageData(ImageSet[Split]):
         name: Name in reports.
         x_train: Training images, uint8 (N, K, H, W).
         y_train: Their classes, int64 (N,); `UNKNOWN` for an image without a label.
-        x_test: Test images, uint8 (N2, K, H, W).
+        x_test: Test images, uint8 (N2, K, H, W); maybe none, see `tested`.
         y_test: Their classes, int64 (N2,).
         num_classes: C; labels are 0 to C - 1.
         flip: Whether a mirrored image is still one of its class.
         crop_padding: Zeros [pixels] that a random crop may reach into on each side.
         class_names: Name of each class; empty if they have none.
+        x_val: Validation images, if the dataset has its own; none by default.
+        y_val: Their classes.
+        augmentation: Name in `AUGMENTATIONS`.
 
     Raises:
         ConfigError: Arrays that do not fit this description or each other; names the array.
@@ -180,20 +228,23 @@ class ImageData(ImageSet[Split]):
     flip: bool
     crop_padding: int
     class_names: tuple[str, ...] = ()
+    x_val: Tensor | None = None
+    y_val: Tensor | None = None
+    augmentation: str = CROP_FLIP
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
             raise _wrong("crop_padding", "0 or more", self.crop_padding)
-        for part, images, targets in (
-            ("train", self.x_train, self.y_train),
-            ("test", self.x_test, self.y_test),
-        ):
+        for part in ("train", "test", "val"):
+            images, targets = getattr(self, f"x_{part}"), getattr(self, f"y_{part}")
+            if part != "train" and (images is None or len(images) == 0):
+                continue
+            check_same_length(part, images, targets)
             _check_images(f"x_{part}", images)
             _check_targets(f"y_{part}", targets, self.num_classes, missing=part == "train")
-            check_same_length(part, images, targets)
-        if self.x_test.shape[1:] != self.image_shape:
-            found = tuple(self.x_test.shape[1:])
-            raise _wrong("x_test", f"images of shape {self.image_shape} as in x_train", found)
+            if images.shape[1:] != self.image_shape:
+                expected = f"images of shape {self.image_shape} as in x_train"
+                raise _wrong(f"x_{part}", expected, tuple(images.shape[1:]))
         if self.num_classes < 2:
             raise _wrong("num_classes", "at least 2", self.num_classes)
         if len(self.class_names) not in {0, self.num_classes}:
@@ -232,18 +283,44 @@ class ImageData(ImageSet[Split]):
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all that training and evaluation depend on; names do not count."""
-        settings = (self.num_classes, self.flip, self.crop_padding)
+        augmentation = () if self.augmentation == CROP_FLIP else (self.augmentation,)
+        settings = (self.num_classes, self.flip, self.crop_padding, *augmentation)
         sha = hashlib.sha256(repr(settings).encode())
-        train, _, test = self.parts
-        for piece in chain(train.contents(), test.contents()):
-            sha.update(piece)
+        train, val, test = self.parts
+        for part in (train, test, *([val] if val else ())):
+            for piece in part.contents():
+                sha.update(piece)
         return sha.hexdigest()
 
     @property
-    def parts(self) -> tuple[Split, None, Split]:
-        """All training images, no validation images, the test images."""
+    def parts(self) -> tuple[Split, Split | None, Split]:
+        """All training images, the validation images if any, the test images."""
+        val = None
+        if self.x_val is not None and self.y_val is not None:
+            val = Split(self.x_val, self.y_val, torch.arange(len(self.y_val)))
         train = Split(self.x_train, self.y_train, torch.arange(len(self.y_train)))
-        return train, None, Split(self.x_test, self.y_test, torch.arange(len(self.y_test)))
+        return train, val, Split(self.x_test, self.y_test, torch.arange(len(self.y_test)))
+
+    def with_test(self, train: Split, test: Split) -> "ImageData":
+        """The same with other images to train on and to report on."""
+        return replace(
+            self,
+            x_train=train.images,
+            y_train=train.targets,
+            x_test=test.images,
+            y_test=test.targets,
+        )
+
+    def augmented(self, name: str) -> "ImageData":
+        """The same under another augmentation.
+
+        Raises:
+            ConfigError: It has none of that name, or that is for other images.
+        """
+        check_name(AUGMENTATIONS, name, "augmentation")
+        if name in DRAWN and self.image_shape[0] not in {1, 3}:
+            raise _wrong("augmentation", "images of 1 or 3 channels", self.image_shape[0])
+        return replace(self, augmentation=name)
 
     def stream(
         self,
@@ -256,16 +333,19 @@ class ImageData(ImageSet[Split]):
         mixing: Mixing = UNMIXED,
         view_set: ViewSet = FRESH,
     ) -> BatchStream:
-        """Endless batches of cropped and mirrored images that live on the device."""
-        views = MemoryViews(
+        """Endless batches of augmented images that live on the device."""
+        moved = self.augmentation != NONE
+        crops = MemoryViews(
             split,
             mean=self.mean,
             std=self.std,
             device=device,
-            padding=self.crop_padding,
-            flip=self.flip,
+            padding=self.crop_padding if moved else 0,
+            flip=self.flip and moved,
             view_set=view_set,
         )
+        drawn = DRAWN.get(self.augmentation)
+        views = DrawnViews(crops, drawn()) if drawn else crops
         mixer = self.mixer(mixing)
         return BatchStream(views, batch_size=batch_size, seed=seed, shard=shard, mixer=mixer)
 

@@ -20,6 +20,9 @@ WHERE = " (--data.arguments.root says where to look)"
 
 LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
 
+# What people call the folder of validation images.
+VALIDATION = ("val", "valid", "validation")
+
 # Folder of training images without a label.
 UNLABELLED = "unlabelled"
 
@@ -38,7 +41,6 @@ def load_folder(
     image_size: int = 224,
     resize: int = 256,
     interpolation: str = INTERPOLATIONS[0],
-    augmentation: str = "standard",
     repeats: int = 1,
     workers: int | None = None,
     prefetch_bytes: int = PREFETCH_BYTES,
@@ -46,8 +48,9 @@ def load_folder(
     """A user's own images: `root/train/CLASS/*`, and `root/val/CLASS/*` or `root/test/CLASS/*`.
 
     Classes are numbered in the order of their folders' names. Where there are both, `test` is what
-    is reported on and `val` what is chosen by; either alone is what is reported on. Images in
-    `root/unlabelled` and below are training images without a label.
+    is reported on and `val` (`valid`, `validation`) what is chosen by; either alone is what is
+    reported on. Without either, `--data.test_fraction` takes a share of the training images. Images
+    in `root/unlabelled` and below are training images without a label.
 
     Args:
         root: The folder.
@@ -55,7 +58,6 @@ def load_folder(
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] of unaugmented images before their central square is taken.
         interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
-        augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
         prefetch_bytes: Bytes that all images decoded ahead may take together.
@@ -66,13 +68,12 @@ def load_folder(
     folder = user_path(root)
     return _image_files(
         folder,
-        ("test", "val"),
+        ("test", *VALIDATION),
         LAYOUT,
         name=name or folder.resolve().name,
         image_size=image_size,
         resize=resize,
         interpolation=interpolation,
-        augmentation=augmentation,
         repeats=repeats,
         workers=workers,
         prefetch_bytes=prefetch_bytes,
@@ -99,7 +100,6 @@ def load_imagenet(
     image_size: int = 224,
     resize: int = 256,
     interpolation: str = INTERPOLATIONS[0],
-    augmentation: str = "standard",
     repeats: int = 1,
     workers: int | None = None,
     prefetch_bytes: int = PREFETCH_BYTES,
@@ -114,7 +114,6 @@ def load_imagenet(
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] of unaugmented images before their central square is taken.
         interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
-        augmentation: `standard`, `deit` or `none`; see `image_files.AUGMENTATIONS`.
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
         prefetch_bytes: Bytes that all images decoded ahead may take together.
@@ -131,7 +130,6 @@ def load_imagenet(
         image_size=image_size,
         resize=resize,
         interpolation=interpolation,
-        augmentation=augmentation,
         repeats=repeats,
         workers=workers,
         prefetch_bytes=prefetch_bytes,
@@ -147,18 +145,18 @@ def _image_files(root: Path, held_out: tuple[str, ...], layout: str, **settings:
     if not (root / "train").is_dir():
         raise ConfigError(f"{root / 'train'}: no such folder{WHERE}; {layout}")
     folders = [root / part for part in held_out if (root / part).is_dir()]
-    if not folders:
-        raise ConfigError(f"{root / held_out[-1]}: no such folder{WHERE}; {layout}")
+    if sum(one.name in VALIDATION for one in folders) > 1:
+        raise ConfigError(f"{folders[-1]}: expected one folder of validation images; {layout}")
     classes = _classes(root / "train", layout)
     train = _list_files(root / "train", classes, layout)
     _check_none_empty(train, classes)
     train = _with_unlabelled(train, root)
-    test, *val = (_list_files(folder, classes, layout) for folder in folders)
+    parts = [_list_files(folder, classes, layout) for folder in folders]
     return ImageFiles(
         class_names=_names(classes),
         train=train,
-        test=test,
-        val=val[0] if val else None,
+        test=parts[0] if parts else train.take(torch.arange(0)),
+        val=parts[1] if len(parts) > 1 else None,
         **settings,
     )
 

@@ -72,6 +72,10 @@ class FileSplit(ImageSplit):
         names = [self.names[position] for position in positions.tolist()]
         return FileSplit(self.root, names, self.targets[positions], self.index[positions])
 
+    def numbered(self) -> "FileSplit":
+        """The same images, as what others are taken from."""
+        return replace(self, index=torch.arange(len(self)))
+
     def contents(self) -> Iterator[bytes]:
         """Name, size and class of each file; to read the pixels would take longer than an epoch."""
         for name, target in zip(self.names, self.targets.tolist(), strict=True):
@@ -95,7 +99,7 @@ class ImageFiles(ImageSet[FileSplit]):
         name: Name in reports.
         class_names: Name of each class, in the order of the labels.
         train: Training images.
-        test: Test images.
+        test: Test images; maybe none.
         val: Validation images, if the dataset has its own.
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] that unaugmented images are resized to before their central
@@ -183,6 +187,18 @@ class ImageFiles(ImageSet[FileSplit]):
     def parts(self) -> tuple[FileSplit, FileSplit | None, FileSplit]:
         """All training images, the validation images if any, the test images."""
         return self.train, self.val, self.test
+
+    def with_test(self, train: FileSplit, test: FileSplit) -> "ImageFiles":
+        """The same with other images to train on and to report on."""
+        return replace(self, train=train.numbered(), test=test.numbered())
+
+    def augmented(self, name: str) -> "ImageFiles":
+        """The same under another augmentation.
+
+        Raises:
+            ConfigError: It has none of that name.
+        """
+        return replace(self, augmentation=name)
 
     def stream(
         self,

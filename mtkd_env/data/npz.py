@@ -66,7 +66,7 @@ def load(
             y_train=y_train,
             x_test=x_test,
             y_test=y_test,
-            num_classes=_count_classes(y_train, y_test) if num_classes is None else num_classes,
+            num_classes=count_classes(y_train, y_test) if num_classes is None else num_classes,
             flip=x_train.shape[1] == 3 if flip is None else flip,
             crop_padding=x_train.shape[2] // 8 if crop_padding is None else crop_padding,
         )
@@ -180,10 +180,13 @@ def _labels(key: str, array: Array) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _count_classes(y_train: Tensor, y_test: Tensor) -> int:
+def count_classes(y_train: Tensor, y_test: Tensor) -> int:
     """C, the number of labels; they must be 0 to C - 1.
 
     Where some are missing, a class may be known from the test images alone.
+
+    Raises:
+        ConfigError: They are not.
     """
     known = y_train[y_train != UNKNOWN]
     if len(known) < len(y_train):

@@ -120,6 +120,17 @@ def colors(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """An image as bytes (K, H, W): of one channel if it is grey, else of three.
+
+    Raises:
+        ValueError: The range of its numbers is not known.
+    """
+    shown = np.asarray(colors(image)).transpose(2, 0, 1)
+    grey = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
+    return np.ascontiguousarray(shown[:1] if grey else shown)
+
+
 def _bytes(image: Image.Image) -> NDArray[np.uint8]:
     """Grey values of 16 bits or of floats, as bytes.
 

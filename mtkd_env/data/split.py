@@ -301,6 +301,31 @@ def with_noise(
     return noisy
 
 
+def test_division(targets: Int64[Tensor, " N"], fraction: float) -> tuple[Tensor, Tensor]:
+    """Positions of images to train on and, a share of every class, of images to report on.
+
+    The same ones every time; images without a label are trained on.
+
+    Args:
+        targets: Classes; `UNKNOWN` where there is no label.
+        fraction: The share.
+
+    Raises:
+        ConfigError: A share that leaves no images on one side.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"test_fraction: expected a share between 0 and 1, found {fraction}")
+    order = _permutation(len(targets), derive_seed(0, "test"))
+    taken = torch.zeros_like(targets, dtype=torch.bool)
+    for label in range(int(targets.max()) + 1):
+        own = order[targets[order] == label]
+        taken[own[: round(fraction * len(own))]] = True
+    if not taken.any() or bool(taken[targets != UNKNOWN].all()):
+        expected = f"a share that leaves images on both sides of {len(targets)}"
+        raise ConfigError(f"test_fraction: expected {expected}, found {fraction}")
+    return (~taken).nonzero().squeeze(1), taken.nonzero().squeeze(1)
+
+
 def shard_rows(length: int, shard: Shard) -> slice:
     """The rows of one process: parts of (nearly) equal length, in order, that are all together."""
     rank, processes = check_shard(shard)

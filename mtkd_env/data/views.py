@@ -1,18 +1,18 @@
 """Where the batches of a stream come from; and those of images in memory, made on the device."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from mtkd_env.data.augment import crop_and_flip, normalize
 from mtkd_env.data.split import Split
 from mtkd_env.errors import ConfigError
-from mtkd_env.seeding import derive_seed
+from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch
 
 LARGEST_SEED = 2**63 - 1
@@ -90,6 +90,7 @@ class MemoryViews(Views):
 
     Attributes:
         device: Where the images live.
+        targets: Their classes.
         view_set: Which of the views are seen.
         chosen: The views that each image is seen in, on the host; None for all of them.
 
@@ -120,13 +121,13 @@ class MemoryViews(Views):
         self._size = (split.images.shape[2], split.images.shape[3])
         self.device = torch.device(device)
         self._images = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
-        self._targets = split.targets.to(device)
+        self.targets = split.targets.to(device)
         self._mean, self._std = mean.to(device), std.to(device)
         self.chosen = self._choose(view_set)
 
     def __len__(self) -> int:
         """Number of images."""
-        return len(self._targets)
+        return len(self.targets)
 
     def _choose(self, view_set: ViewSet) -> Int64[Tensor, "N V"] | None:
         """So many different views of every image; more views begin with the fewer ones."""
@@ -150,9 +151,18 @@ class MemoryViews(Views):
         self, index: Int64[Tensor, " B"], views: Int64[Tensor, " B"]
     ) -> Float32[Tensor, "B K H W"]:
         """Some views of some images, normalised; all on the device."""
+        return self.normalized(self.crop(index, views))
+
+    def crop(
+        self, index: Int64[Tensor, " B"], views: Int64[Tensor, " B"]
+    ) -> UInt8[Tensor, "B K H W"]:
+        """Some views of some images, as bytes."""
         rows, left = views.div(self._shifts, rounding_mode="floor"), views % self._shifts
         offsets = torch.stack([rows % self._shifts, left], dim=1)
-        images = crop_and_flip(self._images, index, offsets, rows >= self._shifts, self._size)
+        return crop_and_flip(self._images, index, offsets, rows >= self._shifts, self._size)
+
+    def normalized(self, images: UInt8[Tensor, "B K H W"]) -> Float32[Tensor, "B K H W"]:
+        """Images as networks take them."""
         return normalize(images, self._mean, self._std)
 
     def batches(
@@ -163,4 +173,53 @@ class MemoryViews(Views):
         order, drawn = (part.to(self.device, non_blocking=True) for part in (order, drawn))
         for part in rows:
             index = order[part]
-            yield Batch(self.render(index, drawn[part]), self._targets[index], index)
+            yield Batch(self.render(index, drawn[part]), self.targets[index], index)
+
+
+class DrawnViews(Views):
+    """Crops and mirrors to which a transform does something at random, image by image.
+
+    That is many small operations, which can take longer than the student's step.
+
+    Args:
+        crops: The crops and mirrors.
+        transform: Changes an image of bytes (K, H, W), by torch's global generator of the CPU.
+
+    Raises:
+        ConfigError: Some views only, which these images do not have.
+    """
+
+    def __init__(self, crops: MemoryViews, transform: Callable[[Tensor], Tensor]) -> None:
+        if crops.view_set.count is not None:
+            raise ConfigError("views: images that a transform is drawn for have no numbered views")
+        self._crops = crops
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._crops)
+
+    def draw(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    ) -> Int64[Tensor, " N"]:
+        """A seed for every place in the order, whose remainder is the number of its crop."""
+        crops = self._crops.draw(order, generator, epoch)
+        count = self._crops.count
+        return (
+            torch.randint(LARGEST_SEED // count, order.shape, generator=generator) * count + crops
+        )
+
+    def batches(
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
+    ) -> Iterator[Batch]:
+        """Some batches of an epoch."""
+        crops = self._crops
+        for part in rows:
+            index, seeds = (one[part].to(crops.device, non_blocking=True) for one in (order, drawn))
+            cropped = crops.crop(index, seeds % crops.count)
+            seen = [self._see(*one) for one in zip(cropped, drawn[part].tolist(), strict=True)]
+            yield Batch(crops.normalized(torch.stack(seen)), crops.targets[index], index)
+
+    def _see(self, image: UInt8[Tensor, "K H W"], seed: int) -> UInt8[Tensor, "K H W"]:
+        with seeded(seed):
+            return self._transform(image)

@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any
 
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.imports import Named, check_is_there, name_of
 from mtkd_env.networks import own
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.cnn import CNN
 from mtkd_env.networks.libraries import LIBRARIES, library_model
 from mtkd_env.networks.mobilenet import MobileNetV2
+from mtkd_env.networks.own import cut_at
 from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
 from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet, ResNet50
 from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV1, ShuffleNetV2
@@ -31,6 +33,7 @@ __all__ = [
     "build_network",
     "check_network",
     "check_network_arguments",
+    "cut_at",
     "find_network",
 ]
 
@@ -72,17 +75,24 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 GIVEN = ("num_classes", "in_channels", "image_size", "width", "seed")
 
 
-def find_network(name: str, kind: str = "network") -> Callable[..., Network]:
-    """What makes the network of a name.
+# Factor on the channels of a student of the table that is not told another: the digits are small.
+STUDENT_WIDTH = 0.25
+
+
+def find_network(name: Named, kind: str = "network") -> Callable[..., Network]:
+    """What makes the network of a name, or of an object.
 
     Args:
         name: Key of `NETWORKS`; `torchvision:MODEL` or `timm:MODEL`; `module:Class`, or
-            `module:Class@layer` for a class that is no `Network`.
+            `module:Class@layer` for a class that is no `Network`; or an object, see `own.load`.
         kind: What the name is of, for errors.
 
     Raises:
         ConfigError: No such network, or timm is not installed.
     """
+    if not isinstance(name, str):
+        return own.load(name)
+    check_is_there(name, kind)
     if name in NETWORKS:
         return NETWORKS[name]
     library, colon, model = name.partition(":")
@@ -92,7 +102,7 @@ def find_network(name: str, kind: str = "network") -> Callable[..., Network]:
     raise ConfigError(f"unknown {kind} {name!r}{_nearest(name)} (known: {known})")
 
 
-def check_network(name: str, kind: str = "network") -> None:
+def check_network(name: Named, kind: str = "network") -> None:
     """Checks that there is a network of a name, without making it; see `find_network`.
 
     Raises:
@@ -101,7 +111,7 @@ def check_network(name: str, kind: str = "network") -> None:
     find_network(name, kind)
 
 
-def check_network_arguments(name: str, arguments: Mapping[str, Any], path: str) -> None:
+def check_network_arguments(name: Named, arguments: Mapping[str, Any], path: str) -> None:
     """Checks arguments of a network's own against its signature, without making it.
 
     Those of torchvision's and timm's networks, and of classes of the user, are known when they are
@@ -119,7 +129,7 @@ def check_network_arguments(name: str, arguments: Mapping[str, Any], path: str) 
 
 
 def build_network(
-    name: str,
+    name: Named,
     *,
     num_classes: int,
     in_channels: int = 3,
@@ -130,7 +140,7 @@ def build_network(
     """A freshly initialised network.
 
     Args:
-        name: Name of the network; see `find_network`.
+        name: The network; see `find_network`.
         num_classes: C, the number of logits.
         in_channels: Channels of the images.
         image_size: Height and width of the images. The networks of the table take any size; others
@@ -143,9 +153,9 @@ def build_network(
             does not take.
     """
     constructor = find_network(name)
-    check_arguments(constructor, kwargs, name)
-    kwargs = typed(constructor, kwargs, name)
-    if name not in NETWORKS:
+    check_arguments(constructor, kwargs, name_of(name))
+    kwargs = typed(constructor, kwargs, name_of(name))
+    if not _is_of_table(name):
         kwargs["image_size"] = image_size
     with nullcontext() if seed is None else seeded(seed):
         return constructor(num_classes=num_classes, in_channels=in_channels, **kwargs)
@@ -156,9 +166,12 @@ class StudentSpec(Options):
     """The student.
 
     Attributes:
-        network: Name of a network, also torchvision:MODEL, timm:MODEL or module:Class; see
-            `find_network`.
-        width: Factor on all its channel counts.
+        network: Name of a network, also torchvision:MODEL or timm:MODEL; see `find_network`. Or
+            one's own: a class of nn.Module, a function of num_classes, or a module with weights
+            that every student begins with, as `module:Name` (`module:Name@layer` where it is no
+            Network) or as an object.
+        width: Factor on all its channel counts; by default 0.25 for the networks that have a name
+            here, and 1 for all others.
         arguments: Further keyword arguments of the network, such as drop_path_rate of a transformer
             of timm.
 
@@ -166,14 +179,25 @@ class StudentSpec(Options):
         ConfigError: No such network, or an argument that it does not take.
     """
 
-    network: str = "resnet8"
-    width: float = 0.25
+    network: Named = "resnet8"
+    width: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_network(self.network, "student")
         check_network_arguments(self.network, self.arguments, "arguments")
+
+    @property
+    def factor(self) -> float:
+        """The factor on its channel counts."""
+        if self.width is not None:
+            return self.width
+        return STUDENT_WIDTH if _is_of_table(self.network) else 1.0
+
+
+def _is_of_table(name: Named) -> bool:
+    return isinstance(name, str) and name in NETWORKS
 
 
 def _nearest(name: str) -> str:

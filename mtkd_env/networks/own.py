@@ -1,14 +1,15 @@
-"""The user's own networks, by the name of their module and class."""
+"""The user's own networks, as objects or by the name of their module and class."""
 
 import inspect
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from mtkd_env.errors import ConfigError, check_arguments
-from mtkd_env.imports import import_name, is_dependency, package_of
+from mtkd_env.imports import Named, import_name, is_users, name_of
 from mtkd_env.networks.base import Network, check_fixed_width
 from mtkd_env.networks.cut import CutNetwork, check_layer, layer_node, trace
 from mtkd_env.networks.hooked import HookedNetwork
@@ -16,22 +17,57 @@ from mtkd_env.networks.hooked import HookedNetwork
 # The digits' size and CIFAR's are the rule for networks that do not say theirs.
 IMAGE_SIZE = (32, 32)
 
-EXPECTED = "a class of nn.Module or a function of num_classes that makes one"
+EXPECTED = "a class of nn.Module or a function of num_classes that makes one, or such a module"
 
 
-def load(name: str) -> Callable[..., Network]:
-    """Makes the network that `module:Class` or `module:Class@layer` names.
+def load(given: Named) -> Callable[..., Network]:
+    """Makes the network that an object stands for, or `module:Name`, or `module:Name@layer`.
 
-    The class, or function, is called with those of `num_classes` and `in_channels` that its
-    signature has, and with a `width` other than 1. What is no `Network` needs the name of its last
-    feature layer.
+    A class, or function, is called with those of `num_classes` and `in_channels` that its signature
+    has, and with a `width` other than 1. Of a module that has been made already, each network is a
+    copy, weights included. What is no `Network` needs the name of its last feature layer: behind an
+    @, or by `cut_at`.
 
     Raises:
         ConfigError: It cannot be imported, or makes no network.
     """
-    path, _, layer = name.partition("@")
-    target = import_name(path, _makes_networks, EXPECTED)
-    return partial(_build, name, target, layer or None)
+    if not isinstance(given, str):
+        return cut_at(given)
+    path, _, layer = given.partition("@")
+    return cut_at(import_name(path, _makes_networks, EXPECTED), layer or None, given)
+
+
+def cut_at(found: Any, layer: str | None = None, name: str | None = None) -> Callable[..., Network]:
+    """Makes networks of a class, a function or a module, with the name of the last feature layer.
+
+    Args:
+        found: What makes them.
+        layer: Name of the layer, as in `named_modules()`.
+        name: What errors call it.
+
+    Raises:
+        ConfigError: Something else.
+    """
+    if isinstance(found, partial) and found.func is _build:
+        return found
+    if not _makes_networks(found):
+        raise ConfigError(f"network: expected a name, or {EXPECTED}, got {found!r}")
+    name = name or name_of(found) + (f"@{layer}" if layer else "")
+    target = _copies(found) if isinstance(found, nn.Module) else found
+    made = partial(_build, name, target, layer)
+    # So that records can say what it is.
+    vars(made).update(__module__=target.__module__, __qualname__=name.rpartition(":")[2])
+    return made
+
+
+def _copies(model: nn.Module) -> Callable[[], nn.Module]:
+    """Makes copies of a module."""
+
+    def copy() -> nn.Module:
+        return deepcopy(model)
+
+    copy.__module__ = type(model).__module__
+    return copy
 
 
 def _makes_networks(target: Any) -> bool:
@@ -39,10 +75,11 @@ def _makes_networks(target: Any) -> bool:
 
     Functions of libraries do more than that, such as reading files that an argument names.
     """
+    if isinstance(target, nn.Module):
+        return True
     if isinstance(target, type):
         return issubclass(target, nn.Module)
-    module = getattr(target, "__module__", None)
-    if not callable(target) or module is None or is_dependency(package_of(module)):
+    if not is_users(target):
         return False
     try:
         return "num_classes" in inspect.signature(target).parameters
@@ -99,8 +136,8 @@ def _as_network(
     if layer is None:
         outermost = [child for child, _ in model.named_children()]
         raise ConfigError(
-            f"'{name}' is no mtkd_env.networks.Network; name its last feature layer behind an @ "
-            f"(outermost: {', '.join(outermost)})"
+            f"'{name}' is no mtkd_env.networks.Network; name its last feature layer behind an @, "
+            f"or by mtkd_env.networks.cut_at (outermost: {', '.join(outermost)})"
         )
     check_layer(model, layer, name)
     try:

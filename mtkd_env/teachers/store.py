@@ -467,4 +467,7 @@ def check_store(spec: StoreSpec, stream: BatchStream) -> None:
     if stream.mixes:
         raise ConfigError("store.place: mixed images never come twice; set mixup and cutmix to 0")
     if not isinstance(stream.views, MemoryViews):
-        raise ConfigError("store.place: only images in memory have views that can come twice")
+        raise ConfigError(
+            "store.place: only images in memory that are cropped and mirrored have views that can "
+            "come twice"
+        )

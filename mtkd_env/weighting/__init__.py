@@ -6,6 +6,7 @@ To add one: a file with the formula, and a line in `WEIGHTINGS`.
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from mtkd_env.imports import Kind, is_a, takes
 from mtkd_env.weighting.aekd import AEKD
 from mtkd_env.weighting.amtmlkd import AMTMLKD
 from mtkd_env.weighting.aver import Aver
@@ -21,7 +22,7 @@ from mtkd_env.weighting.heldout_constant import HeldOutConstant
 from mtkd_env.weighting.mmkd import MMKD
 from mtkd_env.weighting.pretrained import Pretrained
 
-__all__ = ["WEIGHTINGS", "Weighting"]
+__all__ = ["WEIGHTING", "WEIGHTINGS", "Weighting"]
 
 # Called with the distiller, a seed, and hyperparameters of their own.
 WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
@@ -41,3 +42,11 @@ WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
     "mmkd": MMKD,
     "pretrained": Pretrained,
 }
+
+WEIGHTING: Kind[Callable[..., Weighting]] = Kind(
+    WEIGHTINGS,
+    "weighting",
+    lambda found: is_a(found, Weighting) or takes(1)(found),
+    "a class of Weighting, or a function of a distiller that makes one",
+    lambda found: found,
+)

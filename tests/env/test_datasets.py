@@ -344,7 +344,7 @@ def emptied(part: str) -> Callable[[Path], None]:
     ("change", "message"),
     [
         (without("train"), r"train: no such folder \(--data.arguments.root .*; expected train/"),
-        (without("val"), r"val: no such folder \(--data.arguments.root .*; expected train/"),
+        (without("val"), r"holds no test images; --data\.test_fraction 0\.2 takes a share"),
         (without("train/cat", "train/dog", "train/fox"), "train: holds no folders; expected"),
         (without("val/cat", "val/dog", "val/fox"), "val: holds no folders; expected"),
         (without("train/cat"), "val/cat: no such class among the training images"),

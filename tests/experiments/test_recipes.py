@@ -104,7 +104,8 @@ def test_recipes_of_imagenets_convolutional_networks_are_the_papers(name: str) -
     )
     assert (config.data.dataset, config.data.batch_size) == ("imagenet", 256)
     assert (config.data.mixup, config.data.cutmix) == (0, 0)
-    assert config.data.arguments == {"image_size": 224, "resize": 256, "augmentation": "standard"}
+    assert config.data.arguments == {"image_size": 224, "resize": 256}
+    assert config.data.augmentation == "standard"
     pool = {teacher.network: teacher.checkpoint for teacher in config.teachers.teachers}
     assert pool == {
         "torchvision:resnet50": "IMAGENET1K_V1",
@@ -129,9 +130,9 @@ def test_recipes_of_transformers_are_deits(name: str) -> None:
         "image_size": 224,
         "resize": 256,
         "interpolation": "bicubic",
-        "augmentation": "deit",
         "repeats": 3,
     }
+    assert config.data.augmentation == "deit"
     assert config.student.arguments == {"drop_path_rate": 0.1}
     pool = {teacher.network: teacher.checkpoint for teacher in config.teachers.teachers}
     assert pool == {

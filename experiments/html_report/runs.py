@@ -92,7 +92,8 @@ def find_runs(root: Path) -> Found:
         except ConfigError as error:
             unreadable[_name(folder, root)] = str(error)
     if not runs:
-        others = f"; could not read {'; '.join(unreadable.values())}" if unreadable else ""
+        first = next(iter(unreadable.values()), "")
+        others = f"; could not read {len(unreadable)}, of which {first}" if unreadable else ""
         raise ConfigError(f"{root}: expected finished runs, folders with result.json{others}")
     return Found(runs, unreadable)
 

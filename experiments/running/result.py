@@ -11,6 +11,7 @@ import torch
 
 import mtkd_env
 from mtkd_env.errors import ConfigError
+from mtkd_env.options import default_values
 
 RESULT = "result.json"
 
@@ -80,7 +81,9 @@ def read_result(kind: type[Found], folder: Path) -> Found | None:
     except ValueError as error:
         raise ConfigError(f"{path}: damaged result ({error})") from error
     known = {entry.name for entry in fields(kind)}
-    if not isinstance(values, dict) or (other := known ^ values.keys()):
+    # What has a default may be newer than the run.
+    optional = default_values(kind).keys() - values if isinstance(values, dict) else set()
+    if not isinstance(values, dict) or (other := (known - optional) ^ values.keys()):
         named = ", ".join(sorted(other)[:3]) if isinstance(values, dict) else type(values).__name__
         raise ConfigError(
             f"{path}: the result of another version or kind of run, which differs in {named}; "

@@ -374,6 +374,16 @@ def test_only_finished_runs_that_can_be_read_are_shown(tmp_path: Path) -> None:
     assert "cannot be read: damaged, lost, other_version, torn." in page.texts[""]
 
 
+def test_a_result_may_lack_what_has_a_default(tmp_path: Path) -> None:
+    write_run(tmp_path / "earlier", "--algo", "pg")
+    path = tmp_path / "earlier" / "result.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["validation"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    (run,) = find_runs(tmp_path).runs
+    assert run.result.validation == {}
+
+
 def test_a_run_may_be_the_folder_itself(tmp_path: Path) -> None:
     write_run(tmp_path / "alone", "--algo", "pg")
     (run,) = find_runs(tmp_path / "alone").runs

@@ -20,6 +20,7 @@ from mtkd_env.task_list import drawn
 from mtkd_env.wrappers.sb3 import SB3VecEnv
 
 NUM_ENVS, MOST = 8, 3
+SHIPPED = sorted((Path(__file__).parents[2] / "experiments" / "configs" / "tasks").glob("*.yaml"))
 WIDTH = RelativeObserver.features_per_teacher
 
 
@@ -83,6 +84,13 @@ def test_a_list_is_read_from_a_file(tmp_path: Path) -> None:
     assert (read.num_envs, read.most_teachers) == (NUM_ENVS, MOST)
     assert [family.name for family in read.training] == ["two", "some"]
     assert [family.name for family in read.held_out] == ["one"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_lists_can_be_read(path: Path) -> None:
+    tasks = TaskList(path)
+    assert tasks.held_out
+    assert "CIFAR" not in path.read_text()
 
 
 def test_draws_lie_where_they_are_said_to() -> None:

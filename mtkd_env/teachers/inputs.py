@@ -184,8 +184,14 @@ def _given(
 def _recoloured(pixels: Tensor, channels: str | None) -> Tensor:
     """Pixels of gray or colour images (B, K, H, W) in other channels."""
     if channels == "gray" and pixels.shape[1] == 3:
-        weights = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)
-        return (pixels * weights[:, None, None]).sum(1, keepdim=True)
+        # No tensor of weights, which would have to come from the host each time.
+        return (
+            torch.stack(
+                [share * plane for share, plane in zip(LUMA, pixels.unbind(1), strict=True)]
+            )
+            .sum(0)
+            .unsqueeze(1)
+        )
     if channels is not None and CHANNELS[channels] > pixels.shape[1]:
         return pixels.expand(-1, CHANNELS[channels], -1, -1)
     return pixels.flip(1) if channels == "bgr" else pixels

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import Network, build_network, check_network
+from mtkd_env.networks.libraries import published_input
 from mtkd_env.networks.timm_models import download, weight_names
 from mtkd_env.teachers import TeacherEnsemble
 from tiny import CLASSES
@@ -138,3 +139,13 @@ def test_weights_of_timm_are_named_by_their_tags(monkeypatch: pytest.MonkeyPatch
     state = download("deit_small_patch16_224", "fb_in1k")
     assert asked == [("deit_small_patch16_224.fb_in1k", True)]
     assert state.keys() == {"weight", "bias"}
+
+
+def test_the_input_of_published_weights_is_known() -> None:
+    assert published_input("timm:vit_tiny_patch16_224", "augreg_in21k_ft_in1k") == {
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+        "size": (224, 224),
+        "interpolation": "bicubic",
+        "channels": "rgb",
+    }

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
 from mtkd_env.computing import Computing
 from mtkd_env.data import ImageData
@@ -98,10 +99,8 @@ def test_a_view_of_another_size_is_resized_as_by_torchvision(
     data = colours()
     view = view_of(said(size=size, interpolation=interpolation, range=(0, 1)), data)
     sides = [size, size] if isinstance(size, int) else list(size)
-    mode = torchvision.transforms.InterpolationMode(
-        "nearest-exact" if interpolation == "nearest" else interpolation
-    )
-    expected = torchvision.transforms.v2.functional.resize(data.x_test / 255, sides, mode)
+    mode = InterpolationMode("nearest-exact" if interpolation == "nearest" else interpolation)
+    expected = resize(data.x_test / 255, sides, mode)
     found = view(normalised(data, data.x_test))
     assert view.image_shape == (3, *sides)
     torch.testing.assert_close(found, expected.clamp(0, 1), rtol=1e-4, atol=1e-5)
@@ -154,6 +153,22 @@ class Counted(TeacherView):
     def forward(self, inputs: Tensor) -> Tensor:
         Counted.calls += 1
         return super().forward(inputs)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", ["gray", "bgr"])
+def test_a_view_is_made_without_waiting_for_the_gpu(channels: str) -> None:
+    data = colours()
+    view = view_of(said(range=(0, 255), size=16, channels=channels), data)
+    inputs = normalised(data, data.x_test)
+    expected = view(inputs)
+    view, inputs = view.to("cuda"), inputs.to("cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = view(inputs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-2)
 
 
 def test_teachers_of_one_input_share_their_images() -> None:

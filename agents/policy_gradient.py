@@ -450,7 +450,8 @@ class Transition:
     Attributes:
         observation: What the agent saw, as it can be kept.
         advantages: A, what each teacher was worth for each sample.
-        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`).
+        evidence: The parts of the weights that no agent chooses (`confidence`, `divergence`), as
+            far as the gradient depends on them.
     """
 
     observation: Any
@@ -506,33 +507,43 @@ class PolicyGradient(LearningAgent[Transition]):
     def train_student(self, weights: TeacherWeights) -> Transition:
         """One step of the student, and what every teacher was worth in it (Equ. 6, 8)."""
         env = self.env
-        observation, evidence = env.keepable_observation, env.fusion.evidence(env.state)
+        observation, evidence = env.keepable_observation, self._evidence(weights)
         record = env.distill(weights)
         return Transition(observation, record.rewards.advantages, evidence)
 
+    def _evidence(self, weights: TeacherWeights) -> Mapping[str, TeacherWeights]:
+        """The parts of the weights that the gradient depends on; nothing of a fixed sum is."""
+        fusion, settings = self.env.fusion, self.settings
+        if settings.loss != "bce_ones" and fusion.prior is None and not fusion.learnable:
+            return {}
+        parts = {name: part for name, part in weights.parts.items() if name != "generator"}
+        return parts or fusion.evidence(self.env.state)  # None are known in a warm-up.
+
     def learn_from(self, history: History[Transition]) -> None:
         """Passes over the steps in their order, one step of the optimiser for each (Equ. 7)."""
+        settings = self.settings
+        steps: Iterable[Transition] = history.at_once() if settings.passes > 1 else history
         old: Iterable[TeacherWeights | None] = repeat(None)
-        if self.settings.loss == "clipped":
+        if settings.loss == "clipped":
             # The policy is still the one that acted; after a warm-up it is as if it had.
-            old = [generated_weights(self.act(known.observation)) for known in history]
-        for _ in range(self.settings.passes):
-            for known, before in zip(history, old, strict=False):
+            old = [generated_weights(self.act(known.observation)) for known in steps]
+        for _ in range(settings.passes):
+            for known, before in zip(steps, old, strict=False):
                 generated = generated_weights(self.policy(known.observation))
                 loss = self._loss(generated, known, before)
-                bonus = self.settings.entropy_coef * mean_entropy(generated)
-                descend(self.optimizer, [loss - bonus, *self.label_losses()])
+                if settings.entropy_coef:
+                    loss = loss - settings.entropy_coef * mean_entropy(generated)
+                descend(self.optimizer, [loss, *self.label_losses()])
 
     def _loss(
         self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None
     ) -> Float[Tensor, ""]:
         """The loss of a step under the weights that the policy generates now, or did before."""
         settings = self.settings
-        weights = self.env.fusion.fuse(generated, known.evidence)
         if before is not None:
-            loss = clipped_loss(generated, before, known.advantages, settings.clip_range)
-        else:
-            loss = LOSSES[settings.loss](weights, known.advantages)
+            return clipped_loss(generated, before, known.advantages, settings.clip_range)
+        weights = self.env.fusion.fuse(generated, known.evidence)
+        loss = LOSSES[settings.loss](weights, known.advantages)
         if settings.prior_weight:
             loss = loss + settings.prior_weight * prior_divergence(weights)
         return loss

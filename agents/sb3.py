@@ -23,7 +23,7 @@ from stable_baselines3.common.noise import (
     OrnsteinUhlenbeckActionNoise,
 )
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from agents.base import (
@@ -273,6 +273,7 @@ class SB3Agent(Agent):
         self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
         self.model = self._build(algorithm_class(algorithm), theirs)
+        _fuse_steps(self.model)
         optimizer = _policy_optimizer(self.model)
         self._steps = None if optimizer is None else StepCount(optimizer)
         # The seed is the algorithm's: the next reset must not start a new student.
@@ -471,6 +472,15 @@ class SB3Agent(Agent):
     def _noise(self, std: float) -> ActionNoise:
         size = 2 * len(self.env.teacher_names)
         return NOISES[self.settings.noise_type](np.zeros(size), np.full(size, std))
+
+
+def _fuse_steps(model: BaseAlgorithm) -> None:
+    """Lets Adam make its steps in one call each, which is most of what they cost here."""
+    for owner in (model.policy, *(getattr(model, name, None) for name in ("actor", "critic"))):
+        optimizer = getattr(owner, "optimizer", None)
+        if type(optimizer) is Adam:
+            for group in optimizer.param_groups:
+                group["fused"] = True
 
 
 def _policy_optimizer(model: BaseAlgorithm) -> Optimizer | None:

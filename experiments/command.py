@@ -24,6 +24,7 @@ VERBS = {
     "train-agent": ("experiments.train_agent", "let an agent learn over many tasks"),
     "predict": ("experiments.predict", "let a run's student classify images"),
     "export": ("experiments.export", "export a run's student, whole or its backbone"),
+    "gpu-check": ("experiments.gpu_check", "check and measure everything on one GPU"),
     "transfer detection": (
         "experiments.transfer.detection",
         "train a detector that begins with a backbone",

@@ -31,7 +31,7 @@ class LastStep:
 
     def __call__(self, record: StepRecord) -> None:
         """Forgets the step before."""
-        self.record = record
+        self.record = record.whole()
 
 
 @dataclass(frozen=True)

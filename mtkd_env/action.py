@@ -6,6 +6,7 @@ fused with two parts that need no learning: how sure each teacher is, and how fa
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -68,8 +69,8 @@ def check_logit_bound(logit_bound: float) -> None:
 
 def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:
     """Softmax over the teachers of each half of the action: logit head first, then feature head."""
-    logit, feature = action.float().chunk(2, dim=1)
-    return TeacherWeights(logit=logit.softmax(1), feature=feature.softmax(1))
+    logit, feature = action.float().unflatten(1, (2, -1)).softmax(2).unbind(1)
+    return TeacherWeights(logit=logit, feature=feature)
 
 
 def complement(shares: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
@@ -102,16 +103,22 @@ def divergence_weights(
     return TeacherWeights(logit=divergence.softmax(1), feature=similarity.softmax(1))
 
 
-def fuse(coefficients: Float[Tensor, "2 3"], parts: Mapping[str, TeacherWeights]) -> TeacherWeights:
+def fuse(
+    coefficients: Float[Tensor, "2 3"] | Sequence[Sequence[float]],
+    parts: Mapping[str, TeacherWeights],
+) -> TeacherWeights:
     """The convex combination of the parts, per head (the fusion of Equ. 9-14).
 
     Args:
         coefficients: γ, rows (logit, feature) on the simplex, columns in the order of `PARTS`.
-        parts: One pair of weights for every name in `PARTS`.
+        parts: Pairs of weights by names in `PARTS`; others count for nothing.
     """
-    logit = torch.stack([parts[name].logit for name in PARTS], dim=-1)
-    feature = torch.stack([parts[name].feature for name in PARTS], dim=-1)
-    return TeacherWeights(logit @ coefficients[0], feature @ coefficients[1], parts)
+    columns = [PARTS.index(name) for name in parts]
+    logit, feature = (
+        [getattr(part, head) * row[k] for k, part in zip(columns, parts.values(), strict=True)]
+        for head, row in zip(("logit", "feature"), coefficients, strict=True)
+    )
+    return TeacherWeights(reduce(torch.add, logit), reduce(torch.add, feature), parts)
 
 
 def with_prior(prior: TeacherWeights, generated: TeacherWeights) -> TeacherWeights:
@@ -156,7 +163,8 @@ class WeightFusion(nn.Module):
         self.learnable = fusion == "learnable"
         if prior is not None:
             return
-        values = fusion_coefficients(fusion)
+        # On the host, so that nobody waits for the device to know them.
+        self._fixed = values = fusion_coefficients(fusion)
         rows = torch.tensor([values, values], dtype=torch.float32)
         if self.learnable:
             self.logits = nn.Parameter(rows.log())
@@ -169,13 +177,16 @@ class WeightFusion(nn.Module):
         return self.logits.softmax(1) if self.learnable else self.get_buffer("fixed")
 
     def evidence(self, state: DistillState) -> dict[str, TeacherWeights]:
-        """The parts that need no action."""
+        """The parts that need no action, but for those that count for nothing."""
         if self.prior is not None:
             return {PRIOR: self.prior(state)}
-        return {
-            "confidence": confidence_weights(state.teacher_cross_entropy),
-            "divergence": divergence_weights(state.divergence, state.similarity),
-        }
+        _, confidence, divergence = self._fixed
+        parts = {}
+        if confidence:
+            parts["confidence"] = confidence_weights(state.teacher_cross_entropy)
+        if divergence:
+            parts["divergence"] = divergence_weights(state.divergence, state.similarity)
+        return parts
 
     def fuse(
         self, generated: TeacherWeights, evidence: Mapping[str, TeacherWeights]
@@ -188,7 +199,8 @@ class WeightFusion(nn.Module):
         """
         if self.prior is not None:
             return with_prior(evidence[PRIOR], generated)
-        return fuse(self.coefficients, {"generator": generated, **evidence})
+        coefficients = self.coefficients if self.learnable else (self._fixed,) * 2
+        return fuse(coefficients, {"generator": generated, **evidence})
 
     def forward(self, action: Float[Tensor, "B A"], state: DistillState) -> TeacherWeights:
         """Executed weights of an action, with their parts."""

@@ -4,6 +4,7 @@ The distiller neither knows nor cares who chose the weights; every method runs t
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from mtkd_env import distributed, losses
 from mtkd_env.compilation import NONE, compiled
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
+from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
 from mtkd_env.optimization import Recipe
@@ -32,6 +34,7 @@ from mtkd_env.terms import (
 )
 from mtkd_env.types import (
     Batch,
+    BatchEvidence,
     DistillState,
     LossTerms,
     NetworkOutput,
@@ -39,13 +42,16 @@ from mtkd_env.types import (
     TeacherWeights,
 )
 
+Maps = tuple[Tensor, ...]
+
 
 class StudentView(NamedTuple):
     """What the student makes of a batch.
 
     Attributes:
         output: Its own output.
-        projected: Its feature map in the space of every teacher's, r_m(F).
+        projected: Its feature map in the space of every teacher's, r_m(F); empty unless a loss
+            needs it.
         embedded: Its feature in the space of every teacher's; empty unless a loss needs it.
     """
 
@@ -55,7 +61,16 @@ class StudentView(NamedTuple):
 
 
 class StudentModule(nn.Module):
-    """The student and what maps it to each teacher's space: all that the distillation trains."""
+    """The student and what maps it to each teacher's space: all that the distillation trains.
+
+    Args:
+        student: The student.
+        regressors: Map its feature map.
+        projections: Map its feature.
+
+    Attributes:
+        projects: Whether its forward maps the map, which is of use where a loss needs it.
+    """
 
     def __init__(
         self,
@@ -64,6 +79,7 @@ class StudentModule(nn.Module):
         projections: Iterable[FeatureProjection] = (),
     ) -> None:
         super().__init__()
+        self.projects = True
         self.student = student
         self.regressors = regressors
         self.projections = nn.ModuleList(projections)
@@ -73,9 +89,56 @@ class StudentModule(nn.Module):
         output: NetworkOutput = self.student(inputs)
         return StudentView(
             output,
-            self.regressors(output.feature_map),
+            self.regressors(output.feature_map) if self.projects else (),
             tuple(projection(output.feature) for projection in self.projections),
         )
+
+
+class _Evidence(BatchEvidence):
+    """Evidence that is made when it is first asked for.
+
+    Args:
+        batch: The batch.
+        teachers: The teachers' outputs on it.
+        project: Makes the student's map in the space of every teacher's; nothing of a batch whose
+            maps nobody compares.
+        mse: The mean squared distances, where the loss has needed them.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        teachers: TeacherOutputs,
+        project: Callable[[], Maps],
+        mse: Tensor | None,
+    ) -> None:
+        self._batch, self._teachers, self._project, self._mse = batch, teachers, project, mse
+
+    @cached_property
+    def projected(self) -> Maps:
+        return self._project()
+
+    @cached_property
+    @as_under_no_grad
+    def teacher_cross_entropy(self) -> Tensor:
+        known = self._teachers
+        return losses.teacher_cross_entropy(known.logits, self._batch.labels, known.known)
+
+    @cached_property
+    def distance(self) -> Tensor:
+        return self._compared(losses.feature_mse) if self._mse is None else self._mse.detach()
+
+    @cached_property
+    def similarity(self) -> Tensor:
+        return self._compared(losses.feature_cosine)
+
+    @as_under_no_grad
+    @torch.no_grad()
+    def _compared(self, compare: Callable[[Maps, Maps], Tensor]) -> Tensor:
+        if self.projected:
+            return compare(self.projected, self._teachers.feature_maps)
+        logits = self._teachers.logits
+        return logits.new_zeros(logits.shape[1], logits.shape[0], dtype=torch.float32)
 
 
 class Distiller:
@@ -154,8 +217,9 @@ class Distiller:
             projections = [FeatureProjection(student.feature_dim, width) for width in widths]
         module = StudentModule(student, regressors, projections).to(self.device)
         _prefer_channels_last(module, self._probe)
+        module.projects = self.distillation.needs_maps
         # What no loss reaches gets no gradient, for which several processes would wait.
-        module.regressors.requires_grad_(self.distillation.needs_maps)
+        module.regressors.requires_grad_(module.projects)
         self.module = distributed.synchronize_norms(module)
         self._parallel = distributed.data_parallel(self.module)
         self._compiled = compiled(self._parallel, self._compile)
@@ -231,7 +295,7 @@ class Distiller:
         with autocast(self.precision, self.device):
             output = student(batch.inputs)
         student.train(was_training)
-        return self._state(batch, StudentView(output, (), ()), batch.teachers)
+        return self._state(batch, StudentView(output, (), ()), batch.teachers, compared=False)
 
     @torch.no_grad()
     def revisit(self, state: DistillState) -> DistillState:
@@ -338,19 +402,25 @@ class Distiller:
                 view = module(inputs)
         return view
 
-    def _state(self, batch: Batch, view: StudentView, teachers: TeacherOutputs) -> DistillState:
+    def _state(
+        self, batch: Batch, view: StudentView, teachers: TeacherOutputs, *, compared: bool = True
+    ) -> DistillState:
+        """A batch as it was seen.
+
+        Args:
+            batch: The batch.
+            view: What the student made of it.
+            teachers: What the teachers made of it.
+            compared: Whether the student's features and maps are compared with the teachers'.
+        """
         output = widened(view.output)
         logits = output.logits
         logit_terms, feature_terms = self._terms
         temperature = self.distillation.temperature
         kd = losses.kd_divergence(logits, teachers.logits, temperature, teachers.known)
-        if view.projected:
-            mse = losses.feature_mse(view.projected, teachers.feature_maps)
-            with torch.no_grad():
-                similarity = losses.feature_cosine(view.projected, teachers.feature_maps)
-        else:  # Nobody asked for the maps.
-            mse = similarity = torch.zeros_like(kd, requires_grad=False)
-            feature_terms = {}
+        known = {"kd": kd}
+        if view.projected and "mse" in feature_terms:
+            known["mse"] = losses.feature_mse(view.projected, teachers.feature_maps)
         inputs = TermInputs(
             logits=logits,
             projected=view.projected,
@@ -360,23 +430,34 @@ class Distiller:
             temperature=temperature,
             directions=self.directions,
         )
-        # The evidence of Equ. 3-6 is needed in any case, whatever the student is trained by.
-        known = {"kd": kd, "mse": mse}
+
+        def project() -> Maps:
+            if view.projected or not compared:
+                return view.projected
+            return self._projected(view.output.feature_map)
+
         return DistillState(
             batch=batch,
             student=output,
             teachers=teachers,
-            projected=view.projected,
             cross_entropy=losses.cross_entropy(logits, batch.labels, self.recipe.label_smoothing),
             kd=combine(logit_terms, LOGIT_TERM, inputs, known),
-            feature=combine(feature_terms, FEATURE_TERM, inputs, known),
-            teacher_cross_entropy=losses.teacher_cross_entropy(
-                teachers.logits, batch.labels, teachers.known
-            ),
+            feature=combine(feature_terms if compared else {}, FEATURE_TERM, inputs, known),
+            # The evidence of Equ. 3-6 may be asked for, whatever the student is trained by.
             divergence=kd.detach(),
-            distance=mse.detach(),
-            similarity=similarity,
+            evidence=_Evidence(batch, teachers, project, known.get("mse")),
         )
+
+    def _projected(self, feature_map: Tensor) -> Maps:
+        """A map in every teacher's space, by regressors that no loss trains; they stay as is."""
+        regressors = self.module.regressors
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            autocast(self.precision, self.device),
+        ):
+            maps: Maps = functional_call(regressors, _copied_buffers(regressors), (feature_map,))
+        return maps
 
 
 @torch.no_grad()

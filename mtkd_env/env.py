@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,10 @@ from mtkd_env.observation import (
 )
 from mtkd_env.options import Options
 from mtkd_env.rendering import draw_batch
-from mtkd_env.reward import NORMALIZATIONS, REWARD, make_reward
+from mtkd_env.reward import NORMALIZATIONS, REWARD, Rewards, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
-from mtkd_env.types import Batch, DistillState, TeacherWeights
+from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
 from mtkd_env.vector import SharedStudentEnv, Splits, StepOutcome, StepRecord
 
 OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -160,6 +161,46 @@ def _without_labels(key: str, value: Any, instead: str) -> ConfigError:
         f"env.{key}: {named!r} needs the label of every sample, and some are missing; "
         f"'{instead}' does not"
     )
+
+
+class _NewRecord(StepRecord):
+    """A record of a step that has just been made.
+
+    Args:
+        step: SGD steps of this student before this one.
+        state: The batch.
+        weights: The weights that were used, with the graph that they may carry.
+        losses: The terms of the loss before the step.
+        pay: Makes the rewards.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        state: DistillState,
+        weights: TeacherWeights,
+        losses: LossTerms,
+        pay: Callable[[], Rewards],
+    ) -> None:
+        detached = weights.logit.detach(), weights.feature.detach()
+        vars(self).update(
+            step=step,
+            weights=TeacherWeights(*detached, weights.parts),
+            losses=losses,
+            index=state.batch.index,
+            targets=state.batch.targets,
+        )
+        self._state, self._pay = state, pay
+
+    @cached_property
+    @as_under_no_grad
+    def rewards(self) -> Rewards:
+        return self._pay()
+
+    @cached_property
+    @as_under_no_grad
+    def correct(self) -> Tensor:
+        return teachers_are_right(self._state)
 
 
 class MTKDVectorEnv(SharedStudentEnv):
@@ -452,17 +493,8 @@ class MTKDVectorEnv(SharedStudentEnv):
         weights = replace(weights, logit=ordinary(weights.logit), feature=ordinary(weights.feature))
         losses = self.distiller.update(state, weights, if_finite=self.skips)
         updated = self.distiller.revisit(state) if self.reward.needs_update else None
-        record = StepRecord(
-            step=self.steps,
-            weights=replace(
-                weights, logit=weights.logit.detach(), feature=weights.feature.detach()
-            ),
-            losses=losses,
-            rewards=self.reward(state, weights, updated),
-            index=state.batch.index,
-            targets=state.batch.targets,
-            correct=teachers_are_right(state),
-        )
+        pay = self.reward.when_asked(state, weights, updated)
+        record = _NewRecord(self.steps, state, weights, losses, pay)
         self.steps += 1
         if self.render_mode is not None:
             self._acted = state.batch, record

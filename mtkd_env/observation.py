@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,10 +23,10 @@ from mtkd_env.imports import Kind, Named, takes
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.types import DistillState, Known, TeacherOutputs
 
-# (B, width) of one teacher each: what it says, word for word.
-OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs, int], Tensor]] = {
-    "feature": lambda teachers, m: teachers.features[m],
-    "logits": lambda teachers, m: teachers.scores[m],
+# (B, width) of every teacher: what it says, word for word.
+OUTPUT_BLOCKS: Mapping[str, Callable[[TeacherOutputs], Iterable[Tensor]]] = {
+    "feature": lambda teachers: teachers.features,
+    "logits": lambda teachers: teachers.scores,
 }
 
 
@@ -188,7 +189,7 @@ class ShortObservation:
     """
 
     keys: Int64[Tensor, " B"]
-    made: Float[Tensor, "B R"]
+    made: Float[Tensor, "B M R"]
 
 
 class RunningStandardizer:
@@ -205,10 +206,12 @@ class RunningStandardizer:
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64, device=device)
         self.squares = torch.zeros(width, dtype=torch.float64, device=device)
+        self._deviation: Tensor | None = None
 
     def reset(self) -> None:
         """Forgets all rows."""
         self.count = 0
+        self._deviation = None
         self.mean.zero_()
         self.squares.zero_()
 
@@ -226,14 +229,16 @@ class RunningStandardizer:
         self.squares += squares + delta.square() * (self.count * new / total)
         self.mean += delta * (new / total)
         self.count = total
+        self._deviation = None
 
     def __call__(self, rows: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Rows with mean 0 and variance 1 per column; unchanged before the first update."""
         if self.count == 0:
             return rows
-        deviation = (self.squares / self.count).sqrt().clamp(min=1e-6)
-        scaled = (rows.double() - self.mean) / deviation
-        return scaled.clamp(-self.clip, self.clip).to(rows.dtype)
+        if self._deviation is None:
+            self._deviation = (self.squares / self.count).sqrt().clamp(min=1e-6)
+        scaled = (rows.double() - self.mean).div_(self._deviation)
+        return scaled.clamp_(-self.clip, self.clip).to(rows.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics."""
@@ -242,6 +247,7 @@ class RunningStandardizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
         self.count = int(state["count"])
+        self._deviation = None
         self.mean.copy_(state["mean"])
         self.squares.copy_(state["squares"])
 
@@ -311,6 +317,13 @@ class OutputObserver(Observer):
             ),
             needs_label=needs_label(observation),
         )
+        # In their order, what the teachers say by its name, and neighbours that are made by the
+        # width of all together.
+        self._runs: list[str | int] = []
+        for made, run in groupby(self._blocks.items(), lambda pair: pair[1] is not None):
+            pairs = list(run)
+            widths = sum(block.width for _, block in pairs if block is not None)
+            self._runs += [widths] if made else [name for name, _ in pairs]
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
@@ -323,7 +336,7 @@ class OutputObserver(Observer):
         keys = state.batch.keys
         if keys is None or OUTPUT_BLOCKS.keys().isdisjoint(self._blocks):
             return None
-        return ShortObservation(keys, torch.cat(self._made(state), dim=1))
+        return ShortObservation(keys, self._made(state))
 
     def restore(self, short: ShortObservation, teachers: TeacherOutputs) -> Float[Tensor, "B F"]:
         """The raw observation that was made short, bit for bit.
@@ -332,21 +345,21 @@ class OutputObserver(Observer):
             short: What `shorten` gave.
             teachers: What the store has under its keys; the feature maps are not looked at.
         """
-        widths = [block.width for block in self._blocks.values() if block is not None]
-        return self._join(teachers, short.made.split(widths * len(teachers.logits), dim=1))
+        return self._join(teachers, short.made)
 
-    def _made(self, state: DistillState) -> list[Tensor]:
+    def _made(self, state: DistillState) -> Float[Tensor, "B M R"]:
         made = [block(state) for block in self._blocks.values() if block is not None]
-        return [block[:, m] for m in range(len(state.teachers.logits)) for block in made]
+        none = state.divergence.new_zeros(*state.divergence.shape, 0)
+        return torch.cat(made, dim=2) if made else none
 
-    def _join(self, teachers: TeacherOutputs, made: Iterable[Tensor]) -> Float[Tensor, "B F"]:
-        """All blocks in their order."""
-        rest = iter(made)
-        blocks = [
-            OUTPUT_BLOCKS[name](teachers, m).float() if block is None else next(rest)
-            for m in range(len(teachers.logits))
-            for name, block in self._blocks.items()
+    def _join(self, teachers: TeacherOutputs, made: Float[Tensor, "B M R"]) -> Float[Tensor, "B F"]:
+        """All blocks in their order, those that are made together where they are neighbours."""
+        runs = iter(made.split([run for run in self._runs if isinstance(run, int)], dim=2))
+        parts = [
+            next(runs).unbind(1) if isinstance(run, int) else OUTPUT_BLOCKS[run](teachers)
+            for run in self._runs
         ]
+        blocks = [block.float() for teacher in zip(*parts, strict=True) for block in teacher]
         return torch.cat(blocks, dim=1)
 
 

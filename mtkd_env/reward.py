@@ -7,6 +7,7 @@ one, so r depends on the action only through differences between teachers.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -274,15 +275,19 @@ class RewardFunction:
         if self._direction is not None:
             state = replace(state, direction=self._direction(state))
         if self._deviation is not None:
+            state = replace(state, credit=self.teacher_rewards(state))
             self._deviation.observe(self._normalize(self.teacher_rewards(state)))
         return state
 
+    @torch.no_grad()
     def teacher_rewards(self, state: DistillState) -> Float[Tensor, "B M"]:
         """R of every teacher; does not depend on any action.
 
         Raises:
             ConfigError: The rule's credit has another shape.
         """
+        if state.credit is not None:
+            return state.credit
         rewards = self.rule.credit(state, self.distillation)
         check_shape("env.reward", rewards, state.divergence.shape)
         return rewards
@@ -310,6 +315,18 @@ class RewardFunction:
             raw = reward.unsqueeze(1).expand_as(teacher)
         advantages = self.advantages(raw)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))
+
+    def when_asked(
+        self, state: DistillState, weights: TeacherWeights, updated: DistillState | None = None
+    ) -> Callable[[], Rewards]:
+        """What gives the rewards of a step; see `__call__` for the arguments.
+
+        They are made at once where it matters when and by whom, and only if asked for elsewhere.
+        """
+        if self._deviation is None and not distributed.active():
+            return partial(self, state, weights, updated)
+        rewards = self(state, weights, updated)
+        return lambda: rewards
 
     def reseed(self, seed: int) -> None:
         """Starts all over, with a new student."""

@@ -107,7 +107,7 @@ class Distillation(Options):
 
     Attributes:
         alpha: α, weight of the logit terms.
-        beta: β, weight of the feature terms.
+        beta: β, weight of the feature terms; at 0 there are none, whatever `feature` says.
         temperature: T, softening of the logit terms; the paper never states it, its code has 4.
         logit: Losses of the logit terms: kd, dist, kd_of_mean, none, or names with coefficients.
             One's own is a function of `TermInputs` that gives (B, M), as `module:name` or as an
@@ -130,7 +130,8 @@ class Distillation(Options):
         check_not_negative(alpha=self.alpha, beta=self.beta)
         if not 0 < self.temperature < math.inf:
             raise ConfigError(f"temperature: expected a finite number > 0, got {self.temperature}")
-        for name, terms in (("logit", self.logit_terms), ("feature", self.feature_terms)):
+        for name, kind in (("logit", LOGIT_TERM), ("feature", FEATURE_TERM)):
+            terms = parse_terms(getattr(self, name), kind)
             if isinstance(getattr(self, name), Mapping):
                 object.__setattr__(self, name, terms)
 
@@ -141,8 +142,8 @@ class Distillation(Options):
 
     @property
     def feature_terms(self) -> dict[Named, float]:
-        """The losses of the feature terms with their coefficients."""
-        return parse_terms(self.feature, FEATURE_TERM)
+        """The losses of the feature terms with their coefficients; none where β is 0."""
+        return parse_terms(self.feature, FEATURE_TERM) if self.beta else {}
 
     @property
     def needs_directions(self) -> bool:

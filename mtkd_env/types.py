@@ -96,6 +96,23 @@ class TeacherOutputs:
         return torch.where(unknown, least, self.logits)
 
 
+@dataclass(frozen=True)
+class BatchEvidence:
+    """What rewards, observations and weightings may ask of a batch, and the loss need not know.
+
+    Attributes:
+        projected: The student's feature map in the space of each teacher's, r_m(F).
+        teacher_cross_entropy: Each teacher's own CE_i^m [nats].
+        distance: Mean squared distance of r_m(F) and F^m; no gradient.
+        similarity: Cosine of r_m(f) and f^m; no gradient.
+    """
+
+    projected: tuple[Tensor, ...]
+    teacher_cross_entropy: Float[Tensor, "B M"]
+    distance: Float[Tensor, "B M"]
+    similarity: Float[Tensor, "B M"]
+
+
 @dataclass(frozen=True, slots=True)
 class DistillState:
     """A batch, seen by the student and by its teachers, before the student learns from it.
@@ -109,31 +126,47 @@ class DistillState:
         batch: The images and their classes.
         student: The student's own output.
         teachers: The teachers' outputs.
-        projected: The student's feature map in the space of each teacher's, r_m(F).
         cross_entropy: The student's CE_i [nats].
         kd: Logit term of each teacher that the student is trained by; the KL of Equ. 2 unless
             other losses are chosen.
         feature: Feature term of each teacher that the student is trained by; the mean squared
-            distance of Equ. 2 unless other losses are chosen.
-        teacher_cross_entropy: Each teacher's own CE_i^m [nats].
+            distance of Equ. 2 unless other losses are chosen, and 0 where β is.
         divergence: KL(teacher || student) at temperature T, times T²; no gradient.
-        distance: Mean squared distance of r_m(F) and F^m; no gradient.
-        similarity: Cosine of r_m(f) and f^m; no gradient.
+        evidence: What else there is to know, made when it is first asked for.
         direction: What the rewards `heldout` and `cross` look along, G of `mtkd_env.worth`.
+        credit: R of every teacher, where the reward has needed it already.
     """
 
     batch: Batch
     student: NetworkOutput
     teachers: TeacherOutputs
-    projected: tuple[Tensor, ...]
     cross_entropy: Float[Tensor, " B"]
     kd: Float[Tensor, "B M"]
     feature: Float[Tensor, "B M"]
-    teacher_cross_entropy: Float[Tensor, "B M"]
     divergence: Float[Tensor, "B M"]
-    distance: Float[Tensor, "B M"]
-    similarity: Float[Tensor, "B M"]
+    evidence: BatchEvidence
     direction: Float[Tensor, "C D1"] | None = None
+    credit: Float[Tensor, "B M"] | None = None
+
+    @property
+    def projected(self) -> tuple[Tensor, ...]:
+        """The student's feature map in the space of each teacher's, r_m(F)."""
+        return self.evidence.projected
+
+    @property
+    def teacher_cross_entropy(self) -> Float[Tensor, "B M"]:
+        """Each teacher's own CE_i^m [nats]."""
+        return self.evidence.teacher_cross_entropy
+
+    @property
+    def distance(self) -> Float[Tensor, "B M"]:
+        """Mean squared distance of r_m(F) and F^m; no gradient."""
+        return self.evidence.distance
+
+    @property
+    def similarity(self) -> Float[Tensor, "B M"]:
+        """Cosine of r_m(f) and f^m; no gradient."""
+        return self.evidence.similarity
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 import numpy as np
@@ -26,9 +26,12 @@ Splits = Mapping[str, Callable[[], Iterable[Batch]]]
 RESET_OPTIONS = ("reinit",)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepRecord:
     """What one step did, as tensors on the device; given to subscribers and to own agents.
+
+    An environment may make rewards and what is correct when they are first asked for, of the batch,
+    which it keeps until then: whoever keeps a record keeps `whole()`.
 
     Attributes:
         step: SGD steps of this student before this one.
@@ -47,6 +50,10 @@ class StepRecord:
     index: Tensor
     targets: Int64[Tensor, " B"]
     correct: Bool[Tensor, "B M"]
+
+    def whole(self) -> "StepRecord":
+        """The same with everything made."""
+        return StepRecord(**{entry.name: getattr(self, entry.name) for entry in fields(self)})
 
 
 @dataclass(frozen=True, slots=True)

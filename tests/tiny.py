@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import cache, partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from mtkd_env.registration import prior_of
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.terms import Distillation
-from mtkd_env.types import Batch, DistillState, NetworkOutput, TeacherOutputs
+from mtkd_env.types import Batch, BatchEvidence, DistillState, NetworkOutput, TeacherOutputs
 
 CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)
@@ -306,16 +306,24 @@ def make_state(
         "batch": batch(size=size),
         "student": output,
         "teachers": none,
-        "projected": none.feature_maps,
         "cross_entropy": torch.zeros(size) if cross_entropy is None else cross_entropy,
         "kd": divergence,
         "feature": none_far if distance is None else distance,
-        "distance": none_far if distance is None else distance,
-        "teacher_cross_entropy": teacher_cross_entropy,
         "divergence": divergence,
-        "similarity": none_far if similarity is None else similarity,
     }
-    return DistillState(**(fields | changes))
+    evidence = BatchEvidence(
+        projected=changes.pop("projected", none.feature_maps),
+        teacher_cross_entropy=teacher_cross_entropy,
+        distance=none_far if distance is None else distance,
+        similarity=none_far if similarity is None else similarity,
+    )
+    return DistillState(**(fields | changes), evidence=evidence)
+
+
+def with_evidence(state: DistillState, **changes: Any) -> DistillState:
+    """A state with some of its evidence replaced."""
+    known = {entry.name: getattr(state.evidence, entry.name) for entry in fields(BatchEvidence)}
+    return replace(state, evidence=BatchEvidence(**(known | changes)))
 
 
 def random_state(seed: int = 0, size: int = 5, count: int = 3) -> DistillState:
@@ -352,17 +360,19 @@ def reorder_teachers(state: DistillState, order: list[int]) -> DistillState:
 
     known = state.teachers
     return replace(
-        state,
+        with_evidence(
+            state,
+            projected=tuple(state.projected[m] for m in order),
+            distance=columns(state.distance),
+            teacher_cross_entropy=columns(state.teacher_cross_entropy),
+            similarity=columns(state.similarity),
+        ),
         teachers=TeacherOutputs(
             known.logits[order],
             tuple(known.features[m] for m in order),
             tuple(known.feature_maps[m] for m in order),
         ),
-        projected=tuple(state.projected[m] for m in order),
         kd=columns(state.kd),
         feature=columns(state.feature),
-        distance=columns(state.distance),
-        teacher_cross_entropy=columns(state.teacher_cross_entropy),
         divergence=columns(state.divergence),
-        similarity=columns(state.similarity),
     )

@@ -1,9 +1,11 @@
 """What the images of a step cost: cropped, mirrored, normalised, and mixed if so configured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.loader import CHANNELS, loaded_batches
+from experiments.benchmarks.loader import CHANNELS, file_loader, loaded_batches
 from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import (
     Percentiles,
@@ -18,7 +20,7 @@ from experiments.benchmarks.timing import (
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly, MTKDVectorEnv
-from mtkd_env.data import ImageData
+from mtkd_env.data import ImageData, ImageFiles
 from mtkd_env.types import TeacherWeights
 
 STREAM, LOADER = "stream", "torchvision"
@@ -32,8 +34,8 @@ TARGET = 0.02
 NOTES = (
     f"{REFERENCE}: a whole step, its images included",
     f"{STREAM}: the batches of a run",
-    f"{LOADER}: its transforms on one image after the other, crop, flip and normalisation, in this "
-    "process; nothing is mixed",
+    f"{LOADER}: its transforms on one image after the other; nothing is mixed, and files, decoded "
+    "by as many workers as the stream's, are not normalised",
 )
 
 
@@ -53,7 +55,7 @@ def measure(request: Request) -> Outcome:
         assembly=assembly,
         config=config,
         notes=[*NOTES[: len(subjects)], _verdict(readings, watch.clocks[0])],
-        amount=f"{request.steps} batches, of the stream {_stream_batches(assembly, request.steps)}",
+        amount=f"{request.steps} batches, of the stream {assembly.env.steps_per_epoch}",
         values={"target": TARGET},
     ).outcome()
 
@@ -71,22 +73,27 @@ def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[
         mixing=wanted.mixing,
         view_set=wanted.view_set,
     )
-    subjects = {
-        REFERENCE: _repeating(_step_of(make_env(assembly, config)), steps),
-        STREAM: _repeating(stream.__next__, _stream_batches(assembly, steps)),
-    }
+    subjects = {REFERENCE: _repeating(_step_of(make_env(assembly, config)), steps)}
+    if isinstance(data, ImageFiles):
+        # Whole epochs, so that nobody's workers are ahead when the clock starts.
+        loader = file_loader(data, split, wanted.batch_size)
+        for name, epoch in (
+            (STREAM, lambda: islice(stream, stream.steps_per_epoch)),
+            (LOADER, lambda: (images.to(env.device) for images, _ in loader)),
+        ):
+            work = partial(_use_up, epoch)
+            subjects[name] = per_unit(timed(work), stream.steps_per_epoch)
+        return subjects
+    subjects[STREAM] = _repeating(stream.__next__, stream.steps_per_epoch)
     if isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
         loaded = loaded_batches(data, split, wanted.batch_size, env.device)
         subjects[LOADER] = _repeating(loaded.__next__, steps)
     return subjects
 
 
-def _stream_batches(assembly: Assembly, steps: int) -> int:
-    """Batches of the stream in a round: an epoch's, whose order is drawn at its beginning.
-
-    Of images that are read from files, as many as of the others.
-    """
-    return assembly.env.steps_per_epoch if isinstance(assembly.images.data, ImageData) else steps
+def _use_up(make: Callable[[], Iterator[object]]) -> None:
+    for _ in make():
+        pass
 
 
 def _step_of(env: MTKDVectorEnv) -> Callable[[], object]:
@@ -107,4 +114,9 @@ def _repeating(one: Callable[[], object], count: int) -> Subject:
 def _verdict(readings: Readings, clock: str) -> str:
     share = Percentiles.of(ratios(readings, REFERENCE, clock)[STREAM]).median
     reached = "reached" if share < TARGET else "missed"
-    return f"{STREAM}: {share:.1%} of a step; target: under {TARGET:.0%}, {reached}"
+    verdict = f"{STREAM}: {share:.1%} of a step; target: under {TARGET:.0%}, {reached}"
+    if LOADER in readings:
+        against = Percentiles.of(ratios(readings, LOADER, "wall")[STREAM])
+        verdict += f"; {against.median:.2f} times the {LOADER}'s time on the wall "
+        verdict += f"({against.low:.2f} to {against.high:.2f})"
+    return verdict

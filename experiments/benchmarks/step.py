@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant
-from experiments.benchmarks.floor import ABOUT_FLOOR, ABOUT_STUDENT, FLOOR, STUDENT, floor
+from experiments.benchmarks.floor import ABOUT, BOUNDS, FLOOR
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch
 from experiments.benchmarks.roofline import Roofline, measured_rates
@@ -33,16 +33,12 @@ from mtkd_env import Assembly
 
 METHODS = ("none", "camkd", "mmkd", "pg", "ppo", "ddpg")
 
-# Always measured too.
-BOUNDS = (STUDENT, FLOOR)
-
 # Epochs of every subject that are not counted, after the warm-up of Algorithm 1.
 WARMUP_ROUNDS = 1
 
 NOTES = (
     "step: the student's, with its share of all that the agent learns in an epoch; no evaluation",
-    ABOUT_FLOOR,
-    ABOUT_STUDENT,
+    *(f"{name}: {about}" for name, about in ABOUT.items()),
     "operations: what torch starts in a step, views and mere allocations left out; compiled parts "
     "count as they were before",
 )
@@ -72,15 +68,8 @@ class Setup:
         env = self.assembly.env
         peak = DevicePeak(env.device)
         found: dict[str, Subject] = {
-            name: timed(
-                floor(
-                    self.assembly,
-                    self.configs[REFERENCE],
-                    env.steps_per_epoch,
-                    teachers=name == FLOOR,
-                )
-            )
-            for name in BOUNDS
+            name: timed(make(self.assembly, self.configs[REFERENCE], env.steps_per_epoch))
+            for name, make in BOUNDS.items()
         }
         for name in request.count(list(self.configs), self.variant.subject("warm-up epochs")):
             found[name] = Contestant(self.assembly, self.configs[name], peak)

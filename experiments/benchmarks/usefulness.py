@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, vjp, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mtkd_env import losses
-from mtkd_env.distiller import Distiller
+from mtkd_env.distiller import Distiller, StudentModule
 from mtkd_env.types import Batch, DistillState, TeacherOutputs
 
 # Whose cross-entropy is to fall: that of the sample itself, of its batch, of images held out.
@@ -40,6 +40,8 @@ def frozen(module: nn.Module, inputs: Tensor) -> nn.Module:
     On `inputs` it computes what `module` computes in training mode.
     """
     copy = deepcopy(module).train()
+    if isinstance(copy, StudentModule):  # Whatever it is trained by.
+        copy.projects = True
     norms = [layer for layer in copy.modules() if isinstance(layer, _BatchNorm)]
     for norm in norms:
         norm.momentum = 1.0

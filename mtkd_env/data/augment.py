@@ -1,39 +1,46 @@
 """Crop, flip and normalisation of whole batches, as pure functions of tensors on any device."""
 
 import torch
-from jaxtyping import Bool, Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 
-def crop_and_flip(
-    padded: UInt8[Tensor, "N K H W"],
-    index: Int64[Tensor, " B"],
-    offsets: Int64[Tensor, "B 2"],
-    flips: Bool[Tensor, " B"],
-    size: tuple[int, int],
-) -> UInt8[Tensor, "B K H2 W2"]:
-    """One crop of each chosen image, mirrored left to right where asked, as a single gather.
+class Crops:
+    """Crops of padded images, mirrored left to right where asked, as a single gather.
 
     Args:
         padded: All images with their padding, contiguous.
-        index: Which of them to take.
-        offsets: Top and left corner of each crop in its padded image.
-        flips: Which of the crops to mirror.
         size: Height and width of a crop.
     """
-    _, channels, height, width = padded.shape
-    along_h, along_w, along_k = (torch.arange(n, device=padded.device) for n in (*size, channels))
-    rows = offsets[:, :1] + along_h
-    columns = offsets[:, 1:] + torch.where(flips[:, None], size[1] - 1 - along_w, along_w)
-    planes = index[:, None] * channels + along_k
-    # Positions in the flat storage: several times faster than to index the four axes.
-    lines = planes[:, :, None] * height + rows[:, None, :]
-    positions = lines[:, :, :, None] * width + columns[:, None, None, :]
-    return padded.view(-1).index_select(0, positions.view(-1)).view(positions.shape)
+
+    def __init__(self, padded: UInt8[Tensor, "N K H W"], size: tuple[int, int]) -> None:
+        _, channels, height, width = padded.shape
+        lines = torch.arange(channels)[:, None] * height + torch.arange(size[0])
+        columns = torch.arange(size[1])
+        both = (lines[:, :, None] * width + along for along in (columns, columns.flip(0)))
+        # Places of a crop's pixels behind its corner. Positions in the flat storage are several
+        # times faster than to index the four axes.
+        self._places = torch.stack([one.flatten() for one in both]).to(padded.device)
+        self._pixels, self._shape = padded.view(-1), (channels, *size)
+        self._image, self._width = channels * height * width, width
+
+    def corners(
+        self, index: Int64[Tensor, " B"], top: Int64[Tensor, " B"], left: Int64[Tensor, " B"]
+    ) -> Int64[Tensor, " B"]:
+        """Where in the storage crops of some images begin, at these corners of the padded ones."""
+        return index * self._image + top * self._width + left
+
+    def __call__(
+        self, corners: Int64[Tensor, " B"], mirrored: Int64[Tensor, " B"]
+    ) -> UInt8[Tensor, "B K H W"]:
+        """The crops at some corners; mirrored where there is a 1 and not a 0."""
+        positions = self._places.index_select(0, mirrored).add_(corners[:, None])
+        return self._pixels.index_select(0, positions.view(-1)).view(-1, *self._shape)
 
 
 def normalize(
     images: UInt8[Tensor, "B K H W"], mean: Float32[Tensor, " K"], std: Float32[Tensor, " K"]
 ) -> Float32[Tensor, "B K H W"]:
     """Images scaled from 0..255 to [0, 1], less the mean of each channel, in units of its std."""
-    return (images / 255 - mean[:, None, None]) / std[:, None, None]
+    # In place, because of large images new memory costs more than the arithmetic.
+    return (images / 255).sub_(mean[:, None, None]).div_(std[:, None, None])

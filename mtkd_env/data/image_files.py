@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -32,6 +32,7 @@ from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
 from mtkd_env.data.stream import BatchStream, check_batch_size
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
 # Makers of the views to train on, from height and width; `none` trains on the central view.
@@ -214,11 +215,14 @@ class ImageFiles(ImageSet[FileSplit]):
         """Endless batches of images that are decoded and augmented by worker processes.
 
         Raises:
-            ConfigError: Some views only, which images in files do not have.
+            ConfigError: Few views of images that occur several times in an epoch.
         """
-        if view_set.count is not None:
-            raise ConfigError(f"views: images in files have no numbered views: {self.name}")
-        views = FileViews(self, split.to(device), torch.device(device))
+        if view_set.count is not None and self.repeats > 1:
+            raise ConfigError(
+                f"views: expected none where repeats is {self.repeats}, since all of an image's "
+                "views in an epoch are then the same"
+            )
+        views = FileViews(self, split, torch.device(device), view_set=view_set)
         return BatchStream(
             views,
             batch_size=batch_size,
@@ -242,7 +246,7 @@ class ImageFiles(ImageSet[FileSplit]):
         order = torch.arange(len(split))[own]
         seeds = torch.zeros_like(order)
         rows = pieces(slice(0, len(order)), batch_size)
-        views = FileViews(self, split.to(device), torch.device(device), augment=False)
+        views = FileViews(self, split, torch.device(device), augment=False)
         return views.batches(order, seeds, rows)
 
     def pixels(self, split: FileSplit, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
@@ -263,53 +267,78 @@ class ImageFiles(ImageSet[FileSplit]):
 
 
 class FileViews(Views):
-    """Views of image files.
+    """Views of image files, each made from a seed.
 
     Args:
         data: How images are decoded.
-        split: Which ones, with their classes on the device.
+        split: Which ones.
         device: Where the batches are needed.
         augment: False gives central views.
+        view_set: Which views of them are seen. A view depends on the place of the image in its
+            folder, on its number and on the seed of the set.
     """
 
     def __init__(
-        self, data: ImageFiles, split: FileSplit, device: torch.device, *, augment: bool = True
+        self,
+        data: ImageFiles,
+        split: FileSplit,
+        device: torch.device,
+        *,
+        augment: bool = True,
+        view_set: ViewSet = FRESH,
     ) -> None:
+        super().__init__(split.targets.to(device), view_set)
         self._data = data
         self._split = split
-        self._device = device
         self._view = data.view(augment=augment)
         self._mean, self._std = data.mean.to(device), data.std.to(device)
+        if not augment or data.augmentation == NO_AUGMENTATION:  # All views are the same one.
+            self.chosen = torch.zeros(len(split), 1, dtype=torch.int64)
+        elif view_set.count is not None:
+            self.chosen = self._choose(view_set.count, view_set.seed)
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._split)
+    def _choose(self, count: int, seed: int) -> Int64[Tensor, "N V"]:
+        """Seeds of so many views; more views begin with the fewer ones."""
+        index = self._split.index.cpu()
+        shape = (int(index.max()) + 1,)
+        columns = []
+        for number in range(count):
+            generator = torch.Generator().manual_seed(derive_seed(seed, f"view {number}"))
+            columns.append(torch.randint(LARGEST_SEED, shape, generator=generator)[index])
+        return torch.stack(columns, dim=1)
 
     def draw(
         self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
     ) -> Int64[Tensor, " N"]:
+        """The seed of every place in an epoch's order."""
+        # Drawn in any case, so that the order of later epochs is the same whatever is seen.
+        new = self._draw_new(order, generator)
+        return new if self.chosen is None else super().draw(order, generator, epoch)
+
+    def _draw_new(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator
+    ) -> Int64[Tensor, " N"]:
         """A seed for every place in the order."""
-        del epoch
         return torch.randint(LARGEST_SEED, order.shape, generator=generator)
 
-    def batches(
+    def inputs(
         self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
-    ) -> Iterator[Batch]:
-        """Batches of the images at some rows of an order, under the seeds of the rows."""
+    ) -> Iterator[Float32[Tensor, "B K H W"]]:
+        """The images of some batches alone, under the seeds of their places."""
+        chunks = [pieces(part, CHUNK) for part in rows]
         requests = (
             (self._split.paths(order[chunk].tolist()), drawn[chunk].tolist())
-            for part in rows
-            for chunk in pieces(part, CHUNK)
+            for chunk in chain.from_iterable(chunks)
         )
-        pin = self._device.type == "cuda"
-        chunks = decode(requests, self._view, self._data.ahead(self._view), pin=pin)
-        index = order.to(self._device, non_blocking=True)
-        for part in rows:
-            own = islice(chunks, len(pieces(part, CHUNK)))
-            inputs = torch.cat([views.to(self._device, non_blocking=True) for views in own])
+        # A single chunk is made sooner than workers are.
+        ahead = self._data.ahead(self._view) if sum(map(len, chunks)) > 1 else Ahead(0, 0)
+        made = decode(requests, self._view, ahead, pin=self.device.type == "cuda")
+        for part in chunks:
+            own = [views.to(self.device, non_blocking=True) for views in islice(made, len(part))]
+            inputs = own[0] if len(own) == 1 else torch.cat(own)
             if inputs.dtype == torch.uint8:
                 inputs = normalize(inputs, self._mean, self._std)
-            yield Batch(inputs, self._split.targets[index[part]], index[part])
+            yield inputs
 
 
 def pieces(rows: slice, size: int) -> list[slice]:

@@ -139,7 +139,7 @@ class BatchStream(Iterator[Batch]):
     def state_dict(self) -> StreamState:
         """All that the next batches depend on, the same in each of several processes."""
         return {
-            "generator": self._start.clone(),
+            "generator": self._start,  # Made anew for every epoch, and never written into.
             "epoch": self.epoch,
             "step": self.step,
             "samples": self.samples,

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from mtkd_env.data.augment import crop_and_flip, normalize
+from mtkd_env.data.augment import Crops, normalize
 from mtkd_env.data.split import Split
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
@@ -45,25 +45,41 @@ FRESH = ViewSet()
 
 
 class Views(ABC):
-    """Makes batches of normalised, randomly augmented views of the images of a split.
+    """Makes batches of normalised views of the images of a split.
+
+    Args:
+        targets: Class of each image, where the batches are made.
+        view_set: Which of the views are seen.
 
     Attributes:
         count: Number of views that an image has, 0 to count - 1; None where they have no numbers.
+        targets: Class of each image.
+        device: Where the batches are made.
+        view_set: Which of the views are seen.
+        chosen: Of a few views only, those of each image in their turn: numbers, or seeds that make
+            them; on the host.
     """
 
     count: int | None = None
 
-    @abstractmethod
+    def __init__(self, targets: Int64[Tensor, " N"], view_set: ViewSet) -> None:
+        self.device = targets.device
+        self.view_set = view_set
+        self.chosen: Int64[Tensor, "N V"] | None = None
+        self.targets = targets
+
     def __len__(self) -> int:
         """Number of images."""
+        return len(self.targets)
 
-    @abstractmethod
     def draw(
         self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
     ) -> Int64[Tensor, " N"]:
         """The view of every place in an epoch's order: its number, or the seed that makes it."""
+        if self.chosen is not None:
+            return self.chosen[order, epoch % self.chosen.shape[1]]
+        return self._draw_new(order, generator)
 
-    @abstractmethod
     def batches(
         self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
     ) -> Iterator[Batch]:
@@ -74,6 +90,23 @@ class Views(ABC):
             drawn: What `draw` gave for it.
             rows: The part of the order that each batch holds.
         """
+        # Not blocking spares the host a wait for the device; pageable memory is safe to free.
+        index = order.to(self.device, non_blocking=True)
+        targets = self.targets[index]
+        for part, inputs in zip(rows, self.inputs(order, drawn, rows), strict=True):
+            yield Batch(inputs, targets[part], index[part])
+
+    @abstractmethod
+    def inputs(
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
+    ) -> Iterator[Float32[Tensor, "B K H W"]]:
+        """The images of some batches alone; see `batches`."""
+
+    @abstractmethod
+    def _draw_new(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator
+    ) -> Int64[Tensor, " N"]:
+        """A view at random for every place in an order."""
 
 
 class MemoryViews(Views):
@@ -87,12 +120,6 @@ class MemoryViews(Views):
         padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
         view_set: Which of the views are seen.
-
-    Attributes:
-        device: Where the images live.
-        targets: Their classes.
-        view_set: Which of the views are seen.
-        chosen: The views that each image is seen in, on the host; None for all of them.
 
     Raises:
         ConfigError: More views than there are.
@@ -109,7 +136,7 @@ class MemoryViews(Views):
         flip: bool,
         view_set: ViewSet = FRESH,
     ) -> None:
-        self.view_set = view_set
+        super().__init__(split.targets.to(device), view_set)
         self._flip = flip
         self._shifts = 2 * padding + 1
         self.count: int = self._shifts**2 * (2 if flip else 1)
@@ -118,16 +145,10 @@ class MemoryViews(Views):
                 f"views: expected 1 to {self.count}, the number of views that an image has, "
                 f"found {view_set.count}"
             )
-        self._size = (split.images.shape[2], split.images.shape[3])
-        self.device = torch.device(device)
-        self._images = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
-        self.targets = split.targets.to(device)
+        padded = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
+        self._crops = Crops(padded, (split.images.shape[2], split.images.shape[3]))
         self._mean, self._std = mean.to(device), std.to(device)
         self.chosen = self._choose(view_set)
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
 
     def _choose(self, view_set: ViewSet) -> Int64[Tensor, "N V"] | None:
         """So many different views of every image; more views begin with the fewer ones."""
@@ -137,43 +158,34 @@ class MemoryViews(Views):
         order = torch.rand(len(self), self.count, generator=generator).argsort(1)
         return order[:, : view_set.count].clone()
 
-    def draw(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    def _draw_new(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator
     ) -> Int64[Tensor, " N"]:
         """Numbers of views, whose digits are top, left and, before them, whether it is mirrored."""
-        if self.chosen is not None:
-            return self.chosen[order, epoch % self.chosen.shape[1]]
         offsets = torch.randint(self._shifts, (len(order), 2), generator=generator)
         flips = (torch.rand(len(order), generator=generator) < 0.5) & self._flip
         return (flips * self._shifts + offsets[:, 0]) * self._shifts + offsets[:, 1]
 
-    def render(
-        self, index: Int64[Tensor, " B"], views: Int64[Tensor, " B"]
-    ) -> Float32[Tensor, "B K H W"]:
-        """Some views of some images, normalised; all on the device."""
-        return self.normalized(self.crop(index, views))
-
-    def crop(
-        self, index: Int64[Tensor, " B"], views: Int64[Tensor, " B"]
-    ) -> UInt8[Tensor, "B K H W"]:
-        """Some views of some images, as bytes."""
-        rows, left = views.div(self._shifts, rounding_mode="floor"), views % self._shifts
-        offsets = torch.stack([rows % self._shifts, left], dim=1)
-        return crop_and_flip(self._images, index, offsets, rows >= self._shifts, self._size)
+    def inputs(
+        self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
+    ) -> Iterator[Float32[Tensor, "B K H W"]]:
+        """The images of some batches alone."""
+        yield from map(self.normalized, self.crops(order, drawn, rows))
 
     def normalized(self, images: UInt8[Tensor, "B K H W"]) -> Float32[Tensor, "B K H W"]:
         """Images as networks take them."""
         return normalize(images, self._mean, self._std)
 
-    def batches(
+    def crops(
         self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
-    ) -> Iterator[Batch]:
-        """Some batches of an epoch."""
-        # Not blocking spares the host a wait for the device; pageable memory is safe to free.
+    ) -> Iterator[UInt8[Tensor, "B K H W"]]:
+        """The same as bytes."""
         order, drawn = (part.to(self.device, non_blocking=True) for part in (order, drawn))
+        lines, left = drawn.div(self._shifts, rounding_mode="floor"), drawn % self._shifts
+        corners = self._crops.corners(order, lines % self._shifts, left)
+        mirrored = lines.div(self._shifts, rounding_mode="floor")
         for part in rows:
-            index = order[part]
-            yield Batch(self.render(index, drawn[part]), self.targets[index], index)
+            yield self._crops(corners[part], mirrored[part])
 
 
 class DrawnViews(Views):
@@ -192,33 +204,28 @@ class DrawnViews(Views):
     def __init__(self, crops: MemoryViews, transform: Callable[[Tensor], Tensor]) -> None:
         if crops.view_set.count is not None:
             raise ConfigError("views: images that a transform is drawn for have no numbered views")
+        super().__init__(crops.targets, crops.view_set)
         self._crops = crops
         self._transform = transform
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self._crops)
-
-    def draw(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    def _draw_new(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator
     ) -> Int64[Tensor, " N"]:
         """A seed for every place in the order, whose remainder is the number of its crop."""
-        crops = self._crops.draw(order, generator, epoch)
+        crops = self._crops.draw(order, generator, epoch=0)
         count = self._crops.count
         return (
             torch.randint(LARGEST_SEED // count, order.shape, generator=generator) * count + crops
         )
 
-    def batches(
+    def inputs(
         self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]
-    ) -> Iterator[Batch]:
-        """Some batches of an epoch."""
+    ) -> Iterator[Float32[Tensor, "B K H W"]]:
+        """The images of some batches alone."""
         crops = self._crops
-        for part in rows:
-            index, seeds = (one[part].to(crops.device, non_blocking=True) for one in (order, drawn))
-            cropped = crops.crop(index, seeds % crops.count)
+        for part, cropped in zip(rows, crops.crops(order, drawn % crops.count, rows), strict=True):
             seen = [self._see(*one) for one in zip(cropped, drawn[part].tolist(), strict=True)]
-            yield Batch(crops.normalized(torch.stack(seen)), crops.targets[index], index)
+            yield crops.normalized(torch.stack(seen))
 
     def _see(self, image: UInt8[Tensor, "K H W"], seed: int) -> UInt8[Tensor, "K H W"]:
         with seeded(seed):

@@ -11,7 +11,7 @@ import torch
 from mtkd_env.compilation import NONE
 from mtkd_env.computing import Computing
 from mtkd_env.data.stream import BatchStream, Teaching
-from mtkd_env.data.views import MemoryViews, ViewSet
+from mtkd_env.data.views import ViewSet
 from mtkd_env.files import cache_folder
 from mtkd_env.precision import FULL, INT8
 from mtkd_env.teachers.pool import PoolSpec, TeacherPool, build_pool
@@ -136,7 +136,6 @@ def _stored(
     cache: Path,
 ) -> Teaching:
     """Outputs that are kept, and computed for some batches at a time."""
-    assert isinstance(stream.views, MemoryViews)
     about = _about(pool, images, stream.views.view_set, spec)
     store = TeacherStore(
         pool.ensemble,

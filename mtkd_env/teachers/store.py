@@ -1,7 +1,8 @@
 """Teacher outputs, kept by image and view, so that no teacher is asked the same twice.
 
-A view is one of the crops and mirror images that an image in memory has; see `MemoryViews`. What a
-teacher makes of it depends on nothing else, so one store serves every student, method and seed.
+A view is one of the crops and mirror images that an image in memory has, or one of a few of an
+image in a file; see `mtkd_env.data.views`. What a teacher makes of it depends on nothing else, so
+one store serves every student, method and seed.
 """
 
 import hashlib
@@ -9,8 +10,9 @@ import json
 import shutil
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from mtkd_env.data.stream import BatchStream, EpochPlan
-from mtkd_env.data.views import MemoryViews
+from mtkd_env.data.views import Views
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest, write_text
 from mtkd_env.options import Options
@@ -293,7 +295,7 @@ class TeacherStore:
     def __init__(
         self,
         teachers: TeacherEnsemble,
-        views: MemoryViews,
+        views: Views,
         spec: StoreSpec,
         *,
         batch_size: int,
@@ -301,9 +303,10 @@ class TeacherStore:
     ) -> None:
         self._teachers, self._views, self._batch_size = teachers, views, batch_size
         self._dtype = DTYPES[spec.dtype]
-        self._layout = RowLayout(teachers(self._images(torch.zeros(1, dtype=torch.int64))))
+        self._layout = RowLayout(teachers(next(self._images([torch.zeros(1, dtype=torch.int64)]))))
         self.computed = 0
-        kept = views.count if views.chosen is None else views.chosen.shape[1]
+        kept = _views_of_an_image(views)
+        assert kept is not None
         of_a_view = len(views) * self._layout.width * self._dtype.itemsize
         self.nbytes = kept * of_a_view
         _check_size(spec, self.nbytes, of_a_view)
@@ -321,13 +324,14 @@ class TeacherStore:
             views = (chosen[index] == views.unsqueeze(1)).int().argmax(1)
         return views * len(self._views) + index
 
-    def _images(self, keys: Int64[Tensor, " N"]) -> Float[Tensor, "N K H W"]:
-        """The views that keys stand for."""
+    def _images(self, calls: Sequence[Int64[Tensor, " N"]]) -> Iterator[Float[Tensor, "N K H W"]]:
+        """The views that keys stand for, those of each call together."""
+        keys = torch.cat([*calls])
         index, views = keys % len(self._views), keys.div(len(self._views), rounding_mode="floor")
         if (chosen := self._views.chosen) is not None:
             views = chosen[index, views]
-        device = self._views.device
-        return self._views.render(index.to(device), views.to(device))
+        ends = [0, *accumulate(map(len, calls))]
+        return self._views.inputs(index, views, [slice(*pair) for pair in pairwise(ends)])
 
     def fill(self, keys: Int64[Tensor, " N"]) -> None:
         """Computes what is missing.
@@ -338,9 +342,13 @@ class TeacherStore:
         Raises:
             ConfigError: An output is too large for the store's type.
         """
-        missing = keys[~self._rows.known(keys)].unique()
-        for part in self._calls(missing) if len(missing) else ():
-            self._rows.put(part, self._compute(part))
+        known = self._rows.known(keys)
+        if known.all():
+            return
+        calls = list(self._calls(keys[~known].unique()))
+        images = self._images([self._padded(part) for part in calls])
+        for part, inputs in zip(calls, images, strict=True):
+            self._rows.put(part, self._compute(inputs, len(part)))
             self.computed += len(part)
 
     def _calls(self, missing: Int64[Tensor, " N"]) -> Iterator[Int64[Tensor, " B"]]:
@@ -374,10 +382,13 @@ class TeacherStore:
         """Lets other processes have what was computed since the last call."""
         self._rows.publish()
 
-    def _compute(self, keys: Int64[Tensor, " N"]) -> Tensor:
-        padded = torch.cat([keys, keys[-1:].expand(self._batch_size - len(keys))])
-        outputs = self._teachers(self._images(padded))
-        exact = self._layout.pack(outputs)[: len(keys)]
+    def _padded(self, keys: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
+        """Keys of as many images as the teachers are asked about at a time."""
+        return torch.cat([keys, keys[-1:].expand(self._batch_size - len(keys))])
+
+    def _compute(self, inputs: Float[Tensor, "B K H W"], count: int) -> Tensor:
+        """Rows of the first so many images."""
+        exact = self._layout.pack(self._teachers(inputs))[:count]
         rows = exact.to(self._dtype)
         if bool((rows.isinf() & exact.isfinite()).any()):
             raise ConfigError(
@@ -460,14 +471,18 @@ def check_store(spec: StoreSpec, stream: BatchStream) -> None:
     """Checks that the images of a stream have views that can be told apart.
 
     Raises:
-        ConfigError: Outputs are to be kept, but the images are mixed, or are in files.
+        ConfigError: Outputs are to be kept, but no view comes twice.
     """
     if not spec:
         return
     if stream.mixes:
         raise ConfigError("store.place: mixed images never come twice; set mixup and cutmix to 0")
-    if not isinstance(stream.views, MemoryViews):
+    if _views_of_an_image(stream.views) is None:
         raise ConfigError(
-            "store.place: only images in memory that are cropped and mirrored have views that can "
-            "come twice"
+            "store.place: views that are drawn anew never come twice; images in files have "
+            "numbered ones where data.views says how many"
         )
+
+
+def _views_of_an_image(views: Views) -> int | None:
+    return views.count if views.chosen is None else views.chosen.shape[1]

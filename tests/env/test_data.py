@@ -23,7 +23,7 @@ from mtkd_env.data import (
     load_dataset,
     npz,
 )
-from mtkd_env.data.augment import crop_and_flip, normalize
+from mtkd_env.data.augment import Crops, normalize
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
 
@@ -443,7 +443,8 @@ def test_crop_flip_and_normalisation_are_torchvisions(
     offsets = torch.randint(2 * padding + 1, (7, 2), generator=generator)
     flips = torch.rand(7, generator=generator) < 0.5
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    crops = crop_and_flip(padded, index, offsets, flips, (height, width))
+    cropped = Crops(padded, (height, width))
+    crops = cropped(cropped.corners(index, *offsets.unbind(1)), flips.long())
     normalised = normalize(crops, mean, std)
     for row, image in enumerate(images[index]):
         top, left = offsets[row].tolist()

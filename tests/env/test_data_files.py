@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
@@ -32,6 +33,7 @@ from mtkd_env.data.decoding import (
     view_bytes,
 )
 from mtkd_env.data.image_files import AUGMENTATIONS, INTERPOLATIONS
+from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 from mtkd_env.types import Batch
@@ -111,12 +113,44 @@ def test_central_view_is_the_middle_of_the_resized_image(interpolation: str) -> 
 
 
 def test_standard_view_is_torchvisions_crop_and_mirror() -> None:
-    reference = v2.Compose([v2.RandomResizedCrop(24), v2.RandomHorizontalFlip(), v2.PILToTensor()])
+    reference = v2.Compose([v2.PILToTensor(), v2.RandomResizedCrop(24), v2.RandomHorizontalFlip()])
     for seed in range(10):
         with seeded(seed):
             expected = reference(image())
         with seeded(seed):
             assert torch.equal(standard_view(24)(image()), expected)
+        with seeded(seed):  # Pillow's own crop is the same one.
+            pillow = v2.functional.pil_to_tensor(v2.Compose(reference.transforms[1:])(image()))
+        assert (pillow.float() - expected.float()).abs().mean() < 2
+
+
+# Few views.
+
+
+def test_numbered_views_depend_on_image_number_and_seed_alone(
+    load: Callable[..., ImageFiles],
+) -> None:
+    def epochs(view_set: ViewSet, workers: int = 0, seed: int = 0) -> list[Tensor]:
+        data = load(workers=workers)
+        batches = stream(data, batch_size=3 * COUNT, seed=seed, view_set=view_set)
+        return [batch.inputs[batch.index.argsort()] for batch in take(batches, 3)]
+
+    first, second, third = epochs(ViewSet(2))
+    assert third.equal(first)
+    assert not (first == second).flatten(1).all(1).any()
+    for other in (epochs(ViewSet(2), workers=1), epochs(ViewSet(2), seed=1), epochs(ViewSet(3))):
+        assert other[0].equal(first)
+        assert other[1].equal(second)
+    assert not epochs(ViewSet(2, seed=1))[0].equal(first)
+    data = load()
+    part = data.train.take(torch.tensor([4, 1]))
+    few = next(data.stream(part, batch_size=2, device="cpu", seed=0, view_set=ViewSet(2)))
+    assert few.inputs[few.index.argsort()].equal(first[[4, 1]])
+
+
+def test_few_views_of_repeated_images_are_refused(load: Callable[..., ImageFiles]) -> None:
+    with pytest.raises(ConfigError, match="views: expected none where repeats is 3"):
+        stream(load(repeats=3), view_set=ViewSet(2))
 
 
 def test_deit_view_is_normalised_and_partly_erased_in_a_quarter_of_all_cases() -> None:

@@ -20,7 +20,15 @@ from mtkd_env.observation import (
 )
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.types import UNKNOWN_LOGIT, DistillState
-from tiny import CLASSES, chosen_teachers, generator, make_tiny_env, random_state, reorder_teachers
+from tiny import (
+    CLASSES,
+    chosen_teachers,
+    generator,
+    make_tiny_env,
+    random_state,
+    reorder_teachers,
+    with_evidence,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -92,7 +100,7 @@ def test_an_observation_without_labels_does_not_change_with_them(observation: st
     hidden = replace(
         state, batch=replace(state.batch, targets=-torch.ones_like(state.batch.targets))
     )
-    other = replace(hidden, teacher_cross_entropy=state.teacher_cross_entropy + 1)
+    other = with_evidence(hidden, teacher_cross_entropy=state.teacher_cross_entropy + 1)
     assert observe(other).equal(observe(state))
 
 
@@ -247,7 +255,7 @@ def test_a_short_observation_is_made_whole_again_by_the_outputs_of_the_teachers(
     short = observe.shorten(replace(state, batch=replace(state.batch, keys=keys)))
     assert short is not None
     assert short.keys is keys
-    assert short.made.shape == (len(keys), len(NAMES) * (len(OBSERVATIONS[observation]) - 2))
+    assert short.made.shape == (len(keys), len(NAMES), len(OBSERVATIONS[observation]) - 2)
     outputs = replace(state.teachers, feature_maps=())
     assert observe.restore(short, outputs).equal(observe(state))
 

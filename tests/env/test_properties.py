@@ -85,11 +85,9 @@ def test_identical_sides_have_no_loss(seed: int, temperature: float, scale: floa
 def extreme(state: DistillState, scale: float) -> DistillState:
     """The same state with evidence that is many times larger or smaller."""
     teachers = replace(state.teachers, logits=scale * state.teachers.logits)
-    return replace(
-        state,
-        teachers=teachers,
+    return tiny.with_evidence(
+        replace(state, teachers=teachers, divergence=scale * state.divergence),
         teacher_cross_entropy=scale * state.teacher_cross_entropy,
-        divergence=scale * state.divergence,
         distance=scale * state.distance,
     )
 
@@ -100,7 +98,8 @@ def weights_of(name: str, state: DistillState) -> tuple[Tensor, Tensor]:
     student = replace(state.student, feature_map=draw(1, size, 6, 2, 2))
     projected = tuple(draw(m, size, width, 2, 2) for m, width in enumerate(widths))
     weighting = WEIGHTINGS[name](tiny.make_tiny_distiller())
-    weights = weighting(replace(state, student=student, projected=projected))
+    state = tiny.with_evidence(replace(state, student=student), projected=projected)
+    weights = weighting(state)
     return weights.logit, weights.feature
 
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mtkd_env.data import BatchStream, Mixing
+from fake_datasets import write_images
+from mtkd_env.data import BatchStream, Mixing, load_dataset
 from mtkd_env.data.views import FRESH, MemoryViews, ViewSet
 from mtkd_env.errors import ConfigError
+from mtkd_env.networks import build_network
 from mtkd_env.teachers import StoreSpec, TeacherEnsemble
 from mtkd_env.teachers.store import (
     RowLayout,
@@ -47,7 +49,6 @@ def make_store(
 ) -> TeacherStore:
     spec = replace(EXACT, **changes)
     views = make_stream(view_set).views
-    assert isinstance(views, MemoryViews)
     on_disk = folder if spec.place == "disk" else None
     return TeacherStore(ensemble or teachers(), views, spec, batch_size=NUM_ENVS, folder=on_disk)
 
@@ -414,7 +415,7 @@ def test_all_views_of_an_image_are_different_pictures() -> None:
     views = make_stream().views
     assert isinstance(views, MemoryViews)
     numbers = torch.arange(views.count)
-    pictures = views.render(torch.zeros_like(numbers), numbers)
+    pictures = next(views.inputs(torch.zeros_like(numbers), numbers, [slice(views.count)]))
     assert len(pictures.flatten(1).unique(dim=0)) == views.count
 
 
@@ -422,3 +423,24 @@ def test_all_views_of_an_image_are_different_pictures() -> None:
 def test_views_that_there_are_not_are_refused(count: int) -> None:
     with pytest.raises(ConfigError, match=f"views: expected .*, found {count}"):
         make_stream(ViewSet(count))
+
+
+def test_images_in_files_bring_what_the_teachers_say_of_their_views(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    data = load_dataset("folder", root=tmp_path, image_size=16, resize=16, workers=0)
+    network = build_network("resnet8", num_classes=data.num_classes, width=0.125)
+    ensemble = TeacherEnsemble([network], ["one"])
+    stream = data.stream(data.train, batch_size=4, device="cpu", seed=0, view_set=TWO)
+    check_store(EXACT, stream)
+    store = TeacherStore(ensemble, stream.views, EXACT, batch_size=4)
+    stream.teaching = StoredTeachers(store)
+    for _ in range(3 * stream.steps_per_epoch):
+        batch = next(stream)
+        assert batch.teachers is not None
+        expected = ensemble(batch.inputs)
+        torch.testing.assert_close(batch.teachers.logits, expected.logits)
+        torch.testing.assert_close(batch.teachers.feature_maps, expected.feature_maps)
+    assert store.computed <= 2 * len(data.train)
+    fresh = data.stream(data.train, batch_size=4, device="cpu", seed=0)
+    with pytest.raises(ConfigError, match=r"where data\.views says how many"):
+        check_store(EXACT, fresh)

@@ -34,6 +34,7 @@ from tiny import (
     make_tiny_env,
     reorder_teachers,
     snapshot,
+    with_evidence,
 )
 
 ORDER = [2, 0, 1]
@@ -470,9 +471,8 @@ def test_camkd_by_hand_in_both_heads() -> None:
     state = make_state(
         teacher_cross_entropy=torch.tensor([[log(6), log(2)]]), divergence=torch.zeros(1, 2)
     )
-    state = replace(
-        state,
-        batch=replace(batch(size=1), targets=torch.tensor([1])),
+    state = with_evidence(
+        replace(state, batch=replace(batch(size=1), targets=torch.tensor([1]))),
         projected=(map_of(0.1, 0.5, 0.2, 0.2), map_of(0.25, 0.25, 0.25, 0.25)),
     )
     weights = WEIGHTINGS["camkd"](make_tiny_distiller(ensemble=readable_teachers()))(state)
@@ -486,7 +486,7 @@ def test_camkd_of_three_teachers_by_hand() -> None:
         divergence=torch.zeros(NUM_ENVS, 3),
     )
     distiller = make_tiny_distiller()
-    state = replace(state, projected=distiller.forward(batch()).projected)
+    state = with_evidence(state, projected=distiller.forward(batch()).projected)
     expected = torch.tensor([[5 / 12, 4 / 12, 3 / 12]] * NUM_ENVS)
     torch.testing.assert_close(WEIGHTINGS["camkd"](distiller)(state).logit, expected)
 
@@ -503,7 +503,9 @@ def test_of_two_teachers_camkd_weights_each_by_its_probability_of_the_true_class
 def test_camkd_weights_features_like_logits_where_the_student_has_the_teachers_maps() -> None:
     distiller = make_tiny_distiller()
     state = distiller.forward(batch())
-    weights = WEIGHTINGS["camkd"](distiller)(replace(state, projected=state.teachers.feature_maps))
+    weights = WEIGHTINGS["camkd"](distiller)(
+        with_evidence(state, projected=state.teachers.feature_maps)
+    )
     torch.testing.assert_close(weights.feature, weights.logit)
 
 

@@ -296,7 +296,7 @@ def test_breakdowns_keep_no_graph() -> None:
 def test_meters_do_not_wait_for_the_device() -> None:
     made = learnt_records()[0]
     on_device = replace(
-        made,
+        made.whole(),
         weights=TeacherWeights(made.weights.logit.cuda(), made.weights.feature.cuda()),
         targets=made.targets.cuda(),
         correct=made.correct.cuda(),

@@ -1,7 +1,7 @@
 """Problems whose best weights are known, and the score that an agent reaches on them."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from agents import Agent
 from agents.policy_gradient import LearningAgent
 from experiments.metrics import EpochMeter
 from mtkd_env import Recipe
+from mtkd_env.data import ImageData
 from mtkd_env.data.split import LabelSpec
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.networks.base import Network, pool_and_classify
@@ -18,13 +19,12 @@ from mtkd_env.reference import ReferenceImages
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.types import DistillState, NetworkOutput
-from tiny import CLASSES, NUM_ENVS, data, make_tiny_distiller, make_tiny_env, training_set
+from tiny import CLASSES, NUM_ENVS, make_tiny_distiller, make_tiny_env, training_set
 
 STEPS = 3
 
 # Which classes of the tiny images each specialist knows.
 KNOWN = ((0, 1), (2, 3), ())
-SPECIALISTS_IMAGES = data(160)
 
 
 def one_favourite(state: DistillState, _: Any) -> Tensor:
@@ -54,30 +54,53 @@ def known_env(credit: Credit = one_favourite, **kwargs: Any) -> MTKDVectorEnv:
     return env
 
 
-class Quadrants(Network):
-    """Sees the brightness of an image's quadrants, which tells the tiny classes apart."""
+class Cells(Network):
+    """Sees the brightness of an image's cells, one of which is bright for each class.
 
-    num_classes = CLASSES
-    feature_dim = map_channels = CLASSES
+    Args:
+        classes: C; as many of the sixteen cells are looked at.
+    """
+
     signed_map = True
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.quadrants = nn.Sequential(nn.AvgPool2d(4), nn.PixelUnshuffle(2))
-        self.classifier = nn.Linear(CLASSES, CLASSES)
+        self.num_classes = self.feature_dim = self.map_channels = classes
+        self.cells = nn.Sequential(nn.AvgPool2d(2), nn.PixelUnshuffle(4))
+        self.classifier = nn.Linear(classes, classes)
 
     def features(self, inputs: Tensor) -> Tensor:
-        return self.quadrants(inputs)
+        return self.cells(inputs)[:, : self.num_classes]
 
     def head(self, feature_map: Tensor) -> NetworkOutput:
         return pool_and_classify(feature_map, self.classifier)
 
 
-def specialist(known: tuple[int, ...]) -> Quadrants:
+@cache
+def cells(classes: int, count: int = 160) -> ImageData:
+    """Noise with a bright cell, a different one for each class."""
+    targets = torch.arange(count) % classes
+    draw = torch.Generator().manual_seed(classes)
+    noise = torch.randint(100, (count, 4, 2, 4, 2), generator=draw)
+    noise[torch.arange(count), targets // 4, :, targets % 4] += 150
+    images = noise.view(count, 1, 8, 8).to(torch.uint8)
+    return ImageData(
+        name=f"cells{classes}",
+        x_train=images,
+        y_train=targets,
+        x_test=images,
+        y_test=targets,
+        num_classes=classes,
+        flip=False,
+        crop_padding=0,
+    )
+
+
+def specialist(known: tuple[int, ...], classes: int) -> Cells:
     """Right about some classes; of an image of another one it says one of them."""
-    network = Quadrants()
+    network = Cells(classes)
     with torch.no_grad():
-        network.classifier.weight.copy_(3 * torch.eye(CLASSES))
+        network.classifier.weight.copy_(3 * torch.eye(classes))
         network.classifier.bias.fill_(-10.0 if known else 0.0)
         network.classifier.bias[list(known)] = 0.0
         if not known:
@@ -85,15 +108,23 @@ def specialist(known: tuple[int, ...]) -> Quadrants:
     return network
 
 
-def specialists_env(**options: Any) -> MTKDVectorEnv:
+def specialists_env(
+    known: tuple[tuple[int, ...], ...] = KNOWN, classes: int = CLASSES, **options: Any
+) -> MTKDVectorEnv:
     """Every class is known to one teacher; a student that stands still, and 16 of 160 labels.
 
     The agent sees no label of a sample, and is paid by what helps the labelled images.
+
+    Args:
+        known: Which classes each teacher knows.
+        classes: C.
+        options: Of the environment.
     """
-    splits = SPECIALISTS_IMAGES.split(labels=LabelSpec(labelled=16))
-    hidden = TrainingSet(SPECIALISTS_IMAGES, splits)
-    names = ["low", "high", "ignorant"]
-    ensemble = TeacherEnsemble([specialist(known) for known in KNOWN], names)
+    images = cells(classes)
+    splits = images.split(labels=LabelSpec(labelled=4 * classes))
+    hidden = TrainingSet(images, splits)
+    networks = [specialist(own, classes) for own in known]
+    ensemble = TeacherEnsemble(networks, [f"teacher{m}" for m in range(len(known))])
     reference = ReferenceImages(
         ensemble,
         labelled=partial(hidden.evaluation_batches, splits.labelled, "cpu"),
@@ -101,7 +132,7 @@ def specialists_env(**options: Any) -> MTKDVectorEnv:
         complete=hidden.complete,
     )
     distiller = make_tiny_distiller(
-        student=Quadrants,
+        student=partial(Cells, classes),
         ensemble=ensemble,
         reference=reference,
         recipe=Recipe(epochs=100, lr=0.0),
@@ -113,10 +144,11 @@ def specialists_env(**options: Any) -> MTKDVectorEnv:
     return env
 
 
-def knowing(env: MTKDVectorEnv) -> Tensor:
+def knowing(env: MTKDVectorEnv, known: tuple[tuple[int, ...], ...] = KNOWN) -> Tensor:
     """Position of the specialist that knows the class of each sample, hidden or not."""
-    owner = torch.tensor([[c in known for known in KNOWN] for c in range(CLASSES)]).int().argmax(1)
-    return owner[SPECIALISTS_IMAGES.y_train[env.state.batch.index]]
+    classes = env.distiller.teachers.num_classes
+    owner = torch.tensor([[c in own for own in known] for c in range(classes)]).int().argmax(1)
+    return owner[cells(classes).y_train[env.state.batch.index]]
 
 
 def scores(agent: Agent, epochs: int) -> list[float]:

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import combinations, pairwise
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
@@ -28,6 +29,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from mtkd_env.vector import SharedStudentEnv
+from mtkd_env.weighting import WEIGHTING
 
 # In which episodes end.
 MOST_STEPS = 40
@@ -71,6 +73,77 @@ def check_env(make_env: MakeEnv) -> None:
         except Exception as error:
             error.add_note(f"{check.__name__}: {check.__doc__}")
             raise
+
+
+def small_env(**arguments: Any) -> Env:
+    """A small environment on the digits, whose two teachers know nothing.
+
+    Args:
+        arguments: Further ones of `mtkd_env.make_env`.
+    """
+    teacher = {"network": "resnet8", "width": 0.125, "kind": "random"}
+    return gymnasium.make_vec(
+        "MTKD/Digits-v0",
+        num_envs=4,
+        data={"train_size": 32},
+        teachers=[{**teacher, "name": "first"}, {**teacher, "name": "second", "seed": 1}],
+        width=0.125,
+        device="cpu",
+        **arguments,
+    )
+
+
+def check_reward(reward: Any) -> None:
+    """Runs the checks of an environment that pays a reward of one's own.
+
+    Raises:
+        AssertionError: It does not fulfil one; a note names the check.
+        ConfigError: What it gives is no reward.
+    """
+    check_env(partial(small_env, reward=reward))
+
+
+def check_observation(observation: Any) -> None:
+    """Runs the checks of an environment that shows a block of one's own, or a list of blocks.
+
+    Raises:
+        AssertionError: It does not fulfil one; a note names the check.
+        ConfigError: What it gives is no block.
+    """
+    check_env(partial(small_env, observation=observation))
+
+
+def check_weighting(weighting: Any) -> None:
+    """Checks a weighting of one's own: rows on the simplex, the same again in the same state.
+
+    Raises:
+        AssertionError: It does not fulfil one of these.
+        ConfigError: It is no weighting.
+
+    Example:
+        >>> from mtkd_env import TeacherWeights
+        >>> from mtkd_env.weighting import Weighting
+        >>> class Confident(Weighting):
+        ...     def __call__(self, state):
+        ...         weights = state.teachers.logits.softmax(-1).amax(-1).T.softmax(1)
+        ...         return TeacherWeights(logit=weights, feature=weights)
+        >>> import mtkd_env.testing
+        >>> mtkd_env.testing.check_weighting(Confident)
+    """
+    env: Any = small_env().unwrapped
+    env.reset(seed=0)
+    weigh = WEIGHTING.find(weighting)(env.distiller)
+    first, second = weigh(env.state), weigh(env.state)
+    for name in ("logit", "feature"):
+        rows, again = getattr(first, name), getattr(second, name)
+        expected = (env.num_envs, len(env.teacher_names))
+        _expect_equal(tuple(rows.shape), expected, f"shape of the {name} weights")
+        _expect((rows >= 0).all(), f"{name}: negative weights: {rows}")
+        _expect(np.allclose(rows.detach().sum(1), 1, atol=1e-4), f"{name}: rows do not sum to 1")
+        _expect(rows.equal(again), f"{name}: other weights in the same state")
+    state = env.state
+    env.distill(first)
+    weigh.after_update(state)
 
 
 def checks(make_env: MakeEnv) -> tuple[Check, ...]:

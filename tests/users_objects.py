@@ -55,3 +55,7 @@ def pays(state: Any, distillation: Any) -> Tensor:
 
 def gap(comparison: Any) -> Tensor:
     return (comparison.logits - comparison.teachers.logits).square().mean(-1).T
+
+
+def sure(state: DistillState) -> Tensor:
+    return state.teachers.logits.softmax(-1).amax(-1).T

@@ -35,6 +35,7 @@ __all__ = [
     "check_network_arguments",
     "cut_at",
     "find_network",
+    "has_weights",
 ]
 
 NETWORKS: dict[str, Callable[..., Network]] = {
@@ -109,6 +110,11 @@ def check_network(name: Named, kind: str = "network") -> None:
         ConfigError: There is none.
     """
     find_network(name, kind)
+
+
+def has_weights(name: Named) -> bool:
+    """Whether a network is a module that has been made already, with its weights."""
+    return bool(getattr(find_network(name), own.COPIES, False))
 
 
 def check_network_arguments(name: Named, arguments: Mapping[str, Any], path: str) -> None:

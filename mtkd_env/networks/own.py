@@ -17,6 +17,9 @@ from mtkd_env.networks.hooked import HookedNetwork
 # The digits' size and CIFAR's are the rule for networks that do not say theirs.
 IMAGE_SIZE = (32, 32)
 
+# What says of a maker of networks that they are copies of one, weights included.
+COPIES = "copies"
+
 EXPECTED = "a class of nn.Module or a function of num_classes that makes one, or such a module"
 
 
@@ -57,6 +60,7 @@ def cut_at(found: Any, layer: str | None = None, name: str | None = None) -> Cal
     made = partial(_build, name, target, layer)
     # So that records can say what it is.
     vars(made).update(__module__=target.__module__, __qualname__=name.rpartition(":")[2])
+    vars(made)[COPIES] = target is not found
     return made
 
 

@@ -5,11 +5,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -28,12 +29,12 @@ from mtkd_env.files import (
     user_path,
     whole_path,
 )
-from mtkd_env.imports import Trust, check_trusted
-from mtkd_env.networks import build_network, check_network, check_network_arguments
+from mtkd_env.imports import IN_MEMORY, Named, Trust, check_trusted, is_in_memory, name_of
+from mtkd_env.networks import build_network, check_network, check_network_arguments, has_weights
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_input
 from mtkd_env.optimization import Recipe
-from mtkd_env.options import Options, build
+from mtkd_env.options import PLAIN, Options, build
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -73,7 +74,8 @@ class TeacherSpec(Options):
     """One teacher.
 
     Attributes:
-        network: Name of a network; see `mtkd_env.networks.find_network`.
+        network: Name of a network; see `mtkd_env.networks.find_network`. Or one's own, as for a
+            student; a module that has been made already is a teacher as it is.
         name: Name in tables and in the observation's layout; by default the network's, with the
             kind of a broken teacher behind it.
         kind: `trained`; or broken on purpose: `random` (never trained) or `permuted` (trained on
@@ -103,7 +105,7 @@ class TeacherSpec(Options):
             `.npz`, or a folder where the data set is in files.
     """
 
-    network: str
+    network: Named
     name: str = ""
     kind: str = "trained"
     width: float = 1.0
@@ -131,6 +133,8 @@ class TeacherSpec(Options):
             object.__setattr__(self, "data", whole_path(self.data))
         if self.seed < 0:
             raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        if has_weights(self.network) and self.kind != "trained":
+            raise ConfigError(f"network: a module that has been made cannot be {self.kind}")
         if self.checkpoint is not None and self.kind != "trained":
             raise ConfigError(f"checkpoint: a {self.kind} teacher cannot have one")
         if self.weights is not None and self.checkpoint is None:
@@ -163,7 +167,8 @@ class TeacherSpec(Options):
     def label(self) -> str:
         """The teacher's name."""
         suffix = "" if self.kind == "trained" else f"-{self.kind}"
-        return self.name or self.network + suffix
+        named = self.network if isinstance(self.network, str) else name_of(self.network)
+        return self.name or named.removeprefix(IN_MEMORY) + suffix
 
 
 # The digits need seconds each to train them.
@@ -381,7 +386,7 @@ class _Builder:
 
     def _view(self, teacher: TeacherSpec) -> TeacherView | None:
         """What makes a teacher's images of the student's; None if they are the same."""
-        published = published_input(teacher.network, teacher.checkpoint)
+        published = published_input(name_of(teacher.network), teacher.checkpoint)
         with _named(teacher, ".input"):
             view = teacher_view(teacher.input, published, self._images.data)
         return None if view is None else view.to(self._device)
@@ -408,10 +413,12 @@ class _Builder:
         source = teacher.checkpoint or "the network as it was initialised"
         if teacher.checkpoint is not None:
             with _named(teacher):
-                stated = load_given(network, teacher.network, teacher.checkpoint, teacher.weights)
+                stated = load_given(
+                    network, name_of(teacher.network), teacher.checkpoint, teacher.weights
+                )
             if stated is not None:
                 self.stated[teacher.label] = stated
-        elif teacher.kind != "random":
+        elif teacher.kind != "random" and not has_weights(teacher.network):
             source = str(self._train_or_find(teacher, network))
         test = self._test(teacher)
         first = list(islice(test, 1))
@@ -551,11 +558,20 @@ def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
         entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
         for entry in fields(part)
     }
+    values = {entry.name: getattr(part, entry.name) for entry in fields(part)}
     return {
-        name: value
-        for name, value in asdict(part).items()
-        if name in ALWAYS_IN_DIGEST or getattr(part, name) != defaults[name]
+        name: value if isinstance(value, tuple(PLAIN)) else _name_in_digest(value)
+        for name, value in values.items()
+        if name in ALWAYS_IN_DIGEST or value != defaults[name]
     }
+
+
+def _name_in_digest(value: Any) -> Any:
+    """The fields of options; the name of an object, which nothing kept is of if others have it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    name = name_of(value)
+    return f"{name} {uuid4()}" if is_in_memory(name) else name
 
 
 def _digest(parts: Iterable[bytes]) -> str:

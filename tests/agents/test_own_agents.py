@@ -10,10 +10,12 @@ from torch import Tensor
 
 from agents import Agent, SB3Agent, WeightingAgent, build_agent, check_agent, find_agent
 from known_optimum import started_env
+from mtkd_env import testing
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError
+from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting import WEIGHTING
-from users_objects import Confident
+from users_objects import Confident, pays
 
 
 class Still(Agent):
@@ -84,3 +86,21 @@ def test_what_is_no_agent_is_refused(given: Any) -> None:
 def test_a_weighting_of_ones_own_may_be_a_prior(given: Any) -> None:
     spec = EnvSpec(fusion="prior", prior=given)
     assert WEIGHTING.find(spec.prior) is Confident
+
+
+def test_the_contract_of_weightings_is_checked() -> None:
+    testing.check_weighting(Confident)
+    with pytest.raises(AssertionError, match="rows do not sum to 1"):
+        testing.check_weighting(Heavy)
+
+
+class Heavy(Confident):
+    def __call__(self, state: DistillState) -> TeacherWeights:
+        weights = super().__call__(state)
+        return TeacherWeights(logit=weights.logit, feature=2 * weights.feature)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [testing.check_reward, testing.check_observation])
+def test_the_contract_of_environments_is_checked_with_ones_own(check: Any) -> None:
+    check({testing.check_reward: pays, testing.check_observation: "users_objects:sure"}[check])

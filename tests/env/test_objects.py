@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Trust, is_in_memory, is_users, name_of, takes
+from mtkd_env.networks import build_network, cut_at, has_weights
 from mtkd_env.observation import Block
+from mtkd_env.registration import assemble
 from mtkd_env.reward import RewardRule
+from mtkd_env.teachers import TeacherSpec
 from mtkd_env.terms import Distillation, TermInputs
 from mtkd_env.types import DistillState
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
@@ -192,3 +195,51 @@ def test_names_bring_their_objects_back_or_say_that_they_do_not() -> None:
         assert is_in_memory(name_of(found))
     with pytest.raises(ConfigError, match="was in the memory of the program that made the run"):
         EnvSpec(reward=name_of(partial(minus_cross_entropy)))
+
+
+class Small(nn.Module):
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(in_channels, 4, 3, stride=2)
+        self.classifier = nn.Linear(4, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.body(images).relu().mean((2, 3)))
+
+
+def test_networks_may_be_objects() -> None:
+    teacher, student = Small(10, 1), Small(10, 1)
+    assembly = assemble(
+        data={"train_size": 64, "batch_size": 16},
+        teachers=[{"network": cut_at(teacher, "body"), "name": "mine"}],
+        student={"network": cut_at(student, "body")},
+        device="cpu",
+    )
+    assert assembly.pool.ensemble.names == ("mine",)
+    images = torch.rand(2, 1, 8, 8)
+    with torch.no_grad():
+        said = assembly.pool.ensemble(images).logits[0]
+    torch.testing.assert_close(said, teacher.eval()(images))
+    env = assembly.env
+    for seed in (1, 2):  # Every student begins with the weights that were given.
+        env.reset(seed=seed)
+        found = [one.detach() for one in env.distiller.student.parameters()]
+        assert all(a.equal(b) for a, b in zip(found, student.parameters(), strict=True))
+        env.step(env.action_space.sample())
+
+
+def test_a_class_is_made_anew_by_every_seed() -> None:
+    build = partial(build_network, cut_at(Small, "body"), num_classes=3, in_channels=1)
+    first, again, other = (next(build(seed=seed).parameters()) for seed in (0, 0, 1))
+    assert first.equal(again)
+    assert not first.equal(other)
+
+
+def test_modules_that_are_made_are_told_from_classes() -> None:
+    assert has_weights(Small(2, 1))
+    assert has_weights(cut_at(Small(2, 1), "body"))
+    assert not any(map(has_weights, (Small, cut_at(Small, "body"), "resnet8")))
+    with pytest.raises(ConfigError, match="network: a module that has been made cannot be random"):
+        TeacherSpec(Small(2, 1), kind="random")
+    with pytest.raises(ConfigError, match=r"is no mtkd_env\.networks\.Network.*or by .*cut_at"):
+        build_network(Small, num_classes=3, in_channels=1)

@@ -171,8 +171,7 @@ def parse(values: Mapping[str, Any]) -> ExperimentConfig:
 
 
 positive = st.floats(1e-6, 1e6)
-# Without a colon: a file may not name what looks like module:attribute (see test_trust.py).
-TEXT = "abc ./_-#'0"
+TEXT = "abc ./_-#'0:"
 images_of_a_file = st.fixed_dictionaries(
     {
         "dataset": st.just("npz"),

@@ -168,9 +168,8 @@ def _whole(arguments: Namespace) -> list[str]:
     images = comparable_images(run, student, arguments.images)
     refuse_links(path.parent)
     exported = export_student(student, path, to, images)
-    epoch = student.about.metrics.get("epoch")
     first = (
-        f"{path}: {student.about.network} after epoch {epoch}; on {exported.images} images its "
+        f"{path}: {student.about.title}; on {exported.images} images its "
         f"logits differ by {exported.difference:.1e} at most"
     )
     loads_into = takers(student.about, whole=True) if to == "torch" else []

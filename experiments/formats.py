@@ -64,22 +64,23 @@ def read_torch(student: Student, path: Path) -> Logits:
 
 def write_torchscript(student: Student, images: Tensor, path: Path) -> None:
     """The recorded operations."""
-    with _deprecated():
+    with _unwarned():
         torch.jit.save(torch.jit.trace(student, images), path)
 
 
 def read_torchscript(student: Student, path: Path) -> Logits:
     """The recorded operations."""
     del student
-    with _deprecated():
+    with _unwarned():
         loaded: nn.Module = torch.jit.load(path)
     return loaded
 
 
 @contextmanager
-def _deprecated() -> Iterator[None]:
-    """Hides that torch advises against what the user has asked for."""
+def _unwarned() -> Iterator[None]:
+    """Hides that torch advises against what was asked for, and what the comparison would show."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
         yield
 

@@ -186,10 +186,8 @@ def _run(argv: Sequence[str]) -> int:
         workers = default_workers() if len(paths) >= MANY else 0
     check_not_negative(workers=workers)
     unreadable = write_predictions(student, paths, arguments.output, workers=workers)
-    read, epoch = len(paths) - len(unreadable), student.about.metrics.get("epoch")
-    sys.stdout.write(
-        f"{arguments.output}: {read} images by {student.about.network} after epoch {epoch}\n"
-    )
+    read = len(paths) - len(unreadable)
+    sys.stdout.write(f"{arguments.output}: {read} images by {student.about.title}\n")
     if unreadable:
         left_out = f"{len(unreadable)} of {len(paths)} images are left out"
         raise ConfigError(f"{left_out}: {'; '.join(unreadable)}")

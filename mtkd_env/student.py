@@ -67,7 +67,13 @@ class StudentDescription(Options):
             for number, name in enumerate(names)
         )
 
-    def build(self, *, seed: int | None = 0) -> Network:
+    @property
+    def title(self) -> str:
+        """Its network, and the epoch that it is of if that is known."""
+        epoch = self.metrics.get("epoch")
+        return self.network if epoch is None else f"{self.network} after epoch {epoch}"
+
+    def build(self, *, seed: int = 0) -> Network:
         """A freshly initialised network of the kind.
 
         Raises:

@@ -99,10 +99,9 @@ def export_backbone(
 
 
 def _skeleton(student: StudentDescription, classes: int) -> Network:
-    """A student's network without numbers."""
+    """A student's network for another number of classes."""
     try:
-        with torch.device("meta"):
-            return replace(student, num_classes=classes).build(seed=None)
+        return replace(student, num_classes=classes).build()
     except ConfigError as error:
         raise ConfigError(
             f"cannot tell the classifier of '{student.network}' from the rest, for which it is "

@@ -30,8 +30,6 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# Recorded are the checks of shapes as well, which only the tests have.
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize(
     "form",
     [pytest.param(form, marks=pytest.mark.slow) if form == "onnx" else form for form in FORMATS],

@@ -80,7 +80,8 @@ def read_torchscript(student: Student, path: Path) -> Logits:
 def _unwarned() -> Iterator[None]:
     """Hides that torch advises against what was asked for, and what the comparison would show."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.TracerWarning  # type: ignore[attr-defined] # torch does not list it
+        warnings.simplefilter("ignore", traced)
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
         yield
 

@@ -9,12 +9,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Generic
+from typing import Any, Generic
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
-from torchvision.transforms import v2
 
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
 from mtkd_env.data.preprocessing import Preprocessing
@@ -41,7 +40,7 @@ NONE, CROP_FLIP = "none", "crop_flip"
 
 # What torchvision does at random to an image that has been cropped and mirrored: RandAugment
 # (Cubuk et al., 2020) and TrivialAugment (Müller and Hutter, 2021), with its defaults.
-DRAWN = {"randaugment": v2.RandAugment, "trivialaugment": v2.TrivialAugmentWide}
+DRAWN = {"randaugment": "RandAugment", "trivialaugment": "TrivialAugmentWide"}
 
 AUGMENTATIONS = (NONE, CROP_FLIP, *DRAWN)
 
@@ -345,7 +344,7 @@ class ImageData(ImageSet[Split]):
             view_set=view_set,
         )
         drawn = DRAWN.get(self.augmentation)
-        views = DrawnViews(crops, drawn()) if drawn else crops
+        views = DrawnViews(crops, _transform(drawn)) if drawn else crops
         mixer = self.mixer(mixing)
         return BatchStream(views, batch_size=batch_size, seed=seed, shard=shard, mixer=mixer)
 
@@ -419,3 +418,10 @@ def _check_targets(what: str, targets: Tensor, num_classes: int, *, missing: boo
     if low < least or high >= num_classes:
         found = low if low < least else high
         raise _wrong(what, f"labels from 0 to {num_classes - 1}", found)
+
+
+def _transform(name: str) -> Any:
+    """One of torchvision's, which is imported when it is used."""
+    from torchvision.transforms import v2
+
+    return getattr(v2, name)()

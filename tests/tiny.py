@@ -1,5 +1,6 @@
 """A problem so small that a step takes milliseconds: images, untrained teachers, environments."""
 
+import re
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import fields, replace
@@ -26,6 +27,12 @@ CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)
 NUM_ENVS = 4
 STEPS_PER_EPOCH = 2
+
+
+def label(value: Any) -> str:
+    """A parameter's name in the list of tests, without its address: processes must agree on it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+
 
 # With all that a step may have: momentum, clipped gradients, a rate that changes.
 RECIPES = {

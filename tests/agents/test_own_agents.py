@@ -15,6 +15,7 @@ from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting import WEIGHTING
+from tiny import label
 from users_objects import Confident, pays
 
 
@@ -37,7 +38,7 @@ def both(name: str) -> list[Any]:
     return [found, f"{found.__module__}:{name}"]
 
 
-@pytest.mark.parametrize("given", [*both("Confident"), *both("confident")], ids=str)
+@pytest.mark.parametrize("given", [*both("Confident"), *both("confident")], ids=label)
 def test_a_weighting_of_ones_own_weights(given: Any) -> None:
     env = started_env()
     agent = build_agent(given, env, seed=0, arguments={})
@@ -47,7 +48,7 @@ def test_a_weighting_of_ones_own_weights(given: Any) -> None:
     assert env.steps == 1
 
 
-@pytest.mark.parametrize("given", both("Still"), ids=str)
+@pytest.mark.parametrize("given", both("Still"), ids=label)
 def test_an_agent_of_ones_own_acts(given: Any) -> None:
     env = started_env()
     agent = build_agent(given, env, seed=3, arguments={})
@@ -82,7 +83,7 @@ def test_what_is_no_agent_is_refused(given: Any) -> None:
         check_agent(given, {})
 
 
-@pytest.mark.parametrize("given", both("Confident"), ids=str)
+@pytest.mark.parametrize("given", both("Confident"), ids=label)
 def test_a_weighting_of_ones_own_may_be_a_prior(given: Any) -> None:
     spec = EnvSpec(fusion="prior", prior=given)
     assert WEIGHTING.find(spec.prior) is Confident

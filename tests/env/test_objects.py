@@ -20,7 +20,7 @@ from mtkd_env.reward import RewardRule
 from mtkd_env.teachers import TeacherSpec
 from mtkd_env.terms import Distillation, TermInputs
 from mtkd_env.types import DistillState
-from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
+from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, label, make_tiny_env
 
 M = len(TEACHERS)
 
@@ -69,7 +69,7 @@ def rollout(env: MTKDVectorEnv) -> None:
 # What they do.
 
 
-@pytest.mark.parametrize("reward", [*both("minus_cross_entropy"), *both("RULE")], ids=str)
+@pytest.mark.parametrize("reward", [*both("minus_cross_entropy"), *both("RULE")], ids=label)
 def test_a_reward_of_ones_own_pays(reward: Any) -> None:
     env = make_tiny_env(reward=reward, alpha=2.0)
     env.reset(seed=0)
@@ -79,7 +79,7 @@ def test_a_reward_of_ones_own_pays(reward: Any) -> None:
     assert (info["advantages"] == info["teacher_rewards"]).all() == (reward in both("RULE"))
 
 
-@pytest.mark.parametrize("block", both("confidence"), ids=str)
+@pytest.mark.parametrize("block", both("confidence"), ids=label)
 def test_a_block_of_ones_own_is_observed_beside_others(block: Any) -> None:
     env = make_tiny_env(observation=["gaps", block, WIDE], normalize_observation=False)
     observation, _ = env.reset(seed=0)
@@ -94,7 +94,7 @@ def test_a_block_of_ones_own_is_observed_beside_others(block: Any) -> None:
         assert wide.equal(expected[1][:, m])
 
 
-@pytest.mark.parametrize("term", both("squares"), ids=str)
+@pytest.mark.parametrize("term", both("squares"), ids=label)
 @pytest.mark.parametrize("share", [None, 0.5])
 def test_a_loss_of_ones_own_is_trained_by(term: Any, share: float | None) -> None:
     env = make_tiny_env(logit=term if share is None else {"kd": 1.0, term: share}, feature="none")

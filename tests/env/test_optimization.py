@@ -18,7 +18,7 @@ from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe
 from mtkd_env.options import build
 from mtkd_env.teachers.training import train_teacher
-from tiny import TinyNetwork, generator, stream
+from tiny import TinyNetwork, generator, label, stream
 
 STEPS = 5
 
@@ -410,7 +410,7 @@ ADAM: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("optimizer", "arguments"), ADAM, ids=str)
+@pytest.mark.parametrize(("optimizer", "arguments"), ADAM, ids=label)
 @pytest.mark.parametrize("schedule", [half, f"{__name__}:half"])
 def test_optimiser_and_schedule_may_be_a_name_or_an_object(
     optimizer: Any, arguments: dict[str, Any], schedule: Any

@@ -20,7 +20,7 @@ from mtkd_env.data.dataset import AUGMENTATIONS, DRAWN
 from mtkd_env.data.split import test_division as division
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import UNKNOWN
-from tiny import data
+from tiny import data, label
 from users_objects import SIZE, Squares, squares
 
 
@@ -82,7 +82,7 @@ class Pairs(Dataset[Any]):
 @pytest.mark.parametrize(
     "dataset",
     [squares, "users_objects:squares", squares(12), Squares, "users_objects:Squares"],
-    ids=str,
+    ids=label,
 )
 def test_a_dataset_is_an_object_or_what_makes_one(dataset: Any) -> None:
     alone = not isinstance(dataset, dict) and "Squares" in str(dataset)

@@ -148,9 +148,13 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
 
     @as_under_no_grad
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Begins episodes; see "Starting State" for what a seed does.
+
+        Args:
+            seed: An int, or None.
+            options: None, or `reinit`: whether to start a new student.
 
         Raises:
             ValueError: A seed per sub-environment (they share one student), or an unknown option.

@@ -9,7 +9,8 @@
   training over many tasks.
 - `running`: what keeps a run, whatever trains; `executors`: processes and clusters for many.
 - `comparison`, `html_report`, `benchmarks`: what `compare.py`, `report.py`, `benchmark.py` do.
-- `classes.py`, `formats.py`: who knows which class; what students are exported to.
+- `classes.py`, `formats.py`: who knows which class; what students are exported to; `gpu_check.py`:
+  what only a GPU can show.
 - `console.py`, `drawing.py`, `tables.py`: what is shown; `examples`: agents of other libraries.
 """
 

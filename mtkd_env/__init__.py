@@ -5,9 +5,10 @@ Importing the package registers an environment of every dataset for `gymnasium.m
 
 - `tasks.py`: an environment of one task after the other; `task_list.py` reads and draws them.
 - `registration.py` assembles an environment from options; `testing.py` checks anybody's.
-- `env.py`: the environment; `vector.py`: what Gymnasium asks of it; `observation.py`, `action.py`,
-  `reward.py`, `worth.py`: its sides; `wrappers`: adapters; `weighting`: the classical methods,
-  which need no agent; `shared_policy.py`, `agent_file.py`: what agents learn, and its files.
+- `env.py`: the environment; `vector.py`: what Gymnasium asks of it; `rendering.py` draws it;
+  `observation.py`, `action.py`, `reward.py`, `worth.py`: its sides; `wrappers`: adapters;
+  `weighting`: the classical methods, which need no agent; `shared_policy.py`, `agent_file.py`: what
+  agents learn, and its files.
 - `distiller.py`: the student and its step; `terms.py` and `losses.py`: Equ. 2; `evaluation.py`;
   `reference.py`: images beside the batches; `student.py`: a trained student that stands alone.
 - `teachers`: pools, their training, what is kept of them; `networks`; `data`; `optimization.py`.

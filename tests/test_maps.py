@@ -34,7 +34,8 @@ def test_contributing_shows_the_layers_that_are_checked() -> None:
     (shown,) = re.findall(r"^```\n(experiments → .*?)^```$", text, re.MULTILINE | re.DOTALL)
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packages, modules = (each["layers"] for each in settings["tool"]["importlinter"]["contracts"])
-    assert [layer.strip("() \n").replace("│", "|") for layer in shown.split("→")] == [
+    layers = [" ".join(layer.split()).strip("()") for layer in shown.split("→")]
+    assert [layer.replace("│", "|") for layer in layers] == [
         *packages[:-1],
         *modules,
     ]

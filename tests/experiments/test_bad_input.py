@@ -149,11 +149,17 @@ NAMES: dict[str, tuple[str, Words]] = {
         "--teachers.teachers=[{network: resnet8, kind: randm}]",
         ("kind", "did you mean 'random'?"),
     ),
-    "optimizer": ("--optimizer.optimizer=sgdd", ("optimizer.optimizer", "adamw or sgd", "sgdd")),
-    "schedule": ("--optimizer.schedule=stpe", ("optimizer.schedule", "cosine, poly, step", "stpe")),
+    "optimizer": (
+        "--optimizer.optimizer=sgdd",
+        ("optimizer: ", "did you mean 'sgd'?", "adamw", "sgdd"),
+    ),
+    "schedule": (
+        "--optimizer.schedule=stpe",
+        ("optimizer: unknown schedule", "cosine, poly, step", "stpe"),
+    ),
     "optimizer of the teachers": (
         "--teachers.recipe.optimizer=sgdd",
-        ("teachers.recipe.optimizer", "adamw or sgd", "sgdd"),
+        ("teachers.recipe: unknown optimizer", "did you mean 'sgd'?", "sgdd"),
     ),
     "precision": ("--precision=fp61", ("precision", "did you mean 'fp16'?")),
     "recipe": (
@@ -424,7 +430,7 @@ POOLS: dict[str, tuple[bytes, Words]] = {
     ),
     "unknown schedule": (
         b"teachers: [{network: resnet8}]\nrecipe: {schedule: stp}\n",
-        ("recipe.schedule", "stp"),
+        ("recipe: unknown schedule", "stp"),
     ),
     "Latin-1": ("teachers: [] # Größe\n".encode("latin-1"), ("not valid YAML",)),
     "open bracket": (b"teachers: [\n", ("not valid YAML",)),
@@ -647,7 +653,10 @@ ARCHIVES: dict[str, tuple[dict[str, Any], Words]] = {
     "images of two sizes": (arrays(x_test=zeros(20, 9, 9)), ("x_test", "x_train", "9, 9")),
     "images of other channels": (arrays(x_test=zeros(20, 8, 8, 3)), ("x_test", "(3, 8, 8)")),
     "no images": (arrays(x_train=zeros(0, 8, 8), y_train=zeros(0)), ("train", "none")),
-    "no images to test": (arrays(x_test=zeros(0, 8, 8), y_test=zeros(0)), ("test", "none")),
+    "no images to test": (
+        arrays(x_test=zeros(0, 8, 8), y_test=zeros(0)),
+        ("images: ", "no test images", "--data.test_fraction"),
+    ),
     "a label too few": (arrays(y_train=np.arange(59) % 4), ("y_train", "60 labels", "59")),
     "a label too many": (arrays(y_test=np.arange(21) % 4), ("y_test", "20 labels", "21")),
     "label out of range": (arrays(y_test=np.arange(20) % 5), ("y_test", "0 to 3", "4")),
@@ -682,7 +691,9 @@ def test_archives_that_cannot_be_used_are_refused(
     content, words = ARCHIVES[case]
     path = inputs / "images.npz"
     np.savez(path, **content)
-    named = () if case == "fewer images than a batch" else (str(path),)
+    # What is wrong with the images of a readable file names the data set, which is called after it.
+    by_name = case in ("fewer images than a batch", "no images to test")
+    named = () if by_name else (str(path),)
     refuse([NPZ, f"--data.arguments.path={path}", "--data.train_size=null"], (*words, *named))
 
 
@@ -787,7 +798,7 @@ IMAGE_FOLDERS: dict[str, tuple[Callable[[Path], Any], Words]] = {
     "unknown class": (lambda root: (root / "val" / "cow").mkdir(), ("val/cow", "no such class")),
     "no images to test": (
         lambda root: (root / "val").rename(root / "elsewhere"),
-        ("no such folder", "val"),
+        ("inputs: ", "no test images", "--data.test_fraction"),
     ),
     "file for a folder": (
         lambda root: (root / "train").rename(root / "away") and (root / "train").touch(),
@@ -819,7 +830,8 @@ def test_folders_of_images_that_cannot_be_used_are_refused(
     spoil(inputs)
     arguments = f"{{root: {inputs}, image_size: 24, resize: 28, workers: 0}}"
     flags = ["--data.dataset=folder", "--data.train_size=null", f"--data.arguments={arguments}"]
-    refuse(flags, (*words, str(inputs)))
+    named = () if case == "no images to test" else (str(inputs),)
+    refuse(flags, (*words, *named))
 
 
 FASHION = [

@@ -277,7 +277,7 @@ def test_precision_is_part_of_the_digest() -> None:
         ("--epochs", "--epochs: expected a value"),
         ("--epochs 0", "optimizer.epochs: expected at least 1, got 0"),
         ("--teachers.recipe.lr -1", "teachers.recipe.lr: expected a number >= 0, got -1.0"),
-        ("--optimizer.optimizer adam", "optimizer.optimizer: expected adamw or sgd, got adam"),
+        ("--optimizer.optimizer adm", "optimizer: unknown optimizer 'adm'; did you mean 'adam'?"),
         ("--precision fp8", "unknown precision 'fp8'; did you mean 'fp32'?"),
     ],
 )

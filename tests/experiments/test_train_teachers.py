@@ -93,7 +93,7 @@ def test_mistakes_are_told_in_one_line(start: Start, capsys: pytest.CaptureFixtu
     cases = {
         "--data.dataset digit": "did you mean 'digits'?",
         "--teachers.recipe.epochs 0": "epochs: expected at least 1",
-        "--teachers.recipe.epoch 1": "did you mean 'teachers.recipe.epochs'?",
+        "--teachers.recipe.epoch 1": "did you mean '--teachers.recipe.epochs'?",
         "--device cuda:99": "device: cannot use 'cuda:99'",
     }
     for flags, message in cases.items():

@@ -528,9 +528,9 @@ class TestEveryAgent:
         agent = build_agent(name, started_env(), seed=0, arguments={})
         agent.log_to(tmp_path / "events")
         agent.save(tmp_path)
-        (written,) = [path for path in tmp_path.iterdir() if path.is_file()]
-        assert written.stem == "agent"
-        assert written.stat().st_size > 0
+        written = [path for path in tmp_path.iterdir() if path.is_file()]
+        assert {path.stem for path in written} == {"agent"}
+        assert all(path.stat().st_size > 0 for path in written)
 
     def test_goes_on_from_its_state(self, name: str) -> None:
         envs = started_env(), started_env()

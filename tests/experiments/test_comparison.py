@@ -421,7 +421,7 @@ def test_a_selection_of_what_is_not_there_is_a_mistake(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
+        (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),
         (["--algo", "pg"], "--algo: a comparison's methods stand in its file"),
     ],
     ids=str,

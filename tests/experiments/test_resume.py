@@ -511,7 +511,7 @@ def test_a_run_folder_as_output_is_gone_on_with(small: str, crashed: Path, tmp_p
         (["--algo", "pg"], "algo pg instead of uniform"),
         (["--optimizer.epochs", "9"], "optimizer.epochs 9 instead of 3"),
         (["--recipe", "x"], "--recipe: cannot be given with --resume"),
-        (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
+        (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -375,7 +375,7 @@ def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None
 MISTAKES = {
     "method": (["--algo", "nope"], "agent: unknown name 'nope'"),
     "second method": (["--algo", "aver,ppoo"], "did you mean 'ppo'?"),
-    "flag": (["--optimizer.lrr", "1"], "did you mean 'optimizer.lr'?"),
+    "flag": (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),
     "argument": (["--algo", "pg", "--agent.arguments.lrr", "1"], "agent.arguments.lrr"),
     "value": (["--algo", "pg", "--agent.arguments.lr", "x"], "expected float, got 'x'"),
     "method for other actions": (["--algo", "dqn"], "dqn cannot be built"),

@@ -247,7 +247,7 @@ def widened_record(record: StepRecord, teachers: int) -> StepRecord:
 
     losses, rewards = record.losses, record.rewards
     return replace(
-        record,
+        record.whole(),
         weights=wide_weights(record.weights),
         losses=replace(losses, kd=wide(losses.kd), feature=wide(losses.feature)),
         rewards=replace(

@@ -29,6 +29,7 @@ from tiny import (
     generator,
     make_state,
     make_tiny_distiller,
+    with_evidence,
 )
 
 SIZES = (2, 3, 4, 5, 8)
@@ -261,10 +262,9 @@ def two_channels(first: float, second: float) -> DistillState:
     gaps = torch.tensor([[first, second], [-first, -second]]).reshape(2, 2, 1, 1)
     state = make_state(teacher_cross_entropy=torch.zeros(2, 2), divergence=torch.zeros(2, 2))
     return replace(
-        state,
+        with_evidence(state, projected=(feature_map[:, :1], feature_map[:, 1:])),
         student=replace(state.student, feature_map=feature_map),
         teachers=replace(state.teachers, feature_maps=(-gaps[:, :1], -gaps[:, 1:])),
-        projected=(feature_map[:, :1], feature_map[:, 1:]),
     )
 
 

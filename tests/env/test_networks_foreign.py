@@ -287,7 +287,11 @@ WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
     "own width": ("users_networks:Own", {"width": 0.5}, "'users_networks:Own' has a fixed width"),
     "argument": (PLAIN, {"widths": 4}, r"body\.widths: unknown key; did you mean 'width'"),
     "image size": (TRANSFORMER, {"image_size": (8, 8)}, "encoder' cannot take images of 3x8x8: "),
-    "no layer": ("users_networks:Plain", {}, r"behind an @ \(outermost: stem, body, unused"),
+    "no layer": (
+        "users_networks:Plain",
+        {},
+        r"behind an @, or by .*cut_at \(outermost: stem, body, unused",
+    ),
     "layer": ("users_networks:Plain@bodi", {}, "no layer 'bodi'; did you mean 'body'"),
     "unused": ("users_networks:Plain@unused", {}, "never calls the layer 'unused'"),
     "vector": ("users_networks:Plain@dropout", {}, r"gives \(1, 12\), neither a map nor tokens"),

@@ -243,7 +243,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "other dataset": ({"data": "digits"}, "dataset: given twice, by itself and in data"),
     "list": ({"teachers": {"teachers": "resnet8"}}, "expected list, got 'resnet8'"),
     "seed": ({"seed": 3}, "unknown keyword 'seed'"),
-    "part": ({"student": 3}, r"student: expected StudentSpec or its fields by name, got 3"),
+    "part": (
+        {"student": 3},
+        r"student.network: expected a name, or a class of nn.Module .*, got 3",
+    ),
     "env key": ({"env": {"rewrad": "x"}}, r"env\.rewrad: unknown key; did you mean 'reward'"),
     "env value": ({"reward": "papr"}, "env: unknown reward 'papr'; did you mean 'paper'"),
     "type": ({"alpha": "much"}, r"distillation\.alpha: expected float, got 'much'"),

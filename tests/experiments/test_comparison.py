@@ -161,7 +161,7 @@ methods:
 """
     found = configs(load(tmp_path, text, "--data.train_size", "50", base=base))
     # the defaults under base under the setting ...
-    assert found["aver", "short"].student.width == 0.25
+    assert found["aver", "short"].student.network == "resnet8"
     assert found["aver", "short"].optimizer.lr == 0.2
     assert [found["aver", name].optimizer.epochs for name in ("short", "long")] == [10, 40]
     # ... under configs/algo/<algo>.yaml ...

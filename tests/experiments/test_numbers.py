@@ -19,6 +19,7 @@ from experiments.config.experiment import AgentConfig
 from experiments.transfer.detection import DetectionConfig
 from experiments.transfer.segmentation import SegmentationConfig
 from mtkd_env.data import DataSpec, load_dataset
+from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import build_network
@@ -33,9 +34,18 @@ def _as_users_call_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+PICTURES: dict[str, Any] = {"image_shape": (1, 8, 8), "mean": (0.5,), "std": (0.5,)}
 # What classes cannot be made without.
 NEEDED: dict[str, dict[str, Any]] = {
     "TeacherSpec": {"network": "resnet8"},
+    "Preprocessing": PICTURES,
+    "StudentDescription": {
+        "network": "resnet8",
+        "width": 1.0,
+        "arguments": {},
+        "num_classes": 3,
+        "preprocessing": Preprocessing(**PICTURES),
+    },
     "Schedule": {"epochs": 1},
     "TransferConfig": {"data": "images", "output": "runs"},
     DetectionConfig.__name__: {"data": "images", "output": "runs"},

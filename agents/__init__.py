@@ -29,7 +29,7 @@ from mtkd import require
 from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments
-from mtkd_env.imports import Kind, Named, name_of
+from mtkd_env.imports import Kind, Named, is_class, name_of
 from mtkd_env.options import build, typed
 from mtkd_env.weighting import WEIGHTING, WEIGHTINGS
 
@@ -68,7 +68,7 @@ SET_BY_THE_RUN = ("self", "env", "distiller", "algorithm", "seed")
 AGENT: Kind[Any] = Kind(
     {**WEIGHTINGS, **AGENTS},
     "agent",
-    lambda found: _is_class(found, Agent) or is_algorithm(found) or WEIGHTING.fits(found),
+    lambda found: is_class(found, Agent) or is_algorithm(found) or WEIGHTING.fits(found),
     "a class of Agent, of Weighting or of a Stable-Baselines3 algorithm",
     lambda found: found,
 )
@@ -86,10 +86,6 @@ def find_agent(given: Named) -> Any:
     if isinstance(given, str) and ":" not in given and given not in AGENT.table:
         return algorithm_class(given, AGENT.table)
     return AGENT.find(given)
-
-
-def _is_class(found: Any, kind: type) -> bool:
-    return isinstance(found, type) and issubclass(found, kind)
 
 
 def check_agent(
@@ -123,7 +119,7 @@ def check_agent(
     found = find_agent(given)
     if is_algorithm(found):
         check_sb3_arguments(found, arguments)
-    elif _is_class(found, Agent):
+    elif is_class(found, Agent):
         build(found.settings_type, arguments, PATH)
     else:
         check_arguments(found, arguments, PATH)
@@ -170,7 +166,7 @@ def _network_of(load: str | Path, given: Named) -> dict[str, Any]:
     spaces, found = load_agent(load).spaces, find_agent(given)
     if is_algorithm(found):
         return {"policy": spaces["network"]} if "network" in spaces else {}
-    if not _is_class(found, LearningAgent):
+    if not is_class(found, LearningAgent):
         return {}
     return {key: spaces[key] for key in ("policy", "hidden", "layers") if key in spaces}
 
@@ -180,7 +176,7 @@ def _made(given: Named, env: MTKDVectorEnv, seed: int, arguments: Mapping[str, A
     try:
         if is_algorithm(found):
             return SB3Agent(env, given, seed=seed, **arguments)
-        if _is_class(found, Agent):
+        if is_class(found, Agent):
             agent: Agent = found(env, seed=seed, **arguments)
             return agent
         arguments = typed(found, arguments, PATH)

@@ -50,7 +50,7 @@ from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
-from mtkd_env.imports import Kind, Named, name_of
+from mtkd_env.imports import Kind, Named, is_class, name_of
 from mtkd_env.options import build, plain
 from mtkd_env.seeding import derive_seed
 from mtkd_env.vector import StepRecord
@@ -89,7 +89,7 @@ EPOCHS = re.compile(r"^(\d+(?:\.\d+)?) epochs?$")
 
 def is_algorithm(found: Any) -> bool:
     """Whether something is a class of an algorithm."""
-    return isinstance(found, type) and issubclass(found, BaseAlgorithm)
+    return is_class(found, BaseAlgorithm)
 
 
 ALGORITHM: Kind[type[BaseAlgorithm]] = Kind(
@@ -114,7 +114,7 @@ def algorithm_class(given: Named, others: Iterable[str] = ()) -> type[BaseAlgori
 
 
 def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
+    return is_class(found, nn.Module)
 
 
 def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:

@@ -296,7 +296,7 @@ class AgentTraining:
         self._equal = dict(state["equal"])
 
 
-class AgentRun(KeptRun[AgentResult]):
+class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
     """The training of an agent over many tasks.
 
     Args:
@@ -312,13 +312,8 @@ class AgentRun(KeptRun[AgentResult]):
     place = PLACE
 
     def __init__(self, config: AgentRunConfig, progress: Progress) -> None:
-        self.checkpoint = config.checkpoint
-        self._config = config
+        super().__init__(config)
         self._progress = progress
-
-    def config_text(self) -> str:
-        """The whole configuration, in YAML."""
-        return self._config.to_yaml()
 
     def prepare(self) -> dict[str, Any]:
         """Reads the tasks and makes the first one and the agent."""

@@ -164,7 +164,7 @@ def run_config(
     return build_config(algo, [layer], flags)
 
 
-class DistillationRun(KeptRun[Result]):
+class DistillationRun(KeptRun[ExperimentConfig, Result]):
     """The training of a student under a method.
 
     Args:
@@ -190,14 +190,9 @@ class DistillationRun(KeptRun[Result]):
     place = PLACE
 
     def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
-        self.checkpoint = config.checkpoint
-        self._config = config
+        super().__init__(config)
         self._progress = progress
         self._last = LastStep()
-
-    def config_text(self) -> str:
-        """The whole configuration, in YAML."""
-        return self._config.to_yaml()
 
     def check_same(self, folder: Path) -> None:
         """Checks that a folder holds no run whose numbers could be others."""

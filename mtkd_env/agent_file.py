@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import file_digest, load_checkpoint, user_path, write_atomically, write_text
+from mtkd_env.files import file_digest, load_checkpoint, save_tensors, user_path, write_text
 
 # The name in a run's folder, and how both files end.
 STEM, TENSORS, DESCRIPTION = "agent", ".safetensors", ".json"
@@ -101,7 +100,7 @@ def save_agent(
     """
     # Copies, since safetensors refuses tensors that share memory.
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, {"format": "pt"}))
+    save_tensors(path, plain)
     about = {
         "format": FORMAT,
         "spaces": dict(spaces),

@@ -3,7 +3,8 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -31,6 +32,19 @@ READABLE = (
 
 class ConfigError(ValueError):
     """A value that the user gave cannot be used; the message names it."""
+
+
+@contextmanager
+def errors_of(place: object) -> Iterator[None]:
+    """Lets mistakes in a block say what they are in, such as a file or a key.
+
+    Raises:
+        ConfigError: One that was raised in the block, with the place in front.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -225,6 +225,17 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: _save(content, temporary))
 
 
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes safetensors atomically.
+
+    Args:
+        path: The file.
+        tensors: By their names; no two share memory.
+    """
+    about = {"format": "pt"}
+    write_atomically(path, lambda to: safetensors.torch.save_file(tensors, to, about))
+
+
 def _save(content: dict[str, Any], path: Path) -> None:
     # Into a file of Python's, because torch does not say why it could not write into its own.
     with path.open("wb") as file:

@@ -128,10 +128,15 @@ class Kind(Generic[T]):
         )
 
 
+def is_class(found: Any, kind: type | tuple[type, ...]) -> bool:
+    """Whether something is a class of a kind."""
+    return isinstance(found, type) and issubclass(found, kind)
+
+
 def is_a(found: Any, kind: type | tuple[type, ...]) -> bool:
     """Whether something is a class of a kind, or a partial call of one."""
     made = found.func if isinstance(found, partial) else found
-    return isinstance(made, type) and issubclass(made, kind)
+    return is_class(made, kind)
 
 
 def takes(count: int) -> Callable[[Any], bool]:

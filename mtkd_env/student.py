@@ -5,8 +5,7 @@ library, and `student.json`, which says what network they are of and what it tak
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtkd_env.data.preprocessing import Preprocessing
-from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.files import file_digest, load_checkpoint, user_path, write_atomically, write_text
+from mtkd_env.errors import ConfigError, check_name, errors_of
+from mtkd_env.files import file_digest, load_checkpoint, save_tensors, user_path, write_text
 from mtkd_env.imports import Trust
 from mtkd_env.networks import Network, build_network
 from mtkd_env.options import Options, build
@@ -151,7 +149,7 @@ def save_student(
     """
     tensors = plain_tensors(network.library_state(state or network.state_dict()))
     path = folder / f"{STEMS[which]}{TENSORS}"
-    write_atomically(path, lambda temporary: save_file(tensors, temporary, {"format": "pt"}))
+    save_tensors(path, tensors)
     text = json.dumps(asdict(replace(about, digest=file_digest(path))), indent=2)
     write_text(path.with_suffix(DESCRIPTION), f"{text}\n")
 
@@ -187,7 +185,7 @@ def load_student(
             description says, or a network that is not to be trusted.
     """
     path, about = describe_student(folder, which)
-    with Trust(None if trust else frozenset()).applied(), _named(path.with_suffix(DESCRIPTION)):
+    with Trust(None if trust else frozenset()).applied(), errors_of(path.with_suffix(DESCRIPTION)):
         network = about.build()
     load_state(network, load_checkpoint(path), str(path))
     return Student(network, about).to(device).eval()
@@ -206,7 +204,7 @@ def describe_student(
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    with _named(path):
+    with errors_of(path):
         about = build(StudentDescription, found)
     tensors = path.with_suffix(TENSORS)
     if not tensors.is_file():
@@ -217,15 +215,6 @@ def describe_student(
             f"{about.digest[:16]}, got {digest[:16]}"
         )
     return tensors, about
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Says of a mistake which file it is in."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
 
 
 def _find(folder: Path, which: str | None) -> Path:

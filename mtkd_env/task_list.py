@@ -6,8 +6,8 @@ time that one of them is asked for (domain randomisation).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from mtkd_env.computing import Computing
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.files import load_yaml, user_path
 from mtkd_env.imports import check_trusted
 from mtkd_env.observation import RELATIVE
@@ -201,7 +201,7 @@ class TaskList:
             if not path.is_file():
                 raise ConfigError(f"tasks: {path}: no such file; expected a YAML file of tasks")
             self._folder, source = path.parent, load_yaml(path)
-        with _named(path):
+        with errors_of(path) if path else nullcontext():
             content = self._mapping("", source)
             check_trusted(content)
             for key in content:
@@ -287,15 +287,6 @@ class TaskList:
         if not isinstance(value or {}, Mapping):
             raise ConfigError(f"{key or 'tasks'}: expected keys and values, found {value!r}")
         return {str(name): entry for name, entry in (value or {}).items()}
-
-
-@contextmanager
-def _named(path: Path | None) -> Iterator[None]:
-    """Lets errors say which file they are about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}" if path else str(error)) from error
 
 
 def _set(values: Values, path: Sequence[str], found: Any) -> None:

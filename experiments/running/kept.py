@@ -33,7 +33,21 @@ from mtkd_env.seeding import random_states, set_random_states
 AGREEMENT = 20
 
 AtRest = Callable[[], None]
+
+
+class RunConfig(Protocol):
+    """What a run is made from."""
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """When checkpoints are written."""
+
+    def to_yaml(self) -> str:
+        """The whole configuration."""
+
+
 Found = TypeVar("Found", bound=RunResult)
+Config = TypeVar("Config", bound=RunConfig)
 
 
 class Trainee(Protocol):
@@ -72,13 +86,16 @@ class Trainee(Protocol):
         """Goes on from what `state_dict` gave; the log has been cut to it before."""
 
 
-class KeptRun(ABC, Generic[Found]):
+class KeptRun(ABC, Generic[Config, Found]):
     """A run that is kept in a folder; one object is one run, a subclass one kind of them.
 
     The folder gets `config.yaml`, the files of the log and TensorBoard's, what the kind writes, and
     `result.json`, which is written last: a folder without it holds an unfinished run, and in
     `checkpoints` what that can go on from. Of several processes only process 0 looks for, reads
     and writes these.
+
+    Args:
+        config: The run.
 
     Attributes:
         program: What goes on with such a run, when given `--resume` and its folder.
@@ -87,7 +104,6 @@ class KeptRun(ABC, Generic[Found]):
         clock: What in a row says when it was.
         written: What else it writes before its result.
         place: Keys of its configuration that its numbers do not depend on.
-        checkpoint: When checkpoints are written.
     """
 
     program: str
@@ -96,11 +112,18 @@ class KeptRun(ABC, Generic[Found]):
     clock: str
     written: Sequence[str]
     place: Collection[str]
-    checkpoint: CheckpointConfig
 
-    @abstractmethod
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        """When checkpoints are written."""
+        return self._config.checkpoint
+
     def config_text(self) -> str:
         """The whole configuration, in YAML."""
+        return self._config.to_yaml()
 
     def check_same(self, folder: Path) -> None:
         """Checks that a folder holds no run of another configuration.
@@ -248,7 +271,7 @@ class _Keeper:
 
     def __init__(
         self,
-        run: KeptRun[Any],
+        run: KeptRun[Any, Any],
         trainee: Trainee,
         log: MetricsLog,
         identity: Mapping[str, Any],

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
@@ -15,7 +14,7 @@ from mtkd_env.files import (
     load_checkpoint,
     refuse_links,
     save_checkpoint,
-    write_atomically,
+    save_tensors,
     write_text,
 )
 from mtkd_env.imports import Trust
@@ -84,7 +83,7 @@ def export_backbone(
     state = plain_tensors({name: trained[name] for name in kept})
     (output / ABOUT).unlink(missing_ok=True)
     save_checkpoint(output / TORCH, state)
-    write_atomically(output / SAFETENSORS, lambda path: save_file(state, path, {"format": "pt"}))
+    save_tensors(output / SAFETENSORS, state)
     parameters = network.library_state(dict(network.named_parameters()))
     exported = Exported(
         student=student,

@@ -60,7 +60,7 @@ def run_task(
     return TaskRun(config, make_task, out).complete(folder, resume=resume)
 
 
-class TaskRun(KeptRun[TaskResult]):
+class TaskRun(KeptRun[TransferConfig, TaskResult]):
     """The training of a task's network.
 
     Args:
@@ -82,14 +82,9 @@ class TaskRun(KeptRun[TaskResult]):
         make_task: Callable[[torch.device], VisionTask],
         out: Console | None,
     ) -> None:
-        self.checkpoint = config.checkpoint
-        self._config = config
+        super().__init__(config)
         self._make_task = make_task
         self._progress = TaskProgress(out or console(quiet=distributed.rank() != 0))
-
-    def config_text(self) -> str:
-        """The whole configuration, in YAML."""
-        return self._config.to_yaml()
 
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""

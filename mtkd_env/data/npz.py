@@ -1,8 +1,7 @@
 """A user's own images, from a NumPy archive; every defect of the file is named."""
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mtkd_env.data.dataset import (
     check_same_length,
 )
 from mtkd_env.data.split import Split
-from mtkd_env.errors import ConfigError, did_you_mean
+from mtkd_env.errors import ConfigError, did_you_mean, errors_of
 from mtkd_env.files import user_path
 from mtkd_env.types import UNKNOWN
 
@@ -57,7 +56,7 @@ def load(
     """
     file = user_path(path)
     arrays = _read(file, KEYS)
-    with _named(file):
+    with errors_of(file):
         x_train, y_train = _training(arrays)
         x_test, y_test = _images("x_test", arrays["x_test"]), _labels("y_test", arrays["y_test"])
         return ImageData(
@@ -83,19 +82,10 @@ def load_training_images(path: Path, data: ImageSet[Split]) -> Split:
         ConfigError: The file cannot be used; names the file, the array and what was expected.
     """
     arrays = _read(path, TRAINING)
-    with _named(path):
+    with errors_of(path):
         images, targets = _training(arrays)
         check_more_images(data, images, targets)
     return Split(images, targets, torch.arange(len(targets)))
-
-
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Lets errors say which file they are about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from error
 
 
 def _training(arrays: Mapping[str, Array]) -> tuple[Tensor, Tensor]:

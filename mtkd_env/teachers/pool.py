@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -20,7 +19,7 @@ from mtkd_env.data import load_training_images
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.split import with_noise
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
@@ -387,7 +386,7 @@ class _Builder:
     def _view(self, teacher: TeacherSpec) -> TeacherView | None:
         """What makes a teacher's images of the student's; None if they are the same."""
         published = published_input(name_of(teacher.network), teacher.checkpoint)
-        with _named(teacher, ".input"):
+        with errors_of(f"teachers.{teacher.label}.input"):
             view = teacher_view(teacher.input, published, self._images.data)
         return None if view is None else view.to(self._device)
 
@@ -396,7 +395,7 @@ class _Builder:
         data = self._images.data
         classes = _classes(teacher, data)
         channels, *size = (self.views[teacher.label] or data).image_shape
-        with _named(teacher):
+        with errors_of(f"teachers.{teacher.label}"):
             network = build_network(
                 teacher.network,
                 num_classes=data.num_classes if classes is None else len(classes),
@@ -412,7 +411,7 @@ class _Builder:
         """Loads, finds or trains a teacher's weights; gives its result on the test images."""
         source = teacher.checkpoint or "the network as it was initialised"
         if teacher.checkpoint is not None:
-            with _named(teacher):
+            with errors_of(f"teachers.{teacher.label}"):
                 stated = load_given(
                     network, name_of(teacher.network), teacher.checkpoint, teacher.weights
                 )
@@ -422,7 +421,7 @@ class _Builder:
             source = str(self._train_or_find(teacher, network))
         test = self._test(teacher)
         first = list(islice(test, 1))
-        with _named(teacher):
+        with errors_of(f"teachers.{teacher.label}"):
             check_outputs(network, first, self._precision, source)
         return evaluate(network, chain(first, test), self._precision)
 
@@ -446,7 +445,7 @@ class _Builder:
         folder = self._cache / "teachers" / name_in_path(self._images.data.name)
         path = folder / f"{name_in_path(teacher.label)}-{digest[:16]}.pt"
         if distributed.agree(path.exists()):
-            with _named(teacher):
+            with errors_of(f"teachers.{teacher.label}"):
                 load_kept(network, path, made_from)
             return path
         stream = self._stream(teacher, split)
@@ -475,7 +474,7 @@ class _Builder:
         """
         data, label = self._images.data, teacher.label
         if teacher.data is not None:
-            with _named(teacher, ".data"):
+            with errors_of(f"teachers.{teacher.label}.data"):
                 split = load_training_images(teacher.data, data)
         elif label in self._own:
             split = data.parts[0].take(self._own[label])
@@ -541,15 +540,6 @@ class _Builder:
             "data": self._images.data.digest,
             "train_images": hashlib.sha256(seen).hexdigest(),
         }
-
-
-@contextmanager
-def _named(teacher: TeacherSpec, key: str = "") -> Iterator[None]:
-    """Lets errors say which teacher they are about, or which of its keys."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"teachers.{teacher.label}{key}: {error}") from error
 
 
 def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:

@@ -361,10 +361,7 @@ class LearningAgent(Agent, Generic[Step]):
         state = env.distiller.examine(self._draws(self.settings.likelihood_size))
         generated = generated_weights(self.policy(env.look(state)))
         weights = env.fusion.fuse(generated, env.fusion.evidence(state))
-        teachers = state.teachers
-        found = mixture_log_likelihood(
-            weights.logit, teachers.logits, state.batch.targets, teachers.known
-        )
+        found = mixture_log_likelihood(weights.logit, state.teacher_cross_entropy)
         yield -self.settings.likelihood * found.mean()
 
     @property

@@ -89,21 +89,16 @@ def predictive_entropy(logits: Float[Tensor, "M B C"], known: Known = None) -> F
 
 
 def mixture_log_likelihood(
-    weights: Float[Tensor, "B M"],
-    teachers: Float[Tensor, "M B C"],
-    targets: Int64[Tensor, " B"],
-    known: Known = None,
-) -> Float[Tensor, " B"]:
+    weights: Float[Tensor, "*K B M"], teacher_cross_entropy: Float[Tensor, "B M"]
+) -> Float[Tensor, "*K B"]:
     """Log Σ_m w^m p_1(z^m)[y]: how likely weighted teachers find the true classes [nats].
 
     Args:
         weights: Rows on the simplex; receive a gradient.
-        teachers: Logits of the M teachers.
-        targets: True classes, all of them known.
-        known: Which classes each teacher knows.
+        teacher_cross_entropy: The teachers' with the true classes, all of which are known.
     """
-    own = -teacher_cross_entropy(teachers, targets, known)
-    return (weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + own).logsumexp(1)
+    smallest = torch.finfo(weights.dtype).tiny
+    return (weights.clamp(min=smallest).log() - teacher_cross_entropy).logsumexp(-1)
 
 
 def of_known(student: Float[Tensor, "B C"], known: Known) -> Float[Tensor, "#M B C"]:

@@ -3,22 +3,24 @@
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Adam
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_not_negative
-from mtkd_env.losses import mixture_log_likelihood, predictive_entropy
+from mtkd_env.losses import mixture_log_likelihood, predictive_entropy, teacher_cross_entropy
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import DistillState, Known, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
 # Numbers of Adam steps that cross-validation chooses from.
 STEPS = (10, 20, 30, 50, 75, 100, 150, 200, 300)
+# It ends where so many further ones in turn were no better.
+PATIENCE = 3
 
 
 def gate_inputs(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B I"]:
@@ -28,15 +30,30 @@ def gate_inputs(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Te
     return torch.cat([flat, predictive_entropy(logits, known), probabilities.mean(0)], dim=1)
 
 
-def gate_likelihood(
-    network: nn.Module,
-    logits: Float[Tensor, "M B C"],
-    targets: Int64[Tensor, " B"],
-    known: Known = None,
-) -> Float[Tensor, ""]:
-    """Mean log-likelihood of labelled images under the gate's mixture of the teachers [nats]."""
-    weights = network(gate_inputs(logits, known)).softmax(1)
-    return mixture_log_likelihood(weights, logits, targets, known).mean()
+# Weights (*K, in, out) and biases (*K, 1, out) of a network, or of K of them.
+Layers = list[tuple[Tensor, Tensor]]
+
+
+def scores(layers: Layers, inputs: Float[Tensor, "N I"]) -> Float[Tensor, "*K N M"]:
+    """What a network answers, or K of them side by side: linear layers with ReLUs between."""
+    *hidden, (weight, bias) = layers
+    for own, shift in hidden:
+        inputs = (inputs @ own + shift).relu()
+    return inputs @ weight + bias
+
+
+class GateFit(NamedTuple):
+    """A network after so many steps of Adam, and how likely it made images that were left out.
+
+    Attributes:
+        steps: Steps of Adam.
+        left_out: Sum of log-likelihoods over the folds, each under the network without it [nats].
+        layers: Weight and bias of every layer of the network that is fitted by all images.
+    """
+
+    steps: int
+    left_out: float
+    layers: Layers
 
 
 class Gate(Weighting):
@@ -84,67 +101,81 @@ class Gate(Weighting):
                 f"gate's folds, got {len(known.targets)}"
             )
         self._folds, self._known = folds, known.teachers.known
+        self._logits, self._targets = known.teachers.logits, known.targets
 
     @cached_property
-    def steps(self) -> int:
-        """Steps of Adam that the network is fitted by."""
-        known = self.distiller.reference.labelled
-        assert known.teachers is not None
-        return self._choose_steps(known.teachers.logits, known.targets, self._folds)
+    def fit(self) -> GateFit:
+        """The network, fitted when it is first asked: as long as images left out grow likelier."""
+        best, worse = None, 0
+        for fit in self._fits():
+            if best is None or fit.left_out > best.left_out:
+                best, worse = fit, 0
+            elif (worse := worse + 1) == PATIENCE:
+                break
+        assert best is not None
+        return best
 
-    @cached_property
-    def network(self) -> nn.Module:
-        """The network, fitted when it is first asked."""
-        known = self.distiller.reference.labelled
-        assert known.teachers is not None
-        *_, (_, network) = self._fit(known.teachers.logits, known.targets, self.steps)
-        return network
+    def _fits(self) -> Iterator[GateFit]:
+        """The network after every number of `STEPS`.
 
-    def _choose_steps(
-        self, logits: Float[Tensor, "M N C"], targets: Int64[Tensor, " N"], folds: int
-    ) -> int:
-        """The number of steps after which images that were left out are most likely."""
-        random = torch.Generator().manual_seed(derive_seed(self.seed, "folds"))
-        order = torch.randperm(len(targets), generator=random).to(targets.device)
-        totals = dict.fromkeys(STEPS, 0.0)
-        for left_out in order.tensor_split(folds):
-            kept = order[~torch.isin(order, left_out)]
-            for steps, network in self._fit(logits[:, kept], targets[kept], STEPS[-1]):
-                found = gate_likelihood(
-                    network, logits[:, left_out], targets[left_out], self._known
-                )
-                totals[steps] += float(found.detach()) * len(left_out)
-        return max(totals, key=lambda steps: totals[steps])
+        It is fitted side by side with those of the folds, which begin alike and each leave some
+        images out.
+        """
+        inputs = gate_inputs(self._logits, self._known)
+        cross_entropy = teacher_cross_entropy(self._logits, self._targets, self._known)
+        seen = self._seen().to(inputs.device)
+        shares = seen / seen.sum(1, keepdim=True)
+        layers = self._start(len(seen), inputs.shape[1])
+        parameters = [part for layer in layers for part in layer]
+        optimizer = Adam(parameters, lr=self._lr, weight_decay=self._weight_decay, fused=True)
 
-    def _fit(
-        self, logits: Float[Tensor, "M N C"], targets: Int64[Tensor, " N"], most: int
-    ) -> Iterator[tuple[int, nn.Module]]:
-        """The network after every number of `STEPS` up to the largest, with that number."""
-        widths = [gate_inputs(logits[:, :1]).shape[1], *self._hidden]
-        with seeded(derive_seed(self.seed, "weighting")):
-            layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())]
-            network = nn.Sequential(*layers, nn.Linear(widths[-1], len(logits)))
-        network.to(logits.device)
-        optimizer = Adam(network.parameters(), lr=self._lr, weight_decay=self._weight_decay)
-        for step in range(1, most + 1):
+        def likelihoods() -> Float[Tensor, "K N"]:
+            return mixture_log_likelihood(scores(layers, inputs).softmax(-1), cross_entropy)
+
+        for step in range(1, STEPS[-1] + 1):
             optimizer.zero_grad(set_to_none=True)
             with torch.enable_grad():
-                (-gate_likelihood(network, logits, targets, self._known)).backward()
+                (-(likelihoods() * shares).sum()).backward()
             optimizer.step()
             if step in STEPS:
-                yield step, network
+                with torch.no_grad():
+                    left_out = float((likelihoods() * (1 - seen)).sum())
+                whole = [
+                    (own[-1].detach().clone(), shift[-1].detach().clone()) for own, shift in layers
+                ]
+                yield GateFit(step, left_out, whole)
+
+    def _seen(self) -> Float[Tensor, "K N"]:
+        """Which images each network is fitted by: without one fold each, and the last by all."""
+        random = torch.Generator().manual_seed(derive_seed(self.seed, "folds"))
+        order = torch.randperm(len(self._targets), generator=random)
+        seen = torch.ones(self._folds + 1, len(order))
+        for fold, left_out in enumerate(order.tensor_split(self._folds)):
+            seen[fold, left_out] = 0
+        return seen
+
+    def _start(self, count: int, width: int) -> Layers:
+        """So many networks that have not learned yet and are all alike."""
+        widths = [width, *self._hidden, len(self._logits)]
+        with seeded(derive_seed(self.seed, "weighting")):
+            linear = [nn.Linear(*ends) for ends in pairwise(widths)]
+
+        def repeated(part: Tensor) -> Tensor:
+            return part.detach().to(self._logits.device).repeat(count, 1, 1).requires_grad_()
+
+        return [(repeated(layer.weight.T), repeated(layer.bias)) for layer in linear]
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
         """Weights by the network, the same in both heads."""
-        weights = self.network(gate_inputs(state.teachers.logits, self._known)).softmax(1)
+        inputs = gate_inputs(state.teachers.logits, self._known)
+        weights = scores(self.fit.layers, inputs).softmax(1)
         return TeacherWeights(logit=weights, feature=weights)
 
     def state_dict(self) -> dict[str, Any]:
         """The network; it does not change any more."""
-        return {"steps": self.steps, "network": self.network.state_dict()}
+        return self.fit._asdict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the network that `state_dict` gave."""
-        self.steps = int(state["steps"])
-        self.network.load_state_dict(state["network"])
+        self.fit = GateFit(**state)

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
-from mtkd_env.losses import mixture_log_likelihood
+from mtkd_env.losses import mixture_log_likelihood, teacher_cross_entropy
 from mtkd_env.reference import ReferenceImages
+from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
 from mtkd_env.weighting.coverage import coverage_weights
-from mtkd_env.weighting.gate import Gate
+from mtkd_env.weighting.gate import Gate, gate_inputs
 from tiny import CLASSES, IMAGE_SHAPE, generator, make_state, make_tiny_distiller, teachers
 
 M = 2
@@ -71,14 +72,32 @@ def test_a_gate_learns_from_few_labels_whom_to_ask() -> None:
     asked = weights.gather(1, (targets // (CLASSES // 2)).unsqueeze(1)).mean()
     assert asked > 0.7
     equal = torch.full_like(weights, 1 / M)
-    gained = mixture_log_likelihood(weights, logits, targets).mean()
-    assert gained > mixture_log_likelihood(equal, logits, targets).mean() + 0.1
+    own = teacher_cross_entropy(logits, targets)
+    gained = mixture_log_likelihood(weights, own).mean()
+    assert gained > mixture_log_likelihood(equal, own).mean() + 0.1
+
+
+def test_a_gate_is_the_network_that_learns_from_all_labelled_images_alone() -> None:
+    logits, targets = known(40, seed=1)
+    gate = Gate(distiller_of(logits, targets), hidden=[8], folds=2, weight_decay=0.1)
+    inputs, own = gate_inputs(logits), teacher_cross_entropy(logits, targets)
+    with seeded(derive_seed(0, "weighting")):
+        first, second = nn.Linear(inputs.shape[1], 8), nn.Linear(8, M)
+    network = nn.Sequential(first, nn.ReLU(), second)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3, weight_decay=0.1)
+    for _ in range(gate.fit.steps):
+        optimizer.zero_grad()
+        (-mixture_log_likelihood(network(inputs).softmax(1), own).mean()).backward()
+        optimizer.step()
+    expected = network(gate_inputs(logits)).softmax(1)
+    torch.testing.assert_close(gate(state_of(logits)).logit, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_cross_validation_stops_a_gate_early_where_there_is_nothing_to_learn() -> None:
     noise = torch.randn(M, 100, CLASSES, generator=generator(3))
     targets = torch.randint(CLASSES, (100,), generator=generator(4))
-    assert Gate(distiller_of(noise, targets)).steps < Gate(distiller_of(*known(100, seed=1))).steps
+    learned = Gate(distiller_of(*known(100, seed=1)))
+    assert Gate(distiller_of(noise, targets)).fit.steps < learned.fit.steps
 
 
 def test_a_gate_does_not_look_at_the_labels_of_the_batch() -> None:
@@ -133,4 +152,5 @@ def test_a_mixtures_likelihood_is_that_of_the_weighted_probabilities() -> None:
     weights = weights / weights.sum(1, keepdim=True)
     mixture = torch.einsum("bm,mbc->bc", weights, logits.softmax(-1))
     expected = mixture.gather(1, targets.unsqueeze(1)).squeeze(1).log()
-    torch.testing.assert_close(mixture_log_likelihood(weights, logits, targets), expected)
+    found = mixture_log_likelihood(weights, teacher_cross_entropy(logits, targets))
+    torch.testing.assert_close(found, expected)

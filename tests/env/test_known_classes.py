@@ -176,7 +176,8 @@ def test_a_mixture_finds_a_class_as_likely_as_those_find_it_who_know_it() -> Non
     _, all_known = logits()
     targets = torch.full((5,), 1)
     weights = torch.full((5, 3), 1 / 3)
-    found = losses.mixture_log_likelihood(weights, hidden(all_known), targets, KNOWN)
+    cross_entropy = losses.teacher_cross_entropy(hidden(all_known), targets, KNOWN)
+    found = losses.mixture_log_likelihood(weights, cross_entropy)
     own = torch.stack(
         [all_known[m][:, KNOWN[m]].softmax(1)[:, int(KNOWN[m, :1].sum())] for m in (1, 2)]
     )

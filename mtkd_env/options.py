@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from functools import cache
 from itertools import repeat
 from numbers import Integral, Real
 from pathlib import Path
@@ -94,7 +95,9 @@ def typed(
     Raises:
         ConfigError: A value of another type; named as `path.argument`.
     """
-    parameters = inspect.signature(target).parameters
+    of_class = isinstance(target, type)
+    signature = _class_signature(target) if of_class else inspect.signature(target)
+    parameters = signature.parameters
     return {
         name: fitted(
             plain(value),
@@ -147,10 +150,23 @@ def field_names(kind: type) -> list[str]:
     return [entry.name for entry in fields(kind)]
 
 
-def default_values(kind: type) -> dict[str, Any]:
+def default_values(kind: type) -> Mapping[str, Any]:
     """The defaults of a dataclass, by the names of those fields that have one."""
+    return _defaults(kind)
+
+
+@cache
+def _defaults(kind: type) -> Mapping[str, Any]:
+    """Made once, because those that are options have defaults of their own, and so on."""
     found = {entry.name: _default(entry) for entry in fields(kind)}
-    return {name: value for name, value in found.items() if value is not MISSING}
+    return types.MappingProxyType(
+        {name: value for name, value in found.items() if value is not MISSING}
+    )
+
+
+@cache
+def _class_signature(kind: type) -> inspect.Signature:
+    return inspect.signature(kind)
 
 
 def _default(entry: Field[Any]) -> Any:

@@ -17,8 +17,8 @@ help: ## list the targets
 
 install: $(STAMP) ## create .venv and install the project with its development tools
 
-run: $(STAMP) ## compare PPO with equal teacher weights on the bundled digits
-	$(BIN)/python experiments/run.py --algo ppo,aver $(ARGS)
+run: $(STAMP) ## five specialists, few labels: the agent, a gate and equal weights on the bundled digits
+	$(BIN)/python experiments/run.py --recipe specialists_digits --algo heldout_pg,gate,aver $(ARGS)
 
 test: $(STAMP) ## run the tests, without the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -1,4 +1,4 @@
-"""The shipped recipes are the paper's experiments, and a recipe is a layer of the configuration."""
+"""The shipped recipes: the paper's experiments and specialists; a layer of the configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ OF_THE_DIGITS = {
     "student": {"network", "width"},
     "optimizer": {"epochs", "lr"},
 }
+SPECIALISTS = [name for name in RECIPES if name.startswith("specialists_")]
+PAPERS = sorted({*RECIPES} - {*SPECIALISTS})
 VIT = ["imagenet_cait_xxs24", "imagenet_deit_tiny"]
 
 
@@ -35,7 +37,7 @@ def parse(*flags: str) -> ExperimentConfig:
 
 
 def test_the_papers_students_are_shipped() -> None:
-    assert {name: parse("--recipe", name).student.network for name in RECIPES} == {
+    assert {name: parse("--recipe", name).student.network for name in PAPERS} == {
         "cifar100_mobilenetv2": "mobilenetv2",
         "cifar100_regnetx_200mf": "regnetx_200mf",
         "cifar100_resnet56": "resnet56",
@@ -47,7 +49,7 @@ def test_the_papers_students_are_shipped() -> None:
     }
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PAPERS)
 def test_recipes_name_what_exists(name: str) -> None:
     config = parse("--recipe", name, "--algo", "pg")
     for teacher in config.teachers.teachers:
@@ -70,6 +72,17 @@ def test_recipes_take_nothing_that_matters_from_the_digits(name: str) -> None:
     # Nesterov's momentum is the only key of the teachers' training that adamw has no use for.
     missing = {"epochs", "lr", "weight_decay", "nesterov"} - set(content["teachers"]["recipe"])
     assert missing <= ({"nesterov"} if name in VIT else set())
+
+
+@pytest.mark.parametrize("name", SPECIALISTS)
+def test_specialists_each_know_a_part_and_labels_are_few(name: str) -> None:
+    config = parse("--recipe", name)
+    assert all(t.images and (t.skew or t.trained_on) for t in config.teachers.teachers)
+    assert config.data.labelled is not None
+    assert config.data.train_size is not None
+    assert config.data.labelled < config.data.train_size / 8
+    # As in the study: no feature term, and no label of a sample is asked for.
+    assert (config.distillation.beta, config.distillation.feature) == (0, "none")
 
 
 @pytest.mark.parametrize("name", CIFAR)

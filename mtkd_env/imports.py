@@ -1,4 +1,4 @@
-"""What a name stands for: an entry of a table or `module:Name`; and which ones a file may say.
+"""What a name stands for, such as `module:Name`; and which ones a file may say.
 
 Whatever a table names may also be given as an object, by one rule, which `Kind` is.
 A file of a run or a configuration is data, maybe somebody else's, and to import a module runs it.
@@ -6,7 +6,7 @@ So a file may name what belongs to this project or to a package that it declares
 everything else has to be said by the user: on the command line, in Python, or by `--trust`.
 """
 
-import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, distribution, requires
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeAlias, TypeVar
 
 from mtkd_env.errors import ConfigError, did_you_mean
@@ -38,17 +40,18 @@ PACKAGES = PROJECT | {"sb3_contrib", "stable_baselines3"}
 # Of a requirement: it is for work on the project itself.
 DEVELOPERS = re.compile(r"extra == .(dev|docs)\b")
 
-# `module:Name`; what stands behind an @ says something about it.
-MODULE, ATTRIBUTE = r"[^\W\d][\w.]*", r"[^\W\d]\w*"
-NAME = re.compile(rf"({MODULE}):({ATTRIBUTE})(?:@.*)?", re.DOTALL)
-NAME_IN_TEXT = re.compile(rf"{MODULE}:{ATTRIBUTE}")
+# `module:Name`, or `file.py:Name`; what stands behind an @ says something about it.
+SUFFIX = ".py"
+MODULE, ATTRIBUTE = rf"[^\s:,'\"\[\]{{}}=]+\{SUFFIX}|[^\W\d][\w.]*", r"[^\W\d]\w*"
+NAME = re.compile(rf"({MODULE}):({ATTRIBUTE})((?:@.*)?)", re.DOTALL)
+NAME_IN_TEXT = re.compile(rf"({MODULE}):({ATTRIBUTE})")
 
 # What records call an object that its name alone does not bring back.
 IN_MEMORY = "object of "
 
 
 def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
-    """What `module:Name` stands for; it is not called.
+    """What `module:Name` or `file.py:Name` stands for; it is not called.
 
     Args:
         name: The name, with or without something behind an @.
@@ -61,15 +64,15 @@ def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
     """
     match = NAME.fullmatch(name)
     if match is None:
-        raise ConfigError(f"cannot load '{name}': expected module:Name")
+        raise ConfigError(f"cannot load '{name}': expected module:Name or file.py:Name")
     if (applied := _APPLIED.get()) is not None:
         applied.check(match)
     path = f"{match[1]}:{match[2]}"
     try:
-        module = importlib.import_module(match[1])
-    except (ImportError, ValueError) as error:
-        hint = did_you_mean(package_of(match[1]), PACKAGES) or "; is its folder in PYTHONPATH?"
-        raise ConfigError(f"cannot load '{path}': {error}{hint}") from error
+        module = _module(match[1])
+    # A user's module raises whatever it happens upon.
+    except Exception as error:
+        raise ConfigError(f"cannot load '{path}': {_why_not(match[1], error)}") from error
     try:
         found = getattr(module, match[2])
     except AttributeError as error:
@@ -79,6 +82,56 @@ def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
     if not fits(found):
         raise ConfigError(f"'{path}' is not {expected} but {found!r}")
     return found
+
+
+def _module(named: str) -> ModuleType:
+    """The module of a name, or of a file; one that is not installed may be in the working folder.
+
+    Raises:
+        ConfigError: There is no such file, or a module of its name has been imported already.
+    """
+    package = package_of(named)
+    if not named.endswith(SUFFIX):
+        if importlib.util.find_spec(package) is None:
+            _look_into(Path.cwd())
+        return importlib.import_module(named)
+    path = Path(named).expanduser().absolute()
+    if not path.is_file():
+        raise ConfigError("no such file")
+    _look_into(path.parent)
+    module = importlib.import_module(path.stem)
+    if not path.samefile(module.__file__ or ""):
+        raise ConfigError(f"the module {path.stem} is another file, {module.__file__}; rename one")
+    return module
+
+
+def _look_into(folder: Path) -> None:
+    """Lets modules be found in a folder, behind all other places."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _why_not(named: str, error: Exception) -> str:
+    """Why a module cannot be imported."""
+    if isinstance(error, ConfigError):
+        return str(error)
+    if not isinstance(error, ImportError | ValueError):
+        return f"{type(error).__name__}: {error}"
+    nearest = did_you_mean(package_of(named), PACKAGES)
+    return f"{error}{nearest or '; is its folder in PYTHONPATH?'}"
+
+
+def whole_name(text: str) -> str:
+    """A name as it is from any working folder: `file.py:Name` with the whole path."""
+    match = NAME.fullmatch(text)
+    return text if match is None else f"{_place(match[1])}:{match[2]}{match[3]}"
+
+
+def _place(module: str) -> str:
+    """A module's name, or the whole path of a file."""
+    if not module.endswith(SUFFIX):
+        return module
+    return str(Path(module).expanduser().absolute())
 
 
 @dataclass(frozen=True)
@@ -259,7 +312,8 @@ class Trust:
         Raises:
             ConfigError: It is not to be trusted.
         """
-        module, package = name[1], package_of(name[1])
+        module = _place(name[1])
+        package = "" if module.endswith(SUFFIX) else package_of(module)
         if self.names is None or f"{module}:{name[2]}" in self.names or package in PROJECT:
             return
         if not is_dependency(package):
@@ -304,7 +358,8 @@ def trust_of(argv: Iterable[str]) -> Trust:
     flags = list(argv)
     if TRUST in flags:
         return Trust(None)
-    return Trust(frozenset(name for flag in flags for name in NAME_IN_TEXT.findall(flag)))
+    found = (match for flag in flags for match in NAME_IN_TEXT.finditer(flag))
+    return Trust(frozenset(f"{_place(match[1])}:{match[2]}" for match in found))
 
 
 def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:

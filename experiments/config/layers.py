@@ -1,5 +1,6 @@
 """Where the values of a configuration come from: files, and parts of them, one over the other."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -9,7 +10,9 @@ import yaml
 
 from experiments.config.experiment import ExperimentConfig
 from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.files import load_yaml, path_or_name, user_path
+from mtkd_env.files import load_yaml, parse_yaml, path_or_name, user_path
+from mtkd_env.options import as_fields
+from mtkd_env.teachers.pool import PoolSpec, TeacherSpec
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -61,18 +64,60 @@ class Layer:
 def file_layer(path: Path, *, flag: str = "--config", shipped: bool = False) -> Layer:
     """The keys and values of a YAML file, which errors say `flag` has named."""
     values = read_yaml(path, flag)
-    if not isinstance(pool := values.get("teachers"), str):
+    if shipped:  # The parser's help names the file.
         return Layer(str(path), values, str(path), shipped)
-    values["teachers"] = pool_path(pool, path.parent)
-    return Layer(str(path), values, yaml.safe_dump(values), shipped)
+    if isinstance(pool := values.get("teachers"), str):
+        values["teachers"] = pool = str((path.parent / user_path(pool)).absolute())
+    return Layer(
+        str(path), values, for_parser(values | ({"teachers": whole_pool(pool)} if pool else {}))
+    )
 
 
-def pool_path(named: str, folder: Path = Path()) -> str:
-    """The whole path of a pool's file in a folder; anything else as it is.
+def whole_pool(given: Any) -> Any:
+    """A pool with keys and values wherever it may be given in another form.
 
-    The parser would take a bare `pool.yaml` for the name of a class.
+    The parser knows no other: it would take a teacher's network alone for the name of a class.
+
+    Args:
+        given: The pool, or its file; anything else is for the parser to refuse.
     """
-    return str((folder / user_path(named)).absolute()) if named.endswith(YAML) else named
+    if isinstance(given, str) and given.endswith(YAML) and user_path(given).is_file():
+        given = load_yaml(user_path(given))
+    if not isinstance(given, Mapping | list):
+        return given
+    pool = as_fields(PoolSpec, given)
+    if isinstance(teachers := pool.get("teachers"), list):
+        pool["teachers"] = [
+            as_fields(TeacherSpec, one) if isinstance(one, str) else one for one in teachers
+        ]
+    return pool
+
+
+def for_parser(values: Any) -> str:
+    """Keys and values as a text that the parser reads as the same ones."""
+    return yaml.safe_dump(_quoted(values), allow_unicode=True)
+
+
+def _quoted(values: Any) -> Any:
+    """The same with quotes around texts that the parser would take for something else: `"0"`.
+
+    It looks into every text once more; what it leaves of these, `plain_values` makes texts again.
+    """
+    if isinstance(values, Mapping):
+        return {key: _quoted(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_quoted(value) for value in values]
+    if isinstance(values, str) and not isinstance(yaml_value(values), str):
+        return json.dumps(values, ensure_ascii=False)
+    return values
+
+
+def yaml_value(text: str) -> Any:
+    """What a text says as YAML; the text itself if it is none."""
+    try:
+        return parse_yaml(text)
+    except yaml.YAMLError:
+        return text
 
 
 def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:

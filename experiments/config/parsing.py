@@ -1,14 +1,13 @@
 """The command line: which layers it asks for, and the configuration that they give together."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import takewhile
 from typing import Any, NoReturn, TypeVar
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from experiments.command import as_called
@@ -19,12 +18,14 @@ from experiments.config.layers import (
     Layer,
     algo_layers,
     file_layer,
-    pool_path,
+    for_parser,
     recipe_layers,
+    whole_pool,
+    yaml_value,
 )
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, plain_message
-from mtkd_env.files import parse_yaml, user_path
-from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of
+from mtkd_env.files import user_path
+from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of, whole_name
 from mtkd_env.options import build, field_names
 from mtkd_env.teachers.pool import TeacherSpec, read_pool_spec
 
@@ -48,6 +49,9 @@ NEAR = 0.6
 
 # Where the parser notes the file that a part was read from.
 FILE = "__path__"
+
+# What texts begin with that the parser would otherwise take for something else.
+QUOTES = ("'", '"')
 
 
 class ConfigurationParser(ArgumentParser):
@@ -172,7 +176,6 @@ def read_flags(argv: Sequence[str]) -> Flags:
         values, flags = take(flags, f"--{name}")
         short += [f"--{key}={value}" for value in values]
     given, flags = take(flags, "--agent.arguments")
-    flags = _with_pool_paths(flags)
     layers = [file_layer(user_path(path)) for path in paths]
     in_files = [str(layer.values["recipe"]) for layer in layers if layer.values.get("recipe")]
     return Flags(
@@ -182,20 +185,21 @@ def read_flags(argv: Sequence[str]) -> Flags:
         agent_arguments=[_load_arguments(text) for text in given],
         pools=take(flags, "--teachers")[0],
         trust=trust_of(argv),
-        others=[*flags, *short],
+        others=[*_for_parser(flags), *short],
     )
 
 
-def _with_pool_paths(flags: Sequence[str]) -> list[str]:
-    """Some flags, with the whole paths of the files in `--teachers FILE` and `--teachers=FILE`."""
-    whole = []
+def _for_parser(flags: Sequence[str]) -> Iterator[str]:
+    """Some flags, with keys and values where the parser takes nothing else; see `for_parser`."""
     for before, flag in zip(["", *flags], flags, strict=False):
-        name, equals, value = flag.partition("=")
-        if before == "--teachers":
-            whole.append(pool_path(flag))
-        else:
-            whole.append(f"{name}={pool_path(value)}" if name == "--teachers" and equals else flag)
-    return whole
+        name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "", flag)
+        found = yaml_value(value)
+        if name == "--teachers":
+            found = whole_pool(found)
+        elif name == "--teachers.teachers":
+            found = whole_pool(found).get("teachers") if isinstance(found, list) else found
+        text = for_parser(found) if isinstance(found, Mapping | list) else value
+        yield f"{name}={text}" if equals else text if name == before else flag
 
 
 def _names(text: str) -> list[str]:
@@ -257,7 +261,7 @@ def build_config(
         for layer in layers:
             _check_pool(layer.values.get("teachers"), f"{layer.name}: ")
         for named in flags.pools:
-            _check_pool(named if named.endswith(YAML) else _value(named))
+            _check_pool(yaml_value(named))
         try:
             return _parse(algo, layers, arguments, others, program)
         except ConfigError as error:
@@ -279,18 +283,21 @@ def _parse(
     configs = [part for source in sources for part in ("--config", source)]
     together = {key: value for layer in arguments for key, value in layer.items()}
     # As YAML, because JSON has no word for NaN or infinity.
-    merged = ["--agent.arguments", yaml.safe_dump(together)] if together else []
+    merged = ["--agent.arguments", for_parser(together)] if together else []
     parser = _parser(tuple(layer.source for layer in shipped), as_called(program))
     return parser.build(ExperimentConfig, [*configs, *merged, *flags, "--algo", algo])
 
 
 def plain_values(value: Any) -> Any:
-    """What a parser gave, with dictionaries for its namespaces."""
+    """What a parser gave, with dictionaries for its namespaces, and texts without their quotes."""
+    if isinstance(value, str):
+        unquoted = yaml_value(value) if value[:1] in QUOTES else value
+        return whole_name(unquoted if isinstance(unquoted, str) else value)
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, dict):
         return {name: plain_values(entry) for name, entry in value.items() if name != FILE}
-    return tuple(map(plain_values, value)) if isinstance(value, tuple) else value
+    return type(value)(map(plain_values, value)) if isinstance(value, tuple | list) else value
 
 
 def _culprit(layers: Sequence[Layer], message: str, program: str) -> str | None:
@@ -323,16 +330,8 @@ def _check_pool(given: Any, place: str = "") -> None:
                 check_arguments(TeacherSpec, teacher, f"{place}teachers.teachers.{number}")
 
 
-def _value(text: str) -> Any:
-    """What a flag's text says as YAML; None if it is none."""
-    try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return None
-
-
 def _load_arguments(text: str) -> dict[str, Any]:
-    arguments = _value(text)
+    arguments = yaml_value(text)
     if not isinstance(arguments, dict):
         raise ConfigError(f"agent.arguments: expected keys and values, got '{text}'")
     return arguments

@@ -180,7 +180,9 @@ def dataset_arguments(name: Named, arguments: Mapping[str, Any], path: str) -> d
     parameters = inspect.signature(load).parameters
     return {
         key: whole_path(value)
-        if isinstance(value, str) and Path in get_args(parameters[key].annotation)
+        if isinstance(value, str)
+        and key in parameters
+        and Path in get_args(parameters[key].annotation)
         else value
         for key, value in typed(load, arguments, path).items()
     }

@@ -1,7 +1,7 @@
 """The user's own networks, as objects or by the name of their module and class."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mtkd_env.errors import ConfigError, check_arguments
-from mtkd_env.imports import Named, import_name, is_users, name_of
+from mtkd_env.imports import PROJECT, Named, import_name, is_users, name_of, package_of
 from mtkd_env.networks.base import Network, check_fixed_width
 from mtkd_env.networks.cut import CutNetwork, check_layer, layer_node, trace
 from mtkd_env.networks.hooked import HookedNetwork
@@ -27,9 +27,10 @@ def load(given: Named) -> Callable[..., Network]:
     """Makes the network that an object stands for, or `module:Name`, or `module:Name@layer`.
 
     A class, or function, is called with those of `num_classes` and `in_channels` that its signature
-    has, and with a `width` other than 1. Of a module that has been made already, each network is a
-    copy, weights included. What is no `Network` needs the name of its last feature layer: behind an
-    @, or by `cut_at`.
+    has, and with a `width` other than 1. One that names no `num_classes` but takes any keyword, as
+    factories do, is given it, and `in_channels` other than 3. Of a module that has been made
+    already, each network is a copy, weights included. What is no `Network` needs the name of its
+    last feature layer: behind an @, or by `cut_at`.
 
     Raises:
         ConfigError: It cannot be imported, or makes no network.
@@ -86,9 +87,18 @@ def _makes_networks(target: Any) -> bool:
     if not is_users(target):
         return False
     try:
-        return "num_classes" in inspect.signature(target).parameters
+        parameters = inspect.signature(target).parameters
     except ValueError:
         return False
+    # Functions of the project take any keyword for other ends.
+    project = package_of(target.__module__) in PROJECT
+    return "num_classes" in parameters or (_takes_any(parameters) and not project)
+
+
+def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    """Whether a signature takes any keyword, and nothing but keywords in any number."""
+    kinds = {one.kind for one in parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds and inspect.Parameter.VAR_POSITIONAL not in kinds
 
 
 def _build(
@@ -103,25 +113,41 @@ def _build(
     **arguments: Any,
 ) -> Network:
     signature = inspect.signature(target)
-    parameters = signature.parameters
     check_arguments(target, arguments, name)
-    common: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
-    common = {key: value for key, value in common.items() if key in parameters}
-    if "width" not in parameters:
-        check_fixed_width(width, name)
-    elif width != 1:
-        common["width"] = width
+    common = _common(signature.parameters, num_classes, in_channels, width, name)
     try:
         signature.bind(**common, **arguments)
+        made = target(**common, **arguments)
     except TypeError as error:
         raise ConfigError(f"'{name}' cannot be made: {error}") from error
     shape = (in_channels, *(image_size or IMAGE_SIZE))
-    network = _as_network(name, target(**common, **arguments), layer, num_classes, shape)
+    network = _as_network(name, made, layer, num_classes, shape)
     if network.num_classes != num_classes:
         raise ConfigError(
             f"'{name}' has {network.num_classes} classes, the images have {num_classes}"
         )
     return network
+
+
+def _common(
+    parameters: Mapping[str, inspect.Parameter],
+    num_classes: int,
+    in_channels: int,
+    width: float,
+    name: str,
+) -> dict[str, Any]:
+    """What every network is told, as far as its maker takes it; see `load`."""
+    common: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels}
+    if "num_classes" not in parameters and _takes_any(parameters):
+        given = {"num_classes"} | ({"in_channels"} if in_channels != 3 else set())
+    else:
+        given = common.keys() & parameters.keys()
+    common = {key: common[key] for key in given}
+    if "width" not in parameters:
+        check_fixed_width(width, name)
+    elif width != 1:
+        common["width"] = width
+    return common
 
 
 def _as_network(

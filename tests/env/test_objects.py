@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, assert_never
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from mtkd_env.imports import Trust, is_in_memory, is_users, name_of, takes
+from mtkd_env.imports import Trust, is_in_memory, is_users, name_of, takes, whole_name
 from mtkd_env.networks import build_network, cut_at, has_weights
 from mtkd_env.observation import Block
 from mtkd_env.registration import assemble
@@ -233,6 +234,39 @@ def test_a_class_is_made_anew_by_every_seed() -> None:
     first, again, other = (next(build(seed=seed).parameters()) for seed in (0, 0, 1))
     assert first.equal(again)
     assert not first.equal(other)
+
+
+def test_a_factory_of_any_keyword_is_told_the_classes() -> None:
+    def factory(**keywords: Any) -> nn.Module:
+        return Small(**{"in_channels": 3} | keywords)
+
+    for channels in (1, 3):
+        made = build_network(cut_at(factory, "body"), num_classes=5, in_channels=channels)
+        assert made(torch.rand(2, channels, 8, 8)).logits.shape == (2, 5)
+    with pytest.raises(ConfigError, match=r"cannot be made: .*unexpected keyword argument 'depth'"):
+        build_network(cut_at(factory, "body"), num_classes=5, depth=8)
+
+
+def test_a_name_may_be_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "of_a_file.py"
+    path.write_text("def reward(state, distillation):\n    return 0\n")
+    named = f"{path}:reward"
+    assert EnvSpec(reward=named).reward == named
+    assert whole_name(f"{path.name}:reward@x") == f"{Path.cwd() / path.name}:reward@x"
+    broken = tmp_path / "broken_file.py"
+    broken.write_text("1 / 0")
+    for name, message in {
+        f"{tmp_path}/other.py:reward": "reward: cannot load '.*other.py:reward': no such file",
+        f"{broken}:reward": "ZeroDivisionError: division by zero",
+        f"{path}:rewart": "has no attribute 'rewart'; did you mean 'reward'",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            EnvSpec(reward=name)
+    namesake = tmp_path / "other" / path.name
+    namesake.parent.mkdir()
+    namesake.write_text("")
+    with pytest.raises(ConfigError, match="the module of_a_file is another file"):
+        EnvSpec(reward=f"{namesake}:reward")
 
 
 def test_modules_that_are_made_are_told_from_classes() -> None:

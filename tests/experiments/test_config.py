@@ -2,6 +2,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,28 @@ def test_teachers_are_given_by_a_file_and_changed_by_flags(write: WriteFile) -> 
     config = parse("--teachers.teachers", "[{network: resnet8, kind: random, seed: 3}]")
     (teacher,) = config.teachers.teachers
     assert (teacher.label, teacher.seed) == ("resnet8-random", 3)
+
+
+def test_teachers_may_be_named_alone(write: WriteFile) -> None:
+    teachers = parse("--teachers.teachers", "[{network: resnet8}, {network: wrn_16_1}]").teachers
+    names = "[resnet8, wrn_16_1]"
+    assert parse("--teachers.teachers", names).teachers == teachers
+    assert parse("--teachers", names).teachers == teachers
+    assert parse("--teachers", write(f"teachers: {names}")).teachers == teachers
+    assert parse("--config", write(f"teachers: {names}")).teachers == teachers
+
+
+@pytest.mark.parametrize("text", ["0", "1e-3", "null", "true", "[1]", "0x1", "2026-01-01"])
+def test_what_is_quoted_is_a_text(text: str, write: WriteFile) -> None:
+    data = {"dataset": "npz", "arguments": {"path": text}}
+    quoted = partial(yaml.safe_dump, default_style="'")
+    path = {"path": str(Path.cwd() / text)}
+    flags = ["--data.dataset", "npz", "--data.arguments"]
+    assert parse(*flags, quoted(data["arguments"])).data.arguments == path
+    assert parse(*flags[:2], "--data.arguments.path", f"'{text}'").data.arguments == path
+    assert parse("--config", write(quoted({"data": data}))).data.arguments == path
+    pool = write(quoted({"teachers": [{"network": "resnet8", "classes": [text, "b"]}]}))
+    assert parse("--teachers", pool).teachers.teachers[0].classes == (text, "b")
 
 
 def test_several_methods_differ_in_nothing_but_their_own_files() -> None:

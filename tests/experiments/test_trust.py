@@ -191,6 +191,19 @@ def test_texts_that_name_no_object_are_texts(text: str) -> None:
         check_trusted({"key": text})
 
 
+def test_a_file_trusts_no_file_of_a_known_name() -> None:
+    with Trust().applied(), pytest.raises(ConfigError, match=r"key: 'timm\.py:Net' is not of this"):
+        check_trusted({"key": "timm.py:Net"})
+    with trust_of(["--student.network=modules/theirs.py:Net@body"]).applied():
+        assert import_name(f"{Path.cwd()}/modules/theirs.py:Net", callable, "x").__name__ == "Net"
+
+
+def test_a_module_may_be_in_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    Path("at_hand.py").write_text("def here(): ...")
+    assert import_name("at_hand:here", callable, "callable").__name__ == "here"
+
+
 def test_a_command_line_trusts_the_names_in_it() -> None:
     argv = ["--algo", "my.agents:A", "--teachers={teachers: [{network: 'b:C@d'}]}", "--seed=1"]
     assert trust_of(argv) == Trust(frozenset({"my.agents:A", "b:C"}))

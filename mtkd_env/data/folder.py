@@ -44,6 +44,7 @@ def load_folder(
     repeats: int = 1,
     workers: int | None = None,
     prefetch_bytes: int = PREFETCH_BYTES,
+    exif: bool = False,
 ) -> ImageFiles:
     """A user's own images: `root/train/CLASS/*`, and `root/val/CLASS/*` or `root/test/CLASS/*`.
 
@@ -61,6 +62,7 @@ def load_folder(
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
         prefetch_bytes: Bytes that all images decoded ahead may take together.
+        exif: Whether images are turned as their EXIF data says; torchvision does not.
 
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
@@ -77,6 +79,7 @@ def load_folder(
         repeats=repeats,
         workers=workers,
         prefetch_bytes=prefetch_bytes,
+        exif=exif,
     )
 
 
@@ -103,6 +106,7 @@ def load_imagenet(
     repeats: int = 1,
     workers: int | None = None,
     prefetch_bytes: int = PREFETCH_BYTES,
+    exif: bool = False,
 ) -> ImageFiles:
     """ImageNet (ILSVRC 2012) or a part of its classes, as `torchvision.datasets.ImageNet` lays out.
 
@@ -117,6 +121,7 @@ def load_imagenet(
         repeats: How often an image occurs in an epoch; see `ImageFiles`.
         workers: Processes that decode; one per core up to eight by default.
         prefetch_bytes: Bytes that all images decoded ahead may take together.
+        exif: Whether images are turned as their EXIF data says; torchvision does not.
 
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
@@ -133,6 +138,7 @@ def load_imagenet(
         repeats=repeats,
         workers=workers,
         prefetch_bytes=prefetch_bytes,
+        exif=exif,
     )
 
 

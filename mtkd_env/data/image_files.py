@@ -114,6 +114,8 @@ class ImageFiles(ImageSet[FileSplit]):
             default, and 0 decodes in the training process.
         prefetch_bytes: Bytes that all images decoded ahead may take together, besides the batch in
             use; if they are fewer than a worker makes at a time, one worker works.
+        exif: Whether images are turned as their EXIF data says, as phones write it. Torchvision's
+            loaders, and with them most published weights, do not.
         num_classes: C.
 
     Raises:
@@ -132,6 +134,7 @@ class ImageFiles(ImageSet[FileSplit]):
     repeats: int = 1
     workers: int | None = None
     prefetch_bytes: int = PREFETCH_BYTES
+    exif: bool = False
     num_classes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,13 +171,15 @@ class ImageFiles(ImageSet[FileSplit]):
     @property
     def preprocessing(self) -> Preprocessing:
         """ImageNet's moments, of central views."""
-        return Preprocessing(self.image_shape, MEAN, STD, self.resize, self.interpolation)
+        return Preprocessing(
+            self.image_shape, MEAN, STD, self.resize, self.interpolation, self.exif
+        )
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of names, sizes and classes of the files, and of what is made of them."""
         sizes = (self.image_size, self.resize, self.interpolation)
-        settings = (*sizes, self.augmentation, self.repeats)
+        settings = (*sizes, self.augmentation, self.repeats, *(("exif",) if self.exif else ()))
         sha = hashlib.sha256(repr((self.num_classes, *settings)).encode())
         for part in (self.train, self.val, self.test):
             if part is None:
@@ -252,7 +257,8 @@ class ImageFiles(ImageSet[FileSplit]):
     def pixels(self, split: FileSplit, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
         """Central views of the images at some positions of a split."""
         request = (split.paths(positions.tolist()), [0] * len(positions))
-        return next(decode([request], self.view(augment=False), Ahead(0, 0), pin=False))
+        view = self.view(augment=False)
+        return next(decode([request], view, Ahead(0, 0), pin=False, exif=self.exif))
 
     def view(self, *, augment: bool) -> View:
         """What is made of an image."""
@@ -332,7 +338,8 @@ class FileViews(Views):
         )
         # A single chunk is made sooner than workers are.
         ahead = self._data.ahead(self._view) if sum(map(len, chunks)) > 1 else Ahead(0, 0)
-        made = decode(requests, self._view, ahead, pin=self.device.type == "cuda")
+        pin = self.device.type == "cuda"
+        made = decode(requests, self._view, ahead, pin=pin, exif=self._data.exif)
         for part in chunks:
             own = [views.to(self.device, non_blocking=True) for views in islice(made, len(part))]
             inputs = own[0] if len(own) == 1 else torch.cat(own)

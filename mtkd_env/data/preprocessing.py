@@ -31,6 +31,7 @@ class Preprocessing(Options):
             taken; by default they are resized so that they just cover what the network sees, as
             images of that size are already.
         interpolation: How they are resized: bilinear or bicubic.
+        exif: Whether they are turned as their EXIF data says.
     """
 
     image_shape: tuple[int, int, int]
@@ -38,6 +39,7 @@ class Preprocessing(Options):
     std: tuple[float, ...]
     resize: int | None = None
     interpolation: str = "bilinear"
+    exif: bool = False
 
     def __call__(self, image: Image.Image | str | Path) -> Float32[Tensor, "K H W"]:
         """An image, or that of a file, as the network sees it.
@@ -56,7 +58,10 @@ class Preprocessing(Options):
         channels, height, width = self.image_shape
         if channels not in MODES:
             raise ConfigError(f"images with {channels} channels are not read from pictures")
-        picture = colors(image) if isinstance(image, Image.Image) else read_image(image)
+        if isinstance(image, Image.Image):
+            picture = colors(image, exif=self.exif)
+        else:
+            picture = read_image(image, exif=self.exif)
         picture = picture.convert(MODES[channels])
         if self.resize is not None:
             return central_view(height, self.resize, self.interpolation)(picture)

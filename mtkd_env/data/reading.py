@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mtkd_env.errors import ConfigError
 
@@ -87,27 +87,33 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
     return tags
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, *, exif: bool = False) -> Image.Image:
     """The first picture of a file in colours of 8 bits a channel; what is transparent is not.
 
     Integers of 16 bits are scaled by their range, floats from that of 0 to 1.
+
+    Args:
+        path: The file.
+        exif: Whether it is turned as its EXIF data says.
 
     Raises:
         ConfigError: It cannot be read, or its numbers have no known range; names it.
     """
     image = open_image(path)
     try:
-        return colors(image)
+        return colors(image, exif=exif)
     except ValueError as error:
         raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
 
 
-def colors(image: Image.Image) -> Image.Image:
+def colors(image: Image.Image, *, exif: bool = False) -> Image.Image:
     """An image in colours of 8 bits a channel; see `read_image`.
 
     Raises:
         ValueError: Its numbers have no known range.
     """
+    if exif:
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
         grey = _bytes(image)
         # Of bytes, Pillow has seen to it.
@@ -117,7 +123,8 @@ def colors(image: Image.Image) -> Image.Image:
         # Pillow takes the colours of a palette that is partly transparent, and colours that are
         # multiplied by their transparency, no other way.
         image = image.convert("RGBA" if image.mode != "La" else "LA")
-    return image.convert("RGB")
+    # Pillow would copy what is in that mode already.
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:

@@ -78,14 +78,19 @@ def assert_same(left: list[Batch], right: list[Batch]) -> None:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that were decoded in this process."""
     paths: list[str] = []
+    patch_reader(monkeypatch, paths.append)
+    return paths
+
+
+def patch_reader(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
+    """Does something before a file is read, in all processes."""
     load = decoding.read_image
 
-    def remember(path: str) -> Image.Image:
-        paths.append(path)
-        return load(path)
+    def read(path: str, **options: bool) -> Image.Image:
+        before(path)
+        return load(path, **options)
 
-    monkeypatch.setattr(decoding, "read_image", remember)
-    return paths
+    monkeypatch.setattr(decoding, "read_image", read)
 
 
 def alive() -> int:
@@ -122,6 +127,33 @@ def test_standard_view_is_torchvisions_crop_and_mirror() -> None:
         with seeded(seed):  # Pillow's own crop is the same one.
             pillow = v2.functional.pil_to_tensor(v2.Compose(reference.transforms[1:])(image()))
         assert (pillow.float() - expected.float()).abs().mean() < 2
+
+
+def test_exif_counts_in_training_evaluation_and_use_alike(tmp_path: Path) -> None:
+    upright = Image.fromarray(draw(5, 60, 90, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Which says that a quarter turn clockwise is due.
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    data = {}
+    for name, image, options in (("upright", upright, {}), ("stored", stored, {"exif": exif})):
+        for place in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / name / place).mkdir(parents=True)
+            image.save(tmp_path / name / place / "1.png", **options)
+        for asked in (False, True):
+            data[name, asked] = load_dataset(
+                "folder", root=tmp_path / name, image_size=24, resize=30, workers=0, exif=asked
+            )
+    seen = {}
+    for key, images in data.items():
+        test = next(images.evaluation_batches(images.test, 2, device="cpu")).inputs
+        used = images.preprocessing(images.test.paths([0])[0])
+        assert torch.equal(used, test[0])
+        seen[key] = [*take(stream(images, batch_size=2), 2), test]
+    for one, other in zip(seen["upright", False], seen["stored", True], strict=True):
+        assert torch.equal(getattr(one, "inputs", one), getattr(other, "inputs", other))
+    assert not torch.equal(seen["stored", False][2], seen["stored", True][2])
+    assert data["stored", False].digest != data["stored", True].digest
+    assert data["stored", True].preprocessing.exif
 
 
 # Few views.
@@ -326,14 +358,12 @@ def test_what_is_decoded_ahead_fits_into_the_memory_it_may_take(
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The number of images that were decoded in all processes."""
     count = multiprocessing.Value("i", 0)
-    load = decoding.read_image
 
-    def counted(path: str) -> Image.Image:
+    def add(_: str) -> None:
         with count.get_lock():
             count.value += 1
-        return load(path)
 
-    monkeypatch.setattr(decoding, "read_image", counted)
+    patch_reader(monkeypatch, add)
     return count
 
 
@@ -421,7 +451,7 @@ def test_killed_worker_is_one_clear_error(
         assert get_worker_info() is not None
         os._exit(1)
 
-    monkeypatch.setattr(decoding, "read_image", die)
+    patch_reader(monkeypatch, die)
     batches = stream(load(workers=1))
     with pytest.raises(ConfigError, match=r"data\.arguments\.workers: a process that decodes im"):
         next(batches)

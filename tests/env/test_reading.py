@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torchvision.datasets.folder import pil_loader
 
@@ -189,3 +189,17 @@ def test_images_behind_links_are_found(tmp_path: Path, littered: Callable[..., P
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / "cat").symlink_to(folder / "cat")
     assert list(image_files(tmp_path / "linked")) == ["cat/a.png"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_turned_as_exif_says_if_asked(
+    name: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(COLORS[:9]).save(tmp_path / name, exif=exif)
+    with Image.open(tmp_path / name) as image:
+        stored, turned = np.asarray(image), np.asarray(ImageOps.exif_transpose(image))
+    for asked, expected in ((False, stored), (True, turned)):
+        assert (np.asarray(read_image(tmp_path / name, exif=asked)) == expected).all()

@@ -314,7 +314,7 @@ FILES = {
         ["agent.arguments: expected keys and values, found 3"],
     ),
     "list for the agent": ("agent: [1]", ["agent: expected keys and values, found [1]"]),
-    "number for a key": ("1: 2", ["Key must be a string, got: 1"]),
+    "number for a key": ("1: 2", ["Option '1' is not accepted"]),
 }
 
 

@@ -28,6 +28,7 @@ from mtkd_env.errors import ConfigError, check_at_least_1
 from mtkd_env.files import name_in_path, user_path, whole_path
 from mtkd_env.options import build
 from mtkd_env.seeding import derive_seed
+from mtkd_env.teachers import preparation
 from mtkd_env.types import TeacherWeights
 
 METRIC = "gain over equal weights on held-out tasks"
@@ -114,14 +115,8 @@ class AgentResult(RunResult):
     gains: dict[str, float]
 
 
-class Progress(Protocol):
+class Progress(preparation.Progress, Protocol):
     """What the training of an agent tells while it goes on."""
-
-    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
-        """A teacher has been trained for another epoch."""
-
-    def note(self, text: str) -> None:
-        """Something is worth a line."""
 
     def student(self, rows: Sequence[Mapping[str, Any]], students: int) -> None:
         """A student is finished; the last of the rows is its."""

@@ -18,7 +18,7 @@ from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
-from experiments.running.failures import Parser, path_argument, run_program
+from experiments.running.failures import Parser, path_argument, program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
@@ -140,12 +140,9 @@ def write(out: Console, outcome: Outcome, path: Path) -> None:
     out.print(f"written: {path}, {picture}", soft_wrap=True)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("nothing was written")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "nothing was written")
-
-
-def _run(argv: Sequence[str]) -> int:
     out = console()
     arguments, flags = parse(argv)
     benchmark = lookup(BENCHMARKS, arguments.what, "--what")

@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only after a mistake is there a wait for what the programs share.
     from experiments.running.failures import run_program
 
-    return run_program(_refuse, [verb], "nothing was done")
+    return run_program(_refuse, [verb])
 
 
 def _refuse(verbs: Sequence[str]) -> NoReturn:

@@ -35,7 +35,7 @@ from experiments.console import console
 from experiments.executors import Executor, HereExecutor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.running.device import together
-from experiments.running.failures import Parser, run_program
+from experiments.running.failures import Parser, program
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import user_path
@@ -177,12 +177,9 @@ def _report(comparison: Comparison, output: Path, out: Console) -> None:
         print_comparison(out, comparison, finished, output)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("the same command goes on with the runs that are left")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "the same command goes on with the runs that are left")
-
-
-def _run(argv: Sequence[str]) -> int:
     arguments, flags = parse(argv)
     path = find_file(arguments.file)
     output = user_path(arguments.output or f"runs/{path.stem}")

@@ -22,6 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from experiments import training
 from experiments.config import ExperimentConfig
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.experiment import Result, mean_weights
@@ -53,7 +54,7 @@ def teachers_of(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name.removeprefix(prefix) for name in row if name.startswith(prefix))
 
 
-class ConsoleProgress:
+class ConsoleProgress(training.Progress):
     """Shows a run while it goes on: a line an epoch, and on a terminal a live bar below.
 
     Args:

@@ -21,7 +21,7 @@ from torch import Tensor
 from experiments.formats import FORMATS, INPUT, Format
 from experiments.gallery import MOST_IMAGES, read_gallery
 from experiments.predict import found_images, students_parser
-from experiments.running.failures import Parser, path_argument, run_program
+from experiments.running.failures import Parser, path_argument, program
 from experiments.transfer.backbones import export_backbone, takers
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import file_digest, refuse_links, write_atomically, write_text
@@ -141,12 +141,9 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("an export without its .json file is unfinished")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "an export without its .json file is unfinished")
-
-
-def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     lines = (_backbone if arguments.to == BACKBONE else _whole)(arguments)
     sys.stdout.write("".join(f"{line}\n" for line in lines))

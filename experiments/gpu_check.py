@@ -20,7 +20,7 @@ from typing import Any
 from experiments.benchmarks.synthetic import Noise
 from experiments.benchmarks.timing import describe_machine
 from experiments.console import console
-from experiments.running.failures import Parser, path_argument, run_program
+from experiments.running.failures import Parser, path_argument, program
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
@@ -212,11 +212,6 @@ def check(checks: Checks, say: Callable[[str], None]) -> dict[str, Any]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "nothing was written")
-
-
 def _arguments(argv: Sequence[str]) -> Namespace:
     parser = Parser(prog="gpu_check.py", description=__doc__, epilog="")
     parser.add_argument("--folder", type=path_argument, default=Path("gpu_check"), help="results")
@@ -225,7 +220,9 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     return parser.parse_args(argv)
 
 
-def _run(argv: Sequence[str]) -> int:
+@program("nothing was written")
+def main(argv: Sequence[str]) -> int:
+    """Runs the program; gives its exit code."""
     arguments = _arguments(argv)
     device = find_device(arguments.device)
     folder: Path = arguments.folder

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.console import console, live_bar
-from experiments.running.failures import Parser, path_argument, run_program
+from experiments.running.failures import Parser, path_argument, program
 from mtkd_env.computing import find_device
 from mtkd_env.data.decoding import CHUNK, default_workers, made
 from mtkd_env.data.folder import NO_IMAGES
@@ -171,12 +171,9 @@ def _parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("nothing was written")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "nothing was written")
-
-
-def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     device = find_device(arguments.device)
     student = load_student(arguments.run, arguments.which, device=device, trust=arguments.trust)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from experiments.html_report.page import counted, render
 from experiments.html_report.runs import Found, find_runs
-from experiments.running.failures import Parser, path_argument, run_program
+from experiments.running.failures import Parser, path_argument, program
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 
@@ -57,12 +57,9 @@ def write_report(root: Path, path: Path) -> Found:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("nothing was written")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "nothing was written")
-
-
-def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     path = arguments.output or arguments.runs / FILE
     found = write_report(arguments.runs, path)

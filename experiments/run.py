@@ -15,18 +15,15 @@ from experiments.config import ExperimentConfig, parse_arguments, take
 from experiments.console import ConsoleProgress, console, draw_curves, print_results
 from experiments.experiment import Result, run_config, run_experiment
 from experiments.running.device import together
-from experiments.running.failures import run_program
+from experiments.running.failures import program
 from experiments.running.log import read_rows
 from mtkd_env import distributed
 from mtkd_env.files import user_path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("a run folder without result.json is unfinished")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "a run folder without result.json is unfinished")
-
-
-def _run(argv: Sequence[str]) -> int:
     runs = planned(argv)
     for config, _ in runs:
         config.check_agent()

@@ -18,7 +18,7 @@ from experiments.agent_run import ALL, GAIN, AgentRun, AgentRunConfig, run_folde
 from experiments.command import as_called
 from experiments.config import CONFIGS, ConfigurationParser, read_yaml, take
 from experiments.console import ConsoleProgress, console
-from experiments.running.failures import run_program
+from experiments.running.failures import program
 from experiments.running.folder import CONFIG
 from mtkd_env.files import user_path
 from mtkd_env.imports import TRUST, trust_of
@@ -102,12 +102,9 @@ def parse(argv: Sequence[str]) -> tuple[AgentRunConfig, Path | None]:
     return config, folder
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("a run folder without result.json is unfinished")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "a run folder without result.json is unfinished")
-
-
-def _run(argv: Sequence[str]) -> int:
     config, folder = parse(argv)
     out = console()
     with closing(AgentConsole(out)) as progress, trust_of(argv).applied():

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, console
 from experiments.experiment import prepare_device
-from experiments.running.failures import run_program
+from experiments.running.failures import program
 from mtkd_env.files import cache_folder
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import TeacherPool, build_pool
@@ -57,12 +57,9 @@ def pool_table(pool: TeacherPool) -> Table:
     return table
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@program("call again to go on at the last finished epoch")
+def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    return run_program(_run, argv, "call again to go on at the last finished epoch")
-
-
-def _run(argv: Sequence[str]) -> int:
     out = console()
     config = parse_arguments(argv, "train_teachers.py")[0]
     pool = train(config, out)

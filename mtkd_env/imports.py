@@ -24,6 +24,18 @@ from mtkd_env.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+# The optional part of this project that brings a package along.
+EXTRAS = {
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
+    "pycocotools": "detection",
+    "ray": "ray",
+    "sb3_contrib": "contrib",
+    "segmentation_models_pytorch": "segmentation",
+    "timm": "timm",
+    "torchmetrics": "detection",
+    "torchrl": "torchrl",
+}
+
 # A name in a table, `module:Name`, or the object itself. Nothing narrower: the parser of command
 # lines takes a text for the name of a class wherever an annotation names one.
 Named: TypeAlias = str | Any
@@ -48,6 +60,20 @@ NAME_IN_TEXT = re.compile(rf"({MODULE}):({ATTRIBUTE})")
 
 # What records call an object that its name alone does not bring back.
 IN_MEMORY = "object of "
+
+
+def optional(module: str) -> Any:
+    """A module of a package that need not be there.
+
+    Raises:
+        ConfigError: It is not; says what installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        how = f"install it with pip install 'mtkd-env[{EXTRAS[package]}]'"
+        raise ConfigError(f"needs {package}; {how}") from error
 
 
 def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:

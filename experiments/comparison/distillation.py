@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,35 +21,14 @@ from experiments.console import draw_curves
 from experiments.executors import Task
 from experiments.experiment import Result, prepare_device, run_experiment
 from experiments.running.log import read_rows
+from experiments.training import Progress
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder, path_or_name, user_path
 from mtkd_env.registration import load_images
 from mtkd_env.teachers import build_pool
-from mtkd_env.vector import StepRecord
 
 # Seeds of the data that are the pool's where nobody has said others.
 LABEL_SEEDS = ("labelled_seed", "label_noise_seed")
-
-
-class Silence:
-    """Tells nothing of a run; its `metrics.jsonl` does."""
-
-    def teacher(self, name: str, epoch: int, epochs: int, loss: float) -> None:
-        """A teacher has been trained for another epoch."""
-
-    def note(self, text: str) -> None:
-        """Something about the teachers is worth a line."""
-
-    def training(self, config: ExperimentConfig, steps: int) -> AbstractContextManager[Any]:
-        """The student's training begins."""
-        del config, steps
-        return nullcontext()
-
-    def step(self, record: StepRecord) -> None:
-        """The student made a step."""
-
-    def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """An epoch ended."""
 
 
 class Distillation(Kind):
@@ -135,7 +113,7 @@ class Distillation(Kind):
 
     def train(self, config: ExperimentConfig, folder: Path, name: str) -> None:
         """Does a run, and draws its curves."""
-        run_experiment(config, Silence(), folder, resume=True)
+        run_experiment(config, Progress(), folder, resume=True)
         draw_curves(read_rows(folder), folder / "curves.png", name)
 
     def shared(self, config: ExperimentConfig) -> Sequence[Path]:

@@ -17,6 +17,7 @@ from experiments.executors.base import GRACE_SECONDS, Failure, Task, one_line
 from experiments.executors.place import Place, attempt_there, nothing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder
+from mtkd_env.imports import optional
 
 # The folder that the packages of this project are in.
 SOURCE = Path(__file__).parents[2]
@@ -84,7 +85,7 @@ class RayExecutor:
         most: int | None = None,
         shared: Collection[Path] = (),
     ) -> None:
-        self._ray = import_ray()
+        self._ray = optional("ray")
         self._most = most
         self._running: dict[Future[Failure | None], Any] = {}
         with ExitStack() as stack:
@@ -164,20 +165,6 @@ class RayExecutor:
             for reference in self._running.values():
                 self._ray.cancel(reference)
             wait(self._running, timeout=GRACE_SECONDS)
-
-
-def import_ray() -> ModuleType:
-    """Ray, which is optional.
-
-    Raises:
-        ConfigError: It is not installed.
-    """
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise ConfigError(
-            f"--executor ray: needs Ray ({error}); install it with pip install 'mtkd-env[ray]'"
-        ) from error
 
 
 def _on_node(name: str) -> dict[str, Any]:

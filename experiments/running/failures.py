@@ -7,6 +7,7 @@ import traceback
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,24 +18,13 @@ from experiments.executors.base import one_line
 from experiments.running.signals import Stopped, Terminated, forget_output, terminable
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
+from mtkd_env.imports import EXTRAS
 
 # Shows where an error came from; every main program takes it.
 DEBUG = "--debug"
 
 # Exit codes: what was asked for cannot be done, something broke, Ctrl-C, SIGTERM.
 ASKED, BROKE, INTERRUPTED, TERMINATED = 2, 1, 130, 143
-
-# The optional part of this package that brings a package along.
-EXTRAS = {
-    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
-    "pycocotools": "detection",
-    "ray": "ray",
-    "sb3_contrib": "contrib",
-    "segmentation_models_pytorch": "segmentation",
-    "timm": "timm",
-    "torchmetrics": "detection",
-    "torchrl": "torchrl",
-}
 
 # What helps against some errors of the system.
 HINTS: Mapping[int | None, str] = {
@@ -82,7 +72,18 @@ def path_argument(text: str) -> Path:
         raise ArgumentTypeError(str(error)) from error
 
 
-def run_program(program: Program, argv: Sequence[str] | None, interrupted: str) -> int:
+def program(interrupted: str) -> Callable[[Program], Callable[..., int]]:
+    """Makes a function a main program; see `run_program`."""
+
+    def decorated(work: Program) -> Callable[..., int]:
+        return wraps(work)(partial(run_program, work, interrupted=interrupted))
+
+    return decorated
+
+
+def run_program(
+    program: Program, argv: Sequence[str] | None = None, interrupted: str = "nothing was done"
+) -> int:
     """Runs a main program; whatever goes wrong ends it with a line on stderr.
 
     Args:

@@ -1,7 +1,7 @@
 """What a distilled backbone is good for: detectors and segmenters that begin with it.
 
 - `detection.py` and `segmentation.py`: the two programs, each a configuration and a `VisionTask`
-  (`task.py`); `compare.py`: the comparison of backbones, by another name.
+  (`task.py`); `experiments/comparison` compares backbones.
 - `program.py`: configuration, flags and end of both; `training.py`: the kept run of a task, with
   `schedule.py` and `progress.py`.
 - `backbones.py`: an export in another network; `detectors.py`, `cascade.py`, `segmenters.py`.

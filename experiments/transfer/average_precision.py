@@ -1,6 +1,5 @@
 """COCO's mean average precision of boxes and masks, over all processes together."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import Tensor
 from torch import distributed as group
 
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError
+from mtkd_env.imports import optional
 
 # Torchmetrics' names of the kinds, and ours.
 KINDS: Mapping[str, str] = {"bbox": "box", "segm": "mask"}
@@ -32,7 +31,7 @@ class AveragePrecision:
     def __init__(self, *, masks: bool) -> None:
         self._kinds = tuple(KINDS) if masks else ("bbox",)
         # Processes may have unequal numbers of images, which the library cannot put together.
-        self._metric = _library().MeanAveragePrecision(
+        self._metric = optional("torchmetrics.detection").MeanAveragePrecision(
             iou_type=self._kinds, backend="pycocotools", distributed_available_fn=lambda: False
         )
         # RetinaNet gives more than the 100 that count.
@@ -66,16 +65,6 @@ class AveragePrecision:
         }
         # The library says -1 where nothing is to be found.
         return {name: value for name, value in values.items() if value >= 0}
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("torchmetrics.detection")
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "mean average precision needs torchmetrics; install it with "
-            "pip install 'mtkd-env[detection]'"
-        ) from None
 
 
 def _judged(found: Found) -> dict[str, Tensor]:

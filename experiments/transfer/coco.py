@@ -3,7 +3,6 @@
 `ROOT/annotations/instances_SPLIT.json` says what is to be seen on the images in `ROOT/SPLIT`.
 """
 
-import importlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from mtkd_env.data.reading import read_image
 from mtkd_env.errors import ConfigError
+from mtkd_env.imports import optional
 
 LAYOUT = (
     "expected annotations/instances_{split}.json there and the images it names in {split}; those "
@@ -200,7 +200,7 @@ def read_coco(root: Path, split: str) -> CocoSplit:
     for path, is_there in ((file, file.is_file()), (folder, folder.is_dir())):
         if not is_there:
             raise ConfigError(f"data: no {path}; looked in {root}: {LAYOUT.format(split=split)}")
-    index = _library().COCO()
+    index = optional("pycocotools.coco").COCO()
     index.dataset = _checked(file)
     with redirect_stdout(StringIO()):  # It tells what it does.
         index.createIndex()
@@ -214,15 +214,6 @@ def read_coco(root: Path, split: str) -> CocoSplit:
         annotations=index.imgToAnns,
         index=index,
     )
-
-
-def _library() -> Any:
-    try:
-        return importlib.import_module("pycocotools.coco")
-    except ModuleNotFoundError:
-        raise ConfigError(
-            "COCO's format needs pycocotools; install it with pip install 'mtkd-env[detection]'"
-        ) from None
 
 
 def _checked(file: Path) -> dict[str, Any]:

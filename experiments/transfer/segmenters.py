@@ -4,14 +4,16 @@ The package is optional. Its encoders are torchvision's ResNets without `fc`, wi
 tensors, so that an exported backbone fills them as it is.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from torch import nn
 
-from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.errors import check_name, lookup
+from mtkd_env.imports import optional
 from mtkd_env.seeding import seeded
+
+# Takes seconds to import.
+LIBRARY = "segmentation_models_pytorch"
 
 # Networks that a segmenter can stand on.
 BACKBONES = ("resnet18", "resnet34", "resnet50")
@@ -20,20 +22,9 @@ BACKBONES = ("resnet18", "resnet34", "resnet50")
 STRIDE = 8
 
 
-def _library() -> Any:
-    """The package, which takes seconds to import."""
-    try:
-        return importlib.import_module("segmentation_models_pytorch")
-    except ImportError:
-        raise ConfigError(
-            "segmenters need segmentation-models-pytorch; install it with "
-            "pip install 'mtkd-env[segmentation]'"
-        ) from None
-
-
 def deeplabv3(backbone: str, classes: int) -> nn.Module:
     """DeepLabV3 (Chen et al., 2017) on a backbone whose last two stages are dilated."""
-    model: nn.Module = _library().DeepLabV3(
+    model: nn.Module = optional(LIBRARY).DeepLabV3(
         backbone, encoder_weights=None, encoder_output_stride=STRIDE, classes=classes
     )
     return model
@@ -44,7 +35,7 @@ def pspnet(backbone: str, classes: int) -> nn.Module:
 
     The library's default depth of 3 would leave these two stages out.
     """
-    model: nn.Module = _library().PSPNet(
+    model: nn.Module = optional(LIBRARY).PSPNet(
         backbone, encoder_weights=None, encoder_depth=5, output_stride=STRIDE, classes=classes
     )
     return model

@@ -15,7 +15,7 @@ from comparisons import BASE, TEACHERS, make_result
 from experiments import compare
 from experiments.comparison import distillation as comparison_tasks
 from experiments.comparison import report as comparison_report
-from experiments.comparison.distillation import Distillation, Silence
+from experiments.comparison.distillation import Distillation
 from experiments.comparison.plan import PlannedRun
 from experiments.comparison.progress import Board, duration
 from experiments.config import ExperimentConfig, parse_arguments
@@ -25,6 +25,7 @@ from experiments.executors.cluster import RunResources
 from experiments.experiment import Result, run_experiment
 from experiments.running.lock import RunLock
 from experiments.running.result import read_result
+from experiments.training import Progress
 from tasks import Inline
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
@@ -45,8 +46,8 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Runs and pools that were begun; they take no time, and a high learning rate fails."""
     seen = SimpleNamespace(runs=[], pools=[], drawn=[], executor=None)
 
-    def run(config: ExperimentConfig, progress: Silence, folder: Path, *, resume: bool) -> None:
-        assert isinstance(progress, Silence)
+    def run(config: ExperimentConfig, progress: Progress, folder: Path, *, resume: bool) -> None:
+        assert isinstance(progress, Progress)
         assert resume
         folder.mkdir(parents=True, exist_ok=True)
         seen.runs.append((config, folder))
@@ -480,7 +481,7 @@ def test_two_processes_do_what_one_does(
     assert found is not None
     # The teachers are there, and the same run in this process comes to the same.
     (config,) = parse_arguments(["--config", str(folders[1] / "config.yaml")])
-    expected = run_experiment(config, Silence(), tmp_path / "again")
+    expected = run_experiment(config, Progress(), tmp_path / "again")
     assert (found.last, found.weights) == (expected.last, expected.weights)
 
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 import yaml
 
-from experiments.comparison.distillation import Silence
 from experiments.config import (
     ExperimentConfig,
     build_config,
@@ -19,6 +18,7 @@ from experiments.config import (
 )
 from experiments.experiment import run_experiment
 from experiments.run import main
+from experiments.training import Progress
 from mtkd_env import DataSpec, Distillation, EnvSpec, Recipe, StudentSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import cut_at
@@ -82,7 +82,7 @@ def test_flags_name_what_objects_stand_for() -> None:
         parse_arguments([f"--env.reward={HERE}:pay"])
 
 
-class Told(Silence):
+class Told(Progress):
     """Progress that keeps its notes."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from comparisons import BASE
 from experiments import compare
 from experiments.executors import Failure, Task, work_off
-from experiments.executors.cluster import RayExecutor, RunResources, import_ray
+from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.executors.place import Place, attempt_there
 from experiments.running.log import read_rows
 from mtkd_env.errors import ConfigError
@@ -104,7 +104,7 @@ def test_a_node_that_does_not_see_a_folder_says_which(missing: str, tmp_path: Pa
 def test_without_ray_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=re.escape("pip install 'mtkd-env[ray]'")):
-        import_ray()
+        RayExecutor(None, RunResources())
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ PROGRAMS = sorted(
 
 
 def test_the_programs_are_found() -> None:
-    assert {"run.py", "compare.py", "report.py", "transfer/compare.py"} <= set(PROGRAMS)
+    assert {"run.py", "compare.py", "report.py", "transfer/detection.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize(

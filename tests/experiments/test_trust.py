@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from experiments.comparison.distillation import Silence
 from experiments.comparison.plan import Comparison, Selection, load_comparison
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import DistillationRun
 from experiments.run import planned
+from experiments.training import Progress
 from experiments.transfer.backbones import export_backbone
 from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Trust, check_trusted, import_name, trust_of
@@ -160,11 +160,11 @@ def test_the_configuration_of_another_run_is_compared_and_not_imported() -> None
     written = yaml.safe_load(config.to_yaml()) | teachers("theirs:Net@body")
     write("run/config.yaml", {**written, **student("theirs:Net@body")})
     with pytest.raises(ConfigError, match=r"student\.network resnet8 instead of theirs:Net@body"):
-        DistillationRun(config, Silence()).check_same(Path("run"))
+        DistillationRun(config, Progress()).check_same(Path("run"))
     assert not touched("imported")
     (same,) = parse_arguments(["--student.network=theirs:Net@body"])
     write("run/config.yaml", yaml.safe_load(same.to_yaml()))
-    DistillationRun(same, Silence()).check_same(Path("run"))
+    DistillationRun(same, Progress()).check_same(Path("run"))
 
 
 def test_flags_may_name_anything_of_the_expected_kind() -> None:

@@ -209,7 +209,7 @@ def test_a_run_that_fails_leaves_its_reason_and_the_others_go_on(
 
 def complaint(*argv: str) -> str:
     with pytest.raises(ConfigError) as error:
-        compare._run(argv)
+        compare.main.__wrapped__(argv)
     return str(error.value)
 
 

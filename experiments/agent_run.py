@@ -312,7 +312,7 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
 
     def prepare(self) -> dict[str, Any]:
         """Reads the tasks and makes the first one and the agent."""
-        config = self._config
+        config = self.config
         torch.set_num_threads(config.threads)
         self._tasks = TaskList(config.tasks, computing=config.computing)
         self._source = TasksVectorEnv(self._tasks, progress=self._progress)
@@ -327,7 +327,7 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
 
     def trainee(self, log: MetricsLog) -> AgentTraining:
         """The agent's training, at its beginning."""
-        tasks, config = self._tasks, self._config
+        tasks, config = self._tasks, self.config
         each = len(tasks.training)
         self._training = AgentTraining(
             self._source,
@@ -341,7 +341,7 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
 
     def write(self, folder: Path) -> None:
         """Writes the agent, with what it was trained on and what it came to."""
-        config, tasks = self._config, self._tasks
+        config, tasks = self.config, self._tasks
         name = Path(config.tasks).name
         notes = {
             "command": f"mtkd train-agent --tasks {name} --algo {config.algo} "
@@ -362,9 +362,9 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
         looked = [row for row in log.rows if ALL in row]
         last, best = looked[-1], max(looked, key=lambda row: float(row[ALL]))
         return AgentResult(
-            method=self._config.algo,
-            setting=Path(self._config.tasks).stem,
-            seed=self._config.seed,
+            method=self.config.algo,
+            setting=Path(self.config.tasks).stem,
+            seed=self.config.seed,
             metric=METRIC,
             last=last[ALL],
             best=best[ALL],
@@ -373,8 +373,8 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
             seconds=round(log.seconds, 2),
             folder=str(log.folder),
             versions=versions(gymnasium, stable_baselines3),
-            algo=self._config.algo,
-            tasks=self._config.tasks,
+            algo=self.config.algo,
+            tasks=self.config.tasks,
             steps=self._training.steps,
             updates=self._agent.updates,
             equal=self._training.equal,

@@ -197,16 +197,16 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
     def check_same(self, folder: Path) -> None:
         """Checks that a folder holds no run whose numbers could be others."""
         # Another run's may name what is not to be imported, and is refused for that it does.
-        trust = trust_of([self.config_text()])
+        trust = trust_of([self.config.to_yaml()])
         with suppress(ConfigError):
-            if run_config(folder, trust=trust).digest == self._config.digest:
+            if run_config(folder, trust=trust).digest == self.config.digest:
                 return
         super().check_same(folder)
 
     def prepare(self) -> dict[str, Any]:
         """Loads the images, finds or trains the teachers, makes student and agent."""
-        started, config = time.perf_counter(), self._config
-        if config.in_memory and self.checkpoint.enabled:
+        started, config = time.perf_counter(), self.config
+        if config.in_memory and self.config.checkpoint.enabled:
             keys = ", ".join(dict.fromkeys(config.in_memory))
             self._progress.note(
                 f"only this program can resume this run: what others would need is in its memory "
@@ -238,7 +238,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
         self._agent.env.subscribe(self._last)
         self._log = log
         self._training = Training(
-            self._config,
+            self.config,
             self._agent,
             log,
             self._progress,
@@ -254,7 +254,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
             gallery = collect_gallery(self._last.record, images.data, images.splits.train)
             write_gallery(gallery, folder)
         self._write_students(folder)
-        trained_on = {"dataset": name_of(self._config.data.dataset), "configuration": CONFIG}
+        trained_on = {"dataset": name_of(self.config.data.dataset), "configuration": CONFIG}
         self._agent.save(folder, trained_on)
         line = read_rows(folder, BREAKDOWN)[-1]
         write_classes(line, folder / "classes.png", self._label)
@@ -262,7 +262,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
     @property
     def _label(self) -> str:
         """What tables and pages call the method."""
-        return self._config.method or name_of(self._config.algo)
+        return self.config.method or name_of(self.config.algo)
 
     def _write_students(self, folder: Path) -> None:
         """Writes the last student, and the one that validation images chose if there are any."""
@@ -274,7 +274,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
 
     def _description(self, row: dict[str, Any]) -> StudentDescription:
         """What the student of an epoch is."""
-        data, student = self._assembly.images.data, self._config.student
+        data, student = self._assembly.images.data, self.config.student
         measured = {k: v for k, v in row.items() if k.startswith(("test/", "val/"))}
         return StudentDescription(
             network=name_of(student.network),
@@ -288,7 +288,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
 
     def result(self, log: MetricsLog) -> Result:
         """What the run came to."""
-        config, pool, rows = self._config, self._assembly.pool, log.rows
+        config, pool, rows = self.config, self._assembly.pool, log.rows
         last, best = rows[-1], best_row(rows)
         return Result(
             method=self._label,

@@ -62,33 +62,43 @@ def agent_score(means: Mapping[str, float]) -> dict[str, float]:
     return {"score": sum(scores.values()) / len(HEADS), **scores}
 
 
-def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Adds values to sums of the same names, in place."""
-    for name, value in values.items():
-        sums[name] = sums[name] + value if name in sums else value
+class _Meter:
+    """Sums over the steps since the last reading; nothing leaves the device before.
 
-
-def _averaged(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Sums that, if each process has them, come to the same together as its own."""
-    return {name: distributed.mean(value) for name, value in sums.items()}
-
-
-def _on(device: torch.device | str, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.to(device) for name, value in sums.items()}
-
-
-class EpochMeter:
-    """Means over all steps since the last reading; subscribes to an environment."""
+    Args:
+        teachers: Names of the M teachers.
+    """
 
     def __init__(self, teachers: Sequence[str]) -> None:
-        self._teachers = teachers
+        self._teachers = list(teachers)
         self._sums: dict[str, Tensor] = {}
         self.steps = 0
 
-    def __call__(self, record: StepRecord) -> None:
-        """Takes a step into account; nothing leaves the device."""
-        _add(self._sums, step_means(record))
+    def _add(self, values: Mapping[str, Tensor]) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up since the last reading.
+
+        Of several processes: what, if each had it, would come to the same together.
+        """
+        sums = {name: distributed.mean(value) for name, value in self._sums.items()}
+        return {"sums": sums, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.steps = state["steps"]
+
+
+class EpochMeter(_Meter):
+    """Means over all steps since the last reading; subscribes to an environment."""
+
+    def __call__(self, record: StepRecord) -> None:
+        """Takes a step into account."""
+        self._add(step_means(record))
 
     def read(self) -> dict[str, float]:
         """The means as numbers, vectors as one entry per teacher; starts over.
@@ -107,20 +117,11 @@ class EpochMeter:
         scores = agent_score(means)
         return {k: v for k, v in means.items() if not k.startswith("_")} | scores
 
-    def state_dict(self) -> dict[str, Any]:
-        """What has been added up since the last reading, by each of several processes."""
-        return {"sums": _averaged(self._sums), "steps": self.steps}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._sums = _on(device, state["sums"])
-        self.steps = state["steps"]
-
-
-class BreakdownMeter:
+class BreakdownMeter(_Meter):
     """Mean weights by class, and by whether the teacher is right, over the steps of an epoch.
 
-    Subscribes to an environment; nothing leaves the device before it is read.
+    Subscribes to an environment.
 
     Args:
         teachers: Names of the M teachers.
@@ -131,13 +132,12 @@ class BreakdownMeter:
     def __init__(
         self, teachers: Sequence[str], num_classes: int, device: torch.device | str
     ) -> None:
-        self._teachers = list(teachers)
+        super().__init__(teachers)
         self._classes = torch.arange(num_classes, device=device)
-        self._sums: dict[str, Tensor] = {}
 
     def __call__(self, record: StepRecord) -> None:
         """Takes a step into account."""
-        _add(self._sums, breakdown_sums(record, self._classes))
+        self._add(breakdown_sums(record, self._classes))
 
     def read(self) -> dict[str, Any]:
         """Means and numbers of samples by class and by correctness; starts over.
@@ -159,14 +159,6 @@ class BreakdownMeter:
                 **{head: _numbers(value.tolist()) for head, value in values.items()},
             }
         return breakdown
-
-    def state_dict(self) -> dict[str, Any]:
-        """What has been added up since the last reading, by each of several processes."""
-        return {"sums": _averaged(self._sums)}
-
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._sums = _on(device, state["sums"])
 
 
 @torch.no_grad()

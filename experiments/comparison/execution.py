@@ -9,7 +9,7 @@ from rich.console import Console
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import Board
 from experiments.executors import Executor, Failure, Task, work_off
-from experiments.running.lock import RunLock
+from experiments.running.lock import run_lock
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import remove_unfinished, write_text
@@ -68,7 +68,7 @@ class Execution:
         with ExitStack() as stack:
             _make_folder(self._output)
             if distributed.rank() == 0:
-                stack.enter_context(RunLock(self._output))
+                stack.enter_context(run_lock(self._output))
             executor = self._make_executor()
             stack.callback(executor.close)
             stack.enter_context(self._board)

@@ -14,6 +14,7 @@ from experiments.drawing import drawn
 from experiments.html_report.curves import is_uniform, panels
 from experiments.html_report.naming import Group
 from experiments.html_report.style import GUIDE_COLOUR, Palette
+from experiments.html_report.table import PageTable, number
 from experiments.metrics import HEADS
 
 Array = NDArray[np.float64]
@@ -130,36 +131,16 @@ def _draw_correctness(axes: Axes, group: Group, palette: Palette) -> None:
     axes.grid(visible=False, axis="y")
 
 
-@dataclass(frozen=True)
-class CorrectnessRow:
-    """What one teacher's weights depend on.
-
-    Attributes:
-        method: Label of the method.
-        teacher: Name of the teacher.
-        right: Share of the samples that the teacher has right.
-        wrong_count: Number of the others.
-        weights: Mean weights: logit head right and wrong, feature head right and wrong.
-    """
-
-    method: str
-    teacher: str
-    right: float
-    wrong_count: int
-    weights: Sequence[float]
-
-
-def correctness_rows(groups: Sequence[Group]) -> list[CorrectnessRow]:
+def correctness_table(groups: Sequence[Group]) -> PageTable:
     """The numbers of `draw_by_correctness`."""
-    rows: list[CorrectnessRow] = []
+    kinds = [f"{head} weight, {kind}" for head in HEADS for kind in ("right", "wrong")]
+    rows: list[list[str]] = []
     for group in groups:
         found = breakdown_of(group)
         shares = found.right_count / (found.right_count + found.wrong_count)
+        weights = np.stack([found.right, found.wrong], axis=1)
         for place, teacher in enumerate(group.teachers):
-            pairs = [
-                (found.right[row, place], found.wrong[row, place]) for row in range(len(HEADS))
-            ]
-            weights = [float(weight) for pair in pairs for weight in pair]
-            wrong = int(found.wrong_count[place])
-            rows.append(CorrectnessRow(group.method, teacher, float(shares[place]), wrong, weights))
-    return rows
+            counts = [f"{100 * shares[place]:.1f} %", str(int(found.wrong_count[place]))]
+            own = [number(weight) for weight in weights[..., place].flat]
+            rows.append([group.method, teacher, *counts, *own])
+    return PageTable(["method", "teacher", "images right", "images wrong", *kinds], rows)

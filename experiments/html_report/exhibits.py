@@ -1,9 +1,10 @@
 """Training images with the weights that a run gave its teachers, as cards of a page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -17,53 +18,21 @@ MOST_CARDS, LARGEST_SIDE = 12, 96
 
 
 @dataclass(frozen=True)
-class TeacherWeight:
-    """What one teacher counted for one image.
-
-    Attributes:
-        name: Its name.
-        right: Whether it has the class right.
-        logit: Its weight in the logit term.
-        feature: Its weight in the feature term.
-    """
-
-    name: str
-    right: bool
-    logit: float
-    feature: float
-
-
-@dataclass(frozen=True)
-class Card:
-    """An image and its weights.
-
-    Attributes:
-        source: The image as a data URI.
-        index: Its position in the dataset's training images.
-        target: Its class, by name if it has one.
-        teachers: What each teacher counted for it.
-    """
-
-    source: str
-    index: int
-    target: str
-    teachers: Sequence[TeacherWeight]
-
-
-@dataclass(frozen=True)
 class Exhibit:
     """The cards of one run.
 
     Attributes:
         method: Label of its method.
         seed: Its seed.
-        cards: Images of its last training batch.
+        cards: Images of its last training batch: the `source` of each, a data URI, its position
+            `index` among the dataset's training images, its class `target`, and of the `teachers`
+            name, whether it has the class right, weights in the logit and in the feature term.
         score: Its agent score.
     """
 
     method: str
     seed: int
-    cards: Sequence[Card]
+    cards: Sequence[Mapping[str, Any]]
     score: float
 
 
@@ -90,20 +59,14 @@ def telling(correct: Array) -> list[int]:
     return [int(place) for place in np.argsort(-wrong, kind="stable")[:MOST_CARDS]]
 
 
-def _card(gallery: Gallery, place: int, teachers: Sequence[str]) -> Card:
-    columns = zip(
-        teachers,
-        gallery.correct[place].tolist(),
-        gallery.logit[place].tolist(),
-        gallery.feature[place].tolist(),
-        strict=True,
-    )
-    return Card(
-        source=data_uri(gallery.images[place]),
-        index=int(gallery.index[place]),
-        target=str(gallery.names[place]),
-        teachers=[TeacherWeight(*column) for column in columns],
-    )
+def _card(gallery: Gallery, place: int, teachers: Sequence[str]) -> dict[str, Any]:
+    columns = (array[place].tolist() for array in (gallery.correct, gallery.logit, gallery.feature))
+    return {
+        "source": data_uri(gallery.images[place]),
+        "index": int(gallery.index[place]),
+        "target": str(gallery.names[place]),
+        "teachers": list(zip(teachers, *columns, strict=True)),
+    }
 
 
 def data_uri(image: Array) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 
 from experiments.comparison.statistics import Seeds
 from experiments.config import PLACE, algo_layers
-from experiments.html_report.runs import FinishedRun, describe, flatten
+from experiments.html_report.runs import FinishedRun, describe
+from experiments.running.folder import flat
 from experiments.running.result import RunResult
 from experiments.transfer.program import PLACE as PLACE_OF_TASKS
 
@@ -240,7 +241,7 @@ def _is_plain(run: FinishedRun) -> bool:
 def _of_setting(run: FinishedRun) -> dict[str, Any]:
     """The keys that are not the method's, nor set by its own file."""
     layers = algo_layers(run.result.method) if _is_plain(run) else []
-    own = {key for layer in layers for key, _ in flatten(layer.values)}
+    own = {key for layer in layers for key in flat(layer.values)}
     return {k: v for k, v in run.config.items() if k not in own and not k.startswith(OF_METHOD)}
 
 

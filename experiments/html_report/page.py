@@ -1,6 +1,5 @@
 """The page as a whole: its heading, its sections, and what was left out of it."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from experiments.html_report.runs import Found
 from experiments.html_report.sections import SECTIONS, Contents
 from experiments.html_report.style import drawing, make_palette
 from experiments.html_report.summary import outcome, summarize_settings
+from experiments.html_report.table import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -58,14 +58,9 @@ def _environment() -> Environment:
         "interval": interval_text,
         "difference": difference_text,
         "p": p_text,
-        "number": _number,
+        "number": number,
     }
     return environment
-
-
-def _number(value: float) -> str:
-    """A weight or a score; nothing for NaN."""
-    return NOTHING if math.isnan(value) else f"{value:z.3f}"
 
 
 def facts(grouping: Grouping) -> list[str]:

@@ -1,11 +1,11 @@
 """The paper's Table 6(a) beside the runs of the same algorithms."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from experiments.comparison.statistics import Spread
 from experiments.comparison.summary import NOTHING, Summary, text_of
 from experiments.html_report.naming import Setting
+from experiments.html_report.table import PageTable
 
 # arXiv 2502.18510, Table 6(a): ShuffleNetV2 on CIFAR-100, mean and standard deviation of three
 # runs, in %.
@@ -17,37 +17,26 @@ TABLE_6A = {
 }
 
 
-@dataclass(frozen=True)
-class PaperRow:
-    """An algorithm of the paper's table.
+def paper_rows(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> list[list[str]]:
+    """The rows of Table 6(a); an algorithm with several methods or settings has one for each.
 
-    Attributes:
-        algo: Its name.
-        paper: The published accuracy.
-        method: Label of ours.
-        setting: Its setting; none of what was not run.
-        n: Number of its pools or seeds.
-        ours: Its accuracy.
+    Algorithm, the paper's accuracy, ours, over how many pools or seeds, our method and setting.
     """
-
-    algo: str
-    paper: str
-    method: str = NOTHING
-    setting: Setting | None = None
-    n: int = 0
-    ours: str = "not run"
-
-
-def paper_rows(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> list[PaperRow]:
-    """The rows of Table 6(a); an algorithm with several methods or settings has one for each."""
-    rows: list[PaperRow] = []
+    rows: list[list[str]] = []
     for algo, figure in TABLE_6A.items():
-        paper = text_of(figure)
+        paper = [algo, text_of(figure)]
         ours = [
-            PaperRow(algo, paper, s.method, setting, len(s.values), text_of(s.last, scale=100))
+            [text_of(s.last, scale=100), str(len(s.values)), s.method, setting.heading or NOTHING]
             for setting, summaries in settings
             for s in summaries
             if s.algo == algo
         ]
-        rows += ours or [PaperRow(algo, paper)]
+        rows += [paper + one for one in ours or [["not run", NOTHING, NOTHING, NOTHING]]]
     return rows
+
+
+def paper_table(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> PageTable | None:
+    """The table; none if none of its algorithms was run."""
+    headings = ["algorithm", "paper [%]", "ours [%]", "n", "our method", "setting"]
+    run = any(s.algo in TABLE_6A for _, summaries in settings for s in summaries)
+    return PageTable(headings, paper_rows(settings)) if run else None

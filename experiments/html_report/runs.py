@@ -1,7 +1,7 @@
 """The finished runs below a folder, as they are on disk."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from experiments.config import read_yaml
 from experiments.experiment import METRIC, Result
 from experiments.gallery import Gallery, read_gallery
+from experiments.running.folder import flat
 from experiments.running.log import read_rows
 from experiments.running.result import RunResult, read_result
 from experiments.transfer.program import TaskResult
@@ -120,7 +121,7 @@ def _read_run(folder: Path, root: Path) -> FinishedRun:
         folder=folder,
         name=_name(folder, root),
         result=result,
-        config=dict(flatten(config)),
+        config=flat(config),
         rows=rows,
         breakdown=_read_breakdown(folder),
     )
@@ -143,15 +144,6 @@ def _read_breakdown(folder: Path) -> Mapping[str, Any] | None:
         return read_rows(folder, "breakdown.jsonl")[-1]
     except (OSError, ValueError, IndexError):
         return None
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values of nested mappings; lists and empty mappings are values."""
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def describe(value: Any) -> str:

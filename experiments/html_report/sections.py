@@ -10,13 +10,13 @@ from experiments.comparison.summary import Summary
 from experiments.html_report.breakdown import (
     SYMBOLS,
     classes_of,
-    correctness_rows,
+    correctness_table,
     draw_by_class,
     draw_by_correctness,
     has_breakdown,
     knows_classes,
 )
-from experiments.html_report.configurations import configurations, version_rows
+from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.curves import (
     PART_COLOURS,
     draw_by_updates,
@@ -31,7 +31,7 @@ from experiments.html_report.curves import (
 )
 from experiments.html_report.exhibits import make_exhibit
 from experiments.html_report.naming import Group, Setting
-from experiments.html_report.paper import paper_rows
+from experiments.html_report.paper import paper_table
 from experiments.html_report.style import GUIDE_COLOUR, Palette
 from experiments.html_report.summary import draw_cost
 from experiments.html_report.svg import Key, Picture, inline
@@ -288,11 +288,11 @@ def _results(contents: Contents) -> Section:
 
 def _correctness(contents: Contents) -> Section:
     section = CORRECTNESS.section(contents)
-    rows = [
-        (setting, correctness_rows([group for group in setting.groups if has_breakdown(group)]))
+    tables = [
+        (setting, correctness_table([group for group in setting.groups if has_breakdown(group)]))
         for setting, _ in contents.settings
     ]
-    content = section.content and {**section.content, "rows": rows}
+    content = section.content and {**section.content, "tables": tables}
     return replace(section, template="correctness.html", content=content)
 
 
@@ -338,7 +338,6 @@ def _gallery(contents: Contents) -> Section:
 
 
 def _paper(contents: Contents) -> Section:
-    rows = paper_rows(contents.settings)
     return Section(
         anchor="paper",
         title="The paper's Table 6(a)",
@@ -347,8 +346,8 @@ def _paper(contents: Contents) -> Section:
             "data set and student, unless the top of this page says the same: compare the order "
             "of the algorithms and their distances, not the numbers."
         ),
-        template="paper.html",
-        content={"rows": rows} if any(row.n for row in rows) else None,
+        template="table.html",
+        content=paper_table(contents.settings),
         missing="none of its algorithms was run",
     )
 
@@ -364,7 +363,7 @@ def _configuration(contents: Contents) -> Section:
             "(seed, method and place aside)."
         ),
         template="configuration.html",
-        content={"configurations": configurations(settings), "versions": version_rows(runs)},
+        content={"configurations": configurations(settings), "versions": version_table(runs)},
         missing="",
     )
 

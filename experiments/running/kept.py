@@ -20,7 +20,7 @@ from experiments.running.folder import (
     holds_run,
     make_new,
 )
-from experiments.running.lock import RunLock
+from experiments.running.lock import run_lock
 from experiments.running.log import MetricsLog, open_log
 from experiments.running.result import RESULT, RunResult, read_result
 from experiments.running.signals import Stopped, StopRequest, way_back
@@ -98,6 +98,7 @@ class KeptRun(ABC, Generic[Config, Found]):
         config: The run.
 
     Attributes:
+        config: The same.
         program: What goes on with such a run, when given `--resume` and its folder.
         result_type: What its `result.json` holds.
         lines: The files of its log with one line each; the first is that of the rows.
@@ -114,16 +115,7 @@ class KeptRun(ABC, Generic[Config, Found]):
     place: Collection[str]
 
     def __init__(self, config: Config) -> None:
-        self._config = config
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        """When checkpoints are written."""
-        return self._config.checkpoint
-
-    def config_text(self) -> str:
-        """The whole configuration, in YAML."""
-        return self._config.to_yaml()
+        self.config = config
 
     def check_same(self, folder: Path) -> None:
         """Checks that a folder holds no run of another configuration.
@@ -131,7 +123,7 @@ class KeptRun(ABC, Generic[Config, Found]):
         Raises:
             ConfigError: It does; names the keys that differ.
         """
-        check_same_config(self.config_text(), folder, self.place)
+        check_same_config(self.config.to_yaml(), folder, self.place)
 
     @abstractmethod
     def prepare(self) -> dict[str, Any]:
@@ -199,7 +191,7 @@ class KeptRun(ABC, Generic[Config, Found]):
         same = "configuration" in identity and (
             identity["configuration"] == state["identity"]["configuration"]
         )
-        own, theirs = parse_yaml(self.config_text()), parse_yaml(state["configuration"])
+        own, theirs = parse_yaml(self.config.to_yaml()), parse_yaml(state["configuration"])
         if not same and (changes := differences(own, theirs, self.place)):
             raise ConfigError(f"resume: the checkpoint is of another configuration: {changes}")
         for name, expected in identity.items():
@@ -217,7 +209,7 @@ class KeptRun(ABC, Generic[Config, Found]):
             return None, None
         if not resume and holds_run(folder):
             raise ConfigError(f"output: {folder} holds a run already; --resume goes on with it")
-        held.enter_context(RunLock(folder))
+        held.enter_context(run_lock(folder))
         self.check_same(folder)
         checkpoints = Checkpoints(folder)
         if (result := read_result(self.result_type, folder)) is not None:
@@ -235,15 +227,15 @@ class KeptRun(ABC, Generic[Config, Found]):
             return folder
         elif not make_new(folder):
             raise ConfigError(f"output: {folder} is there already")
-        held.enter_context(RunLock(folder))
+        held.enter_context(run_lock(folder))
         return folder
 
     def _train(self, folder: Path, identity: dict[str, Any], state: dict[str, Any] | None) -> Found:
         writes = distributed.rank() == 0
         if writes and not (folder / CONFIG).is_file():
-            write_text(folder / CONFIG, self.config_text())
+            write_text(folder / CONFIG, self.config.to_yaml())
         stop = StopRequest()
-        with stop if self.checkpoint.enabled else nullcontext():
+        with stop if self.config.checkpoint.enabled else nullcontext():
             with open_log(folder, state and state["log"], self.lines, self.clock) as log:
                 keeper = _Keeper(self, self.trainee(log), log, identity, stop)
                 if state is not None:
@@ -283,7 +275,7 @@ class _Keeper:
         self._identity = dict(identity)
         self._stop = stop
         self._checkpoints = Checkpoints(log.folder)
-        self._timetable = Timetable(run.checkpoint, epochs=trainee.epochs)
+        self._timetable = Timetable(run.config.checkpoint, epochs=trainee.epochs)
         self._saved: int | None = None
         self._agreed = 0
         self._random: dict[str, Any] | None = None
@@ -343,7 +335,7 @@ class _Keeper:
 
     def _state_dict(self) -> dict[str, Any]:
         return {
-            "configuration": self._run.config_text(),
+            "configuration": self._run.config.to_yaml(),
             "identity": self._identity,
             "trainee": self._trainee.state_dict(),
             "log": self._log.state_dict(),
@@ -357,5 +349,5 @@ class _Keeper:
         # Set where the state was taken, since the way there draws as well.
         self._random = state["random"]
         self._saved = self._trainee.steps
-        self._timetable = Timetable(self._run.checkpoint, epochs=self._trainee.epochs)
+        self._timetable = Timetable(self._run.config.checkpoint, epochs=self._trainee.epochs)
         self._log.began = time.perf_counter() - state["seconds"]

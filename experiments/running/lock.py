@@ -4,9 +4,10 @@ import fcntl
 import os
 import platform
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Self
+from typing import IO
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import named_errors, refuse_links, remove_unfinished
@@ -18,7 +19,8 @@ LOCK = "run.lock"
 TRIES, PAUSE = 10, 0.05
 
 
-class RunLock:
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
     """Keeps a second process from a run's folder; ends with the process, however that ends.
 
     What a killed process has left of files that it was writing is removed.
@@ -28,48 +30,35 @@ class RunLock:
         folder: The run's folder.
 
     Raises:
-        ConfigError: When entered: another process has it, or something in it is a link.
+        ConfigError: Another process has it, or something in it is a link.
     """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._file: IO[str] | None = None
-
-    def __enter__(self) -> Self:
-        refuse_links(self._folder)
-        path = self._folder / LOCK
-        for _ in range(TRIES):
-            file = path.open("a+", encoding="utf-8")
-            # Whoever had it may have removed the file between opening and locking it.
-            if _try_lock(file) and path.exists() and _same(file, path):
-                self._file = file
-                break
-            file.close()
-            time.sleep(PAUSE)
-        else:
-            holder = path.read_text(encoding="utf-8") if path.exists() else ""
-            raise ConfigError(f"output: {self._folder} is in use by {holder or 'another process'}")
-        try:
-            with named_errors(path):
-                self._file.truncate(0)
-                self._file.write(f"process {os.getpid()} on {platform.node()}")
-                self._file.flush()
-        except OSError:
-            self._give_back()
-            raise
-        remove_unfinished(self._folder)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._give_back()
-
-    def _give_back(self) -> None:
-        assert self._file is not None
-        (self._folder / LOCK).unlink(missing_ok=True)
+    refuse_links(folder)
+    path = folder / LOCK
+    file = _locked(path)
+    try:
+        with named_errors(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+        remove_unfinished(folder)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
         # What could not be written says nothing to anybody any more.
         with suppress(OSError):
-            self._file.close()
-        self._file = None
+            file.close()
+
+
+def _locked(path: Path) -> IO[str]:
+    for _ in range(TRIES):
+        file = path.open("a+", encoding="utf-8")
+        # Whoever had it may have removed the file between opening and locking it.
+        if _try_lock(file) and path.exists() and _same(file, path):
+            return file
+        file.close()
+        time.sleep(PAUSE)
+    holder = path.read_text(encoding="utf-8") if path.exists() else ""
+    raise ConfigError(f"output: {path.parent} is in use by {holder or 'another process'}")
 
 
 def is_running(folder: Path) -> bool:

@@ -88,7 +88,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
 
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""
-        config = self._config
+        config = self.config
         if config.threads:
             torch.set_num_threads(config.threads)
         self._device = find_device(config.device)
@@ -105,7 +105,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
     def trainee(self, log: MetricsLog) -> "_Training":
         """The network's training, at its beginning."""
         self._training = _Training(
-            self._config, self._task, self._recipe, log, self._progress, self._device
+            self.config, self._task, self._recipe, log, self._progress, self._device
         )
         return self._training
 
@@ -115,7 +115,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
 
     def result(self, log: MetricsLog) -> TaskResult:
         """What the training came to; the best step is chosen by the main metric."""
-        config, model = self._config, self._training.model
+        config, model = self.config, self._training.model
         judged = [row for row in log.rows if metrics_of(row)]
         metrics = metrics_of(judged[-1])
         main = next(iter(metrics))

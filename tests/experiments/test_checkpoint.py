@@ -13,7 +13,7 @@ import torch
 
 from experiments.config import CheckpointConfig
 from experiments.running.checkpoint import Checkpoints, Timetable
-from experiments.running.lock import LOCK, RunLock, is_running
+from experiments.running.lock import LOCK, is_running, run_lock
 from experiments.running.signals import Stopped, StopRequest
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
@@ -194,15 +194,15 @@ def test_no_epochs_and_no_minutes_are_no_checkpoints() -> None:
 
 
 def test_a_folder_has_one_holder_at_a_time(tmp_path: Path) -> None:
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert is_running(tmp_path)
         message = f"output: {tmp_path} is in use by process {os.getpid()} on "
-        with pytest.raises(ConfigError, match=message), RunLock(tmp_path):
+        with pytest.raises(ConfigError, match=message), run_lock(tmp_path):
             pytest.fail("locked twice")
         assert is_running(tmp_path)
     assert not is_running(tmp_path)
     assert list(tmp_path.iterdir()) == []
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert is_running(tmp_path)
 
 
@@ -213,19 +213,19 @@ def test_a_folder_that_is_not_there_is_not_in_use(tmp_path: Path) -> None:
 def test_a_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path\n"
-        "from experiments.running.lock import RunLock\n"
-        f"with RunLock(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
+        "from experiments.running.lock import run_lock\n"
+        f"with run_lock(Path({str(tmp_path)!r})): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
         assert is_running(tmp_path)
         with pytest.raises(ConfigError, match=f"in use by process {process.pid}"):
-            RunLock(tmp_path).__enter__()
+            run_lock(tmp_path).__enter__()
         process.kill()
     assert not is_running(tmp_path)
     assert (tmp_path / LOCK).exists()
-    with RunLock(tmp_path):
+    with run_lock(tmp_path):
         assert is_running(tmp_path)
 
 

@@ -23,7 +23,7 @@ from experiments.console import console
 from experiments.executors import Failure, Task
 from experiments.executors.cluster import RunResources
 from experiments.experiment import Result, run_experiment
-from experiments.running.lock import RunLock
+from experiments.running.lock import run_lock
 from experiments.running.result import read_result
 from experiments.training import Progress
 from tasks import Inline
@@ -315,7 +315,7 @@ def test_a_folder_in_use_is_refused(
     done: SimpleNamespace, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "out").mkdir()
-    with RunLock(tmp_path / "out"):
+    with run_lock(tmp_path / "out"):
         assert start(THREE) == 2
         shown = capsys.readouterr().err
         assert f"{tmp_path / 'out'} is in use by process {os.getpid()}" in shown

@@ -11,7 +11,7 @@ from experiments import compare
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.status import State, print_status, run_status
 from experiments.console import console
-from experiments.running.lock import RunLock
+from experiments.running.lock import run_lock
 from mtkd_env.files import write_text
 
 FIVE = "methods: {aver: {}, pg: {}, camkd: {}, none: {}, ebkd: {}}\n"
@@ -64,7 +64,7 @@ def test_a_run_that_was_interrupted_waits_with_what_it_has(runs: dict[str, Plann
 def test_a_run_runs_while_a_process_has_its_lock(runs: dict[str, PlannedRun]) -> None:
     run = runs["aver"]
     run.folder.mkdir(parents=True)
-    with RunLock(run.folder):
+    with run_lock(run.folder):
         assert run_status(run, time.time()).state is State.RUNNING
     assert run_status(run, time.time()).state is State.WAITING
 
@@ -86,7 +86,7 @@ def test_the_status_counts_all_runs_and_shows_those_that_were_begun(
     write_epochs(runs["camkd"], 1, age=3600)
     write_epochs(runs["none"], 2)
     out = console(width=100, record=True)
-    with RunLock(runs["none"].folder):
+    with run_lock(runs["none"].folder):
         print_status(out, comparison)
     shown = out.export_text()
     lines = {line.split("seed")[0].strip(): line for line in shown.splitlines() if "seed 0" in line}
@@ -107,6 +107,6 @@ def test_the_status_is_shown_while_the_folder_is_in_use_and_starts_nothing(
     assert compare.main(argv) == 0
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
-    with RunLock(tmp_path / "out"):
+    with run_lock(tmp_path / "out"):
         assert compare.main(argv) == 0
     assert "5 runs: 0 done, 0 running, 0 failed, 5 waiting" in capsys.readouterr().out

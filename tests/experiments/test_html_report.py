@@ -18,17 +18,18 @@ from matplotlib.figure import Figure
 from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
 from experiments.comparison.summary import text_of
-from experiments.html_report.breakdown import breakdown_of, correctness_rows
-from experiments.html_report.configurations import configurations, version_rows
+from experiments.html_report.breakdown import breakdown_of, correctness_table
+from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
 from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
 from experiments.html_report.page import render
 from experiments.html_report.paper import TABLE_6A, paper_rows
-from experiments.html_report.runs import describe, find_runs, flatten
+from experiments.html_report.runs import describe, find_runs
 from experiments.html_report.style import drawing, make_palette, spread_out
 from experiments.html_report.summary import summarize_settings
 from experiments.html_report.svg import inline
+from experiments.running.folder import flat
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 
 # A method whose name is a program, and a mistake for whoever takes it for one.
@@ -392,7 +393,7 @@ def test_a_run_may_be_the_folder_itself(tmp_path: Path) -> None:
 
 
 def test_configurations_are_flat() -> None:
-    assert dict(flatten({"a": {"b": 1, "c": {"d": [1]}}, "e": {}})) == {
+    assert flat({"a": {"b": 1, "c": {"d": [1]}}, "e": {}}) == {
         "a.b": 1,
         "a.c.d": [1],
         "e": {},
@@ -661,10 +662,9 @@ def test_seeds_are_weighed_by_their_numbers_of_samples(tmp_path: Path) -> None:
 
 def test_rows_of_correctness_are_the_breakdowns(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "--algo", "pg", recorded=True)
-    sure, other = correctness_rows([one_group(tmp_path)])
-    assert (sure.teacher, sure.right, sure.wrong_count) == (TEACHERS[0], 1.0, 0)
-    assert (other.right, other.wrong_count) == (0.75, 1)
-    assert list(other.weights) == [0.75, 0.125, 0.625, 0.0625]
+    sure, other = correctness_table([one_group(tmp_path)]).rows
+    assert sure[1:4] == [TEACHERS[0], "100.0 %", "0"]
+    assert other[2:] == ["75.0 %", "1", "0.750", "0.125", "0.625", "0.062"]
 
 
 # The gallery.
@@ -701,7 +701,7 @@ def test_an_exhibit_is_of_the_first_seed_that_has_images(tmp_path: Path) -> None
     assert (found := make_exhibit(one_group(tmp_path))) is not None
     assert found.seed == 4
     assert len(found.cards) == IMAGES
-    assert [teacher.right for teacher in found.cards[0].teachers] == [True, False]
+    assert [right for _, right, *_ in found.cards[0]["teachers"]] == [True, False]
 
 
 # Configurations, the paper, pictures.
@@ -713,13 +713,13 @@ def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
     write_run(tmp_path / "c", "--algo", "pg", "--seed", "1", "--env.reward", "alignment")
     grouping = grouped(tmp_path)
     first, second = configurations(grouping.settings)
-    assert {entry.key: entry.value for entry in first.differences} == {
+    assert {key: first.values[key] for key in first.differing} == {
         "env.reward": "paper",
         "agent.arguments": "{}",
     }
-    assert {entry.key: entry.value for entry in second.entries}["seed"] == "0 | 1"
-    (row,) = version_rows(find_runs(tmp_path).runs)
-    assert row.versions == {"2": 2, "3": 1}
+    assert second.values["seed"] == "0 | 1"
+    (row,) = version_table(find_runs(tmp_path).runs).rows
+    assert row[1] == "<mark>2</mark> (2), <mark>3</mark> (1)"
 
 
 def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> None:
@@ -727,7 +727,7 @@ def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> N
         write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
     settings = grouped(tmp_path).settings
     rows = paper_rows(list(zip(settings, summarize_settings(settings), strict=True)))
-    assert [row.algo for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
+    assert [row[0] for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
     assert TABLE_6A["ppo"] == Spread(78.28, 0.08)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from experiments.config import CheckpointConfig
 from experiments.console import console
-from experiments.running.lock import RunLock
+from experiments.running.lock import run_lock
 from experiments.running.log import read_rows
 from experiments.running.result import read_result
 from experiments.running.signals import Stopped
@@ -438,7 +438,7 @@ def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_gone_on_with(tmp_path
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with RunLock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
+    with run_lock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
         run(tmp_path)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.synthetic import Noise
+from experiments.benchmarks.synthetic import write_noise
 from experiments.benchmarks.timing import describe_machine
 from experiments.console import console
 from experiments.running.failures import Parser, path_argument, program
@@ -87,10 +87,11 @@ class Checks:
 
     def __init__(self, folder: Path, device: str, *, quick: bool) -> None:
         self._folder, self._quick = folder, quick
-        noise = Noise(channels=3, classes=10, side=16 if quick else 32, count=64 if quick else 2560)
+        side, count = (16, 64) if quick else (32, 2560)
+        noise = write_noise(folder, channels=3, classes=10, side=side, count=count)
         self._common = [
             *("--device", device, "--data.dataset", "npz"),
-            *("--data.arguments.path", str(noise.write(folder))),
+            *("--data.arguments.path", str(noise)),
             *("--data.batch_size", "16" if quick else "64", "--output", str(folder / "runs")),
         ]
         self.all: dict[str, Callable[[], Any]] = {

@@ -1,16 +1,15 @@
 """The peak of the memory of every method, each of them in a process of its own."""
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import wait
-from contextlib import contextmanager
+from contextlib import closing
 from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.memory_report import MemoryReport, Peaks
+from experiments.benchmarks.memory_report import Peaks, memory_report
 from experiments.benchmarks.peak import train
 from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing_report import REFERENCE
@@ -40,7 +39,7 @@ def measure(request: Request) -> Outcome:
     turns = list(product(range(request.rounds), configs))
     for _, name in request.count(turns, "processes"):
         peaks[name].append(alone(configs[name], request.epochs[0]))
-    return MemoryReport(peaks, request.epochs[0], configs[REFERENCE], device).outcome()
+    return memory_report(peaks, request.epochs[0], configs[REFERENCE], device)
 
 
 def alone(config: ExperimentConfig, epochs: int) -> dict[str, int]:
@@ -49,24 +48,15 @@ def alone(config: ExperimentConfig, epochs: int) -> dict[str, int]:
     Raises:
         ConfigError: The process failed; says how.
     """
-    with TemporaryDirectory(prefix="mtkd_memory_") as name, _slot(Path(name)) as slot:
-        result = Path(name) / "result.json"
+    with TemporaryDirectory(prefix="mtkd_memory_") as folder:
+        log, result = (Path(folder) / name for name in ("process.log", "result.json"))
         work = partial(train, config, epochs, result)
-        wait([slot.start(Task(config.algo, work, log=result, epochs=epochs))])
-        failure = slot.result()
+        with closing(ProcessSlot(log)) as slot:
+            wait([slot.start(Task(config.algo, work, log=result, epochs=epochs))])
+            failure = slot.result()
         if failure is not None:
             raise ConfigError(f"{config.algo}: {failure.message}") from RuntimeError(
                 failure.details
             )
         found: dict[str, int] = json.loads(result.read_text(encoding="utf-8"))
         return found
-
-
-@contextmanager
-def _slot(folder: Path) -> Iterator[ProcessSlot]:
-    """A process that ends with the block, whatever it does then."""
-    slot = ProcessSlot(folder / "process.log")
-    try:
-        yield slot
-    finally:
-        slot.close()

@@ -13,7 +13,7 @@ from experiments.benchmarks.contestant import Contestant
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
 from experiments.benchmarks.shared import check_shareable, with_reference
-from experiments.benchmarks.synthetic import Noise, on_noise
+from experiments.benchmarks.synthetic import on_noise, write_noise
 from experiments.benchmarks.timing import Subject, per_unit, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
@@ -102,7 +102,7 @@ class Surroundings:
     def configs_at(self, setting: Setting, folder: Path) -> dict[str, ExperimentConfig]:
         """The configuration of every method in a setting, with noise in a folder."""
         count = setting.batch * self.request.steps
-        path = Noise(self.channels, self.classes, setting.size, count).write(folder)
+        path = write_noise(folder, self.channels, self.classes, setting.size, count)
         return {
             name: replace(
                 config,

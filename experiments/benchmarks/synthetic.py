@@ -1,6 +1,6 @@
 """Images of noise, of any size and number: what a step costs does not depend on what they show."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,37 +10,23 @@ from mtkd_env import DataSpec
 LEVELS = 256
 
 
-@dataclass(frozen=True)
-class Noise:
-    """Images of noise.
+def write_noise(folder: Path, channels: int, classes: int, side: int, count: int) -> Path:
+    """Makes a file of noise that the dataset `npz` reads; gives it.
 
-    Attributes:
+    Args:
+        folder: Where.
         channels: K.
         classes: C.
         side: Height and width [pixels].
-        count: Training images; no fewer than there are classes.
+        count: Training images; made as many as there are classes if they are fewer.
     """
-
-    channels: int
-    classes: int
-    side: int
-    count: int
-
-    def write(self, folder: Path) -> Path:
-        """Makes a file of them that the dataset `npz` reads; gives it."""
-        draw = np.random.default_rng(0)
-        count = max(self.count, self.classes)
-        images = draw.integers(LEVELS, size=(count, self.side, self.side, self.channels))
-        labels = np.arange(count) % self.classes
-        path = folder / "noise.npz"
-        np.savez(
-            path,
-            x_train=images.astype(np.uint8),
-            y_train=labels,
-            x_test=images[:1].astype(np.uint8),
-            y_test=labels[:1],
-        )
-        return path
+    draw = np.random.default_rng(0)
+    count = max(count, classes)
+    images = draw.integers(LEVELS, size=(count, side, side, channels)).astype(np.uint8)
+    labels = np.arange(count) % classes
+    path = folder / "noise.npz"
+    np.savez(path, x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
+    return path
 
 
 def on_noise(data: DataSpec, path: Path, batch_size: int) -> DataSpec:

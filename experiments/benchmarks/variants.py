@@ -1,9 +1,9 @@
 """Methods in several configurations side by side: `--variant NAME=FLAGS`."""
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
 from experiments.config import ExperimentConfig
 from mtkd_env.errors import ConfigError
@@ -71,17 +71,10 @@ def check_comparable(
     Raises:
         ConfigError: It is not; names the key.
     """
-    own, others = asdict(config), asdict(reference)
     for path in FIXED:
-        if _at(own, path) != _at(others, path):
+        own, other = (attrgetter(path)(each) for each in (config, reference))
+        if own != other:
             raise ConfigError(
-                f"--variant {variant.name}: {path} cannot differ within one run, expected "
-                f"{_at(others, path)}, got {_at(own, path)}"
+                f"--variant {variant.name}: {path} cannot differ within one run, expected {other}, "
+                f"got {own}"
             )
-
-
-def _at(values: Mapping[str, Any], path: str) -> Any:
-    value: Any = values
-    for key in path.split("."):
-        value = value[key]
-    return value

@@ -9,7 +9,7 @@ import torch
 
 from benchmarking import read, start
 from experiments.benchmarks import data as data_benchmark
-from experiments.benchmarks.loader import PillowImages, loaded_batches
+from experiments.benchmarks.loader import loaded_batches, pillow_images
 from tiny import data
 
 
@@ -23,7 +23,7 @@ def test_images_made_one_by_one_are_those_of_the_stream(channels: int) -> None:
         crop_padding=0,
     )
     split = images.split().train
-    made = PillowImages(images, split)
+    made = pillow_images(images, split)
     (batch,) = images.evaluation_batches(split, len(split), device="cpu")
     assert len(made) == len(split)
     for position, (inputs, target) in enumerate(zip(batch.inputs, batch.targets, strict=True)):

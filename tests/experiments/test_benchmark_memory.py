@@ -12,7 +12,7 @@ import torch
 
 from benchmarking import config_of, one_line_error, read, start
 from experiments.benchmarks import peak, peak_memory
-from experiments.benchmarks.memory_report import MemoryReport
+from experiments.benchmarks.memory_report import memory_report
 from experiments.benchmarks.peak import forget_peak, peak_bytes, train
 from experiments.executors import Failure
 from mtkd_env.errors import ConfigError
@@ -73,7 +73,7 @@ def test_ratios_are_to_the_reference_of_the_same_round() -> None:
         return [{"before": 1_000_000, "peak": one, "history": 0} for one in peaks]
 
     peaks = {"aver": found(2_000_000, 4_000_000), "pg": found(3_000_000, 6_000_000)}
-    values = MemoryReport(peaks, 2, config_of("aver"), CPU).outcome().values["methods"]
+    values = memory_report(peaks, 2, config_of("aver"), CPU).values["methods"]
     assert values["pg"]["ratio"] == {"median": 1.5, "low": 1.5, "high": 1.5}
     assert values["aver"]["ratio"]["median"] == 1
     assert values["pg"]["bytes"]["training"] == 3_500_000

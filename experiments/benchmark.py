@@ -18,7 +18,7 @@ from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
 from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
-from experiments.running.failures import Parser, path_argument, program
+from experiments.running.failures import Parser, at_least, names, numbers, path_argument, program
 from mtkd_env.errors import ConfigError, lookup
 from mtkd_env.files import write_text
 
@@ -34,11 +34,13 @@ def _parser() -> Parser:
         epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...; ",
     )
     parser.add_argument("--what", required=True, help="what to measure: " + ", ".join(BENCHMARKS))
-    parser.add_argument("--methods", help="only these: aver,camkd,mmkd")
-    parser.add_argument("--steps", type=int, help="SGD steps of a method in a round")
-    parser.add_argument("--rounds", type=int, help="rounds; batches for reward-signal")
+    parser.add_argument("--methods", type=names, help="only these: aver,camkd,mmkd")
+    parser.add_argument("--steps", type=at_least(1), help="SGD steps of a method in a round")
+    parser.add_argument("--rounds", type=at_least(1), help="rounds; batches for reward-signal")
     parser.add_argument(
-        "--epochs", help="when reward-signal looks: 0,1,5,15; how long memory trains: 3"
+        "--epochs",
+        type=numbers,
+        help="when reward-signal looks: 0,1,5,15; how long memory trains: 3",
     )
     parser.add_argument(
         "--variant",
@@ -47,7 +49,9 @@ def _parser() -> Parser:
         help="step: measure every method with these flags of run.py too, in the same run; may be "
         'given several times: --variant "wide=--student.width 0.5"',
     )
-    parser.add_argument("--axes", help="scaling: only these of teachers,batch,width,size")
+    parser.add_argument(
+        "--axes", type=names, help="scaling: only these of teachers,batch,width,size"
+    )
     parser.add_argument(
         "--json",
         type=path_argument,
@@ -77,43 +81,21 @@ def make_request(
     """What is asked of a benchmark.
 
     Raises:
-        ConfigError: A number below 1, or a flag that means nothing to this benchmark.
+        ConfigError: A flag that means nothing to this benchmark.
     """
     for flag in OPTIONAL:
         if getattr(arguments, flag) is not None and flag not in benchmark.flags:
             raise unusable(flag, arguments.what)
     return Request(
         flags=flags,
-        methods=_names(arguments.methods, "methods"),
-        steps=_count(arguments.steps, benchmark.steps, "steps"),
-        rounds=_count(arguments.rounds, benchmark.rounds, "rounds"),
-        epochs=benchmark.epochs if arguments.epochs is None else _epochs(arguments.epochs),
+        methods=arguments.methods,
+        steps=arguments.steps or benchmark.steps,
+        rounds=arguments.rounds or benchmark.rounds,
+        epochs=benchmark.epochs if arguments.epochs is None else sorted({*arguments.epochs}),
         out=out,
         variants=parse_variants(arguments.variant or ()),
-        axes=_names(arguments.axes, "axes"),
+        axes=arguments.axes,
     )
-
-
-def _names(text: str | None, flag: str) -> list[str] | None:
-    if text is None:
-        return None
-    names = [name.strip() for name in text.split(",")]
-    if "" in names:
-        raise ConfigError(f"--{flag}: expected names with commas between them, got '{text}'")
-    return names
-
-
-def _count(given: int | None, default: int, flag: str) -> int:
-    if given is not None and given < 1:
-        raise ConfigError(f"--{flag}: expected a number >= 1, got {given}")
-    return default if given is None else given
-
-
-def _epochs(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
-        raise ConfigError(f"--epochs: expected 0,1,5,..., got '{text}'")
-    return sorted({int(part) for part in parts})
 
 
 def _prepare(path: Path) -> None:

@@ -18,6 +18,7 @@ all nodes share, and the project must be installed on each of them.
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from rich.console import Console
@@ -35,7 +36,7 @@ from experiments.console import console
 from experiments.executors import Executor, HereExecutor, LocalExecutor
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.running.device import together
-from experiments.running.failures import Parser, program
+from experiments.running.failures import Parser, at_least, names, numbers, program
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import user_path
@@ -55,10 +56,14 @@ def _parser() -> Parser:
     )
     parser.add_argument("file", help="YAML file, or the name of one in configs")
     parser.add_argument("--output", help="folder (default: runs/NAME OF THE FILE)")
-    parser.add_argument("--seeds", help="instead of the file's: 0,1,2")
-    parser.add_argument("--pools", help="seeds of pools of teachers, instead of the file's: 0,1,2")
-    parser.add_argument("--methods", help="only these of the file's: pg,aver")
-    parser.add_argument("--settings", help="only these, with * for anything: 'mask_*,retina*'")
+    parser.add_argument("--seeds", type=numbers, help="instead of the file's: 0,1,2")
+    parser.add_argument(
+        "--pools", type=numbers, help="seeds of pools of teachers, instead of the file's: 0,1,2"
+    )
+    parser.add_argument("--methods", type=names, help="only these of the file's: pg,aver")
+    parser.add_argument(
+        "--settings", type=names, help="only these, with * for anything: 'mask_*,retina*'"
+    )
     parser.add_argument(
         "--weights",
         action="append",
@@ -69,10 +74,10 @@ def _parser() -> Parser:
     parser.add_argument("--status", action="store_true", help="show how far it is, and do nothing")
     parser.add_argument("--executor", default="local", help="local (default) or ray")
     parser.add_argument(
-        "--jobs", type=int, help="runs side by side (default: 1; on ray all that have room)"
+        "--jobs", type=at_least(1), help="runs side by side (default: 1; on ray all that have room)"
     )
     parser.add_argument(
-        "--retries", type=int, default=2, help="of a run whose process died (default: 2)"
+        "--retries", type=at_least(0), default=2, help="of a run whose process died (default: 2)"
     )
     ray = parser.add_argument_group("ray", "only with --executor ray")
     ray.add_argument(
@@ -99,44 +104,11 @@ def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
     arguments, flags = _parser().parse_known_args(argv)
     if any(flag.partition("=")[0] == "--seed" for flag in flags):
         raise ConfigError("--seed: cannot be given here; see --seeds")
-    _check_numbers(arguments)
     check_name(EXECUTORS, arguments.executor, "--executor")
     for name in RAY_FLAGS:
         if arguments.executor != "ray" and getattr(arguments, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}: means nothing without --executor ray")
     return arguments, flags
-
-
-def _check_numbers(arguments: Namespace) -> None:
-    if arguments.jobs is not None and arguments.jobs < 1:
-        raise ConfigError(f"--jobs: expected a number >= 1, got {arguments.jobs}")
-    if arguments.retries < 0:
-        raise ConfigError(f"--retries: expected a number >= 0, got {arguments.retries}")
-
-
-def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",")]
-
-
-def selection(arguments: Namespace) -> Selection:
-    """What `--methods`, `--settings`, `--seeds` and `--pools` leave of a comparison.
-
-    Raises:
-        ConfigError: A seed that is not a number.
-    """
-    methods, settings = _names(arguments.methods), _names(arguments.settings)
-    seeds, pools = (_numbers(arguments, name) for name in ("seeds", "pools"))
-    return Selection(methods, settings, seeds, pools)
-
-
-def _numbers(arguments: Namespace, name: str) -> list[int] | None:
-    texts = _names(getattr(arguments, name))
-    try:
-        return None if texts is None else [int(text) for text in texts]
-    except ValueError:
-        raise ConfigError(
-            f"--{name}: expected 0,1,2,..., got '{getattr(arguments, name)}'"
-        ) from None
 
 
 def make_execution(
@@ -183,7 +155,8 @@ def main(argv: Sequence[str]) -> int:
     arguments, flags = parse(argv)
     path = find_file(arguments.file)
     output = user_path(arguments.output or f"runs/{path.stem}")
-    comparison = load_comparison(path, flags, selection(arguments), output, arguments.weights)
+    chosen = Selection(**{one.name: getattr(arguments, one.name) for one in fields(Selection)})
+    comparison = load_comparison(path, flags, chosen, output, arguments.weights)
     if arguments.status:
         print_status(console(), comparison)
         return 0

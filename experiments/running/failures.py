@@ -61,7 +61,7 @@ class Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Does not end the program itself."""
-        raise ConfigError(message)
+        raise ConfigError(message.removeprefix("argument "))
 
 
 def path_argument(text: str) -> Path:
@@ -79,6 +79,32 @@ def program(interrupted: str) -> Callable[[Program], Callable[..., int]]:
         return wraps(work)(partial(run_program, work, interrupted=interrupted))
 
     return decorated
+
+
+def names(text: str) -> list[str]:
+    """The type of a flag that takes names with commas between them."""
+    found = [name.strip() for name in text.split(",")]
+    if "" in found:
+        raise ArgumentTypeError(f"expected names with commas between them, got '{text}'")
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """The type of a flag that takes whole numbers with commas between them."""
+    if not all(name.isdecimal() for name in names(text)):
+        raise ArgumentTypeError(f"expected 0,1,2,..., got '{text}'")
+    return [int(name) for name in names(text)]
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number which is not less."""
+
+    def read(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"expected a number >= {least}, got {text}")
+        return int(text)
+
+    return read
 
 
 def run_program(

@@ -71,14 +71,14 @@ class Detection(Transfer):
     """Detectors."""
 
     config_type = detection.DetectionConfig
-    run = detection.run
+    run = staticmethod(detection.run)
 
 
 class Segmentation(Transfer):
     """Segmenters."""
 
     config_type = segmentation.SegmentationConfig
-    run = segmentation.run
+    run = staticmethod(segmentation.run)
 
 
 def _flags(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image
+from torchvision.ops import box_convert, clip_boxes_to_image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from mtkd_env.data.reading import read_image
@@ -139,8 +139,9 @@ class CocoSplit:
     def _target(
         self, found: Sequence[Annotation], image: Mapping[str, Any], *, masks: bool
     ) -> Target:
+        boxes = torch.tensor([one["bbox"] for one in found], dtype=torch.float32)
         target = {
-            "boxes": corners(torch.tensor([one["bbox"] for one in found], dtype=torch.float32)),
+            "boxes": box_convert(boxes.reshape(-1, 4), "xywh", "xyxy"),
             "labels": torch.tensor(
                 [self.labels[one["category_id"]] for one in found], dtype=torch.int64
             ),
@@ -170,12 +171,6 @@ class CocoSplit:
 def is_crowd(annotation: Annotation) -> bool:
     """Whether an annotation is of objects that are too many to be told apart."""
     return bool(annotation.get("iscrowd", 0))
-
-
-def corners(boxes: Float32[Tensor, "N 4"]) -> Float32[Tensor, "N 4"]:
-    """x, y, width and height as x0, y0, x1 and y1 [pixels]."""
-    place, size = boxes.reshape(-1, 4).split(2, 1)
-    return torch.cat([place, place + size], 1)
 
 
 def _is_large_enough(box: Sequence[float], size: tuple[int, int]) -> bool:

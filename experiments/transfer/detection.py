@@ -13,13 +13,13 @@ ROOT holds COCO or something in its format; see `coco`.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
-from rich.console import Console
 from torch import Tensor
 
 from experiments.transfer.average_precision import AveragePrecision
@@ -33,7 +33,7 @@ from experiments.transfer.coco_batches import (
     training_batches,
 )
 from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
-from experiments.transfer.program import TaskResult, TransferConfig, run_main
+from experiments.transfer.program import TransferConfig, run_main
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.task import VisionTask
 from experiments.transfer.training import run_task
@@ -195,22 +195,14 @@ def _check_splits(train: CocoSplit, val: CocoSplit) -> None:
         )
 
 
-def run(
-    config: DetectionConfig, folder: Path, *, resume: bool = False, out: Console | None = None
-) -> TaskResult:
-    """Trains and judges a detector, and writes the run into its folder; see `run_task`."""
-
-    def make(device: torch.device) -> DetectionTask:
-        train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
-        return DetectionTask(config, train, val, device)
-
-    return run_task(config, make, folder, resume=resume, out=out)
+def make(config: DetectionConfig, device: torch.device) -> DetectionTask:
+    """The task of a configuration."""
+    train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
+    return DetectionTask(config, train, val, device)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; gives its exit code."""
-    return run_main(argv, DetectionConfig, run, DetectionTask.program)
-
+run = partial(run_task, make)
+main = partial(run_main, kind=DetectionConfig, run=run, program=DetectionTask.program)
 
 if __name__ == "__main__":
     sys.exit(main())

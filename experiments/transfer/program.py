@@ -274,7 +274,8 @@ def _one_length(flags: Sequence[str]) -> list[str]:
 
 
 def run_main(
-    argv: Sequence[str] | None,
+    argv: Sequence[str] | None = None,
+    *,
     kind: type[Config],
     run: Callable[..., TaskResult],
     program: str,

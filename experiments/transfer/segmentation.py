@@ -9,14 +9,13 @@ torchrun --nproc-per-node 8 experiments/transfer/segmentation.py --recipe ade20k
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from rich.console import Console
 from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
@@ -24,7 +23,7 @@ from torchvision.transforms import InterpolationMode
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
-from experiments.transfer.program import TaskResult, TransferConfig, run_main
+from experiments.transfer.program import TransferConfig, run_main
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from experiments.transfer.task import VisionTask
@@ -214,22 +213,14 @@ def scores(matrix: Int64[Tensor, "K K"]) -> dict[str, float]:
     }
 
 
-def run(
-    config: SegmentationConfig, folder: Path, *, resume: bool = False, out: Console | None = None
-) -> TaskResult:
-    """Trains and judges a segmenter, and writes the run into its folder; see `run_task`."""
-
-    def make(device: torch.device) -> SegmentationTask:
-        data = load_label_maps(config.dataset, Path(config.data), config.classes)
-        return SegmentationTask(config, data, device)
-
-    return run_task(config, make, folder, resume=resume, out=out)
+def make(config: SegmentationConfig, device: torch.device) -> SegmentationTask:
+    """The task of a configuration."""
+    data = load_label_maps(config.dataset, Path(config.data), config.classes)
+    return SegmentationTask(config, data, device)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program; gives its exit code."""
-    return run_main(argv, SegmentationConfig, run, SegmentationTask.program)
-
+run = partial(run_task, make)
+main = partial(run_main, kind=SegmentationConfig, run=run, program=SegmentationTask.program)
 
 if __name__ == "__main__":
     sys.exit(main())

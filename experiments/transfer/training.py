@@ -1,6 +1,7 @@
 """Trains the network of a `VisionTask`, from its beginning or from a checkpoint to its end."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,8 @@ HINT = "a lower schedule.lr, a longer warm-up or schedule.clip may help"
 
 
 def run_task(
+    make_task: Callable[[Any, torch.device], VisionTask],
     config: TransferConfig,
-    make_task: Callable[[torch.device], VisionTask],
     folder: Path,
     *,
     resume: bool = False,
@@ -51,13 +52,13 @@ def run_task(
     errors are those of `KeptRun.complete`, and:
 
     Args:
+        make_task: Makes the task of a configuration, whose network is moved to the device.
         config: The run.
-        make_task: Makes the task, whose network is moved to the device.
         folder: The run's folder, which may be there but hold no other run.
         resume: Whether it may hold this run.
         out: Where the progress is shown; by default the program's console.
     """
-    return TaskRun(config, make_task, out).complete(folder, resume=resume)
+    return TaskRun(config, partial(make_task, config), out).complete(folder, resume=resume)
 
 
 class TaskRun(KeptRun[TransferConfig, TaskResult]):

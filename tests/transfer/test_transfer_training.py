@@ -103,7 +103,7 @@ def run(
     places = {"data": "none", "output": str(folder), "device": "cpu"}
     config = TransferConfig(**places | {"schedule": schedule()} | values)
     made = task or Squares()
-    return run_task(config, lambda _: made, folder, resume=resume, out=out).metrics
+    return run_task(lambda *_: made, config, folder, resume=resume, out=out).metrics
 
 
 def read_metrics(folder: Path) -> dict[str, float] | None:

@@ -9,7 +9,7 @@ import torch
 from benchmarking import config_of, one_line_error, read, start
 from experiments.benchmarks.scaling import AXES, Setting
 from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
-from experiments.benchmarks.synthetic import Noise, on_noise
+from experiments.benchmarks.synthetic import on_noise, write_noise
 from mtkd_env.data import load_dataset
 
 SETTING = Setting(teachers=2, batch=16, width=1.0, size=8)
@@ -34,14 +34,14 @@ def test_a_larger_pool_holds_the_networks_again_untrained_and_different() -> Non
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_noise_has_the_asked_size_and_every_class(channels: int, tmp_path: Path) -> None:
-    path = Noise(channels=channels, classes=4, side=9, count=10).write(tmp_path)
+    path = write_noise(tmp_path, channels=channels, classes=4, side=9, count=10)
     config = on_noise(config_of("aver").data, path, batch_size=5)
     images = load_dataset(config.dataset, **config.arguments)
     assert images.image_shape == (channels, 9, 9)
     assert images.num_classes == 4
     assert len(images.split(train_size=config.train_size).train) == 10
     assert config.batch_size == 5
-    few = Noise(channels=channels, classes=4, side=9, count=1).write(tmp_path)
+    few = write_noise(tmp_path, channels=channels, classes=4, side=9, count=1)
     assert load_dataset("npz", path=str(few)).num_classes == 4
 
 

@@ -83,106 +83,10 @@ class BestStudent:
         self.row, self.tensors = state["row"], state["tensors"]
 
 
-class Recorder:
-    """Evaluates the student and writes a row at the end of every epoch.
-
-    Args:
-        agent: The agent, in its environment.
-        log: What the rows are written to.
-        progress: What is told of them.
-        classes: Names of the classes; empty if they have none.
-
-    Attributes:
-        watch: Finds the first step in which anything went wrong.
-        best: The best student so far.
-    """
-
-    def __init__(
-        self, agent: Agent, log: MetricsLog, progress: Progress, classes: Sequence[str]
-    ) -> None:
-        env = agent.env
-        self._agent = agent
-        self._env = env
-        self._log = log
-        self._progress = progress
-        self.watch = FiniteWatch()
-        self.best = BestStudent()
-        self._meter = EpochMeter(env.teacher_names)
-        self._classes = list(classes)
-        self._num_classes = env.distiller.teachers.num_classes
-        self._breakdown = BreakdownMeter(env.teacher_names, self._num_classes, env.device)
-        for subscriber in (self.watch, self._meter, self._breakdown):
-            env.subscribe(subscriber)
-        self._begin()
-
-    def _begin(self) -> None:
-        self._lr = float(self._env.distiller.optimizer.param_groups[0]["lr"])
-        self._skipped = self._env.distiller.skipped
-        self._started = time.perf_counter()
-
-    def end_epoch(self) -> None:
-        """Reads the meter, evaluates the student, writes.
-
-        Raises:
-            FloatingPointError: Something is NaN or infinite.
-        """
-        env = self._env
-        self.check_finite()
-        row = {"epoch": len(self._log.rows) + 1, "lr": self._lr, "seconds": self._seconds()}
-        row |= self._meter.read() | fusion_coefficients(env.fusion)
-        row["agent/updates"] = self._agent.updates
-        if env.skips:
-            row["skipped"] = env.distiller.skipped - self._skipped
-        for split in sorted(EVALUATED.intersection(env.splits)):
-            evaluation = env.evaluate(split)
-            row[f"{split}/accuracy"] = evaluation.accuracy
-            row[f"{split}/cross_entropy"] = evaluation.cross_entropy
-        check_row(row, env.steps)
-        self.best.see(row, env.distiller.student)
-        self._log.write(row)
-        line = {"epoch": row["epoch"], **self._breakdown.read()}
-        if row["epoch"] == env.distiller.recipe.epochs and "test" in env.splits:
-            accuracy = accuracy_by_class(env, self._num_classes)
-            line |= {"classes": self._classes, "accuracy": accuracy}
-        self._log.write_line(BREAKDOWN, line)
-        self._progress.epoch(row, env.distiller.recipe.epochs)
-        self._begin()
-
-    def _seconds(self) -> float:
-        return time.perf_counter() - self._started
-
-    def check_finite(self) -> None:
-        """Checks all steps since the last check, and the student as it is.
-
-        Raises:
-            FloatingPointError: Something is NaN or infinite.
-        """
-        self.watch.check()
-        check_module(self._env.distiller.module, self._env.steps)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is known of the epoch that is under way."""
-        return {
-            "lr": self._lr,
-            "seconds": self._seconds(),
-            "skipped": self._skipped,
-            "meter": self._meter.state_dict(),
-            "breakdown": self._breakdown.state_dict(),
-            "best": self.best.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._lr = state["lr"]
-        self._skipped = state["skipped"]
-        self._started = time.perf_counter() - state["seconds"]
-        self._meter.load_state_dict(state["meter"], self._env.device)
-        self._breakdown.load_state_dict(state["breakdown"], self._env.device)
-        self.best.load_state_dict(state["best"])
-
-
 class Training:
     """Trains the student under equal weights, then under the agent's; a `Trainee`.
+
+    At the end of every epoch the student is evaluated and a row written.
 
     Args:
         config: The run.
@@ -194,6 +98,7 @@ class Training:
 
     Attributes:
         teacher_seconds: The same; of the run's first part.
+        best: The student of the epoch that is best on validation images.
     """
 
     def __init__(
@@ -207,12 +112,20 @@ class Training:
     ) -> None:
         self._config = config
         self._agent = agent
-        self._env = agent.env
+        self._env = env = agent.env
         self._log = log
         self._progress = progress
+        self._classes = list(classes)
         self.teacher_seconds = teacher_seconds
-        self._recorder = Recorder(agent, log, progress, classes)
-        agent.env.subscribe(progress.step)
+        self.best = BestStudent()
+        # Finds the first step in which anything went wrong.
+        self._watch = FiniteWatch()
+        self._meter = EpochMeter(env.teacher_names)
+        self._num_classes = env.distiller.teachers.num_classes
+        self._breakdown = BreakdownMeter(env.teacher_names, self._num_classes, env.device)
+        for subscriber in (self._watch, self._meter, self._breakdown, progress.step):
+            env.subscribe(subscriber)
+        self._begin_epoch()
 
     @property
     def steps(self) -> int:
@@ -223,11 +136,6 @@ class Training:
     def epochs(self) -> int:
         """Epochs that are over."""
         return len(self._log.rows)
-
-    @property
-    def best(self) -> BestStudent:
-        """The student of the epoch that is best on validation images."""
-        return self._recorder.best
 
     def train(self, at_rest: AtRest) -> None:
         """Trains to the end.
@@ -247,16 +155,52 @@ class Training:
                 self._train(at_rest)
         except FloatingPointError:
             # Something may have gone wrong before whoever raised it noticed.
-            self._recorder.watch.check()
+            self._watch.check()
             raise
 
     def _train(self, at_rest: AtRest) -> None:
         warmup = self._config.warmup
         while self.epochs < warmup.epochs:
             self._agent.warm_up(steps_left(self._env), warmup.weights, at_rest)
-            self._recorder.end_epoch()
+            self._end_epoch()
         if epochs := self._config.optimizer.epochs - self.epochs:
-            self._agent.learn(epochs, self._recorder.end_epoch, at_rest)
+            self._agent.learn(epochs, self._end_epoch, at_rest)
+
+    def _begin_epoch(self) -> None:
+        self._lr = float(self._env.distiller.optimizer.param_groups[0]["lr"])
+        self._skipped = self._env.distiller.skipped
+        self._started = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        """Reads the meters, evaluates the student, writes.
+
+        Raises:
+            FloatingPointError: Something is NaN or infinite.
+        """
+        env = self._env
+        self.check_finite()
+        row = {"epoch": self.epochs + 1, "lr": self._lr, "seconds": self._seconds()}
+        row |= self._meter.read() | fusion_coefficients(env.fusion)
+        row["agent/updates"] = self._agent.updates
+        if env.skips:
+            row["skipped"] = env.distiller.skipped - self._skipped
+        for split in sorted(EVALUATED.intersection(env.splits)):
+            evaluation = env.evaluate(split)
+            row[f"{split}/accuracy"] = evaluation.accuracy
+            row[f"{split}/cross_entropy"] = evaluation.cross_entropy
+        check_row(row, env.steps)
+        self.best.see(row, env.distiller.student)
+        self._log.write(row)
+        line = {"epoch": row["epoch"], **self._breakdown.read()}
+        if row["epoch"] == env.distiller.recipe.epochs and "test" in env.splits:
+            accuracy = accuracy_by_class(env, self._num_classes)
+            line |= {"classes": self._classes, "accuracy": accuracy}
+        self._log.write_line(BREAKDOWN, line)
+        self._progress.epoch(row, env.distiller.recipe.epochs)
+        self._begin_epoch()
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
 
     def check_finite(self) -> None:
         """Checks all steps since the last check, and the student as it is.
@@ -264,14 +208,20 @@ class Training:
         Raises:
             FloatingPointError: Something is NaN or infinite.
         """
-        self._recorder.check_finite()
+        self._watch.check()
+        check_module(self._env.distiller.module, self._env.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in tensors, numbers and strings."""
         return {
             "env": self._env.state_dict(),
             "agent": self._agent.state_dict(),
-            "epoch": self._recorder.state_dict(),
+            "lr": self._lr,
+            "seconds": self._seconds(),
+            "skipped": self._skipped,
+            "meter": self._meter.state_dict(),
+            "breakdown": self._breakdown.state_dict(),
+            "best": self.best.state_dict(),
             "teacher_seconds": self.teacher_seconds,
         }
 
@@ -279,5 +229,10 @@ class Training:
         """Goes on from what `state_dict` gave; the log has been cut to it before."""
         self._env.load_state_dict(state["env"])
         self._agent.load_state_dict(state["agent"])
-        self._recorder.load_state_dict(state["epoch"])
+        self._lr = state["lr"]
+        self._skipped = state["skipped"]
+        self._started = time.perf_counter() - state["seconds"]
+        self._meter.load_state_dict(state["meter"], self._env.device)
+        self._breakdown.load_state_dict(state["breakdown"], self._env.device)
+        self.best.load_state_dict(state["best"])
         self.teacher_seconds = state["teacher_seconds"]

@@ -21,6 +21,7 @@ from experiments.benchmarks.synthetic import write_noise
 from experiments.benchmarks.timing import describe_machine
 from experiments.console import console
 from experiments.running.failures import Parser, path_argument, program
+from experiments.tables import markdown_table
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
@@ -190,10 +191,9 @@ def page(found: dict[str, Any]) -> str:
         lines += [f"## {name}", "", f"{state} ({check['seconds']:.0f} s)", ""]
         value = check.get("found")
         if isinstance(value, dict):
-            heads = list(next(iter(value.values())))
-            lines += ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-            lines += [f"| {row} | {' | '.join(map(str, c.values()))} |" for row, c in value.items()]
-            lines.append("")
+            heads = ["", *next(iter(value.values()))]
+            rows = [[row, *map(str, cells.values())] for row, cells in value.items()]
+            lines.append(markdown_table([heads, *rows]))
         elif value:
             lines += [str(value), ""]
     return "\n".join(lines)

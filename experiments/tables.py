@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
@@ -15,7 +15,15 @@ def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     return text.getvalue()
 
 
-def markdown_row(cells: Iterable[str]) -> str:
-    """A line of a table in Markdown; a cell stays one, whatever is written in it."""
-    texts = (" ".join(cell.split()).replace("|", r"\|") for cell in cells)
-    return f"| {' | '.join(texts)} |\n"
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown: headings, then rows; the first column holds texts, others numbers.
+
+    A cell stays one, whatever is written in it.
+    """
+    rule = ["---", *["---:"] * (len(rows[0]) - 1)]
+    lines = [[_cell(text) for text in row] for row in rows]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [lines[0], rule, *lines[1:]])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")

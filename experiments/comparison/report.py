@@ -31,10 +31,13 @@ from experiments.comparison.summary import (
 from experiments.console import console, plain_table
 from experiments.drawing import LENGTH, drawn, picture
 from experiments.running.result import RESULT, RunResult, read_result
-from experiments.tables import csv_text, markdown_row
+from experiments.tables import csv_text, markdown_table
 from mtkd_env.files import write_text
 
 Finished = Sequence[RunResult]
+
+# Heading of the scores.
+OVERALL = "Over all settings"
 
 # Characters of a line of a heading on the terminal.
 HEADING_WIDTH = 8
@@ -212,7 +215,7 @@ def print_comparison(
         out.print(comparison_table(comparison, group, out.width))
     out.print(_note(summaries))
     if scores := score_lines(comparison, finished):
-        table = plain_table("Over all settings", scores[0][:1], scores[0][1:])
+        table = plain_table(OVERALL, scores[0][:1], scores[0][1:])
         for row in scores[1:]:
             table.add_row(*row)
         out.print(table)
@@ -226,16 +229,12 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary], finished: Fin
     for setting, group in _by_setting(comparison, summaries).items():
         columns = _columns(comparison, group)
         rows = [["method", *(column.heading for column in columns)]]
-        rows.append(["---", *("---:" for _ in columns)])
         rows += [[summary.method, *(_markdown(c, summary) for c in columns)] for summary in group]
         heading = f"## {setting}\n\n" if setting else ""
-        parts.append(heading + "".join(map(markdown_row, rows)))
+        parts.append(heading + markdown_table(rows))
     parts.append(_note(summaries) + "\n")
     if scores := score_lines(comparison, finished):
-        first, *others = scores
-        lines = [first, ["---", *["---:"] * (len(first) - 1)], *others]
-        parts += ["## Over all settings\n\n" + "".join(map(markdown_row, lines))]
-        parts += [_score_note(comparison) + "\n"]
+        parts += [f"## {OVERALL}\n\n{markdown_table(scores)}", _score_note(comparison) + "\n"]
     return "\n".join(parts)
 
 
@@ -251,13 +250,8 @@ def _markdown(column: _Column, summary: Summary) -> str:
 # For programs.
 
 
-def summary_rows(summaries: Sequence[Summary]) -> list[dict[str, object]]:
-    """One row for every method and setting; the metric as fractions, the paper's in %."""
-    teachers = teachers_of(summaries)
-    return [_summary_row(summary, teachers) for summary in summaries]
-
-
-def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]:
+def summary_row(summary: Summary) -> dict[str, object]:
+    """A row of `comparison.csv`; the metric as fractions, the paper's in %."""
     difference, paper = summary.difference, summary.paper
     low, high = (difference and difference.interval) or (None, None)
     interval = summary.interval or (None, None)
@@ -285,16 +279,12 @@ def _summary_row(summary: Summary, teachers: Sequence[str]) -> dict[str, object]
         "seconds_ratio": summary.slowness,
         "paper_mean": paper and paper.mean,
         "paper_std": paper and paper.std,
-        **{f"weight_{name}": summary.weights.get(name) for name in teachers},
+        **{f"weight_{name}": weight for name, weight in summary.weights.items()},
     }
 
 
-def run_rows(finished: Finished) -> list[dict[str, object]]:
-    """One row for every run: all numbers of its result, by their names."""
-    return [_run_row(result) for result in finished]
-
-
-def _run_row(result: RunResult) -> dict[str, object]:
+def run_row(result: RunResult) -> dict[str, object]:
+    """A row of `runs.csv`: all numbers of a result, by their names."""
     values = asdict(result)
     known = {"setting": values["setting"], "method": values["method"]}
     known |= {k: v for k, v in values.items() if not isinstance(v, dict)}
@@ -305,8 +295,8 @@ def _run_row(result: RunResult) -> dict[str, object]:
 def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -> None:
     """Writes `comparison.csv`, `runs.csv`, `comparison.md` and `comparison.png`."""
     summaries = summaries_of(comparison, finished)
-    write_text(folder / "comparison.csv", csv_text(summary_rows(summaries)))
-    write_text(folder / "runs.csv", csv_text(run_rows(finished)))
+    write_text(folder / "comparison.csv", csv_text([*map(summary_row, summaries)]))
+    write_text(folder / "runs.csv", csv_text([*map(run_row, finished)]))
     write_text(folder / "comparison.md", markdown(comparison, summaries, finished))
     draw_comparison(comparison, summaries, folder / "comparison.png")
 

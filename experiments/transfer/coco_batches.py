@@ -1,16 +1,16 @@
 """Batches of images with boxes and masks, to train on and to judge by."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from experiments.transfer.coco import CocoSplit, Target
-from mtkd_env.data.decoding import default_workers, made
+from mtkd_env.data.decoding import made
 from mtkd_env.data.split import WHOLE, Shard
-from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
 
 # An image, uint8 (3, H, W), and what is to be seen on it.
@@ -20,22 +20,16 @@ Example = tuple[Tensor, Target]
 Request = tuple[int, bool]
 
 
-class _Examples:
-    """Makes batches of examples; runs in the workers."""
-
-    def __init__(self, split: CocoSplit, *, masks: bool, truth: bool) -> None:
-        self._split = split
-        self._masks = masks
-        self._make = split.truth if truth else split.target
-
-    def __call__(self, requests: Sequence[Request]) -> list[Example]:
-        """The examples of a batch."""
-        return [self._example(*request) for request in requests]
-
-    def _example(self, position: int, mirrored: bool) -> Example:
-        image = self._split.image(position)
-        target = self._make(position, masks=self._masks)
-        return flip(image, target) if mirrored else (image, target)
+def _examples(
+    split: CocoSplit, requests: Sequence[Request], *, masks: bool, truth: bool
+) -> list[Example]:
+    """The examples of a batch; runs in the workers."""
+    make = split.truth if truth else split.target
+    examples: list[Example] = []
+    for position, mirrored in requests:
+        image, target = split.image(position), make(position, masks=masks)
+        examples.append(flip(image, target) if mirrored else (image, target))
+    return examples
 
 
 def flip(image: UInt8[Tensor, "3 H W"], target: Target) -> Example:
@@ -48,24 +42,18 @@ def flip(image: UInt8[Tensor, "3 H W"], target: Target) -> Example:
     return image.flip(-1), {**target, **mirrored}
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """How examples are read.
 
     Attributes:
         masks: Whether with their masks.
-        workers: Processes that do it, for each training process; one per core up to eight by
-            default, and 0 reads in the training process.
+        workers: Processes that do it, for each training process; 0 reads in the training process.
         pin: Whether images lie where a GPU can fetch them without the host's waiting.
     """
 
     masks: bool
-    workers: int | None = None
+    workers: int
     pin: bool = False
-
-    def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers: expected 0 or more, got {self.workers}")
 
 
 def training_batches(
@@ -124,10 +112,6 @@ def evaluation_batches(
 def _read(
     split: CocoSplit, requests: Sequence[Sequence[Request]], reading: Reading, *, truth: bool
 ) -> Iterator[list[Example]]:
-    workers = default_workers() if reading.workers is None else reading.workers
-    return made(
-        _Examples(split, masks=reading.masks, truth=truth),
-        requests,  # each a whole batch
-        workers=min(workers, len(requests)),
-        pin=reading.pin,
-    )
+    make = partial(_examples, split, masks=reading.masks, truth=truth)
+    # Each request is a whole batch.
+    return made(make, requests, workers=min(reading.workers, len(requests)), pin=reading.pin)

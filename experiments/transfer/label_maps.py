@@ -153,15 +153,9 @@ def _cityscapes_pairs(root: Path, part: str) -> tuple[Pair, ...]:
 
 def load_ade20k(root: Path) -> LabelMaps:
     """ADE20K (Zhou et al., 2017) as SceneParse150: 150 classes from 1 on, 0 is none of them."""
-    classes = {label: label - 1 for label in range(1, ADE20K_CLASSES + 1)}
-    return LabelMaps(
-        name="ade20k",
-        num_classes=ADE20K_CLASSES,
-        classes=_table({0: IGNORED, **classes}),
-        train=_pairs(root, ["images/training"], ["annotations/training"], ADE20K_LAYOUT),
-        val=_pairs(root, ["images/validation"], ["annotations/validation"], ADE20K_LAYOUT),
-        colors=distinct_colors(ADE20K_CLASSES),
-    )
+    classes = {0: IGNORED, **{label: label - 1 for label in range(1, ADE20K_CLASSES + 1)}}
+    folders = (["images/{}"], ["annotations/{}"])
+    return _paired("ade20k", root, classes, folders, ("training", "validation"), ADE20K_LAYOUT)
 
 
 def load_coco_stuff(root: Path) -> LabelMaps:
@@ -171,36 +165,40 @@ def load_coco_stuff(root: Path) -> LabelMaps:
     MMSegmentation numbers them; 255 is none of them.
     """
     used = [label for label in range(COCO_STUFF_LABELS) if label not in COCO_STUFF_UNUSED]
-    classes = {label: number for number, label in enumerate(used)}
-    parts = {
-        part: _pairs(
-            root,
-            [part, f"images/{part}"],
-            [f"stuffthingmaps/{part}", f"annotations/{part}"],
-            COCO_STUFF_LAYOUT,
-        )
-        for part in ("train2017", "val2017")
-    }
-    return LabelMaps(
-        name="coco_stuff",
-        num_classes=len(used),
-        classes=_table({IGNORED: IGNORED, **classes}),
-        train=parts["train2017"],
-        val=parts["val2017"],
-        colors=distinct_colors(len(used)),
-    )
+    classes = {IGNORED: IGNORED, **{label: number for number, label in enumerate(used)}}
+    folders = (["{}", "images/{}"], ["stuffthingmaps/{}", "annotations/{}"])
+    parts = ("train2017", "val2017")
+    return _paired("coco_stuff", root, classes, folders, parts, COCO_STUFF_LAYOUT)
 
 
 def load_folder(root: Path, classes: int) -> LabelMaps:
     """A user's own images: `root/images/{train,val}/*` and `root/labels/{train,val}/*.png`."""
-    return LabelMaps(
-        name=root.resolve().name,
-        num_classes=classes,
-        classes=_table({IGNORED: IGNORED, **{label: label for label in range(classes)}}),
-        train=_pairs(root, ["images/train"], ["labels/train"], FOLDER_LAYOUT),
-        val=_pairs(root, ["images/val"], ["labels/val"], FOLDER_LAYOUT),
-        colors=distinct_colors(classes),
-    )
+    known = {IGNORED: IGNORED, **{label: label for label in range(classes)}}
+    folders = (["images/{}"], ["labels/{}"])
+    return _paired(root.resolve().name, root, known, folders, ("train", "val"), FOLDER_LAYOUT)
+
+
+def _paired(
+    name: str,
+    root: Path,
+    classes: Mapping[int, int],
+    folders: tuple[list[str], list[str]],
+    parts: tuple[str, str],
+    layout: str,
+) -> LabelMaps:
+    """A dataset of images and of label maps that have the same names.
+
+    Args:
+        name: Its name.
+        root: Where it lies.
+        classes: Class of each value that a label map may hold.
+        folders: Of a part's images, and of its label maps, the names that the folder may have.
+        parts: Names of the parts to train and to evaluate on.
+        layout: What must lie there, for errors.
+    """
+    train, val = (_pairs(root, part, folders, layout) for part in parts)
+    count = len(classes) - 1  # One value is ignored.
+    return LabelMaps(name, count, _table(classes), train, val, distinct_colors(count))
 
 
 FOLDER = "folder"
@@ -236,12 +234,13 @@ def load_label_maps(name: str, root: Path, classes: int | None = None) -> LabelM
     return LABELLED[name](root)
 
 
-def _pairs(root: Path, images: list[str], labels: list[str], layout: str) -> tuple[Pair, ...]:
-    """The images of a folder, each with the label map of the same name in another folder.
-
-    Either folder goes by one of several names.
-    """
-    pictured, labelled = (_folder(root, names, layout) for names in (images, labels))
+def _pairs(
+    root: Path, part: str, folders: tuple[list[str], list[str]], layout: str
+) -> tuple[Pair, ...]:
+    """The images of a part, each with the label map of the same name; see `_paired`."""
+    pictured, labelled = (
+        _folder(root, [form.format(part) for form in forms], layout) for forms in folders
+    )
     return _checked(
         [
             Pair(str(path), str(labelled / f"{path.stem}.png"))

@@ -4,5 +4,6 @@
 - `page.py`: the page; `sections.py`: its sections, which are made by
 - `summary.py` (results and cost), `paper.py` (the paper's table beside them), `curves.py`,
   `breakdown.py` (weights by class), `exhibits.py` (images), `configurations.py`.
-- `style.py`, `svg.py`: how pictures look and become part of the page; `templates`: its HTML.
+- `style.py`, `svg.py`: how pictures look and become part of the page; `table.py`: tables of texts;
+  `templates`: its HTML.
 """

@@ -5,11 +5,11 @@ them, gives the action that executes it, and says how probable it was and what i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 from torch.nn import functional
 
 from mtkd_env.reward import Rewards
@@ -28,33 +28,46 @@ class Distribution(nn.Module, ABC):
 
     Parameters of its own are learned together with the network's.
 
+    Args:
+        deviations: Standard deviations that it learns, if any: 2·M, or 1 for all logits.
+
     Attributes:
         outputs: What the network's outputs are called.
     """
 
     outputs = "logits"
 
+    def __init__(self, deviations: int) -> None:
+        super().__init__()
+        del deviations
+
+    @abstractmethod
+    def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Distribution:
+        """Torch's distribution for some outputs; its samples are choices, its batches (B, ...)."""
+
     @abstractmethod
     def draw(self, outputs: Float[Tensor, "B A"], generator: torch.Generator) -> Tensor:
-        """A choice for every sample; the first axis is B."""
+        """A choice for every sample; the first axis is B. Torch's own takes no generator."""
 
     @abstractmethod
     def action(self, outputs: Float[Tensor, "B A"], choice: Tensor) -> Float[Tensor, "B A"]:
         """The logits that execute a choice."""
 
-    @abstractmethod
     def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
         """The logits without exploration: those of the mean."""
+        return outputs
 
-    @abstractmethod
     def log_probability(
         self, outputs: Float[Tensor, "B A"], choice: Tensor
     ) -> Float[Tensor, "B K"]:
         """Logarithm of the probability, or density, of each part of a choice."""
+        logs: Tensor = self.of(outputs).log_prob(choice)
+        return logs.sum(1, keepdim=True)
 
-    @abstractmethod
     def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
-        """Entropy of the choice [nats]."""
+        """Entropy of the choice [nats], a differential one of weights and logits."""
+        entropies: Tensor = self.of(outputs).entropy()
+        return entropies.sum(1)
 
     def earned(self, rewards: Rewards, choice: Tensor) -> Float[Tensor, "B K"]:
         """The reward of each part of a choice: the environment's scalar for the only one."""
@@ -69,9 +82,9 @@ class Categorical(Distribution):
     Each teacher earns its own advantage A^m, which does not depend on what is executed.
     """
 
-    def __init__(self, deviations: int) -> None:
-        super().__init__()
-        del deviations
+    def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Categorical:
+        """The weights of each head."""
+        return distributions.Categorical(logits=per_head(outputs), validate_args=False)
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
@@ -85,21 +98,12 @@ class Categorical(Distribution):
         del choice
         return outputs
 
-    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
-        """The outputs as they are."""
-        return outputs
-
     def log_probability(
         self, outputs: Float[Tensor, "B A"], choice: Int64[Tensor, "B 2"]
     ) -> Float[Tensor, "B 2"]:
         """Logarithm of the weight of each head's teacher."""
-        logs = per_head(outputs).log_softmax(2)
-        return logs.gather(2, choice.unsqueeze(2)).squeeze(2)
-
-    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
-        """Entropy of the weights, summed over the heads."""
-        logs = per_head(outputs).log_softmax(2)
-        return -(logs.exp() * logs).sum((1, 2))
+        logs: Tensor = self.of(outputs).log_prob(choice)
+        return logs
 
     def earned(self, rewards: Rewards, choice: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 2"]:
         """The advantage of the teacher of each head."""
@@ -115,16 +119,16 @@ class Dirichlet(Distribution):
     FLOOR = 0.1
     outputs = "concentrations"
 
-    def __init__(self, deviations: int) -> None:
-        super().__init__()
-        del deviations
+    def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Dirichlet:
+        """The distribution of each head."""
+        concentration = functional.softplus(per_head(outputs)) + self.FLOOR
+        return distributions.Dirichlet(concentration, validate_args=False)
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
     ) -> Float[Tensor, "B 2 M"]:
         """Weights on the simplex."""
-        # What torch.distributions draws with; that takes no generator.
-        return torch._sample_dirichlet(self._concentration(outputs).detach(), generator)
+        return torch._sample_dirichlet(self.of(outputs).concentration.detach(), generator)
 
     def action(
         self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B 2 M"]
@@ -135,38 +139,23 @@ class Dirichlet(Distribution):
 
     def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
         """The logarithm of the mean weights."""
-        return self.action(outputs, self._dirichlet(outputs).mean)
-
-    def log_probability(
-        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B 2 M"]
-    ) -> Float[Tensor, "B 1"]:
-        """Log-density of the weights of both heads together."""
-        return self._dirichlet(outputs).log_prob(choice).sum(1, keepdim=True)
-
-    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
-        """Differential entropy, summed over the heads."""
-        return self._dirichlet(outputs).entropy().sum(1)
-
-    def _concentration(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B 2 M"]:
-        return functional.softplus(per_head(outputs)) + self.FLOOR
-
-    def _dirichlet(self, outputs: Float[Tensor, "B A"]) -> torch.distributions.Dirichlet:
-        return torch.distributions.Dirichlet(self._concentration(outputs), validate_args=False)
+        return self.action(outputs, self.of(outputs).mean)
 
 
 class Gaussian(Distribution):
     """Logits from independent normal distributions around the outputs (B, 2·M).
 
-    Args:
-        deviations: 2·M, or 1 for one that all logits share.
-
     Attributes:
-        log_std: Logarithm of the standard deviation of each logit; learned.
+        log_std: Logarithm of the standard deviation of each logit, or of all; learned.
     """
 
     def __init__(self, deviations: int) -> None:
-        super().__init__()
+        super().__init__(deviations)
         self.log_std = nn.Parameter(torch.zeros(deviations))
+
+    def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Normal:
+        """The distribution of each logit."""
+        return distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
 
     def draw(
         self, outputs: Float[Tensor, "B A"], generator: torch.Generator
@@ -182,26 +171,8 @@ class Gaussian(Distribution):
         del outputs
         return choice
 
-    def mean_action(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, "B A"]:
-        """The outputs as they are."""
-        return outputs
 
-    def log_probability(
-        self, outputs: Float[Tensor, "B A"], choice: Float[Tensor, "B A"]
-    ) -> Float[Tensor, "B 1"]:
-        """Log-density of all logits together."""
-        return self._normal(outputs).log_prob(choice).sum(1, keepdim=True)
-
-    def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
-        """Differential entropy, summed over the logits."""
-        return self._normal(outputs).entropy().sum(1)
-
-    def _normal(self, outputs: Float[Tensor, "B A"]) -> torch.distributions.Normal:
-        return torch.distributions.Normal(outputs, self.log_std.exp(), validate_args=False)
-
-
-# Made for so many standard deviations, where there are any.
-DISTRIBUTIONS: Mapping[str, Callable[[int], Distribution]] = {
+DISTRIBUTIONS: Mapping[str, type[Distribution]] = {
     "categorical": Categorical,
     "dirichlet": Dirichlet,
     "gaussian": Gaussian,

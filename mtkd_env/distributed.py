@@ -210,18 +210,9 @@ def _with_synchronized_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Mean(torch.autograd.Function):
-    """Mean over the processes of what each has; the gradient is the mean of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        del ctx
-        return mean(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        del ctx
-        return mean(gradients[0])
+def _mean_with_gradient(values: Tensor) -> Tensor:
+    """Mean over the processes; its gradient is the mean of theirs."""
+    return gather(values.unsqueeze(0)).mean(0)
 
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -247,9 +238,9 @@ class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return normalised
         others = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1, *[1] * (input.ndim - 2)]
-        average: Tensor = _Mean.apply(input.mean(others))
+        average = _mean_with_gradient(input.mean(others))
         centred = input - average.view(shape)
-        variance: Tensor = _Mean.apply(centred.square().mean(others))
+        variance = _mean_with_gradient(centred.square().mean(others))
         self._track(average, variance, input.numel() // input.shape[1] * processes())
         scaled = centred * (variance + self.eps).rsqrt().view(shape)
         if not self.affine:

@@ -6,8 +6,8 @@
 - `history.py`: what learners keep between two updates; `learning.py`: optimisers, random numbers.
 - `fixed.py`: `uniform` and `oracle`, which learn nothing; `weighting.py`: classical weightings.
 - `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib; with
-  `policies.py` (shared by the teachers), `sb3_state.py` (checkpoints), `tensor_rollouts.py`,
-  `ars.py`, `callbacks.py`, `isolation.py`.
+  `policies.py` (shared by the teachers), `sb3_state.py` (checkpoints), `ars.py`, `callbacks.py`,
+  `isolation.py`.
 
 A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `sb3.py`. Classes of
 these three kinds may also be given as objects or as `module:Class`.
@@ -26,9 +26,9 @@ from agents.reinforce import Reinforce
 from agents.sb3 import SB3Agent, algorithm_class, check_sb3_arguments, is_algorithm
 from agents.weighting import WeightingAgent
 from mtkd import require
-from mtkd_env.agent_file import load_agent
+from mtkd_env.agent_file import AgentFile, load_agent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import ConfigError, check_arguments, errors_of
 from mtkd_env.imports import Kind, Named, is_class, name_of
 from mtkd_env.options import build, typed
 from mtkd_env.weighting import WEIGHTING, WEIGHTINGS
@@ -92,7 +92,7 @@ def check_agent(
     given: Named,
     arguments: Mapping[str, Any],
     *,
-    load: str | Path | None = None,
+    load: str | Path | AgentFile | None = None,
     learn: bool = True,
 ) -> None:
     """Checks an agent and its arguments, so that mistakes show before teachers are trained.
@@ -109,10 +109,7 @@ def check_agent(
     if load is None and not learn:
         raise ConfigError("agent.learn: false needs agent.load, which says what to act with")
     if load is not None:
-        try:
-            load_agent(load)
-        except ConfigError as error:
-            raise ConfigError(f"agent.load: {error}") from None
+        read_agent(load)
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
@@ -150,20 +147,31 @@ def build_agent(
     Raises:
         ConfigError: Unknown name or argument, or something that it cannot load.
     """
-    check_agent(given, arguments, load=load, learn=learn)
-    if load is None:
+    file = None if load is None else read_agent(load)
+    check_agent(given, arguments, load=file, learn=learn)
+    if file is None:
         return _made(given, env, seed, arguments)
-    agent = _made(given, env, seed, {**_network_of(load, given), **arguments})
-    try:
-        agent.load(load)
-    except ConfigError as error:
-        raise ConfigError(f"agent.load: {error}") from None
+    agent = _made(given, env, seed, {**_network_of(file.spaces, given), **arguments})
+    with errors_of("agent.load"):
+        agent.load(file)
     return agent if learn else Frozen(agent)
 
 
-def _network_of(load: str | Path, given: Named) -> dict[str, Any]:
+def read_agent(load: str | Path | AgentFile) -> AgentFile:
+    """What another agent has learned, or was read already; see `build_agent`.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if isinstance(load, AgentFile):
+        return load
+    with errors_of("agent.load"):
+        return load_agent(load)
+
+
+def _network_of(spaces: Mapping[str, Any], given: Named) -> dict[str, Any]:
     """Arguments by which an agent gets the network of another one, where that is of its kind."""
-    spaces, found = load_agent(load).spaces, find_agent(given)
+    found = find_agent(given)
     if is_algorithm(found):
         return {"policy": spaces["network"]} if "network" in spaces else {}
     if not is_class(found, LearningAgent):

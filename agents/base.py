@@ -4,16 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtkd_env.action import PRIOR
-from mtkd_env.agent_file import STEM, TENSORS, AgentFile, save_agent
+from mtkd_env.agent_file import FILE, AgentFile, save_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import write_text
 from mtkd_env.inference import as_under_no_grad, leave_inference
 from mtkd_env.observation import RELATIVE, RELATIVE_VERSION, RelativeObserver
 from mtkd_env.options import Options
@@ -167,26 +169,32 @@ class Agent(ABC):
         """Goes on from what `state_dict` gave."""
         del state
 
-    @abstractmethod
     def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Writes the agent into a run's folder.
+        """Writes the agent into a run's folder, or a note that there is nothing to load.
 
         Args:
             folder: The folder.
             notes: What else is known of it, such as what it was trained on.
         """
+        del notes
+        write_text(folder / "agent.txt", f"{self.name}: nothing was learned\n")
 
-    def load(self, named: str | Path) -> None:
+    def load(self, found: AgentFile) -> None:
         """Takes what another agent has learned, in an environment of the same spaces.
 
         Args:
-            named: What `mtkd_env.agent_file.load_agent` takes.
+            found: What `mtkd_env.agent_file.load_agent` gave.
 
         Raises:
             ConfigError: This kind of agent learns nothing, or the other's spaces differ.
         """
-        del named
-        raise ConfigError(f"{type(self).__name__} learns nothing that could be loaded")
+        del found
+        raise ConfigError(f"{self.name} learns nothing that could be loaded")
+
+    @property
+    def name(self) -> str:
+        """What files call it."""
+        return type(self).__name__
 
 
 class Frozen(Agent):
@@ -217,75 +225,92 @@ class Frozen(Agent):
         self.agent.save(folder, notes)
 
 
-def check_shared(env: MTKDVectorEnv) -> None:
-    """Checks that a shared policy knows what is seen in an environment.
+class PolicyAgent(Agent):
+    """Has a policy of networks, which other agents can take over from its files.
 
-    Raises:
-        ConfigError: It does not.
+    Attributes:
+        shared: Whether the policy is the same network for each teacher.
+        network: What network it is, as far as another one has to be alike.
+        modules: What it has learned by networks: `policy`, and others.
+        variables: What it has learned beside that, such as an entropy coefficient.
     """
-    if not isinstance(env, MTKDVectorEnv):  # Of many tasks, in which nothing else is seen.
-        return
-    if not isinstance(env.observer, RelativeObserver):
-        raise ConfigError(
-            f"policy: '{SHARED}' needs the observation '{RELATIVE}', "
-            f"found '{env.options.observation}'"
-        )
-    if env.normalizer:
-        raise ConfigError(
-            f"policy: '{SHARED}' needs observations as they are; normalize_observation is true"
-        )
 
+    shared: bool
+    network: dict[str, Any]
+    modules: Mapping[str, nn.Module]
+    variables: Mapping[str, Tensor] = MappingProxyType({})
 
-def spaces_of(env: MTKDVectorEnv, *, shared: bool) -> dict[str, Any]:
-    """What is seen and done in an environment, as far as a policy depends on it.
+    @property
+    def spaces(self) -> dict[str, Any]:
+        """Where its policy can be used, and what network it is."""
+        if self.shared:
+            seen = {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": SHARED}
+            return {**seen, **self.network}
+        env = self.env
+        observation = env.options.observation
+        if not isinstance(observation, str):  # Blocks of the user's own.
+            named = (block.rpartition("/")[2] for block in env.obs_layout)
+            observation = ", ".join(dict.fromkeys(named))
+        return {
+            "observation": observation,
+            "normalized": env.normalizer is not None,
+            "policy": "teacher",
+            "width": env.observer.width,
+            "teachers": len(env.teacher_names),
+            **self.network,
+        }
 
-    Args:
-        env: The environment.
-        shared: Whether the policy takes any number of teachers.
-    """
-    if shared:
-        return {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": SHARED}
-    observation = env.options.observation
-    if not isinstance(observation, str):  # Blocks of the user's own.
-        named = (block.rpartition("/")[2] for block in env.obs_layout)
-        observation = ", ".join(dict.fromkeys(named))
-    return {
-        "observation": observation,
-        "normalized": env.normalizer is not None,
-        "policy": "teacher",
-        "width": env.observer.width,
-        "teachers": len(env.teacher_names),
-    }
+    def check_env(self, env: MTKDVectorEnv) -> None:
+        """Checks that the policy knows what is seen in an environment.
 
+        Raises:
+            ConfigError: It does not.
+        """
+        # Of many tasks, in which nothing else is seen.
+        if not self.shared or not isinstance(env, MTKDVectorEnv):
+            return
+        if not isinstance(env.observer, RelativeObserver):
+            raise ConfigError(
+                f"policy: '{SHARED}' needs the observation '{RELATIVE}', "
+                f"found '{env.options.observation}'"
+            )
+        if env.normalizer:
+            raise ConfigError(
+                f"policy: '{SHARED}' needs observations as they are; normalize_observation is true"
+            )
 
-def write_agent(
-    folder: Path,
-    env: MTKDVectorEnv,
-    spaces: Mapping[str, Any],
-    parts: Mapping[str, Mapping[str, Tensor]],
-    notes: Mapping[str, Any],
-) -> None:
-    """Writes what an agent has learned, with what its policy needs of the environment elsewhere.
+    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
+        """Writes what it has learned, but not what it would need to go on bit for bit.
 
-    That is the fusion with its learnt coefficients, and the statistics of the observations.
-    """
-    around: dict[str, Mapping[str, Any]] = {}
-    if isinstance(env, MTKDVectorEnv):
-        around["fusion"] = env.fusion.state_dict()
-        around["normalizer"] = env.normalizer.state_dict() if env.normalizer else {}
-    tensors = {
-        f"{part}.{name}": torch.as_tensor(value)
-        for part, state in {**parts, **around}.items()
-        for name, value in state.items()
-    }
-    save_agent(folder / f"{STEM}{TENSORS}", spaces, tensors, notes)
+        With it goes what its policy needs of the environment elsewhere: the fusion with its learnt
+        coefficients, and the statistics of the observations.
+        """
+        parts: dict[str, Mapping[str, Any]] = {
+            name: module.state_dict() for name, module in self.modules.items()
+        }
+        parts["variables"] = self.variables
+        if isinstance(env := self.env, MTKDVectorEnv):
+            parts["fusion"] = env.fusion.state_dict()
+            parts["normalizer"] = env.normalizer.state_dict() if env.normalizer else {}
+        tensors = {
+            f"{part}.{name}": torch.as_tensor(value)
+            for part, state in parts.items()
+            for name, value in state.items()
+        }
+        save_agent(folder / FILE, self.spaces, tensors, {"agent": self.name, **(notes or {})})
 
-
-def read_surroundings(file: AgentFile, env: MTKDVectorEnv) -> None:
-    """Gives an environment what an agent's policy needs of it."""
-    if not isinstance(env, MTKDVectorEnv):
-        return
-    if env.fusion.learnable and "logits" in file.part("fusion"):
-        file.load_into(env.fusion, "fusion")
-    if env.normalizer:
-        env.normalizer.load_state_dict(file.part("normalizer"))
+    def load(self, found: AgentFile) -> None:
+        """Takes the networks of another agent; parts that it lacks, and optimisers, stay."""
+        found.check(self.spaces)
+        for name, module in self.modules.items():
+            if name == "policy" or found.part(name):
+                found.load_into(module, name)
+        saved = found.part("variables")
+        for name in self.variables.keys() & saved.keys():
+            self.variables[name].copy_(saved[name])
+        if not isinstance(env := self.env, MTKDVectorEnv):
+            return
+        if env.fusion.learnable and "logits" in found.part("fusion"):
+            found.load_into(env.fusion, "fusion")
+        if env.normalizer:
+            env.normalizer.load_state_dict(found.part("normalizer"))

@@ -8,14 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.history import History
-from agents.learning import RandomNumbers, descend, make_optimizer
+from agents.learning import descend, make_optimizer
 from agents.policy_gradient import LearningAgent, LearningSettings, mean_entropy
 from mtkd_env import distributed
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import check_at_least_1, check_not_negative
 from mtkd_env.observation import RelativeObserver
-from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.seeding import RandomNumbers, derive_seed, seeded
 from mtkd_env.shared_policy import SharedCritic
 from mtkd_env.types import TeacherWeights
 
@@ -140,7 +140,7 @@ class DPG(LearningAgent[Tried]):
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
         settings = self.settings
-        self._random = RandomNumbers(env.device, seed)
+        self._random = RandomNumbers(derive_seed(seed, "exploration"), env.device)
         with seeded(derive_seed(seed, "critic")):
             critic = self._make_critic()
         self.critic = critic.to(env.device)

@@ -1,9 +1,6 @@
 """Agents that do not learn: references for those that do."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,17 +8,9 @@ from torch import Tensor
 
 from agents.base import Agent, Settings
 from mtkd_env.errors import check_positive
-from mtkd_env.files import write_text
 
 
-class _FixedAgent(Agent):
-    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Writes a note that there is nothing to load."""
-        del notes
-        write_text(folder / "agent.txt", f"{type(self).__name__}: nothing was learned\n")
-
-
-class Uniform(_FixedAgent):
+class Uniform(Agent):
     """Generates 1/M for every sample; the fusion may still tell the teachers apart."""
 
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
@@ -47,7 +36,7 @@ class OracleSettings(Settings):
         check_positive(temperature=self.temperature)
 
 
-class Oracle(_FixedAgent):
+class Oracle(Agent):
     """Looks up what an agent has to learn: generates softmax(A/τ) in both heads.
 
     A is the reward per teacher by the reward's own normalisation, known before the action is

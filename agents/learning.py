@@ -4,12 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, optim
 
 from mtkd_env import distributed
-from mtkd_env.seeding import derive_seed
 
 # Fused: of networks this small, a step is as many calls as there are operations.
 OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {
@@ -26,26 +24,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: Any, /) -> Any:
         """Goes on from what `state_dict` gave."""
-
-
-class RandomNumbers:
-    """A generator of random numbers on a device, which can be saved.
-
-    Args:
-        device: Where the numbers are drawn.
-        seed: Seed of all of them.
-    """
-
-    def __init__(self, device: torch.device, seed: int) -> None:
-        self.generator = torch.Generator(device).manual_seed(derive_seed(seed, "exploration"))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state."""
-        return {"generator": self.generator.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        """Goes on from what `state_dict` gave, on the same kind of device."""
-        self.generator.set_state(state["generator"].cpu())
 
 
 class StepCount:

@@ -9,7 +9,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
-from pathlib import Path
 from typing import Any, Generic
 
 import torch
@@ -18,22 +17,17 @@ from torch import Tensor, nn
 
 from agents.base import (
     SHARED,
-    Agent,
     AtRest,
     EpochEnd,
+    PolicyAgent,
     Settings,
-    check_shared,
     nothing,
-    read_surroundings,
-    spaces_of,
     steps_left,
     warm_up_weights,
-    write_agent,
 )
 from agents.history import History, Step
 from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, make_optimizer
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
-from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
     ConfigError,
@@ -209,7 +203,7 @@ class LearningSettings(Settings):
             check_at_least_1(agent_every=self.agent_every)
 
 
-class LearningAgent(Agent, Generic[Step]):
+class LearningAgent(PolicyAgent, Generic[Step]):
     """Trains the student, remembers what happened, and learns from that (Algorithm 2).
 
     A subclass says what it does with a batch and keeps of it, and how it learns from what it kept.
@@ -221,7 +215,6 @@ class LearningAgent(Agent, Generic[Step]):
 
     Attributes:
         step_type: The dataclass of what is kept of a batch.
-        outputs: What the policy's outputs are, where not logits: name of what is made of them.
         policy: The network.
         history: The batches since the last update.
         parts: Everything that learning changes, by the name that it is saved under.
@@ -231,12 +224,15 @@ class LearningAgent(Agent, Generic[Step]):
     """
 
     step_type: type[Step]
-    outputs = "logits"
     settings_type = LearningSettings
     settings: LearningSettings
 
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
+        settings = self.settings
+        self.shared = settings.policy == SHARED
+        sizes = {"hidden": settings.hidden, "layers": settings.layers}
+        self.network = {**sizes, "outputs": "logits"}
         self.check_env(env)
         with seeded(derive_seed(seed, "agent")):
             policy = self._make_policy()
@@ -246,11 +242,6 @@ class LearningAgent(Agent, Generic[Step]):
         self.policy: nn.Module = policy.to(env.device)
         self.parts: dict[str, Stateful] = {"policy": self.policy}
         self._settle()
-
-    @property
-    def shared(self) -> bool:
-        """Whether the policy is the same network for each teacher."""
-        return self.settings.policy == SHARED
 
     def _make_policy(self) -> TeacherPolicy | SharedPolicy:
         hidden, layers, observer = self.settings.hidden, self.settings.layers, self.env.observer
@@ -264,8 +255,7 @@ class LearningAgent(Agent, Generic[Step]):
         Raises:
             ConfigError: Its settings need another observation or fusion.
         """
-        if self.shared:
-            check_shared(env)
+        super().check_env(env)
         if self.settings.likelihood and env.observer.needs_label:
             raise ConfigError(
                 "likelihood: needs an observation that does not look at labels, such as "
@@ -358,7 +348,7 @@ class LearningAgent(Agent, Generic[Step]):
         if not self.settings.likelihood:
             return
         env = self.env
-        state = env.distiller.examine(self._draws(self.settings.likelihood_size))
+        state = env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
         generated = generated_weights(self.policy(env.look(state)))
         weights = env.fusion.fuse(generated, env.fusion.evidence(state))
         found = mixture_log_likelihood(weights.logit, state.teacher_cross_entropy)
@@ -379,33 +369,9 @@ class LearningAgent(Agent, Generic[Step]):
             part.load_state_dict(state[name])
 
     @property
-    def spaces(self) -> dict[str, Any]:
-        """Where its policy can be used, and what network it is."""
-        sizes = {"hidden": self.settings.hidden, "layers": self.settings.layers}
-        return spaces_of(self.env, shared=self.shared) | sizes | {"outputs": self.outputs}
-
-    @property
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> Mapping[str, nn.Module]:  # type: ignore[override] # parts may be added
         """The parts that are networks, or have parameters beside them."""
         return {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}
-
-    def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
-        """Writes what it has learned, but not what it would need to go on bit for bit."""
-        parts = {name: module.state_dict() for name, module in self.modules.items()}
-        about = {"agent": type(self).__name__, **(notes or {})}
-        write_agent(folder, self.env, self.spaces, parts, about)
-
-    def load(self, named: str | Path) -> None:
-        """Takes the networks of another agent, whatever it learned them by.
-
-        Parts that the other one does not have stay as they are; so do the optimisers.
-        """
-        file = load_agent(named)
-        file.check(self.spaces)
-        for name, module in self.modules.items():
-            if name == "policy" or file.part(name):
-                file.load_into(module, name)
-        read_surroundings(file, self.env)
 
 
 @dataclass(frozen=True)

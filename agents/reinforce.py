@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from agents.distributions import DISTRIBUTIONS
 from agents.history import History
-from agents.learning import RandomNumbers, descend
+from agents.learning import descend
 from agents.policy_gradient import LearningAgent, LearningSettings
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_choice, check_not_negative
+from mtkd_env.seeding import RandomNumbers, derive_seed
 
 BASELINES = ("none", "running_mean")
 
@@ -141,10 +142,10 @@ class Reinforce(LearningAgent[Drawn]):
         settings = self.settings
         deviations = 1 if self.shared else 2 * len(env.teacher_names)
         distribution = DISTRIBUTIONS[settings.distribution](deviations)
-        self.outputs = distribution.outputs
+        self.network["outputs"] = distribution.outputs
         self.distribution = distribution.to(env.device)
         self.baseline = RunningMean(settings.baseline_decay).to(env.device)
-        self._random = RandomNumbers(env.device, seed)
+        self._random = RandomNumbers(derive_seed(seed, "exploration"), env.device)
         self.optimize(self.distribution)
         self.parts |= {
             "distribution": self.distribution,

@@ -29,24 +29,18 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.base import (
     PATH,
     SHARED,
-    Agent,
     AtRest,
     EpochEnd,
+    PolicyAgent,
     Settings,
-    check_shared,
     nothing,
-    read_surroundings,
-    spaces_of,
     steps_left,
-    write_agent,
 )
 from agents.isolation import Isolation
 from agents.learning import StepCount
 from agents.policies import shared_policy_of
 from agents.sb3_state import load_model_state, model_state, variables_of
-from agents.tensor_rollouts import can_collect_tensors, on_tensors
 from mtkd_env import distributed
-from mtkd_env.agent_file import load_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
 from mtkd_env.files import write_atomically
@@ -207,8 +201,6 @@ class SB3Settings(Settings):
         policy_kwargs: As in Stable-Baselines3; `activation_fn` may be a name of `torch.nn`.
         n_minibatches: Parts that an on-policy rollout is split into, instead of `batch_size`; the
             last one is smaller where they cannot be equal.
-        tensor_rollouts: Whether an on-policy algorithm collects tensors where it can, which is the
-            same to it but takes half the memory; see `agents.tensor_rollouts`.
 
     Raises:
         ConfigError: A value that cannot be used.
@@ -219,7 +211,6 @@ class SB3Settings(Settings):
     noise_std: float | None = None
     policy_kwargs: Mapping[str, Any] | None = None
     n_minibatches: int | None = None
-    tensor_rollouts: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -247,7 +238,7 @@ def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     return own, {name: plain(value) for name, value in arguments.items() if name not in own}
 
 
-class SB3Agent(Agent):
+class SB3Agent(PolicyAgent):
     """Lets a Stable-Baselines3 algorithm drive the environment.
 
     Args:
@@ -270,9 +261,14 @@ class SB3Agent(Agent):
         own, theirs = split(arguments)
         super().__init__(env, seed=seed, **own)
         self.algorithm = name_of(algorithm)
+        self.shared = self.settings.policy == SHARED
+        self.check_env(env)
         self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
         self.model = self._build(algorithm_class(algorithm), theirs)
+        self.network = {"algorithm": self.name, "network": self.settings.policy}
+        self.modules = {"policy": self.model.policy}
+        self.variables = {name: one.detach() for name, one in variables_of(self.model).items()}
         _fuse_steps(self.model)
         optimizer = _policy_optimizer(self.model)
         self._steps = None if optimizer is None else StepCount(optimizer)
@@ -363,32 +359,13 @@ class SB3Agent(Agent):
 
     def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes what it has learned, and `agent.zip`, which the algorithm's own `load` reads."""
-        about = {"agent": type(self.model).__name__, **(notes or {})}
-        parts = {"policy": self.model.policy.state_dict(), "variables": self._variables}
-        write_agent(folder, self.env, self.spaces, parts, about)
+        super().save(folder, notes)
         write_atomically(folder / "agent.zip", lambda temporary: self.model.save(temporary))
 
-    def load(self, named: str | Path) -> None:
-        """Takes the networks of another agent of the same algorithm; the optimisers stay."""
-        file = load_agent(named)
-        file.check(self.spaces)
-        file.load_into(self.model.policy, "policy")
-        saved = file.part("variables")
-        for name in self._variables.keys() & saved.keys():
-            self._variables[name].copy_(saved[name])
-        read_surroundings(file, self.env)
-
     @property
-    def spaces(self) -> dict[str, Any]:
-        """Where its policy can be used, and of what algorithm it is."""
-        shared = self.settings.policy == SHARED
-        algorithm = {"algorithm": type(self.model).__name__, "network": self.settings.policy}
-        return spaces_of(self.env, shared=shared) | algorithm
-
-    @property
-    def _variables(self) -> dict[str, Tensor]:
-        """What the algorithm learns beside its networks, such as an entropy coefficient."""
-        return {name: variable.detach() for name, variable in variables_of(self.model).items()}
+    def name(self) -> str:
+        """That of the algorithm's class."""
+        return type(self.model).__name__
 
     def check_finite(self) -> None:
         """Checks that the policy has not diverged.
@@ -424,14 +401,9 @@ class SB3Agent(Agent):
 
     def _build(self, kind: type[BaseAlgorithm], given: Mapping[str, Any]) -> BaseAlgorithm:
         settings = self.settings
-        if settings.tensor_rollouts and can_collect_tensors(kind, given):
-            kind = on_tensors(kind)
         arguments = {key: self._count(key, value) for key, value in given.items()}
         arguments.setdefault("device", self.env.device)
-        policy: Any = settings.policy
-        if policy == SHARED:
-            check_shared(self.env)
-            policy = shared_policy_of(kind)
+        policy: Any = shared_policy_of(kind) if self.shared else settings.policy
         if settings.n_minibatches is not None:
             arguments["batch_size"] = self._minibatch(arguments, settings.n_minibatches)
         if settings.noise_std is not None:

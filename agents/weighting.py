@@ -10,7 +10,8 @@ from torch import Tensor
 
 from agents.base import Agent
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.files import save_checkpoint, write_text
+from mtkd_env.files import save_checkpoint
+from mtkd_env.types import map_tensors
 from mtkd_env.weighting import Weighting
 
 
@@ -45,27 +46,18 @@ class WeightingAgent(Agent):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave."""
-        self.weighting.load_state_dict(_moved(state, self.env.device))
+        # Bytes stay on the host: they are the states of generators, which are set from there.
+        moved = map_tensors(lambda t: t if t.dtype == torch.uint8 else t.to(self.env.device), state)
+        self.weighting.load_state_dict(moved)
 
     def save(self, folder: Path, notes: Mapping[str, Any] | None = None) -> None:
         """Writes `agent.pt`, or a note that there is nothing to load."""
-        del notes
         if learned := self.state_dict():
             save_checkpoint(folder / "agent.pt", learned)
         else:
-            name = type(self.weighting).__name__
-            write_text(folder / "agent.txt", f"{name}: nothing was learned\n")
+            super().save(folder, notes)
 
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """A state with its tensors on a device.
-
-    Bytes stay on the host: they are the states of generators, which are set from there.
-    """
-    if isinstance(value, Tensor):
-        return value if value.dtype == torch.uint8 else value.to(device)
-    if isinstance(value, Mapping):
-        return {name: _moved(entry, device) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_moved(entry, device) for entry in value)
-    return value
+    @property
+    def name(self) -> str:
+        """That of the weighting."""
+        return type(self.weighting).__name__

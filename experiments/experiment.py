@@ -100,16 +100,7 @@ def make_folder(config: ExperimentConfig) -> Path:
 def build(config: ExperimentConfig, progress: Progress) -> Assembly:
     """Data, teachers, student and environment of a configuration."""
     set_threads(config)
-    return assemble(
-        data=config.data,
-        teachers=config.teachers,
-        student=config.student,
-        optimizer=config.optimizer,
-        distillation=config.distillation,
-        env=config.env,
-        computing=config,
-        progress=progress,
-    )
+    return assemble(**config.parts, progress=progress)
 
 
 def run_experiment(

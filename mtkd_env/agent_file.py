@@ -1,6 +1,5 @@
 """What an agent has learned, in two files: safetensors, and JSON that says what they are of."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import file_digest, load_checkpoint, save_tensors, user_path, write_text
+from mtkd_env.files import (
+    DESCRIPTION,
+    TENSORS,
+    load_checkpoint,
+    read_description,
+    save_described,
+    user_path,
+)
 
-# The name in a run's folder, and how both files end.
-STEM, TENSORS, DESCRIPTION = "agent", ".safetensors", ".json"
+# The file of tensors in a run's folder.
+FILE = f"agent{TENSORS}"
 
 # The agent that comes with this package.
 PRETRAINED = "pretrained"
@@ -87,27 +93,13 @@ def save_agent(
     tensors: Mapping[str, Tensor],
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes both files.
-
-    Args:
-        path: That of the tensors; the JSON stands beside it.
-        spaces: See `AgentFile`.
-        tensors: See `AgentFile`; on any device.
-        notes: See `AgentFile`.
+    """Writes both files; see `AgentFile` for the arguments.
 
     Raises:
         OSError: A file cannot be written; names it.
     """
-    # Copies, since safetensors refuses tensors that share memory.
-    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_tensors(path, plain)
-    about = {
-        "format": FORMAT,
-        "spaces": dict(spaces),
-        "sha256": file_digest(path),
-        "notes": dict(notes or {}),
-    }
-    write_text(path.with_suffix(DESCRIPTION), json.dumps(about, indent=2) + "\n")
+    about = {"format": FORMAT, "spaces": dict(spaces), "notes": dict(notes or {})}
+    save_described(path, tensors, about)
 
 
 def load_agent(named: str | Path) -> AgentFile:
@@ -120,13 +112,13 @@ def load_agent(named: str | Path) -> AgentFile:
         ConfigError: No agent is there, or its files are damaged or do not belong together.
     """
     path = agent_path(named)
-    about = _description(path.with_suffix(DESCRIPTION))
-    tensors = load_checkpoint(path)
-    if about["sha256"] != file_digest(path):
+    about = read_description(path)
+    if about.get("format") != FORMAT or not isinstance(about.get("spaces"), dict):
         raise ConfigError(
-            f"{path}: holds other tensors than {path.with_suffix(DESCRIPTION).name} was written for"
+            f"{path.with_suffix(DESCRIPTION)}: expected an agent's spaces in format {FORMAT}, "
+            f"found format {about.get('format')!r}"
         )
-    return AgentFile(path, about["spaces"], tensors, about.get("notes", {}))
+    return AgentFile(path, about["spaces"], load_checkpoint(path), about.get("notes", {}))
 
 
 def agent_path(named: str | Path) -> Path:
@@ -137,25 +129,10 @@ def agent_path(named: str | Path) -> Path:
     """
     path = SHIPPED if named == PRETRAINED else user_path(named)
     if path.is_dir():
-        path /= f"{STEM}{TENSORS}"
+        path /= FILE
     if not path.is_file():
         raise ConfigError(
             f"{path}: no agent is there; expected a run's folder or an agent's {TENSORS}, or "
             f"'{PRETRAINED}'"
         )
     return path
-
-
-def _description(path: Path) -> dict[str, Any]:
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not a description of an agent, but no JSON at all") from error
-    fine = isinstance(about, dict) and isinstance(about.get("spaces"), dict) and "sha256" in about
-    if not fine:
-        raise ConfigError(f"{path}: not a description of an agent; expected spaces and sha256")
-    if about.get("format") != FORMAT:
-        raise ConfigError(f"{path}: expected format {FORMAT}, found {about.get('format')!r}")
-    return about

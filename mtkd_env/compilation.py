@@ -1,12 +1,12 @@
 """Compiled networks: what `torch.compile` makes of student and teachers."""
 
-from dataclasses import fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.types import map_tensors
 
 NONE = "none"
 
@@ -52,16 +52,4 @@ class _Copying(nn.Module):
         self._network = network
 
     def forward(self, inputs: Tensor) -> Any:
-        return _copied(self._network(inputs))
-
-
-def _copied(value: Any) -> Any:
-    """A copy of all tensors in tuples and dataclasses."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if is_dataclass(value) and not isinstance(value, type):
-        return replace(
-            value, **{one.name: _copied(getattr(value, one.name)) for one in fields(value)}
-        )
-    parts = [_copied(one) for one in value]
-    return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+        return map_tensors(torch.clone, self._network(inputs))

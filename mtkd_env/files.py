@@ -2,11 +2,12 @@
 
 import fcntl
 import hashlib
+import json
 import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ PLAIN_TAGS = {TEXT, MERGE} | {
 # What torch says of a class or function in a checkpoint, which it does not run.
 REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
 
+
+# How a file of tensors ends, and the one beside it that says what they are of.
+TENSORS, DESCRIPTION = ".safetensors", ".json"
 
 # What the names of files begin with that are not whole yet.
 UNFINISHED = ".new-"
@@ -225,15 +229,55 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     write_atomically(path, lambda temporary: _save(content, temporary))
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Writes safetensors atomically.
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors, wherever they are, as safetensors, atomically."""
+    # Copies, since safetensors refuses tensors that share memory.
+    layout, about = torch.contiguous_format, {"format": "pt"}
+    own = {name: one.detach().cpu().clone(memory_format=layout) for name, one in tensors.items()}
+    write_atomically(path, lambda to: safetensors.torch.save_file(own, to, about))
+
+
+def save_described(
+    path: Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]
+) -> None:
+    """Writes tensors, and JSON beside them that says what they are of.
 
     Args:
-        path: The file.
-        tensors: By their names; no two share memory.
+        path: The file of the tensors.
+        tensors: By their names, wherever they are.
+        about: What the JSON says beside their `sha256`.
+
+    Raises:
+        OSError: A file cannot be written; names it.
     """
-    about = {"format": "pt"}
-    write_atomically(path, lambda to: safetensors.torch.save_file(tensors, to, about))
+    save_tensors(path, tensors)
+    text = json.dumps({**about, "sha256": file_digest(path)}, indent=2)
+    write_text(path.with_suffix(DESCRIPTION), f"{text}\n")
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What `save_described` has said of a file of tensors.
+
+    Args:
+        path: The file of the tensors, which are not read.
+
+    Raises:
+        ConfigError: One of the two files cannot be read, or they do not belong together.
+    """
+    beside = path.with_suffix(DESCRIPTION)
+    try:
+        about = json.loads(beside.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{beside}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{beside}: not valid JSON ({error})") from error
+    if not isinstance(about, dict) or "sha256" not in about:
+        raise ConfigError(f"{beside}: expected keys and values, and among them sha256")
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file, of which {beside.name} tells")
+    if about.pop("sha256") != file_digest(path):
+        raise ConfigError(f"{path}: holds other tensors than {beside.name} was written for")
+    return about
 
 
 def _save(content: dict[str, Any], path: Path) -> None:

@@ -4,10 +4,9 @@ Nothing here is augmented. Who learns from these images, or is paid by them, spe
 as everybody else.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
+from mtkd_env.seeding import RandomNumbers
 from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.types import Batch, TeacherOutputs
 
@@ -99,7 +99,7 @@ class ReferenceImages:
         return named.float(), agreed.float()
 
 
-class LabelledDraws:
+class LabelledDraws(RandomNumbers):
     """Draws labelled images again and again, the same ones in each of several processes.
 
     Args:
@@ -108,30 +108,17 @@ class LabelledDraws:
     """
 
     def __init__(self, reference: ReferenceImages, seed: int = 0) -> None:
+        super().__init__(seed)
         self._reference = reference
-        self._random = torch.Generator()
-        self.reseed(seed)
 
-    def reseed(self, seed: int) -> None:
-        """Starts all over."""
-        self._random.manual_seed(seed)
-
-    def __call__(self, size: int) -> Batch:
+    def draw(self, size: int) -> Batch:
         """So many different images, or all where there are fewer, with the teachers' outputs."""
         known = self._reference.labelled
         count = len(known.targets)
         if count <= size:
             return known
-        drawn = torch.randperm(count, generator=self._random)[:size]
+        drawn = torch.randperm(count, generator=self.generator)[:size]
         return take(known, drawn.to(known.targets.device, non_blocking=True))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the generator is."""
-        return {"random": self._random.get_state()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._random.set_state(state["random"].cpu())
 
 
 def take(batch: Batch, positions: Tensor) -> Batch:

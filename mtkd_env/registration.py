@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar
@@ -40,7 +40,7 @@ from mtkd_env.teachers import (
     prepare_teachers,
 )
 from mtkd_env.teachers.pool import own_images
-from mtkd_env.teachers.store import StoreSpec, check_store
+from mtkd_env.teachers.store import check_store
 from mtkd_env.teachers.training import EVALUATION_BATCH
 from mtkd_env.terms import Distillation
 from mtkd_env.weighting import WEIGHTING
@@ -58,16 +58,32 @@ ENV_NAMES = {
     "Folder": "folder",
 }
 
-# What an environment is assembled from, by the names of the arguments.
-PARTS: Mapping[str, type] = {
-    "data": DataSpec,
-    "teachers": PoolSpec,
-    "student": StudentSpec,
-    "optimizer": Recipe,
-    "distillation": Distillation,
-    "env": EnvSpec,
-    "computing": Computing,
-}
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What an environment is assembled from.
+
+    Attributes:
+        data: The images.
+        teachers: The pool.
+        student: The student.
+        optimizer: Its optimiser and schedule.
+        distillation: What the teachers add to its loss.
+        env: What the agent sees, does and is paid for.
+        computing: Where and in what all is computed.
+    """
+
+    data: DataSpec
+    teachers: PoolSpec
+    student: StudentSpec
+    optimizer: Recipe
+    distillation: Distillation
+    env: EnvSpec
+    computing: Computing
+
+
+# Classes of options by the names of the arguments of `assemble`.
+PARTS: Mapping[str, Any] = {entry.name: entry.type for entry in fields(Parts)}
 
 T = TypeVar("T")
 
@@ -181,31 +197,28 @@ def assemble(
     parts = sorted_keywords(
         {name: part for name, part in given.items() if part is not None} | loose
     )
-    made: dict[str, Any] = {
-        name: build(kind, parts.get(name), name) for name, kind in PARTS.items()
-    }
-    return _assembled(**made, progress=progress or Quiet())
+    made = Parts(**{name: build(kind, parts.get(name), name) for name, kind in PARTS.items()})
+    return _assembled(made, progress or Quiet())
 
 
-def _assembled(
-    *,
-    data: DataSpec,
-    teachers: PoolSpec,
-    student: StudentSpec,
-    optimizer: Recipe,
-    distillation: Distillation,
-    env: EnvSpec,
-    computing: Computing,
-    progress: Progress,
-) -> Assembly:
-    device = computing.place()
+def _assembled(parts: Parts, progress: Progress) -> Assembly:
+    data, computing, device = parts.data, parts.computing, parts.computing.place()
     check_teacher_precision(computing.for_teachers, device)
-    images = load_images(data, teachers)
-    env = env.resolved(complete=images.complete)
-    _check_student(images, data, student, distillation)
-    stream = _student_stream(images, data, teachers.store, device)
+    images = load_images(data, parts.teachers)
+    parts = replace(parts, env=parts.env.resolved(complete=images.complete))
+    # What cannot be made or learn is known before the teachers, who may take days.
+    check_labels(images, data, parts.distillation)
+    student_maker(images.data, parts.student)(seed=0)
+    stream = images.stream(
+        data.batch_size,
+        device,
+        derive_seed(0, "data"),
+        mixing=data.mixing,
+        view_set=data.view_set,
+    )
+    check_store(parts.teachers.store, stream)
     pool, fidelities = prepare_teachers(
-        teachers,
+        parts.teachers,
         images,
         stream,
         val_fraction=data.val_fraction,
@@ -213,42 +226,12 @@ def _assembled(
         device=device,
         progress=progress,
     )
-    learner = make_learner(
-        images,
-        stream,
-        pool.ensemble,
-        student=student,
-        optimizer=optimizer,
-        distillation=distillation,
-        env=env,
-        computing=computing,
-    )
-    return Assembly(learner, images, pool, fidelities)
+    return Assembly(make_learner(images, stream, pool.ensemble, parts), images, pool, fidelities)
 
 
 def _read(teachers: Teachers) -> Any:
     """The pool of a YAML file; anything else as it is."""
     return load_pool_spec(teachers) if isinstance(teachers, str | Path) else teachers
-
-
-def _check_student(
-    images: TrainingSet, data: DataSpec, student: StudentSpec, distillation: Distillation
-) -> None:
-    """Refuses a student that cannot be made or learn; before its teachers, who may take days."""
-    check_labels(images, data, distillation)
-    student_maker(images.data, student)(seed=0)
-
-
-def _student_stream(
-    images: TrainingSet, data: DataSpec, store: StoreSpec, device: torch.device
-) -> BatchStream:
-    """The student's batches, of which the store can keep what teachers say."""
-    seed = derive_seed(0, "data")
-    stream = images.stream(
-        data.batch_size, device, seed, mixing=data.mixing, view_set=data.view_set
-    )
-    check_store(store, stream)
-    return stream
 
 
 def student_maker(data: ImageSet[Any], student: StudentSpec) -> Callable[..., Network]:
@@ -265,15 +248,7 @@ def student_maker(data: ImageSet[Any], student: StudentSpec) -> Callable[..., Ne
 
 
 def make_learner(
-    images: TrainingSet,
-    stream: BatchStream,
-    teachers: TeacherEnsemble,
-    *,
-    student: StudentSpec,
-    optimizer: Recipe,
-    distillation: Distillation,
-    env: EnvSpec,
-    computing: Computing,
+    images: TrainingSet, stream: BatchStream, teachers: TeacherEnsemble, parts: Parts
 ) -> MTKDVectorEnv:
     """An environment with a new student, of images and teachers that are there already.
 
@@ -281,20 +256,16 @@ def make_learner(
         images: What the student is evaluated on.
         stream: The student's batches.
         teachers: The teachers; they decide the device.
-        student: The student.
-        optimizer: Its optimiser and schedule.
-        distillation: What the teachers add to its loss.
-        env: What the agent sees, does and is paid for.
-        computing: How the student is computed.
+        parts: What it is made of; its data and teachers are not looked at.
     """
     device = next(teachers.parameters()).device
-    parts = {name: getattr(images.splits, name) for name in ("train", "val", "test")}
     splits = {
-        name: partial(images.evaluation_batches, part.to(device), device)
-        for name, part in parts.items()
-        if part is not None
+        name: partial(images.evaluation_batches, split.to(device), device)
+        for name in ("train", "val", "test")
+        if (split := getattr(images.splits, name)) is not None
     }
-    directions = class_means(teachers, splits["train"]()) if distillation.needs_directions else ()
+    asked = parts.distillation.needs_directions
+    directions = class_means(teachers, splits["train"]()) if asked else ()
     reference = ReferenceImages(
         teachers,
         labelled=partial(
@@ -304,18 +275,19 @@ def make_learner(
         complete=images.complete,
     )
     distiller = Distiller(
-        student_maker(images.data, student),
+        student_maker(images.data, parts.student),
         teachers,
         image_shape=images.data.image_shape,
         steps_per_epoch=stream.steps_per_epoch,
-        distillation=distillation,
-        recipe=optimizer,
+        distillation=parts.distillation,
+        recipe=parts.optimizer,
         directions=directions,
         reference=reference,
-        precision=computing.precision,
-        compile=computing.compile,
+        precision=parts.computing.precision,
+        compile=parts.computing.compile,
     )
-    return MTKDVectorEnv(distiller, stream, splits, env, prior_of(distiller, env.prior))
+    prior = prior_of(distiller, parts.env.prior)
+    return MTKDVectorEnv(distiller, stream, splits, parts.env, prior)
 
 
 def prior_of(distiller: Distiller, named: Any) -> Prior | None:

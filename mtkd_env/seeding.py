@@ -22,6 +22,31 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+class RandomNumbers:
+    """A generator of random numbers of its own, which can be saved.
+
+    Args:
+        seed: Seed of all of them.
+        device: Where the numbers are drawn.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self.generator = torch.Generator(device)
+        self.reseed(seed)
+
+    def reseed(self, seed: int) -> None:
+        """Starts all over."""
+        self.generator.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the generator is."""
+        return {"random": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Goes on from what `state_dict` gave, on the same kind of device."""
+        self.generator.set_state(state["random"].cpu())
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Runs a block under a seed and leaves torch's global generator as it was.

@@ -4,9 +4,8 @@ Two files beside each other: `student.safetensors`, tensors in the names of the 
 library, and `student.json`, which says what network they are of and what it takes and gives.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,14 @@ from torch import Tensor, nn
 
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.errors import ConfigError, check_name, errors_of
-from mtkd_env.files import file_digest, load_checkpoint, save_tensors, user_path, write_text
+from mtkd_env.files import (
+    DESCRIPTION,
+    TENSORS,
+    load_checkpoint,
+    read_description,
+    save_described,
+    user_path,
+)
 from mtkd_env.imports import Trust
 from mtkd_env.networks import Network, build_network
 from mtkd_env.options import Options, build
@@ -25,8 +31,6 @@ from mtkd_env.teachers.weights import load_state
 
 # The student of the last epoch, and of the one that is best on validation images, if there are any.
 STEMS = {"last": "student", "best": "student_best"}
-
-TENSORS, DESCRIPTION = ".safetensors", ".json"
 
 # All that a folder of a student may hold.
 FILES = tuple(f"{stem}{suffix}" for stem in STEMS.values() for suffix in (TENSORS, DESCRIPTION))
@@ -44,7 +48,6 @@ class StudentDescription(Options):
         preprocessing: What is made of an image before the network sees it.
         class_names: Name of each class; empty if they have none.
         metrics: What is known of it, such as its accuracy on the test images.
-        digest: SHA-256 of the file of tensors.
     """
 
     network: str
@@ -54,7 +57,6 @@ class StudentDescription(Options):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ def save_student(
     Args:
         folder: Where.
         network: The network.
-        about: What it is; the digest is added.
+        about: What it is.
         state: Its tensors, if they are not those that it has now.
         which: Of which epoch it is: last or best.
 
@@ -148,10 +150,7 @@ def save_student(
         OSError: A file cannot be written; names it.
     """
     tensors = plain_tensors(network.library_state(state or network.state_dict()))
-    path = folder / f"{STEMS[which]}{TENSORS}"
-    save_tensors(path, tensors)
-    text = json.dumps(asdict(replace(about, digest=file_digest(path))), indent=2)
-    write_text(path.with_suffix(DESCRIPTION), f"{text}\n")
+    save_described(folder / f"{STEMS[which]}{TENSORS}", tensors, asdict(about))
 
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -200,33 +199,21 @@ def describe_student(
         ConfigError: See `load_student`.
     """
     path = _find(user_path(folder), which)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid JSON ({error})") from error
-    with errors_of(path):
-        about = build(StudentDescription, found)
-    tensors = path.with_suffix(TENSORS)
-    if not tensors.is_file():
-        raise ConfigError(f"{tensors}: no such file, of which {path.name} tells")
-    if (digest := file_digest(tensors)) != about.digest:
-        raise ConfigError(
-            f"{tensors}: not the file that {path.name} tells of: expected SHA-256 "
-            f"{about.digest[:16]}, got {digest[:16]}"
-        )
-    return tensors, about
+    about = read_description(path)
+    with errors_of(path.with_suffix(DESCRIPTION)):
+        return path, build(StudentDescription, about)
 
 
 def _find(folder: Path, which: str | None) -> Path:
-    """The description of the student that is asked for."""
+    """The file of the student that is asked for."""
     if which is not None:
         check_name(STEMS, which, "student")
-    paths = {name: folder / f"{stem}{DESCRIPTION}" for name, stem in STEMS.items()}
+    paths = {name: folder / f"{stem}{TENSORS}" for name, stem in STEMS.items()}
     asked = which or ("best" if paths["best"].is_file() else "last")
-    if paths[asked].is_file():
+    if (described := paths[asked].with_suffix(DESCRIPTION)).is_file():
         return paths[asked]
     hint = {
         "best": "a run keeps its best student if it has validation images (data.val_fraction)",
         "last": "a run writes it when it is finished",
     }
-    raise ConfigError(f"{paths[asked]}: no such file; {hint[asked]}")
+    raise ConfigError(f"{described}: no such file; {hint[asked]}")

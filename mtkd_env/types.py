@@ -4,8 +4,9 @@ All tensors of one value lie on one device. Symbols: B batch, M teachers, C clas
 width, K channels, H and W height and width of a feature map.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -206,3 +207,18 @@ class LossTerms:
     kd: Float[Tensor, "B M"]
     feature: Float[Tensor, "B M"]
     total: Float[Tensor, " B"]
+
+
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """The same dataclasses, mappings, tuples and lists, with a function of every tensor in them."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        names = [entry.name for entry in fields(value)]
+        return replace(value, **{n: map_tensors(function, getattr(value, n)) for n in names})
+    if isinstance(value, Mapping):
+        return {name: map_tensors(function, entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [map_tensors(function, entry) for entry in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

@@ -79,7 +79,7 @@ class Direction(ABC):
         """Goes on from what `state_dict` gave."""
 
 
-class HeldOutDirection(Direction):
+class HeldOutDirection(LabelledDraws, Direction):
     """G of labelled images drawn anew for every batch, seen by the student in evaluation mode.
 
     Args:
@@ -88,27 +88,15 @@ class HeldOutDirection(Direction):
     """
 
     def __init__(self, distiller: Distiller, size: int) -> None:
+        super().__init__(distiller.reference)
         self._distiller = distiller
-        self._draws = LabelledDraws(distiller.reference)
         self._size = size
 
     def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
         """G, whatever the batch."""
         del state
-        batch = self._draws(self._size)
+        batch = self.draw(self._size)
         return output_layer_gradient(self._distiller.examine(batch).student, batch)
-
-    def reseed(self, seed: int) -> None:
-        """Starts all over with the draws."""
-        self._draws.reseed(seed)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the draws are."""
-        return self._draws.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._draws.load_state_dict(state)
 
 
 class RunningMean:

@@ -14,11 +14,11 @@ from mtkd_env import Recipe
 from mtkd_env.data import ImageData
 from mtkd_env.data.split import LabelSpec
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.networks.base import Network, pool_and_classify
+from mtkd_env.networks.base import Network
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
-from mtkd_env.types import DistillState, NetworkOutput
+from mtkd_env.types import DistillState
 from tiny import CLASSES, NUM_ENVS, make_tiny_distiller, make_tiny_env, training_set
 
 STEPS = 3
@@ -71,9 +71,6 @@ class Cells(Network):
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.cells(inputs)[:, : self.num_classes]
-
-    def head(self, feature_map: Tensor) -> NetworkOutput:
-        return pool_and_classify(feature_map, self.classifier)
 
 
 @cache

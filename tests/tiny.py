@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mtkd_env.data import BatchStream, ImageData, evaluation_batches
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
-from mtkd_env.networks.base import Network, pool_and_classify
+from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import field_names
 from mtkd_env.reference import ReferenceImages
@@ -132,9 +132,6 @@ class TinyNetwork(Network):
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.body(inputs)
-
-    def head(self, feature_map: Tensor) -> NetworkOutput:
-        return pool_and_classify(feature_map, self.classifier)
 
 
 # Widths, maps and signs differ, so that a mix-up of teachers shows.

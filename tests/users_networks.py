@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 
-from mtkd_env.networks.base import Network, pool_and_classify
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network
 
 
 class Plain(nn.Module):
@@ -39,9 +38,6 @@ class Own(Network):
 
     def features(self, inputs: Tensor) -> Tensor:
         return self.body(inputs)
-
-    def head(self, feature_map: Tensor) -> NetworkOutput:
-        return pool_and_classify(feature_map, self.classifier)
 
 
 class Deciding(Own):

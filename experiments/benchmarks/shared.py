@@ -6,7 +6,7 @@ from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly, MTKDVectorEnv
 from mtkd_env.errors import ConfigError
-from mtkd_env.registration import make_learner
+from mtkd_env.registration import Parts, make_learner
 
 
 def check_shareable(configs: dict[str, ExperimentConfig]) -> None:
@@ -35,15 +35,7 @@ def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
     Environments that draw from one stream see different batches, which does not change what a step
     costs; their students are not to be compared by what they learn.
     """
-    own = make_learner(
-        assembly.images,
-        assembly.env.stream,
-        assembly.pool.ensemble,
-        student=config.student,
-        optimizer=config.optimizer,
-        distillation=config.distillation,
-        env=config.env,
-        computing=config,
-    )
+    images, teachers = assembly.images, assembly.pool.ensemble
+    own = make_learner(images, assembly.env.stream, teachers, Parts(**config.parts))
     own.reset(seed=config.seed)
     return own

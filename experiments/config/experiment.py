@@ -21,6 +21,7 @@ from mtkd_env.imports import Named, is_in_memory, name_of
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, default_values
+from mtkd_env.registration import PARTS
 from mtkd_env.teachers import PoolSpec
 from mtkd_env.terms import Distillation
 
@@ -189,6 +190,11 @@ class ExperimentConfig(Computing):
     def agent_name(self) -> Named:
         """The agent's name, or the agent: its own, or else the method's."""
         return self.agent.name or self.algo
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Arguments of `assemble`; where and in what all is computed, the run says itself."""
+        return {name: getattr(self, name, self) for name in PARTS}
 
     def check_agent(self) -> None:
         """Checks the agent, which is imported for it, before anything is loaded.

@@ -22,6 +22,7 @@ class Network(nn.Module, ABC):
         map_channels: K, the channels of the last feature map.
         signed_map: Whether the last feature map takes negative values; a regressor that imitates
             it must then not end in a ReLU.
+        classifier: The last layer, of networks with the head that there is by default.
         published_names: What tensors are called in checkpoints that others publish.
     """
 
@@ -29,15 +30,17 @@ class Network(nn.Module, ABC):
     feature_dim: int
     map_channels: int
     signed_map: bool = False
+    classifier: nn.Module
     published_names: ClassVar[Renaming] = {}
 
     @abstractmethod
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Last feature map F of normalised images."""
 
-    @abstractmethod
     def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Everything that follows the last feature map: pooling and classifier."""
+        """Everything that follows the last feature map: the mean over its pixels, `classifier`."""
+        feature = feature_map.mean(dim=(2, 3))
+        return NetworkOutput(self.classifier(feature), feature, feature_map)
 
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> NetworkOutput:
         """Logits, pooled feature and last feature map of normalised images."""
@@ -52,14 +55,6 @@ class Network(nn.Module, ABC):
     def library_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A `state_dict` of this network, in the names that its own library gives its tensors."""
         return dict(state)
-
-
-def pool_and_classify(
-    feature_map: Float[Tensor, "B K H W"], classifier: nn.Module
-) -> NetworkOutput:
-    """Head of the networks whose feature is the mean of the last feature map over its pixels."""
-    feature = feature_map.mean(dim=(2, 3))
-    return NetworkOutput(logits=classifier(feature), feature=feature, feature_map=feature_map)
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:

@@ -5,8 +5,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled
 
 CHANNELS = (16, 32, 64)
 
@@ -46,7 +45,3 @@ class CNN(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last convolution, after its ReLU."""
         return self.body(inputs)
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)

@@ -11,8 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtkd_env.networks.base import Network, pool_and_classify, scaled
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network, scaled
 
 STEM_CHANNELS = 64
 STRIDES = (1, 1, 2, 2)
@@ -90,7 +89,3 @@ class RegNet(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the fourth stage, after its last ReLU."""
         return self.stages(self.stem(inputs))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled
 
 NARROW = (16, 16, 32, 64)
 DOUBLE = (16, 32, 64, 128)
@@ -72,10 +71,6 @@ class ResidualNetwork(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last stage, after its last ReLU."""
         return self.stages(self.stem(inputs))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)
 
 
 class ResNet(ResidualNetwork):

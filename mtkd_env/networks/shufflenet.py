@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled
 
 REPEATS = (4, 8, 4)
 X1_0 = (24, 116, 232, 464, 1024)
@@ -66,10 +65,6 @@ class ShuffleNetV1(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last stage, after its ReLU."""
         return self.stages(self.stem(inputs))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)
 
 
 class _Unit(nn.Module):
@@ -137,7 +132,3 @@ class ShuffleNetV2(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last convolution, after its ReLU."""
         return self.last(self.stages(self.stem(inputs)))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)

@@ -10,11 +10,9 @@ from mtkd_env.networks import published
 from mtkd_env.networks.base import (
     Network,
     initialise_convolutions,
-    pool_and_classify,
     replace_input_convolution,
     scaled,
 )
-from mtkd_env.types import NetworkOutput
 
 CHANNELS = (64, 128, 256, 512, 512)
 POOLED_STAGES = 3
@@ -64,7 +62,3 @@ class VGG(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the fifth stage, after its last ReLU."""
         return self.stages(inputs)
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)

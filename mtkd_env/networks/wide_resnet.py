@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, pool_and_classify, scaled
-from mtkd_env.types import NetworkOutput
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled
 
 
 class WideResNet(Network):
@@ -58,10 +57,6 @@ class WideResNet(Network):
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the third group, after the final batch norm and ReLU."""
         return self.activation(self.groups(self.stem(inputs)))
-
-    def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Global average pooling and a linear classifier."""
-        return pool_and_classify(feature_map, self.classifier)
 
 
 class _Block(nn.Module):

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -19,7 +19,14 @@ from mtkd_env.data import load_training_images
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.split import with_noise
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.errors import ConfigError, check_name, errors_of
+from mtkd_env.errors import (
+    ConfigError,
+    check_at_least_1,
+    check_name,
+    check_not_negative,
+    check_positive,
+    errors_of,
+)
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
@@ -30,14 +37,13 @@ from mtkd_env.files import (
 )
 from mtkd_env.imports import IN_MEMORY, Named, Trust, check_trusted, is_in_memory, name_of
 from mtkd_env.networks import build_network, check_network, check_network_arguments, has_weights
-from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_input
 from mtkd_env.optimization import Recipe
-from mtkd_env.options import PLAIN, Options, build
+from mtkd_env.options import PLAIN, Options, build, default_values, field_names
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble
-from mtkd_env.teachers.inputs import InputSpec, TeacherView, teacher_view
+from mtkd_env.teachers.inputs import InputSpec, teacher_view
 from mtkd_env.teachers.known_classes import own_targets
 from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
@@ -130,8 +136,7 @@ class TeacherSpec(Options):
             object.__setattr__(self, "checkpoint", whole_path(self.checkpoint))
         if self.data is not None:
             object.__setattr__(self, "data", whole_path(self.data))
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        check_not_negative(seed=self.seed)
         if has_weights(self.network) and self.kind != "trained":
             raise ConfigError(f"network: a module that has been made cannot be {self.kind}")
         if self.checkpoint is not None and self.kind != "trained":
@@ -141,10 +146,7 @@ class TeacherSpec(Options):
         self._check_images()
 
     def _check_images(self) -> None:
-        if self.images is not None and not 0 < self.images < math.inf:
-            raise ConfigError(f"images: expected a number > 0, got {self.images}")
-        if self.skew is not None and not 0 < self.skew < math.inf:
-            raise ConfigError(f"skew: expected a finite number > 0, got {self.skew}")
+        check_positive(**{k: v for k in ("images", "skew") if (v := getattr(self, k)) is not None})
         if self.skew is not None and self.images is None:
             raise ConfigError("skew: expected with images, the number of its own images")
         if not 0 <= self.label_noise <= 1:
@@ -204,10 +206,8 @@ class PoolSpec(Options):
         super().__post_init__()
         if not self.teachers:
             raise ConfigError("teachers: expected at least one, got none")
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size: expected at least 1, got {self.batch_size}")
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected 0 or more, got {self.seed}")
+        check_at_least_1(batch_size=self.batch_size)
+        check_not_negative(seed=self.seed)
         names = [teacher.label for teacher in self.teachers]
         for name in names:
             if names.count(name) > 1:
@@ -268,11 +268,9 @@ def read_pool_spec(path: Path | str) -> PoolSpec:
     content = load_yaml(path)
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected keys and values, found {content!r}")
-    try:
+    with errors_of(path):
         check_trusted(content)
         return build(PoolSpec, content)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def own_images(spec: PoolSpec, data: ImageSet[Any]) -> dict[str, Tensor]:
@@ -333,226 +331,203 @@ def build_pool(
         ConfigError: An unknown network, a checkpoint that does not fit it, a file in the cache that
             holds other weights than were trained, or outputs that say nothing of the image.
     """
-    builder = _Builder(
+    workshop = _Workshop(
         spec,
         images,
+        own_images(spec, images.data),
         device=torch.device(device),
         cache=cache_folder(cache),
         precision=precision,
         progress=progress,
     )
-    networks = {teacher.label: builder.make(teacher) for teacher in spec.asked}
+    teachers = {teacher.label: _Teacher(teacher, workshop) for teacher in spec.asked}
     # Teachers may take days to train, so a checkpoint that does not fit is to be known before.
-    given_first = sorted(spec.asked, key=lambda teacher: teacher.checkpoint is None)
-    found = {one.label: builder.fill(networks[one.label], one) for one in given_first}
-    classes = {teacher.label: _classes(teacher, images.data) for teacher in spec.asked}
+    given_first = sorted(teachers.values(), key=lambda teacher: teacher.spec.checkpoint is None)
+    found = {teacher.label: teacher.fill() for teacher in given_first}
     ensemble = TeacherEnsemble(
-        [*networks.values()],
-        [*networks],
+        [teacher.network for teacher in teachers.values()],
+        [*teachers],
         precision,
-        classes={name: own for name, own in classes.items() if own is not None},
+        classes={name: one.classes for name, one in teachers.items() if one.classes is not None},
         num_classes=images.data.num_classes,
-        views={name: view for name, view in builder.views.items() if view is not None},
+        views={name: one.view for name, one in teachers.items() if one.view is not None},
     ).to(device)
     return TeacherPool(
         ensemble,
-        evaluations={name: found[name] for name in networks},
-        digests={name: weights_digest(one.state_dict()) for name, one in networks.items()},
-        stated=builder.stated,
+        evaluations={name: found[name] for name in teachers},
+        digests={name: weights_digest(one.network.state_dict()) for name, one in teachers.items()},
+        stated={name: one.stated for name, one in teachers.items() if one.stated is not None},
     )
 
 
-class _Builder:
-    def __init__(
-        self,
-        spec: PoolSpec,
-        images: TrainingSet,
-        *,
-        device: torch.device,
-        cache: Path,
-        precision: str,
-        progress: PoolProgress | None,
-    ) -> None:
-        self._spec = spec
-        self._images = images
-        self._device = device
-        self._cache = cache
-        self._precision = precision
-        self._progress = progress
-        self._own = own_images(spec, images.data)
-        self.stated: dict[str, float] = {}
-        self.views = {one.label: self._view(one) for one in spec.teachers}
+@dataclass(frozen=True)
+class _Workshop:
+    """What all teachers of a pool are made with; see `build_pool` and `own_images`."""
 
-    def _view(self, teacher: TeacherSpec) -> TeacherView | None:
-        """What makes a teacher's images of the student's; None if they are the same."""
-        published = published_input(name_of(teacher.network), teacher.checkpoint)
-        with errors_of(f"teachers.{teacher.label}.input"):
-            view = teacher_view(teacher.input, published, self._images.data)
-        return None if view is None else view.to(self._device)
+    pool: PoolSpec
+    images: TrainingSet
+    own: Mapping[str, Tensor]
+    device: torch.device
+    cache: Path
+    precision: str
+    progress: PoolProgress | None
 
-    def make(self, teacher: TeacherSpec) -> Network:
-        """The network of a teacher, as it is initialised."""
-        data = self._images.data
-        classes = _classes(teacher, data)
-        channels, *size = (self.views[teacher.label] or data).image_shape
-        with errors_of(f"teachers.{teacher.label}"):
+
+class _Teacher:
+    """A teacher in the making.
+
+    Attributes:
+        classes: Those that its outputs are of, by number; None for those of the data set.
+        seed: Its own in pool 0, another in every other.
+        view: What makes its images of the student's; None if they are the same.
+        network: As it is initialised, until `fill`.
+        stated: Accuracy that its file states, if any.
+    """
+
+    def __init__(self, spec: TeacherSpec, workshop: _Workshop) -> None:
+        self.spec, self.label, self._workshop = spec, spec.label, workshop
+        self._data = data = workshop.images.data
+        self.classes = _classes(spec, data)
+        self._outputs = data.num_classes if self.classes is None else len(self.classes)
+        pool_seed = workshop.pool.seed
+        self.seed = derive_seed(pool_seed, str(spec.seed)) if pool_seed else spec.seed
+        published = published_input(name_of(spec.network), spec.checkpoint)
+        with self._errors(".input"):
+            view = teacher_view(spec.input, published, data)
+        self.view = None if view is None else view.to(workshop.device)
+        channels, *size = (self.view or data).image_shape
+        with self._errors():
             network = build_network(
-                teacher.network,
-                num_classes=data.num_classes if classes is None else len(classes),
+                spec.network,
+                num_classes=self._outputs,
                 in_channels=channels,
                 image_size=(size[0], size[1]),
-                width=teacher.width,
-                seed=derive_seed(self._seed(teacher), "teacher"),
-                **teacher.arguments,
+                width=spec.width,
+                seed=derive_seed(self.seed, "teacher"),
+                **spec.arguments,
             )
-        return network.to(self._device)
+        self.network = network.to(workshop.device)
+        self.stated: float | None = None
 
-    def fill(self, network: Network, teacher: TeacherSpec) -> Evaluation:
-        """Loads, finds or trains a teacher's weights; gives its result on the test images."""
-        source = teacher.checkpoint or "the network as it was initialised"
-        if teacher.checkpoint is not None:
-            with errors_of(f"teachers.{teacher.label}"):
-                stated = load_given(
-                    network, name_of(teacher.network), teacher.checkpoint, teacher.weights
-                )
-            if stated is not None:
-                self.stated[teacher.label] = stated
-        elif teacher.kind != "random" and not has_weights(teacher.network):
-            source = str(self._train_or_find(teacher, network))
-        test = self._test(teacher)
+    def _errors(self, key: str = "") -> AbstractContextManager[None]:
+        return errors_of(f"teachers.{self.label}{key}")
+
+    def fill(self) -> Evaluation:
+        """Loads, finds or trains the weights; gives the result on the test images."""
+        spec, precision = self.spec, self._workshop.precision
+        source = spec.checkpoint or "the network as it was initialised"
+        if spec.checkpoint is not None:
+            name = name_of(spec.network)
+            with self._errors():
+                self.stated = load_given(self.network, name, spec.checkpoint, spec.weights)
+        elif spec.kind != "random" and not has_weights(spec.network):
+            source = str(self._train_or_find())
+        test = self._test()
         first = list(islice(test, 1))
-        with errors_of(f"teachers.{teacher.label}"):
-            check_outputs(network, first, self._precision, source)
-        return evaluate(network, chain(first, test), self._precision)
+        with self._errors():
+            check_outputs(self.network, first, precision, source)
+        return evaluate(self.network, chain(first, test), precision)
 
-    def _test(self, teacher: TeacherSpec) -> Iterator[Batch]:
+    def _test(self) -> Iterator[Batch]:
         """The test images; those of classes that the teacher does not know have no label."""
-        data = self._images.data
-        classes = _classes(teacher, data)
-        for batch in self._images.evaluation_batches(self._images.splits.test, self._device):
-            targets = own_targets(batch.targets, classes, data.num_classes)
-            yield self._seen(teacher, replace(batch, targets=targets))
+        images = self._workshop.images
+        for batch in images.evaluation_batches(images.splits.test, self._workshop.device):
+            targets = own_targets(batch.targets, self.classes, self._data.num_classes)
+            yield self._seen(replace(batch, targets=targets))
 
-    def _seen(self, teacher: TeacherSpec, batch: Batch) -> Batch:
-        """A batch of the student's as a teacher sees it."""
-        view = self.views[teacher.label]
-        return batch if view is None else replace(batch, inputs=view(batch.inputs))
+    def _seen(self, batch: Batch) -> Batch:
+        """A batch of the student's as the teacher sees it."""
+        return batch if self.view is None else replace(batch, inputs=self.view(batch.inputs))
 
-    def _train_or_find(self, teacher: TeacherSpec, network: Network) -> Path:
-        split = self._train_split(teacher)
-        made_from = json.dumps(self._made_from(teacher, split), sort_keys=True)
+    def _train_or_find(self) -> Path:
+        workshop, split = self._workshop, self._train_split()
+        made_from = json.dumps(self._made_from(split), sort_keys=True)
         digest = hashlib.sha256(made_from.encode()).hexdigest()
-        folder = self._cache / "teachers" / name_in_path(self._images.data.name)
-        path = folder / f"{name_in_path(teacher.label)}-{digest[:16]}.pt"
+        folder = workshop.cache / "teachers" / name_in_path(self._data.name)
+        path = folder / f"{name_in_path(self.label)}-{digest[:16]}.pt"
         if distributed.agree(path.exists()):
-            with errors_of(f"teachers.{teacher.label}"):
-                load_kept(network, path, made_from)
+            with self._errors():
+                load_kept(self.network, path, made_from)
             return path
-        stream = self._stream(teacher, split)
+        stream = self._stream(split)
         _make_folder(folder)
-        permuted = teacher.kind == "permuted"
+        permuted = self.spec.kind == "permuted"
+        report = workshop.progress
         train_teacher(
-            network,
+            self.network,
             stream,
-            self._spec.recipe,
-            relabel=class_cycle(network.num_classes, teacher.seed) if permuted else None,
+            workshop.pool.recipe,
+            relabel=class_cycle(self._outputs, self.spec.seed) if permuted else None,
             partial=path.with_suffix(".partial"),
-            progress=self._report(teacher.label),
+            progress=None if report is None else partial(report, self.label),
         )
         if distributed.rank() == 0:
-            keep(network, path, made_from)
+            keep(self.network, path, made_from)
         return path
 
-    def _seed(self, teacher: TeacherSpec) -> int:
-        """Seed of a teacher in this pool: its own in pool 0, another in every other."""
-        return derive_seed(self._spec.seed, str(teacher.seed)) if self._spec.seed else teacher.seed
-
-    def _train_split(self, teacher: TeacherSpec) -> Any:
-        """What a teacher is trained on, its outputs for labels.
+    def _train_split(self) -> Any:
+        """What it is trained on, its outputs for labels.
 
         A file, or images of its own, or those of the student's that have a label.
         """
-        data, label = self._images.data, teacher.label
-        if teacher.data is not None:
-            with errors_of(f"teachers.{teacher.label}.data"):
-                split = load_training_images(teacher.data, data)
-        elif label in self._own:
-            split = data.parts[0].take(self._own[label])
+        data, workshop = self._data, self._workshop
+        if self.spec.data is not None:
+            with self._errors(".data"):
+                split = load_training_images(self.spec.data, data)
+        elif self.label in workshop.own:
+            split = data.parts[0].take(workshop.own[self.label])
         else:
-            split = self._images.splits.train
+            split = workshop.images.splits.train
         kept = split.targets != UNKNOWN
-        seen, classes = _trained_on(teacher, data), _classes(teacher, data)
-        if seen is not None:
+        if (seen := _trained_on(self.spec, data)) is not None:
             kept &= torch.isin(split.targets, torch.tensor(seen))
         if not kept.any():
             raise ConfigError(
-                f"teachers.{label}: expected labelled images to train it on, found none; it may "
-                "have a checkpoint instead, or data of its own"
+                f"teachers.{self.label}: expected labelled images to train it on, found none; it "
+                "may have a checkpoint instead, or data of its own"
             )
         if not kept.all():
             split = split.take(kept.nonzero().squeeze(1))
-        targets = with_noise(
-            own_targets(split.targets, classes, data.num_classes),
-            teacher.label_noise,
-            data.num_classes if classes is None else len(classes),
-            self._seed(teacher),
-        )
+        targets = own_targets(split.targets, self.classes, data.num_classes)
+        targets = with_noise(targets, self.spec.label_noise, self._outputs, self.seed)
         return split if targets is split.targets else split.relabelled(targets)
 
-    def _stream(self, teacher: TeacherSpec, split: Any) -> BatchStream:
-        splits = replace(self._images.splits, train=split)
-        images = TrainingSet(self._images.data, splits)
+    def _stream(self, split: Any) -> BatchStream:
+        workshop = self._workshop
+        images = TrainingSet(self._data, replace(workshop.images.splits, train=split))
         try:
-            stream = images.stream(self._spec.batch_size, self._device, self._seed(teacher))
+            stream = images.stream(workshop.pool.batch_size, workshop.device, self.seed)
         except ConfigError as error:
-            raise ConfigError(f"teachers.{error} (of the teacher {teacher.label})") from error
-        stream.teaching = lambda batches, _: map(partial(self._seen, teacher), batches)
+            raise ConfigError(f"teachers.{error} (of the teacher {self.label})") from error
+        stream.teaching = lambda batches, _: map(self._seen, batches)
         return stream
 
-    def _report(self, name: str) -> Callable[[int, int, float], None] | None:
-        progress = self._progress
-        if progress is None:
-            return None
-        return lambda done, total, loss: progress(name, done, total, loss)
-
-    def _made_from(self, teacher: TeacherSpec, split: Any) -> dict[str, Any]:
+    def _made_from(self, split: Any) -> dict[str, Any]:
         """Everything that a trained teacher depends on."""
         seen = split.index.numpy().tobytes() + split.targets.numpy().tobytes()
-        own = {} if teacher.data is None else {"own_data": _digest(split.contents())}
+        own = {} if self.spec.data is None else {"own_data": _digest(split.contents())}
+        # How its images were chosen does not count, but which ones they are.
+        chosen = {"images": None, "skew": None, "trained_on": None, "label_noise": 0.0}
+        made = replace(
+            self.spec, name="", seed=self.seed, classes=self.classes, data=None, **chosen
+        )
         return own | {
             "version": RECIPE_VERSION,
-            # How its images were chosen does not count, but which ones they are.
-            "teacher": _in_digest(
-                replace(
-                    teacher,
-                    name="",
-                    seed=self._seed(teacher),
-                    images=None,
-                    skew=None,
-                    trained_on=None,
-                    label_noise=0.0,
-                    classes=_classes(teacher, self._images.data),
-                    data=None,
-                )
-            ),
-            "recipe": _in_digest(self._spec.recipe),
-            "batch_size": self._spec.batch_size,
-            "data": self._images.data.digest,
+            "teacher": _in_digest(made),
+            "recipe": _in_digest(self._workshop.pool.recipe),
+            "batch_size": self._workshop.pool.batch_size,
+            "data": self._data.digest,
             "train_images": hashlib.sha256(seen).hexdigest(),
         }
 
 
 def _in_digest(part: TeacherSpec | Recipe) -> dict[str, Any]:
     """The values that a digest is made of."""
-    defaults = {
-        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
-        for entry in fields(part)
-    }
-    values = {entry.name: getattr(part, entry.name) for entry in fields(part)}
+    defaults = default_values(type(part))
     return {
         name: value if isinstance(value, tuple(PLAIN)) else _name_in_digest(value)
-        for name, value in values.items()
-        if name in ALWAYS_IN_DIGEST or value != defaults[name]
+        for name in field_names(type(part))
+        if (value := getattr(part, name)) != defaults.get(name) or name in ALWAYS_IN_DIGEST
     }
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import shutil
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -124,32 +123,7 @@ class RowLayout:
         )
 
 
-class Rows(ABC):
-    """Rows by key, one by one written, many at a time read."""
-
-    @abstractmethod
-    def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
-        """Which rows are there; keys and answer on the host."""
-
-    @abstractmethod
-    def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
-        """Keeps some rows; keys on the host."""
-
-    @abstractmethod
-    def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
-        """Some rows that are there; keys on the host, rows wherever they are kept.
-
-        Args:
-            keys: Their keys.
-            width: How many of a row's numbers, from the first.
-        """
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Lets other processes have what was put."""
-
-
-class MemoryRows(Rows):
+class MemoryRows:
     """Rows in memory, each at the place of its key.
 
     Args:
@@ -164,17 +138,17 @@ class MemoryRows(Rows):
         self._rows = torch.empty(count, width, dtype=dtype, device=device)
 
     def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
-        """Which rows are there."""
+        """Which rows are there; keys and answer on the host."""
         return self._known[keys]
 
     def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
-        """Keeps some rows."""
+        """Keeps some rows; keys on the host."""
         self._known[keys] = True
         where = keys.to(self._rows.device, non_blocking=True)
         self._rows.index_copy_(0, where, rows.to(self._rows.device))
 
     def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
-        """Copies of some rows."""
+        """Copies of some rows that are there, of each so many numbers from the first."""
         where = keys.to(self._rows.device, non_blocking=True)
         return self._rows[:, :width].index_select(0, where)
 
@@ -182,7 +156,7 @@ class MemoryRows(Rows):
         """Does nothing: nobody else sees this memory."""
 
 
-class DiskRows(Rows):
+class DiskRows:
     """Rows in the files of a folder, which any number of processes add to and read at once.
 
     Every file is written once, as a whole, under a name that says what it holds, and mapped into
@@ -216,7 +190,7 @@ class DiskRows(Rows):
             self.publish()
 
     def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
-        """Copies of some rows."""
+        """Copies of some rows that are there, of each so many numbers from the first."""
         taken = torch.empty(len(keys), width, dtype=self._dtype)
         part_of, row_of = self._part_of[keys], self._row_of[keys]
         for part in part_of.unique().tolist():
@@ -313,7 +287,7 @@ class TeacherStore:
         count = len(views) * kept
         if folder is not None:
             _check_room(folder, self.nbytes)
-            self._rows: Rows = DiskRows(count, self._dtype, folder)
+            self._rows: MemoryRows | DiskRows = DiskRows(count, self._dtype, folder)
         else:
             device = views.device if spec.place == "device" else torch.device("cpu")
             self._rows = MemoryRows(count, self._layout.width, self._dtype, device)

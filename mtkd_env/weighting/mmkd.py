@@ -1,6 +1,6 @@
 """MMKD: two small networks weight the teachers, and learn from what their weights lead to."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError, check_not_negative
 from mtkd_env.reference import LabelledDraws
-from mtkd_env.seeding import derive_seed, seeded
+from mtkd_env.seeding import RandomNumbers, derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
@@ -59,7 +59,7 @@ class MetaWeights(nn.Module):
         )
 
 
-class HardBuffer:
+class HardBuffer(RandomNumbers):
     """Samples that the student got wrong lately.
 
     Args:
@@ -68,13 +68,13 @@ class HardBuffer:
     """
 
     def __init__(self, size: int, seed: int) -> None:
+        super().__init__(seed)
         self.size = size
-        self._random = torch.Generator().manual_seed(seed)
-        self.batch: Batch | None = None
+        self.samples: dict[str, Tensor] = {}  # By the names that a batch has for them.
 
     def __len__(self) -> int:
         """Samples that it holds."""
-        return 0 if self.batch is None else len(self.batch.targets)
+        return len(self.samples.get("targets", ()))
 
     def add(self, batch: Batch, wrong: Tensor) -> None:
         """Takes whole batches until it is full; then wrong samples replace random ones.
@@ -83,55 +83,34 @@ class HardBuffer:
             batch: The batch.
             wrong: Whether the student got each of its samples wrong (B,).
         """
+        names = ("inputs", "targets", "index", *(["mixture"] if batch.mixture is not None else []))
+        new = {name: getattr(batch, name) for name in names}
         if len(self) < self.size:
-            known = [batch] if self.batch is None else [self.batch, batch]
-            joined = _map_batch(lambda *tensors: torch.cat(tensors), known)
-            self.batch = _map_batch(lambda tensor: tensor[: self.size].clone(), [joined])
+            known = {name: [self.samples[name]] if len(self) else [] for name in names}
+            self.samples = {k: torch.cat([*known[k], new[k]])[: self.size].clone() for k in names}
             return
         # Every sample has a slot of its own to replace, so that nothing waits for the device.
-        slots = torch.randperm(self.size, generator=self._random)[: len(wrong)]
+        slots = torch.randperm(self.size, generator=self.generator)[: len(wrong)]
         slots = slots.to(wrong.device, non_blocking=True)
-        wrong = wrong[: self.size]
-
-        def replaced(old: Tensor, new: Tensor) -> Tensor:
-            mask = wrong.view(-1, *[1] * (new.ndim - 1))
-            kept = torch.where(mask, new[: self.size], old[slots])
-            return old.index_copy(0, slots, kept)
-
-        assert self.batch is not None
-        self.batch = _map_batch(replaced, [self.batch, batch])
+        for name, old in self.samples.items():
+            mask = wrong[: self.size].view(-1, *[1] * (old.ndim - 1))
+            kept = torch.where(mask, new[name][: self.size], old[slots])
+            self.samples[name] = old.index_copy(0, slots, kept)
 
     def sample(self, size: int) -> Batch:
         """So many different samples at random."""
-        assert self.batch is not None
-        chosen = torch.randperm(len(self), generator=self._random)[:size]
-        chosen = chosen.to(self.batch.targets.device, non_blocking=True)
-        return _map_batch(lambda tensor: tensor[chosen], [self.batch])
+        chosen = torch.randperm(len(self), generator=self.generator)[:size]
+        chosen = chosen.to(self.samples["targets"].device, non_blocking=True)
+        return Batch(**{name: tensor[chosen] for name, tensor in self.samples.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The samples and the generator."""
-        batch = self.batch
-        samples = (
-            None if batch is None else (batch.inputs, batch.targets, batch.index, batch.mixture)
-        )
-        return {"samples": samples, "random": self._random.get_state()}
+        return {"samples": dict(self.samples), **super().state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Goes on from what `state_dict` gave."""
-        samples = state["samples"]
-        self.batch = None if samples is None else Batch(*samples)
-        self._random.set_state(state["random"])
-
-
-def _map_batch(function: Callable[..., Tensor], batches: Sequence[Batch]) -> Batch:
-    """A batch whose tensors are a function of those of other batches."""
-    mixtures = [batch.mixture for batch in batches if batch.mixture is not None]
-    return Batch(
-        mixture=function(*mixtures) if mixtures else None,
-        inputs=function(*[batch.inputs for batch in batches]),
-        targets=function(*[batch.targets for batch in batches]),
-        index=function(*[batch.index for batch in batches]),
-    )
+        self.samples = dict(state["samples"])
+        super().load_state_dict(state)
 
 
 class VirtualStudent:
@@ -272,7 +251,7 @@ class MMKD(Weighting):
     def _drawn(self, size: int) -> Batch:
         """So many labelled images; the networks read rows of that length."""
         assert self._draws is not None
-        batch = self._draws(size)
+        batch = self._draws.draw(size)
         if len(batch.targets) < size:
             raise ConfigError(
                 f"data.labelled: mmkd needs at least {size} labelled images, one for each sample "

@@ -2,8 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,57 +19,16 @@ from torch import Tensor
 from mtkd_env import distributed
 from mtkd_env.vector import SharedStudentEnv, StepOutcome, info_tensors
 
-Packed = TypeVar("Packed", np.ndarray, Tensor)
-
 # What process 0 tells the others to do next.
 STEP, RESET, REST, CLOSE = range(4)
-
-
-@dataclass(frozen=True, slots=True)
-class TensorStep:
-    """What a step leads to, as tensors on the environment's device that no later step writes into.
-
-    Attributes:
-        observations: Observations of the next batch.
-        rewards: The environment's scalar reward.
-        dones: Whether each episode ended, on the host.
-        infos: As of `SB3VecEnv.step`.
-        final_observations: Last observations of episodes that were truncated, if they were.
-    """
-
-    observations: Float[Tensor, "N F"]
-    rewards: Float[Tensor, " N"]
-    dones: np.ndarray
-    infos: list[dict[str, Any]]
-    final_observations: Float[Tensor, "N F"] | None
-
-
-@dataclass(frozen=True, slots=True)
-class _SharedStep:
-    """A step of all processes.
-
-    Attributes:
-        packed: Observations of the next batch, then rewards, of each of the P processes.
-        dtype: That of the observations.
-        dones: Whether each episode ended.
-        infos: One for each sample.
-        final: Last observations of episodes that were truncated.
-    """
-
-    packed: Float[Tensor, "P K"]
-    dtype: torch.dtype
-    dones: np.ndarray
-    infos: list[dict[str, Any]]
-    final: Float[Tensor, "N F"] | None
 
 
 class SB3VecEnv(VecEnv):
     """Lets any Stable-Baselines3 algorithm act in an `MTKDVectorEnv` or `TasksVectorEnv`.
 
-    Actions reach the device, and observations and rewards leave it, in one transfer each a step;
-    `step_tensors` leaves all of them there. Under Stable-Baselines3's contract a terminated row
-    needs no info, so by default one list of empty infos serves all steps; wrappers that read or
-    keep infos need `full_infos`.
+    Actions reach the device, and observations and rewards leave it, in one transfer each a step.
+    Under Stable-Baselines3's contract a terminated row needs no info, so by default one list of
+    empty infos serves all steps; wrappers that read or keep infos need `full_infos`.
 
     `seed(s)` takes effect at the next `reset()` and starts a new student, as in Gymnasium; a
     `reset()` without it goes on with the student that is there. A model with a seed hands it on
@@ -137,22 +95,17 @@ class SB3VecEnv(VecEnv):
         Raises:
             ValueError: Actions of another shape, before any process acts.
         """
-        step = self._lead(torch.as_tensor(np.array(self._actions), dtype=torch.float32))
+        actions = torch.as_tensor(np.array(self._actions), dtype=torch.float32)
+        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc] # a Box has one
+        if tuple(actions.shape) != expected:
+            raise ValueError(f"actions: expected shape {expected}, got {tuple(actions.shape)}")
+        self._tell(STEP)
+        packed, ended, infos = self._step_together(actions)
         # One transfer for both; on a CPU, and for a single process, nothing is copied any more.
-        observations, rewards = self._unpacked(step.packed.cpu().numpy())
-        dtype = self.observation_space.dtype
+        observations, rewards = self._unpacked(packed.cpu().numpy())
+        observations = observations.astype(self.observation_space.dtype, copy=False)
         # Rewards of their own, since whoever keeps them would keep the observations with them.
-        return observations.astype(dtype, copy=False), rewards.copy(), step.dones, step.infos
-
-    def step_tensors(self, actions: Float[Tensor, "N A"]) -> TensorStep:
-        """`step` on the device: what an algorithm needs that does not want arrays.
-
-        Raises:
-            ValueError: Actions of another shape, before any process acts.
-        """
-        step = self._lead(actions)
-        observations, rewards = self._unpacked(step.packed)
-        return TensorStep(observations.to(step.dtype), rewards, step.dones, step.infos, step.final)
+        return observations, rewards.copy(), np.full(self.num_envs, ended), infos
 
     def rest(self, pause: Callable[[], None]) -> None:
         """Lets every process do something between two steps; see `follow`."""
@@ -230,35 +183,24 @@ class SB3VecEnv(VecEnv):
         self.env.reset(seed=seed, options=options)
         return distributed.gather(self.env.observation)
 
-    def _lead(self, actions: Tensor) -> _SharedStep:
-        """Makes a step with the other processes, if the actions have the right shape."""
-        expected = (self.num_envs, *self.action_space.shape)  # type: ignore[misc] # a Box has one
-        if tuple(actions.shape) != expected:
-            raise ValueError(f"actions: expected shape {expected}, got {tuple(actions.shape)}")
-        self._tell(STEP)
-        return self._step_together(actions)
+    def _step_together(
+        self, actions: Float[Tensor, "N A"]
+    ) -> tuple[Float[Tensor, "P K"], bool, list[dict[str, Any]]]:
+        """One step of all processes under the actions of process 0.
 
-    def _step_together(self, actions: Float[Tensor, "N A"]) -> _SharedStep:
-        """One step of all processes under the actions of process 0, and what all of them saw."""
+        Returns:
+            Observations of the next batch, then rewards, of each of the P processes; whether the
+            episodes ended; and the infos.
+        """
         if distributed.active():
             actions = distributed.broadcast(actions.to(self.env.device))
         # Actions on the host stay there until they were checked: no answer has to come back.
         outcome = self.env.advance(distributed.local_part(actions))
         parts = outcome.observation.float().flatten(), outcome.record.rewards.scalar
-        final = outcome.final_observation
-        if final is not None and (self.full_infos or outcome.truncated):
-            final = distributed.gather(final)
-        else:
-            final = None
-        return _SharedStep(
-            packed=distributed.gather(torch.cat(parts).unsqueeze(0)),
-            dtype=outcome.observation.dtype,
-            dones=np.full(self.num_envs, outcome.terminated or outcome.truncated),
-            infos=self._infos(outcome, final),
-            final=final if outcome.truncated else None,
-        )
+        packed = distributed.gather(torch.cat(parts).unsqueeze(0))
+        return packed, outcome.terminated or outcome.truncated, self._infos(outcome)
 
-    def _unpacked(self, packed: Packed) -> tuple[Packed, Packed]:
+    def _unpacked(self, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Observations (N, F) and rewards (N,); views where there is a single process."""
         own = self.num_envs // len(packed)
         width = self.observation_space.shape[0]  # type: ignore[index] # a Box has a shape
@@ -272,7 +214,8 @@ class SB3VecEnv(VecEnv):
         if len(self._rows(indices)) != self.num_envs:
             raise ValueError("indices: the sub-environments share one student; name all or none")
 
-    def _infos(self, outcome: StepOutcome, final: Tensor | None) -> list[dict[str, Any]]:
+    def _infos(self, outcome: StepOutcome) -> list[dict[str, Any]]:
+        final = outcome.final_observation if self.full_infos or outcome.truncated else None
         if final is None and not self.full_infos:
             return self._empty_infos
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
@@ -280,7 +223,7 @@ class SB3VecEnv(VecEnv):
             for name, tensor in info_tensors(outcome.record).items():
                 _fill(infos, name, self._numpy(distributed.gather(tensor)))
         if final is not None:
-            _fill(infos, "terminal_observation", self._numpy(final))
+            _fill(infos, "terminal_observation", self._numpy(distributed.gather(final)))
             _fill(infos, "TimeLimit.truncated", [outcome.truncated] * self.num_envs)
         return infos
 

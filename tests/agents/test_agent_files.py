@@ -163,14 +163,13 @@ def replace_tensors(folder: Path) -> None:
 DAMAGES: Mapping[str, tuple[Any, str]] = {
     "no tensors": (lambda f: (f / "agent.safetensors").unlink(), "no agent is there; expected a"),
     "no JSON": (lambda f: (f / "agent.json").unlink(), "cannot be read: No such file"),
-    "not JSON": (lambda f: (f / "agent.json").write_text("{"), "but no JSON at all"),
-    "another JSON": (lambda f: (f / "agent.json").write_text("[]"), "expected spaces and sha256"),
-    "another format": (lambda f: rewrite(f, format=2), "expected format 1, found 2"),
-    "other tensors": (replace_tensors, "holds other tensors than agent.json was written for"),
-    "a pickle": (
-        lambda f: (f / "agent.safetensors").write_bytes(b"\x80\x04."),
-        "not a checkpoint",
+    "not JSON": (lambda f: (f / "agent.json").write_text("{"), "not valid JSON ("),
+    "another JSON": (
+        lambda f: (f / "agent.json").write_text("[]"),
+        "expected keys and values, and among them sha256",
     ),
+    "another format": (lambda f: rewrite(f, format=2), "spaces in format 1, found format 2"),
+    "other tensors": (replace_tensors, "holds other tensors than agent.json was written for"),
 }
 
 

@@ -227,8 +227,7 @@ def test_the_buffer_gets_what_the_student_got_wrong() -> None:
     guesses = state.student.logits.argmax(1)
     targets = torch.where(torch.arange(NUM_ENVS) % 2 == 0, guesses, (guesses + 1) % CLASSES)
     weighting.after_update(replace(state, batch=replace(state.batch, targets=targets)))
-    assert weighting.buffer.batch is not None
-    index = weighting.buffer.batch.index
+    index = weighting.buffer.samples["index"]
     assert sorted(index[index >= 10].tolist()) == [11, 13]
 
 
@@ -324,8 +323,7 @@ def wrong(*samples: int) -> Tensor:
 
 def held(buffer: HardBuffer) -> list[int]:
     """Numbers of the samples, after a look at whether they are whole."""
-    assert buffer.batch is not None
-    found = buffer.batch
+    found = Batch(**buffer.samples)
     assert found.inputs[:, 0, 0, 0].equal(found.index.float())
     assert found.targets.equal(found.index % CLASSES)
     return found.index.tolist()

@@ -15,9 +15,10 @@ from fake_datasets import write_images
 from mtkd_env import ConfigError, load_student
 from mtkd_env.data import ImageSet, load_dataset
 from mtkd_env.data.preprocessing import Preprocessing
+from mtkd_env.files import DESCRIPTION, TENSORS
 from mtkd_env.networks import build_network
 from mtkd_env.networks.base import Network
-from mtkd_env.student import DESCRIPTION, FILES, STEMS, TENSORS, save_student
+from mtkd_env.student import FILES, STEMS, save_student
 from students import describe
 from tiny import data, generator
 
@@ -184,7 +185,7 @@ def test_what_is_not_there_is_named(saved: Path) -> None:
         ({"class_name": []}, "student.json: class_name: unknown key; did you mean 'class_names'"),
         ({"num_classes": "many"}, "student.json: num_classes: expected int, got 'many'"),
         ({"preprocessing": {"mean": [0.5]}}, "preprocessing: lacks the key 'image_shape'"),
-        ({"digest": "0" * 64}, "expected SHA-256 0000000000000000, got"),
+        ({"sha256": "0" * 64}, "holds other tensors than student.json was written for"),
     ],
 )
 def test_a_description_of_something_else_is_refused(

@@ -772,7 +772,7 @@ def test_a_pool_without_recipe_has_the_papers(tmp_path: Path) -> None:
             "teachers: [{network: resnet8, arguments: {x: 1}}]",
             r"teachers\.0\.arguments\.x: unknown",
         ),
-        ("teachers: [{network: resnet8}]\nseed: -1", r"seed: expected 0 or more"),
+        ("teachers: [{network: resnet8}]\nseed: -1", r"seed: expected a finite number >= 0"),
         ("", "expected keys and values"),
         ("just text", "expected keys and values"),
         ("teachers: [", "YAML"),

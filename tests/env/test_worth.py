@@ -111,23 +111,23 @@ def test_worth_does_not_depend_on_the_samples_labels() -> None:
 def test_draws_are_different_images_and_all_of_them_where_there_are_few() -> None:
     reference = make_tiny_distiller().reference
     everything = len(reference.labelled.targets)
-    drawn = LabelledDraws(reference)(5)
+    drawn = LabelledDraws(reference).draw(5)
     assert len(drawn.index.unique()) == 5
-    assert len(LabelledDraws(reference)(everything + 1).targets) == everything
+    assert len(LabelledDraws(reference).draw(everything + 1).targets) == everything
 
 
 def test_every_batch_has_other_draws_that_the_seed_decides() -> None:
     reference = make_tiny_distiller().reference
     first, same, other = (LabelledDraws(reference, seed) for seed in (0, 0, 1))
-    drawn = [first(5).index for _ in range(2)]
+    drawn = [first.draw(5).index for _ in range(2)]
     assert not drawn[0].equal(drawn[1])
-    assert same(5).index.equal(drawn[0])
-    assert not other(5).index.equal(drawn[0])
+    assert same.draw(5).index.equal(drawn[0])
+    assert not other.draw(5).index.equal(drawn[0])
 
 
 def test_the_teachers_outputs_of_a_draw_are_those_of_its_images() -> None:
     distiller = make_tiny_distiller()
-    drawn = LabelledDraws(distiller.reference)(5)
+    drawn = LabelledDraws(distiller.reference).draw(5)
     assert drawn.teachers is not None
     found = distiller.teachers(drawn.inputs)
     torch.testing.assert_close(drawn.teachers.logits, found.logits)
@@ -137,7 +137,7 @@ def test_the_teachers_outputs_of_a_draw_are_those_of_its_images() -> None:
 def test_examining_leaves_no_trace_in_the_student() -> None:
     distiller = make_tiny_distiller()
     before = {name: value.clone() for name, value in distiller.module.state_dict().items()}
-    state = distiller.examine(LabelledDraws(distiller.reference)(5))
+    state = distiller.examine(LabelledDraws(distiller.reference).draw(5))
     assert not state.student.logits.requires_grad
     assert distiller.student.training
     assert all(value.equal(before[name]) for name, value in distiller.module.state_dict().items())

@@ -1,6 +1,7 @@
 """DPG (Silver et al., 2014): learns what weights are worth, and moves the policy uphill."""
 
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.history import History
-from agents.learning import descend, make_optimizer
+from agents.learning import OPTIMIZERS, descend
 from agents.policy_gradient import LearningAgent, LearningSettings, mean_entropy
 from mtkd_env import distributed
 from mtkd_env.action import generated_weights
@@ -141,11 +142,16 @@ class DPG(LearningAgent[Tried]):
         super().__init__(env, seed=seed, **arguments)
         settings = self.settings
         self._random = RandomNumbers(derive_seed(seed, "exploration"), env.device)
+        features, teachers = RelativeObserver.features_per_teacher, len(env.teacher_names)
         with seeded(derive_seed(seed, "critic")):
-            critic = self._make_critic()
+            critic = (
+                SharedTeacherCritic(features, [settings.hidden])
+                if self.shared
+                else TeacherCritic(env.observer.width, teachers, settings.hidden)
+            )
         self.critic = critic.to(env.device)
-        self.critic_optimizer = make_optimizer(
-            settings.optimizer, self.critic.parameters(), settings.critic_lr
+        self.critic_optimizer = OPTIMIZERS[settings.optimizer](
+            self.critic.parameters(), lr=settings.critic_lr
         )
         self.optimize()
         self.parts |= {
@@ -153,12 +159,6 @@ class DPG(LearningAgent[Tried]):
             "critic_optimizer": self.critic_optimizer,
             "random": self._random,
         }
-
-    def _make_critic(self) -> TeacherCritic | SharedTeacherCritic:
-        hidden, observer = self.settings.hidden, self.env.observer
-        if self.shared:
-            return SharedTeacherCritic(RelativeObserver.features_per_teacher, [hidden])
-        return TeacherCritic(observer.width, len(self.env.teacher_names), hidden)
 
     def collect(self) -> Tried:
         """One step of the student under weights around the policy's."""
@@ -176,14 +176,10 @@ class DPG(LearningAgent[Tried]):
 
     def learn_from(self, history: History[Tried]) -> None:
         """Passes over the steps in their order, one of both optimisers for each."""
-        for _ in range(self.settings.passes):
-            for tried in history:
-                self._improve(tried)
-
-    def _improve(self, tried: Tried) -> None:
-        values = self.critic(tried.observation, tried.weights)
-        descend(self.critic_optimizer, [critic_loss(values, tried.rewards)])
-        weights = generated_weights(self.policy(tried.observation))
-        loss = actor_loss(self.critic(tried.observation, weights))
-        bonus = self.settings.entropy_coef * mean_entropy(weights)
-        descend(self.optimizer, [loss - bonus, *self.label_losses()])
+        for tried in chain.from_iterable(repeat(history, self.settings.passes)):
+            values = self.critic(tried.observation, tried.weights)
+            descend(self.critic_optimizer, [critic_loss(values, tried.rewards)])
+            weights = generated_weights(self.policy(tried.observation))
+            loss = actor_loss(self.critic(tried.observation, weights))
+            bonus = self.settings.entropy_coef * mean_entropy(weights)
+            descend(self.optimizer, [loss - bonus, *self.label_losses()])

@@ -49,11 +49,6 @@ class StepCount:
         self.steps = int(state["steps"])
 
 
-def make_optimizer(name: str, parameters: Iterable[Tensor], lr: float) -> optim.Optimizer:
-    """An optimiser by its name in `OPTIMIZERS`."""
-    return OPTIMIZERS[name](parameters, lr=lr)
-
-
 def descend(optimizer: optim.Optimizer, losses: Iterable[Float[Tensor, ""]]) -> None:
     """One step of an optimiser by the sum of some losses.
 

@@ -26,7 +26,7 @@ from agents.base import (
     warm_up_weights,
 )
 from agents.history import History, Step
-from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, make_optimizer
+from agents.learning import OPTIMIZERS, Stateful, StepCount, descend
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
@@ -303,7 +303,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
     def optimize(self, *modules: nn.Module) -> None:
         """Makes the optimiser of the policy and of what is learned together with it."""
         parameters = [p for module in (self.policy, *modules) for p in module.parameters()]
-        self.optimizer = make_optimizer(self.settings.optimizer, parameters, self.settings.lr)
+        self.optimizer = OPTIMIZERS[self.settings.optimizer](parameters, lr=self.settings.lr)
         self._steps = StepCount(self.optimizer)
         self.parts |= {"optimizer": self.optimizer, "updates": self._steps}
 

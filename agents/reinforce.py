@@ -35,17 +35,6 @@ def score_function_loss(
     return -(log_probability * advantages).sum(1).mean()
 
 
-def check_decay(decay: float) -> None:
-    """Checks the factor of a running mean's past.
-
-    Raises:
-        ConfigError: It is outside [0, 1).
-    """
-    # Written so that NaN fails.
-    if not 0 <= decay < 1:
-        raise ConfigError(f"baseline_decay: expected a number in [0, 1), got {decay}")
-
-
 class RunningMean(nn.Module):
     """Exponential moving average of all values that it was given; 0 before the first.
 
@@ -53,9 +42,6 @@ class RunningMean(nn.Module):
 
     Args:
         decay: Factor of what is known at each update, in [0, 1).
-
-    Raises:
-        ConfigError: A decay outside of this range.
     """
 
     total: Tensor
@@ -63,7 +49,6 @@ class RunningMean(nn.Module):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        check_decay(decay)
         self._decay = decay
         self.register_buffer("total", torch.zeros(()))
         self.register_buffer("weight", torch.zeros(()))
@@ -106,7 +91,10 @@ class ReinforceSettings(LearningSettings):
         super().__post_init__()
         check_choice(DISTRIBUTIONS, distribution=self.distribution)
         check_choice(BASELINES, baseline=self.baseline)
-        check_decay(self.baseline_decay)
+        # Written so that NaN fails.
+        if not 0 <= self.baseline_decay < 1:
+            found = self.baseline_decay
+            raise ConfigError(f"baseline_decay: expected a number in [0, 1), got {found}")
         check_not_negative(entropy_coef=self.entropy_coef)
 
 

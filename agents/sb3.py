@@ -107,10 +107,6 @@ def algorithm_class(given: Named, others: Iterable[str] = ()) -> type[BaseAlgori
     return ALGORITHM.find(given)
 
 
-def _is_module(found: Any) -> bool:
-    return is_class(found, nn.Module)
-
-
 def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:
     library = _algorithms(stable_baselines3)
     if name.lower() in library:
@@ -216,7 +212,7 @@ class SB3Settings(Settings):
         super().__post_init__()
         check_choice(NOISES, noise_type=self.noise_type)
         activation = (self.policy_kwargs or {}).get("activation_fn")
-        if isinstance(activation, str) and not _is_module(getattr(nn, activation, None)):
+        if isinstance(activation, str) and not is_class(getattr(nn, activation, None), nn.Module):
             raise ConfigError(f"policy_kwargs.activation_fn: torch.nn has no module '{activation}'")
 
     @property
@@ -407,7 +403,9 @@ class SB3Agent(PolicyAgent):
         if settings.n_minibatches is not None:
             arguments["batch_size"] = self._minibatch(arguments, settings.n_minibatches)
         if settings.noise_std is not None:
-            arguments["action_noise"] = self._noise(settings.noise_std)
+            size = 2 * len(self.env.teacher_names)
+            spread = np.full(size, settings.noise_std)
+            arguments["action_noise"] = NOISES[settings.noise_type](np.zeros(size), spread)
         if settings.policy_kwargs:
             arguments["policy_kwargs"] = settings.network
         seed = derive_seed(self.seed, "agent") % 2**31
@@ -440,10 +438,6 @@ class SB3Agent(PolicyAgent):
                 f"of a rollout, got {count}"
             )
         return math.ceil(samples / count)
-
-    def _noise(self, std: float) -> ActionNoise:
-        size = 2 * len(self.env.teacher_names)
-        return NOISES[self.settings.noise_type](np.zeros(size), np.full(size, std))
 
 
 def _fuse_steps(model: BaseAlgorithm) -> None:

@@ -98,7 +98,7 @@ def cache_folder(chosen: str | Path | None = None) -> Path:
         ) from None
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` fill a temporary file beside `path`, then flushes it to disk and renames it.
 
     A file of that name is replaced as a whole; if `write` fails, nothing is left behind.
@@ -217,11 +217,7 @@ def file_digest(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a text file atomically."""
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_atomically(path, lambda temporary: temporary.write_text(text, "utf-8"))
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

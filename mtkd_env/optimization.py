@@ -140,7 +140,8 @@ class Recipe(Options):
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_begin_momentum)
         if (limit := self.clip_norm) is not None:
-            optimizer.register_step_pre_hook(lambda one, *_: _clip(one, limit))
+            clipped = list(module.parameters())
+            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(clipped, limit))
         schedule = LambdaLR(optimizer, lambda step: self.share(step / steps_per_epoch))
         optimizer.register_load_state_dict_post_hook(_settle)
         # Without gradients it changes nothing; but torch takes the schedule to be ahead of its
@@ -168,10 +169,6 @@ def _exempt(module: nn.Module) -> Iterator[str]:
     for prefix, part in module.named_modules():
         if callable(spared := getattr(part, "no_weight_decay", None)):
             yield from (f"{prefix}.{name}".removeprefix(".") for name in spared())
-
-
-def _clip(optimizer: Optimizer, limit: float) -> None:
-    clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], limit)
 
 
 def _settle(optimizer: Optimizer) -> None:
@@ -272,14 +269,6 @@ def _step(recipe: Recipe, epoch: float) -> float:
     return recipe.decay ** sum(end <= epoch for end in ends)
 
 
-def _cosine(recipe: Recipe, epoch: float) -> float:
-    return _to_min_lr(recipe, (1 + math.cos(math.pi * _done(recipe, epoch))) / 2)
-
-
-def _poly(recipe: Recipe, epoch: float) -> float:
-    return _to_min_lr(recipe, (1 - _done(recipe, epoch)) ** recipe.power)
-
-
 def _done(recipe: Recipe, epoch: float) -> float:
     """The share of the training after the warm-up that is over, from 0 to 1."""
     length = recipe.epochs - recipe.warmup_epochs
@@ -295,8 +284,10 @@ def _to_min_lr(recipe: Recipe, share: float) -> float:
 # The share of `lr` after the warm-up, at a time [epochs] since the beginning of the training.
 SCHEDULES: Mapping[str, Callable[[Recipe, float], float]] = {
     "step": _step,
-    "cosine": _cosine,
-    "poly": _poly,
+    "cosine": lambda recipe, epoch: _to_min_lr(
+        recipe, (1 + math.cos(math.pi * _done(recipe, epoch))) / 2
+    ),
+    "poly": lambda recipe, epoch: _to_min_lr(recipe, (1 - _done(recipe, epoch)) ** recipe.power),
     "constant": lambda *_: 1.0,
 }
 

@@ -6,10 +6,11 @@ time that one of them is asked for (domain randomisation).
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,8 @@ class Task:
         Raises:
             ConfigError: It cannot be made; names the task.
         """
-        try:
+        with errors_of(f"task '{self.name}'"):
             return assemble(**self.arguments, progress=progress).env
-        except ConfigError as error:
-            raise ConfigError(f"task '{self.name}': {error}") from error
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,8 @@ class TaskFamily:
             if path == MEMBERS and isinstance(found, int):
                 names = [teacher.label for teacher in self._pool(arguments).teachers]
                 found = [names[i] for i in sorted(random.permutation(len(names))[:found])]
-            _set(arguments, path.split("."), found)
+            *outer, key = path.split(".")
+            reduce(lambda values, name: values.setdefault(name, {}), outer, arguments)[key] = found
         return Task(self.name, arguments)
 
     def check(self) -> None:
@@ -116,22 +116,10 @@ class TaskFamily:
         return build(PoolSpec, {k: v for k, v in given.items() if k != "members"}, "teachers")
 
 
-def _between(low: float, high: float, random: np.random.Generator) -> float:
-    return float(random.uniform(low, high))
-
-
-def _log_between(low: float, high: float, random: np.random.Generator) -> float:
-    return float(np.exp(random.uniform(np.log(low), np.log(high))))
-
-
-def _integer_between(low: int, high: int, random: np.random.Generator) -> int:
-    return int(random.integers(low, high, endpoint=True))
-
-
 RANGES: Mapping[str, Callable[..., Any]] = {
-    "integers": _integer_between,
-    "log_uniform": _log_between,
-    "uniform": _between,
+    "integers": lambda low, high, random: int(random.integers(low, high, endpoint=True)),
+    "log_uniform": lambda low, high, random: float(np.exp(random.uniform(*np.log([low, high])))),
+    "uniform": lambda low, high, random: float(random.uniform(low, high)),
 }
 
 
@@ -264,12 +252,10 @@ class TaskList:
         if "dataset" in arguments.get("data", {}):  # Another data set has other arguments.
             base = {**base, "data": {k: v for k, v in base["data"].items() if k != "arguments"}}
         family = TaskFamily(name, _merged(base, arguments), {**draws, **own})
-        try:
+        with errors_of(f"task '{name}'"):
             for path, form in family.draws.items():
                 _check_draw(path, form)
             family.check()
-        except ConfigError as error:
-            raise ConfigError(f"task '{name}': {error}") from error
         return family
 
     def _arguments(self, key: str, given: Any) -> Values:
@@ -287,13 +273,6 @@ class TaskList:
         if not isinstance(value or {}, Mapping):
             raise ConfigError(f"{key or 'tasks'}: expected keys and values, found {value!r}")
         return {str(name): entry for name, entry in (value or {}).items()}
-
-
-def _set(values: Values, path: Sequence[str], found: Any) -> None:
-    """Sets a value in nested ones."""
-    for key in path[:-1]:
-        values = values.setdefault(key, {})
-    values[path[-1]] = found
 
 
 def _merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> Values:

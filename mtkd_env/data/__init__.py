@@ -6,6 +6,7 @@ Data know neither what is trained on them nor how.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,11 +42,11 @@ __all__ = [
 DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
     "digits": digits.load,
     "npz": npz.load,
-    "cifar10": cifar.load_cifar10,
-    "cifar100": cifar.load_cifar100,
+    "cifar10": partial(cifar.load, 10),
+    "cifar100": partial(cifar.load, 100),
     "fashion_mnist": fashion_mnist.load,
-    "imagenet": folder.load_imagenet,
-    "folder": folder.load_folder,
+    "imagenet": partial(folder.load, folder.IMAGENET),
+    "folder": partial(folder.load, folder.FOLDER),
 }
 
 DATASET: Kind[Callable[..., ImageSet[Any]]] = Kind(

@@ -14,36 +14,21 @@ from mtkd_env.data.download import Download, found_root
 CROP_PADDING = 4
 
 
-def load_cifar10(root: str | Path | None = None, download: bool = False) -> ImageData:
-    """CIFAR-10: 50,000 training and 10,000 test images of 10 classes.
+def load(classes: int, root: str | Path | None = None, download: bool = False) -> ImageData:
+    """50,000 training and 10,000 test images of 10 classes, or of 100 (fine) ones.
 
     Args:
-        root: Folder that holds `cifar-10-batches-py`; `data_folder()` by default.
+        classes: Their number.
+        root: Folder that holds `cifar-10-batches-py` or `cifar-100-python`; `data_folder()` by
+            default.
         download: Whether to download what is missing.
 
     Raises:
         ConfigError: Missing or damaged files, or a failed download; names the path.
     """
-    return _load("cifar10", "CIFAR10", root, download)
-
-
-def load_cifar100(root: str | Path | None = None, download: bool = False) -> ImageData:
-    """CIFAR-100: 50,000 training and 10,000 test images of 100 (fine) classes.
-
-    Args:
-        root: Folder that holds `cifar-100-python`; `data_folder()` by default.
-        download: Whether to download what is missing.
-
-    Raises:
-        ConfigError: Missing or damaged files, or a failed download; names the path.
-    """
-    return _load("cifar100", "CIFAR100", root, download)
-
-
-def _load(name: str, published: str, root: str | Path | None, download: bool) -> ImageData:
     from torchvision import datasets
 
-    kind = getattr(datasets, published)
+    name, kind = f"cifar{classes}", getattr(datasets, f"CIFAR{classes}")
 
     def defects(folder: Path) -> Iterator[tuple[Path, str]]:
         """Files whose checksum, which torchvision checks before it reads them, is another."""

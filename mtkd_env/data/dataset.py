@@ -30,7 +30,7 @@ from mtkd_env.data.split import (
     train_targets,
 )
 from mtkd_env.data.stream import BatchStream, evaluation_batches
-from mtkd_env.data.views import FRESH, DrawnViews, MemoryViews, ViewSet
+from mtkd_env.data.views import FRESH, DrawnViews, MemoryViews, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.types import UNKNOWN, Batch
 
@@ -52,11 +52,13 @@ class ImageSet(ABC, Generic[S]):
         name: Name in reports.
         num_classes: C; labels are 0 to C - 1.
         class_names: Name of each class; empty if they have none.
+        repeats: How often an image occurs in an epoch.
     """
 
     name: str
     num_classes: int
     class_names: tuple[str, ...]
+    repeats: int = 1
 
     @property
     @abstractmethod
@@ -165,7 +167,6 @@ class ImageSet(ABC, Generic[S]):
             labelled=whole.take(parts.heldout) if own else train.take(_positions(seen != UNKNOWN)),
         )
 
-    @abstractmethod
     def stream(
         self,
         split: S,
@@ -177,7 +178,33 @@ class ImageSet(ABC, Generic[S]):
         mixing: Mixing = UNMIXED,
         view_set: ViewSet = FRESH,
     ) -> BatchStream:
-        """Endless augmented batches of a split; see `BatchStream` for the arguments."""
+        """Endless augmented batches of a split; see `BatchStream` for the arguments.
+
+        Args:
+            split: The images.
+            batch_size: Images in every batch, over all processes.
+            device: Where the batches are made.
+            seed: Seed of order and augmentation.
+            shard: Which process this is, and of how many.
+            mixing: How images are mixed.
+            view_set: Which views of them are seen.
+        """
+        return BatchStream(
+            self.views(split, torch.device(device), view_set),
+            batch_size=batch_size,
+            seed=seed,
+            shard=shard,
+            mixer=Mixer(mixing, self.num_classes) if mixing else None,
+            repeats=self.repeats,
+        )
+
+    @abstractmethod
+    def views(self, split: S, device: torch.device, view_set: ViewSet) -> Views:
+        """Augmented views of a split.
+
+        Raises:
+            ConfigError: A set of views that the images do not have.
+        """
 
     @abstractmethod
     def evaluation_batches(
@@ -188,10 +215,6 @@ class ImageSet(ABC, Generic[S]):
     @abstractmethod
     def pixels(self, split: S, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
         """A few images of a split, unaugmented and unnormalised, to look at."""
-
-    def mixer(self, mixing: Mixing) -> Mixer | None:
-        """What mixes batches of these images; None if nothing does."""
-        return Mixer(mixing, self.num_classes) if mixing else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,18 +344,8 @@ class ImageData(ImageSet[Split]):
             raise _wrong("augmentation", "images of 1 or 3 channels", self.image_shape[0])
         return replace(self, augmentation=name)
 
-    def stream(
-        self,
-        split: Split,
-        *,
-        batch_size: int,
-        device: torch.device | str,
-        seed: int,
-        shard: Shard = WHOLE,
-        mixing: Mixing = UNMIXED,
-        view_set: ViewSet = FRESH,
-    ) -> BatchStream:
-        """Endless batches of augmented images that live on the device."""
+    def views(self, split: Split, device: torch.device, view_set: ViewSet) -> Views:
+        """Augmented views of images that live on the device."""
         moved = self.augmentation != NONE
         crops = MemoryViews(
             split,
@@ -344,9 +357,7 @@ class ImageData(ImageSet[Split]):
             view_set=view_set,
         )
         drawn = DRAWN.get(self.augmentation)
-        views = DrawnViews(crops, _transform(drawn)) if drawn else crops
-        mixer = self.mixer(mixing)
-        return BatchStream(views, batch_size=batch_size, seed=seed, shard=shard, mixer=mixer)
+        return DrawnViews(crops, _transform(drawn)) if drawn else crops
 
     def evaluation_batches(
         self, split: Split, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE

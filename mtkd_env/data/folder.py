@@ -1,9 +1,9 @@
 """Images in folders, a folder for each class: a user's own, or ImageNet."""
 
 import re
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,24 +18,53 @@ NO_IMAGES = f"holds no images ({', '.join(EXTENSIONS)})"
 
 WHERE = " (--data.arguments.root says where to look)"
 
-LAYOUT = "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
-
 # What people call the folder of validation images.
 VALIDATION = ("val", "valid", "validation")
 
 # Folder of training images without a label.
 UNLABELLED = "unlabelled"
 
-IMAGENET_LAYOUT = (
-    "expected train/n01440764/*.JPEG, ..., and val/n01440764/*.JPEG, ...; its owners give the "
-    "archives to registered users only, and torchvision.datasets.ImageNet(root, split) unpacks them"
-)
 WORDNET_ID = re.compile(r"n\d{8}")
 IMAGENET_CLASSES = 1000
 
 
-def load_folder(
-    root: str | Path,
+@dataclass(frozen=True)
+class Layout:
+    """What folders a dataset has beside `train/CLASS/*`, whose classes are numbered by their names.
+
+    Attributes:
+        held_out: Of these folders, the first that is there holds the images that are reported on, a
+            second one those that are chosen by.
+        expected: Both in words, for errors.
+        name: Name in reports, and of the folder in `data_folder()` where it is by default; that of
+            the user's folder by default.
+    """
+
+    held_out: tuple[str, ...]
+    expected: str
+    name: str | None = None
+
+
+# A user's own images. Without the folders that are held out, `--data.test_fraction` takes a share
+# of the training images. Images in `unlabelled` and below are training images without a label.
+FOLDER = Layout(
+    ("test", *VALIDATION), "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
+)
+
+# ILSVRC 2012, or a part of its classes, as `torchvision.datasets.ImageNet` lays it out; with all
+# 1000, labels are those of published weights (`IMAGENET1K_V1` and others).
+IMAGENET = Layout(
+    ("val",),
+    "expected train/n01440764/*.JPEG, ..., and val/n01440764/*.JPEG, ...; its owners give the "
+    "archives to registered users only, and torchvision.datasets.ImageNet(root, split) unpacks "
+    "them",
+    "imagenet",
+)
+
+
+def load(
+    layout: Layout,
+    root: str | Path | None = None,
     *,
     name: str | None = None,
     image_size: int = 224,
@@ -46,16 +75,12 @@ def load_folder(
     prefetch_bytes: int = PREFETCH_BYTES,
     exif: bool = False,
 ) -> ImageFiles:
-    """A user's own images: `root/train/CLASS/*`, and `root/val/CLASS/*` or `root/test/CLASS/*`.
-
-    Classes are numbered in the order of their folders' names. Where there are both, `test` is what
-    is reported on and `val` (`valid`, `validation`) what is chosen by; either alone is what is
-    reported on. Without either, `--data.test_fraction` takes a share of the training images. Images
-    in `root/unlabelled` and below are training images without a label.
+    """Images in a folder, which is listed; none of them is read.
 
     Args:
+        layout: What the folder has.
         root: The folder.
-        name: Name in reports; the folder's by default.
+        name: Name in reports; see `Layout`.
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] of unaugmented images before their central square is taken.
         interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
@@ -67,12 +92,16 @@ def load_folder(
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
     """
-    folder = user_path(root)
-    return _image_files(
-        folder,
-        ("test", *VALIDATION),
-        LAYOUT,
-        name=name or folder.resolve().name,
+    if root is None and layout.name is None:
+        raise ConfigError("dataset 'folder': missing a required argument: 'root'")
+    folder = found_root(None) / str(layout.name) if root is None else user_path(root)
+    train, *parts = _splits(folder, layout)
+    return ImageFiles(
+        name=name or layout.name or folder.resolve().name,
+        class_names=_names(_classes(folder / "train", layout.expected)),
+        train=train,
+        test=parts[0] if parts else train.take(torch.arange(0)),
+        val=parts[1] if len(parts) > 1 else None,
         image_size=image_size,
         resize=resize,
         interpolation=interpolation,
@@ -97,74 +126,23 @@ def load_training_images(path: Path, data: ImageFiles) -> FileSplit:
     return _list_files(root, list(data.class_names), "expected CLASS/*.jpg or train/CLASS/*.jpg")
 
 
-def load_imagenet(
-    root: str | Path | None = None,
-    *,
-    image_size: int = 224,
-    resize: int = 256,
-    interpolation: str = INTERPOLATIONS[0],
-    repeats: int = 1,
-    workers: int | None = None,
-    prefetch_bytes: int = PREFETCH_BYTES,
-    exif: bool = False,
-) -> ImageFiles:
-    """ImageNet (ILSVRC 2012) or a part of its classes, as `torchvision.datasets.ImageNet` lays out.
-
-    Classes are numbered in the order of their WordNet ids, as torchvision does: with all 1000,
-    labels are those of published weights (`IMAGENET1K_V1` and others).
-
-    Args:
-        root: Folder with `train` and `val`; `imagenet` in `data_folder()` by default.
-        image_size: Height and width [pixels] of what networks see.
-        resize: Shorter side [pixels] of unaugmented images before their central square is taken.
-        interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
-        repeats: How often an image occurs in an epoch; see `ImageFiles`.
-        workers: Processes that decode; one per core up to eight by default.
-        prefetch_bytes: Bytes that all images decoded ahead may take together.
-        exif: Whether images are turned as their EXIF data says; torchvision does not.
-
-    Raises:
-        ConfigError: Missing folders, classes without images, or a value that cannot be used.
-    """
-    folder = found_root(None) / "imagenet" if root is None else user_path(root)
-    return _image_files(
-        folder,
-        ("val",),
-        IMAGENET_LAYOUT,
-        name="imagenet",
-        image_size=image_size,
-        resize=resize,
-        interpolation=interpolation,
-        repeats=repeats,
-        workers=workers,
-        prefetch_bytes=prefetch_bytes,
-        exif=exif,
-    )
-
-
-def _image_files(root: Path, held_out: tuple[str, ...], layout: str, **settings: Any) -> ImageFiles:
-    """Lists the files of a folder; reads none of them.
-
-    Of the folders `held_out`, the first that is there holds the test images, a second one the
-    validation images.
-    """
+def _splits(root: Path, layout: Layout) -> list[FileSplit]:
+    """The training images, and those of the folders that are held out."""
     if not (root / "train").is_dir():
-        raise ConfigError(f"{root / 'train'}: no such folder{WHERE}; {layout}")
-    folders = [root / part for part in held_out if (root / part).is_dir()]
+        raise ConfigError(f"{root / 'train'}: no such folder{WHERE}; {layout.expected}")
+    folders = [root / part for part in layout.held_out if (root / part).is_dir()]
     if sum(one.name in VALIDATION for one in folders) > 1:
-        raise ConfigError(f"{folders[-1]}: expected one folder of validation images; {layout}")
-    classes = _classes(root / "train", layout)
-    train = _list_files(root / "train", classes, layout)
-    _check_none_empty(train, classes)
-    train = _with_unlabelled(train, root)
-    parts = [_list_files(folder, classes, layout) for folder in folders]
-    return ImageFiles(
-        class_names=_names(classes),
-        train=train,
-        test=parts[0] if parts else train.take(torch.arange(0)),
-        val=parts[1] if len(parts) > 1 else None,
-        **settings,
-    )
+        raise ConfigError(
+            f"{folders[-1]}: expected one folder of validation images; {layout.expected}"
+        )
+    classes = _classes(root / "train", layout.expected)
+    train = _list_files(root / "train", classes, layout.expected)
+    counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
+        if count == 0:
+            raise ConfigError(f"{train.root / name}: {NO_IMAGES}")
+    held_out = [_list_files(folder, classes, layout.expected) for folder in folders]
+    return [_with_unlabelled(train, root), *held_out]
 
 
 def _classes(folder: Path, layout: str) -> list[str]:
@@ -204,13 +182,6 @@ def _with_unlabelled(train: FileSplit, root: Path) -> FileSplit:
     names = [*(f"{train.root.name}/{name}" for name in train.names), *more]
     targets = torch.cat([train.targets, torch.full((len(more),), UNKNOWN)])
     return FileSplit(root, names, targets, torch.arange(len(names)))
-
-
-def _check_none_empty(train: FileSplit, classes: list[str]) -> None:
-    counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
-    for name, count in zip(classes, counts, strict=True):
-        if count == 0:
-            raise ConfigError(f"{train.root / name}: {NO_IMAGES}")
 
 
 def _names(folders: list[str]) -> tuple[str, ...]:

@@ -26,10 +26,9 @@ from mtkd_env.data.decoding import (
     standard_view,
     view_bytes,
 )
-from mtkd_env.data.mixing import UNMIXED, Mixing
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
-from mtkd_env.data.stream import BatchStream, check_batch_size
+from mtkd_env.data.stream import check_batch_size
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.seeding import derive_seed
@@ -206,18 +205,8 @@ class ImageFiles(ImageSet[FileSplit]):
         """
         return replace(self, augmentation=name)
 
-    def stream(
-        self,
-        split: FileSplit,
-        *,
-        batch_size: int,
-        device: torch.device | str,
-        seed: int,
-        shard: Shard = WHOLE,
-        mixing: Mixing = UNMIXED,
-        view_set: ViewSet = FRESH,
-    ) -> BatchStream:
-        """Endless batches of images that are decoded and augmented by worker processes.
+    def views(self, split: FileSplit, device: torch.device, view_set: ViewSet) -> Views:
+        """Augmented views of images that worker processes decode.
 
         Raises:
             ConfigError: Few views of images that occur several times in an epoch.
@@ -227,15 +216,7 @@ class ImageFiles(ImageSet[FileSplit]):
                 f"views: expected none where repeats is {self.repeats}, since all of an image's "
                 "views in an epoch are then the same"
             )
-        views = FileViews(self, split, torch.device(device), view_set=view_set)
-        return BatchStream(
-            views,
-            batch_size=batch_size,
-            seed=seed,
-            shard=shard,
-            mixer=self.mixer(mixing),
-            repeats=self.repeats,
-        )
+        return FileViews(self, split, device, view_set=view_set)
 
     def evaluation_batches(
         self,

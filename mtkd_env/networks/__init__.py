@@ -99,8 +99,11 @@ def find_network(name: Named, kind: str = "network") -> Callable[..., Network]:
     library, colon, model = name.partition(":")
     if colon:
         return library_model(library, model) if library in LIBRARIES else own.load(name)
+    of_torchvision = name in LIBRARIES["torchvision"].model_names()
+    exact = f"; did you mean 'torchvision:{name}'?" if of_torchvision else ""
     known = f"{', '.join(sorted(NETWORKS))}; torchvision:MODEL, timm:MODEL, module:Class"
-    raise ConfigError(f"unknown {kind} {name!r}{_nearest(name)} (known: {known})")
+    hint = exact or did_you_mean(name, NETWORKS)
+    raise ConfigError(f"unknown {kind} {name!r}{hint} (known: {known})")
 
 
 def check_network(name: Named, kind: str = "network") -> None:
@@ -204,9 +207,3 @@ class StudentSpec(Options):
 
 def _is_of_table(name: Named) -> bool:
     return isinstance(name, str) and name in NETWORKS
-
-
-def _nearest(name: str) -> str:
-    if name in LIBRARIES["torchvision"].model_names():
-        return f"; did you mean 'torchvision:{name}'?"
-    return did_you_mean(name, NETWORKS)

@@ -93,20 +93,11 @@ def check_fixed_width(width: float, name: str) -> None:
 def replace_input_convolution(model: nn.Module, in_channels: int) -> None:
     """Gives a model another number of input channels by a new first convolution, in place."""
     name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
-    if first.in_channels != in_channels:
-        model.set_submodule(name, _with_in_channels(first, in_channels))
-
-
-def _with_in_channels(layer: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """A new convolution like another one, for images."""
-    return nn.Conv2d(
-        in_channels,
-        layer.out_channels,
-        (layer.kernel_size[0], layer.kernel_size[1]),
-        (layer.stride[0], layer.stride[1]),
-        layer.padding if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1]),
-        bias=layer.bias is not None,
-    )
+    if first.in_channels == in_channels:
+        return
+    shape: Any = first.kernel_size, first.stride, first.padding
+    new = nn.Conv2d(in_channels, first.out_channels, *shape, bias=first.bias is not None)
+    model.set_submodule(name, new)
 
 
 def initialise_convolutions(module: nn.Module) -> None:

@@ -1,51 +1,24 @@
-"""Libraries whose classifiers are networks of this package, named `library:model`."""
+"""Libraries whose classifiers are networks of this package, named `library:model`.
+
+Each is a module with these functions: `model_names()`; `classifier(model, num_classes, in_channels,
+arguments)`, one as the library itself has it; `network(made, name, image_shape)` of that, for
+images of (K, H, W), or (K,) and the size that the library's own are made for; and of published
+weights `weight_names(model)`, `download(model, weights)`, their `state_dict`, and `input_of(model,
+weights)`: mean and std of the channels of the images that they were trained on, size,
+interpolation, channels.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.networks import timm_models, torchvision_models
-from mtkd_env.networks.base import Network
+from mtkd_env.networks.base import Network, check_fixed_width
 
-
-@dataclass(frozen=True)
-class Library:
-    """A library that networks come from.
-
-    Attributes:
-        model_names: Names of its classifiers.
-        build: Makes one of them.
-        classifier: Makes one as the library itself has it: its name, number of classes and of
-            channels, and further arguments.
-        weight_names: Names of the weights published for one of them.
-        download: The `state_dict` of published weights.
-        input_of: What the images are like that published weights were trained on: mean and std of
-            their channels, size, interpolation, channels.
-    """
-
-    model_names: Callable[[], list[str]]
-    build: Callable[..., Network]
-    classifier: Callable[[str, int, int, Mapping[str, Any]], nn.Module]
-    weight_names: Callable[[str], list[str]]
-    download: Callable[[str, str], Mapping[str, Tensor]]
-    input_of: Callable[[str, str], Mapping[str, Any]]
-
-
-LIBRARIES: dict[str, Library] = {
-    module.PREFIX.rstrip(":"): Library(
-        module.model_names,
-        module.build,
-        module.classifier,
-        module.weight_names,
-        module.download,
-        module.input_of,
-    )
-    for module in (torchvision_models, timm_models)
-}
+LIBRARIES: Mapping[str, Any] = {"torchvision": torchvision_models, "timm": timm_models}
 
 
 def library_model(library: str, model: str) -> Callable[..., Network]:
@@ -56,7 +29,7 @@ def library_model(library: str, model: str) -> Callable[..., Network]:
     """
     names = LIBRARIES[library].model_names()
     if model in names:
-        return partial(LIBRARIES[library].build, model)
+        return partial(_build, library, model)
     base, _, weights = model.partition(".")
     if base in names:
         raise ConfigError(
@@ -65,6 +38,29 @@ def library_model(library: str, model: str) -> Callable[..., Network]:
         )
     nearest = did_you_mean(f"{library}:{model}", [f"{library}:{name}" for name in names])
     raise ConfigError(f"unknown network '{library}:{model}'{nearest}")
+
+
+def _build(
+    library: str,
+    model: str,
+    *,
+    num_classes: int,
+    in_channels: int = 3,
+    width: float = 1.0,
+    image_size: tuple[int, int] | None = None,
+    **arguments: Any,
+) -> Network:
+    """A freshly initialised classifier; `arguments` are further ones of the library's own.
+
+    Raises:
+        ConfigError: Another width than 1, arguments that the library does not take, images of a
+            size that the model does not take, or a model that cannot be cut.
+    """
+    name = f"{library}:{model}"
+    check_fixed_width(width, name)
+    made = LIBRARIES[library].classifier(model, num_classes, in_channels, arguments)
+    network: Network = LIBRARIES[library].network(made, name, (in_channels, *(image_size or ())))
+    return network
 
 
 def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -83,9 +79,10 @@ def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
         published = f" (published for '{name}': {', '.join(known)})" if known else ""
         raise ConfigError(f"{weights}: no such checkpoint{published}")
     try:
-        return LIBRARIES[library].download(model, weights)
+        found: Mapping[str, Tensor] = LIBRARIES[library].download(model, weights)
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{weights}: cannot download it: {error}") from error
+    return found
 
 
 def published_input(name: str, weights: str | None) -> Mapping[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.networks.base import check_fixed_width
 from mtkd_env.networks.foreign import ForeignNetwork
 
 PREFIX = "timm:"
@@ -68,36 +67,6 @@ def model_names() -> list[str]:
     return names
 
 
-def build(
-    model: str,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: float = 1.0,
-    image_size: tuple[int, int] | None = None,
-    **arguments: Any,
-) -> TimmNetwork:
-    """A freshly initialised classifier.
-
-    Args:
-        model: Name in timm.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: 1: the channels are timm's.
-        image_size: Height and width of the images.
-        arguments: Further arguments of timm's constructor, such as `drop_path_rate` or `img_size`.
-
-    Raises:
-        ConfigError: timm is not installed, another width, arguments that timm does not take, or
-            images of a size that the model does not take.
-    """
-    name = PREFIX + model
-    check_fixed_width(width, name)
-    made = classifier(model, num_classes, in_channels, arguments)
-    size = image_size or made.pretrained_cfg["input_size"][1:]
-    return TimmNetwork(made, name=name, image_shape=(in_channels, *size))
-
-
 def classifier(model: str, num_classes: int, in_channels: int, arguments: Mapping[str, Any]) -> Any:
     """A freshly initialised model, as timm has it.
 
@@ -114,6 +83,13 @@ def classifier(model: str, num_classes: int, in_channels: int, arguments: Mappin
         )
     except TypeError as error:
         raise ConfigError(f"'{name}': {error}") from error
+
+
+def network(made: Any, name: str, image_shape: Sequence[int]) -> TimmNetwork:
+    """The network of a classifier."""
+    channels, *size = image_shape
+    size = size or made.pretrained_cfg["input_size"][1:]
+    return TimmNetwork(made, name=name, image_shape=(channels, *size))
 
 
 def weight_names(model: str) -> list[str]:

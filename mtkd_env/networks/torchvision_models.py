@@ -1,12 +1,12 @@
 """Every classifier of torchvision that ends in a linear layer, as a network of this package."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.networks.base import check_fixed_width, replace_input_convolution
+from mtkd_env.networks.base import replace_input_convolution
 from mtkd_env.networks.cut import CutNetwork, last_map_node, trace
 
 PREFIX = "torchvision:"
@@ -19,37 +19,6 @@ def model_names() -> list[str]:
     models = _models()
     names: list[str] = models.list_models(module=models)
     return names
-
-
-def build(
-    model: str,
-    *,
-    num_classes: int,
-    in_channels: int = 3,
-    width: float = 1.0,
-    image_size: tuple[int, int] | None = None,
-    **arguments: Any,
-) -> CutNetwork:
-    """A freshly initialised classifier, cut at the last map, or tokens, that its pooling takes.
-
-    Args:
-        model: Name in torchvision.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images; other than 3, the first convolution is a new one.
-        width: 1: the channels are torchvision's.
-        image_size: Height and width of the images.
-        arguments: Further arguments of torchvision's constructor.
-
-    Raises:
-        ConfigError: Another width, arguments that torchvision does not take, images of a size that
-            the model does not take, or a model that cannot be cut.
-    """
-    name = PREFIX + model
-    check_fixed_width(width, name)
-    traced = trace(classifier(model, num_classes, in_channels, arguments), name)
-    node = last_map_node(traced, (in_channels, *IMAGE_SIZE), name)
-    shape = (in_channels, *(image_size or IMAGE_SIZE))
-    return CutNetwork(traced, node, name, shape)
 
 
 def classifier(
@@ -66,6 +35,14 @@ def classifier(
         raise ConfigError(f"'{PREFIX}{model}': {error}") from error
     replace_input_convolution(made, in_channels)
     return made
+
+
+def network(made: nn.Module, name: str, image_shape: Sequence[int]) -> CutNetwork:
+    """The network of a classifier, cut at the last map, or tokens, that its pooling takes."""
+    traced = trace(made, name)
+    channels, *size = image_shape
+    node = last_map_node(traced, (channels, *IMAGE_SIZE), name)
+    return CutNetwork(traced, node, name, (channels, *(size or IMAGE_SIZE)))
 
 
 def weight_names(model: str) -> list[str]:

@@ -58,15 +58,7 @@ class TeacherEnsemble(nn.Module):
         views: Mapping[str, TeacherView] = MappingProxyType({}),
     ) -> None:
         super().__init__()
-        if not networks:
-            raise ConfigError("teachers: expected at least one, got none")
-        if len(names) != len(networks):
-            raise ConfigError(f"teachers: {len(networks)} networks but {len(names)} names")
-        for name in names:
-            if list(names).count(name) > 1:
-                raise ConfigError(f"teachers: the name '{name}' is used more than once")
-        for name, network in zip(names, networks, strict=True):
-            _check_finite(name, network)
+        _check_teachers(networks, names)
         self.num_classes = networks[0].num_classes if num_classes is None else num_classes
         self.names = tuple(names)
         self._set_classes(networks, classes or {})
@@ -85,7 +77,11 @@ class TeacherEnsemble(nn.Module):
         self.networks = nn.ModuleList(_folded(network) for network in networks)
         self.heads = nn.ModuleList(_folded(_Head(network)) for network in networks)
         self.to(memory_format=torch.channels_last)
-        _narrow(self, PRECISIONS[precision])
+        # Weights in what `autocast` would convert them to again in every forward, which changes no
+        # output. Layers of other classes may do more with them.
+        for layer in self.modules():
+            if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.dtype == torch.float32:
+                layer.to(PRECISIONS[precision])
         self.requires_grad_(requires_grad=False)
         self.eval()
 
@@ -231,17 +227,15 @@ def _folded(network: nn.Module) -> nn.Module:
     return folded
 
 
-def _narrow(module: nn.Module, dtype: torch.dtype) -> None:
-    """Keeps weights in what `autocast` would convert them to again in every forward.
-
-    The outputs are the same. Layers of other classes may do more with their weights.
-    """
-    for layer in module.modules():
-        if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.dtype == torch.float32:
-            layer.to(dtype)
-
-
-def _check_finite(name: str, network: Network) -> None:
-    for key, parameter in network.named_parameters():
-        if not parameter.isfinite().all():
-            raise ConfigError(f"teachers: '{key}' of '{name}' holds NaN or infinity")
+def _check_teachers(networks: Sequence[Network], names: Sequence[str]) -> None:
+    if not networks:
+        raise ConfigError("teachers: expected at least one, got none")
+    if len(names) != len(networks):
+        raise ConfigError(f"teachers: {len(networks)} networks but {len(names)} names")
+    for name in names:
+        if list(names).count(name) > 1:
+            raise ConfigError(f"teachers: the name '{name}' is used more than once")
+    for name, network in zip(names, networks, strict=True):
+        for key, parameter in network.named_parameters():
+            if not parameter.isfinite().all():
+                raise ConfigError(f"teachers: '{key}' of '{name}' holds NaN or infinity")

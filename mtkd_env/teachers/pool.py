@@ -507,7 +507,12 @@ class _Teacher:
         seen = split.index.numpy().tobytes() + split.targets.numpy().tobytes()
         own = {} if self.spec.data is None else {"own_data": _digest(split.contents())}
         # How its images were chosen does not count, but which ones they are.
-        chosen = {"images": None, "skew": None, "trained_on": None, "label_noise": 0.0}
+        chosen: dict[str, Any] = {
+            "images": None,
+            "skew": None,
+            "trained_on": None,
+            "label_noise": 0.0,
+        }
         made = replace(
             self.spec, name="", seed=self.seed, classes=self.classes, data=None, **chosen
         )

@@ -3,14 +3,13 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from mtkd_env.compilation import NONE
 from mtkd_env.computing import Computing
-from mtkd_env.data.stream import BatchStream, Teaching
+from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.files import cache_folder
 from mtkd_env.precision import FULL, INT8
@@ -88,7 +87,15 @@ def prepare_teachers(
     if computing.compile != NONE:
         pool.ensemble.compile_for(together * stream.local_batch_size, computing.compile)
     if spec.store:
-        stream.teaching = _stored(pool, stream, images, spec.store, together=together, cache=cache)
+        about = _about(pool, images, stream.views.view_set, spec.store)
+        store = TeacherStore(
+            pool.ensemble,
+            stream.views,
+            spec.store,
+            batch_size=together * stream.local_batch_size,
+            folder=store_folder(cache, about) if spec.store.place == "disk" else None,
+        )
+        stream.teaching = StoredTeachers(store)
     elif together > 1:
         stream.teaching = PrefetchedTeachers(pool.ensemble, together)
     return pool, fidelities
@@ -124,27 +131,6 @@ def _quantize(
         images.evaluation_batches(images.splits.test, "cpu"),
         note=note,
     )
-
-
-def _stored(
-    pool: TeacherPool,
-    stream: BatchStream,
-    images: TrainingSet,
-    spec: StoreSpec,
-    *,
-    together: int,
-    cache: Path,
-) -> Teaching:
-    """Outputs that are kept, and computed for some batches at a time."""
-    about = _about(pool, images, stream.views.view_set, spec)
-    store = TeacherStore(
-        pool.ensemble,
-        stream.views,
-        spec,
-        batch_size=together * stream.local_batch_size,
-        folder=store_folder(cache, about) if spec.place == "disk" else None,
-    )
-    return StoredTeachers(store)
 
 
 def _about(

@@ -6,8 +6,7 @@ Static quantisation after training: scales of activations come from a pass over 
 import copy
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,9 +121,12 @@ def quantize(network: nn.Module, images: Sequence[Float[Tensor, "B K H W"]]) -> 
     mapping = preparation.get_default_qconfig_mapping(_backend())
     # Pooling and classifier cost nothing, and to round the feature would cost accuracy.
     mapping.set_object_type("mean", None)
-    for name in _linear_layers(network)[-1:]:
+    linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    for name in linear[-1:]:
         mapping.set_module_name(name, None)
-    with _without_outlooks():
+    with warnings.catch_warnings():
+        for beginning in OUTLOOKS:
+            warnings.filterwarnings("ignore", beginning)
         observed = conversion.prepare_fx(copy.deepcopy(network), mapping, (images[0],))
         for inputs in images:
             observed(inputs)
@@ -141,10 +143,6 @@ def _backend() -> str:
     """
     engine: str = torch.backends.quantized.engine
     return "onednn" if engine == "x86" and torch.cpu._is_vnni_supported() else engine
-
-
-def _linear_layers(network: nn.Module) -> list[str]:
-    return [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
 
 
 def _torch_quantization() -> tuple[Any, Any]:
@@ -164,14 +162,6 @@ def _torch_quantization() -> tuple[Any, Any]:
     if torch.backends.quantized.engine == "none":
         raise ConfigError(f"teacher_precision: this build of torch has no kernels for {INT8}")
     return settings, conversion
-
-
-@contextmanager
-def _without_outlooks() -> Iterator[None]:
-    with warnings.catch_warnings():
-        for beginning in OUTLOOKS:
-            warnings.filterwarnings("ignore", beginning)
-        yield
 
 
 @torch.no_grad()

@@ -179,8 +179,19 @@ class DiskRows:
     def known(self, keys: Int64[Tensor, " N"]) -> Bool[Tensor, " N"]:
         """Which rows are there, now that other processes may have added some."""
         if (self._part_of[keys] < 0).any():
-            self._read_new_files()
+            for path in sorted(self._folder.glob("rows-*.pt")):
+                if path.name not in self._read:
+                    self._read.add(path.name)
+                    self._read_file(path)
         return self._part_of[keys] >= 0
+
+    def _read_file(self, path: Path) -> None:
+        """Takes those rows of another process that are not here yet."""
+        if not has_own_digest(path):
+            warnings.warn(f"{path} is damaged, and left alone", stacklevel=2)
+            return
+        content = load_checkpoint(path, mapped=True)
+        self._add(content["keys"], content["rows"], new_only=True)
 
     def put(self, keys: Int64[Tensor, " N"], rows: Tensor) -> None:
         """Keeps some rows in memory until they are published."""
@@ -211,20 +222,6 @@ class DiskRows:
         self._pending.clear()
         self._read.add(path.name)
         self._add(keys, load_checkpoint(path, mapped=True)["rows"])
-
-    def _read_new_files(self) -> None:
-        for path in sorted(self._folder.glob("rows-*.pt")):
-            if path.name not in self._read:
-                self._read.add(path.name)
-                self._read_file(path)
-
-    def _read_file(self, path: Path) -> None:
-        """Takes those rows of another process that are not here yet."""
-        if not has_own_digest(path):
-            warnings.warn(f"{path} is damaged, and left alone", stacklevel=2)
-            return
-        content = load_checkpoint(path, mapped=True)
-        self._add(content["keys"], content["rows"], new_only=True)
 
     def _add(self, keys: Int64[Tensor, " N"], rows: Tensor, *, new_only: bool = False) -> None:
         """A part more; its rows are those of their keys, or only of keys that have none."""
@@ -319,8 +316,9 @@ class TeacherStore:
         known = self._rows.known(keys)
         if known.all():
             return
-        calls = list(self._calls(keys[~known].unique()))
-        images = self._images([self._padded(part) for part in calls])
+        size, calls = self._batch_size, list(self._calls(keys[~known].unique()))
+        # As many images as the teachers are asked about at a time.
+        images = self._images([torch.cat([k, k[-1:].expand(size - len(k))]) for k in calls])
         for part, inputs in zip(calls, images, strict=True):
             self._rows.put(part, self._compute(inputs, len(part)))
             self.computed += len(part)
@@ -355,10 +353,6 @@ class TeacherStore:
     def publish(self) -> None:
         """Lets other processes have what was computed since the last call."""
         self._rows.publish()
-
-    def _padded(self, keys: Int64[Tensor, " N"]) -> Int64[Tensor, " B"]:
-        """Keys of as many images as the teachers are asked about at a time."""
-        return torch.cat([keys, keys[-1:].expand(self._batch_size - len(keys))])
 
     def _compute(self, inputs: Float[Tensor, "B K H W"], count: int) -> Tensor:
         """Rows of the first so many images."""

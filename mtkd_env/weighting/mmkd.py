@@ -101,7 +101,8 @@ class HardBuffer(RandomNumbers):
         """So many different samples at random."""
         chosen = torch.randperm(len(self), generator=self.generator)[:size]
         chosen = chosen.to(self.samples["targets"].device, non_blocking=True)
-        return Batch(**{name: tensor[chosen] for name, tensor in self.samples.items()})
+        found: dict[str, Any] = {name: tensor[chosen] for name, tensor in self.samples.items()}
+        return Batch(**found)
 
     def state_dict(self) -> dict[str, Any]:
         """The samples and the generator."""

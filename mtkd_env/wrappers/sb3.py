@@ -119,7 +119,8 @@ class SB3VecEnv(VecEnv):
             pause: What to do when process 0 rests.
         """
         shape = self.num_envs, *self.action_space.shape  # type: ignore[misc] # a Box has one
-        while (command := self._hear()) != CLOSE:
+        unheard = torch.tensor(CLOSE, device=self.env.device)
+        while (command := int(distributed.broadcast(unheard))) != CLOSE:
             if command == STEP:
                 self._step_together(torch.zeros(shape))
             elif command == RESET:
@@ -142,7 +143,8 @@ class SB3VecEnv(VecEnv):
         Raises:
             ValueError: Only some of the sub-environments were named.
         """
-        self._require_all(indices)
+        if len(self._rows(indices)) != self.num_envs:
+            raise ValueError("indices: the sub-environments share one student; name all or none")
         setattr(self.env, attr_name, value)
 
     def env_method(
@@ -175,9 +177,6 @@ class SB3VecEnv(VecEnv):
         if distributed.active() and distributed.rank() == 0:
             distributed.broadcast(torch.tensor(command, device=self.env.device))
 
-    def _hear(self) -> int:
-        return int(distributed.broadcast(torch.tensor(CLOSE, device=self.env.device)))
-
     def _reset_together(self, seed: int | None, options: dict[str, Any] | None) -> Tensor:
         seed, options = distributed.agree((seed, options))
         self.env.reset(seed=seed, options=options)
@@ -209,10 +208,6 @@ class SB3VecEnv(VecEnv):
 
     def _rows(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))
-
-    def _require_all(self, indices: VecEnvIndices) -> None:
-        if len(self._rows(indices)) != self.num_envs:
-            raise ValueError("indices: the sub-environments share one student; name all or none")
 
     def _infos(self, outcome: StepOutcome) -> list[dict[str, Any]]:
         final = outcome.final_observation if self.full_infos or outcome.truncated else None

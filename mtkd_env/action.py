@@ -4,7 +4,6 @@ An action is 2·M logits. Their softmaxes over the teachers are the generated we
 fused with two parts that need no learning: how sure each teacher is, and how far the student is.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 
@@ -55,16 +54,6 @@ def fusion_coefficients(fusion: str | Sequence[float]) -> tuple[float, ...]:
             f"for {', '.join(PARTS)}, got {list(values)}"
         )
     return values
-
-
-def check_logit_bound(logit_bound: float) -> None:
-    """Checks the bound of the action box.
-
-    Raises:
-        ConfigError: It is not a positive, finite number.
-    """
-    if not 0 < logit_bound < math.inf:
-        raise ConfigError(f"logit_bound: expected a finite number > 0, got {logit_bound}")
 
 
 def generated_weights(action: Float[Tensor, "B A"]) -> TeacherWeights:

@@ -6,7 +6,7 @@ import torch
 
 from mtkd_env import distributed
 from mtkd_env.compilation import MODES, NONE, check_compile
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name
 from mtkd_env.files import whole_path
 from mtkd_env.options import Options
 from mtkd_env.precision import FULL, PRECISIONS, TEACHER_PRECISIONS, check_precision
@@ -46,8 +46,8 @@ class Computing(Options):
         if self.cache is not None:
             # So that a run's configuration means the same from another working directory.
             object.__setattr__(self, "cache", whole_path(self.cache))
-        if self.prefetch is not None and self.prefetch < 1:
-            raise ConfigError(f"prefetch: expected at least 1, got {self.prefetch}")
+        if self.prefetch is not None:
+            check_at_least_1(prefetch=self.prefetch)
 
     @property
     def for_teachers(self) -> str:

@@ -18,12 +18,11 @@ from mtkd_env.action import (
     PRIOR,
     Prior,
     WeightFusion,
-    check_logit_bound,
     fusion_coefficients,
 )
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError, check_at_least_1, check_name, lookup
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name, check_positive, lookup
 from mtkd_env.evaluation import Evaluation
 from mtkd_env.imports import Named, name_of
 from mtkd_env.inference import as_under_no_grad, ordinary
@@ -126,7 +125,7 @@ class EnvSpec(Options):
         if (self.fusion == PRIOR) != (self.prior is not None):
             expected = "fusion prior" if self.prior is not None else "a prior, such as gate"
             raise ConfigError(f"prior: expected {expected}, got {self.prior!r} and {self.fusion!r}")
-        check_logit_bound(self.logit_bound)
+        check_positive(logit_bound=self.logit_bound)
         check_at_least_1(heldout_size=self.heldout_size)
 
     def resolved(self, *, complete: bool) -> "EnvSpec":

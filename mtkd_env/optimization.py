@@ -140,8 +140,7 @@ class Recipe(Options):
         if isinstance(optimizer, SGD):
             optimizer.register_step_pre_hook(_begin_momentum)
         if (limit := self.clip_norm) is not None:
-            clipped = list(module.parameters())
-            optimizer.register_step_pre_hook(lambda *_: clip_grad_norm_(clipped, limit))
+            optimizer.register_step_pre_hook(lambda one, *_: _clip(one, limit))
         schedule = LambdaLR(optimizer, lambda step: self.share(step / steps_per_epoch))
         optimizer.register_load_state_dict_post_hook(_settle)
         # Without gradients it changes nothing; but torch takes the schedule to be ahead of its
@@ -169,6 +168,10 @@ def _exempt(module: nn.Module) -> Iterator[str]:
     for prefix, part in module.named_modules():
         if callable(spared := getattr(part, "no_weight_decay", None)):
             yield from (f"{prefix}.{name}".removeprefix(".") for name in spared())
+
+
+def _clip(optimizer: Optimizer, limit: float) -> None:
+    clip_grad_norm_([one for group in optimizer.param_groups for one in group["params"]], limit)
 
 
 def _settle(optimizer: Optimizer) -> None:

@@ -4,7 +4,6 @@ Every loss gives one value per sample and teacher, so that all share the teacher
 one: a function in `losses`, and a line in a table.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtkd_env import losses
-from mtkd_env.errors import ConfigError, check_not_negative, check_shape
+from mtkd_env.errors import check_not_negative, check_positive, check_shape
 from mtkd_env.imports import Kind, Named, takes
 from mtkd_env.options import Options, fitted
 from mtkd_env.types import Known, TeacherOutputs
@@ -128,8 +127,7 @@ class Distillation(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(alpha=self.alpha, beta=self.beta)
-        if not 0 < self.temperature < math.inf:
-            raise ConfigError(f"temperature: expected a finite number > 0, got {self.temperature}")
+        check_positive(temperature=self.temperature)
         for name, kind in (("logit", LOGIT_TERM), ("feature", FEATURE_TERM)):
             terms = parse_terms(getattr(self, name), kind)
             if isinstance(getattr(self, name), Mapping):

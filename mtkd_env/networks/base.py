@@ -95,8 +95,15 @@ def replace_input_convolution(model: nn.Module, in_channels: int) -> None:
     name, first = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if first.in_channels == in_channels:
         return
-    shape: Any = first.kernel_size, first.stride, first.padding
-    new = nn.Conv2d(in_channels, first.out_channels, *shape, bias=first.bias is not None)
+    same: Any = first  # Its sizes are tuples of any length to the checker.
+    new = nn.Conv2d(
+        in_channels,
+        first.out_channels,
+        same.kernel_size,
+        same.stride,
+        same.padding,
+        bias=first.bias is not None,
+    )
     model.set_submodule(name, new)
 
 

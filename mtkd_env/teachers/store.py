@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mtkd_env.data.stream import BatchStream, EpochPlan
 from mtkd_env.data.views import Views
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name
 from mtkd_env.files import has_own_digest, load_checkpoint, save_with_digest, write_text
 from mtkd_env.options import Options
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -68,8 +68,7 @@ class StoreSpec(Options):
         super().__post_init__()
         check_name(PLACES, self.place, "store place")
         check_name(DTYPES, self.dtype, "store dtype")
-        if self.max_bytes < 1:
-            raise ConfigError(f"store.max_bytes: expected at least 1, got {self.max_bytes}")
+        check_at_least_1(max_bytes=self.max_bytes)
 
     def __bool__(self) -> bool:
         """Whether anything is kept."""

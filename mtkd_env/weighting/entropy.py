@@ -3,7 +3,7 @@
 import torch
 
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import check_positive
 from mtkd_env.losses import predictive_entropy
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -26,8 +26,7 @@ class Entropy(Weighting):
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, sharpness: float = 1.0) -> None:
         super().__init__(distiller, seed=seed)
-        if not 0 < sharpness < float("inf"):
-            raise ConfigError(f"sharpness: expected a finite number > 0, got {sharpness}")
+        check_positive(sharpness=sharpness)
         self._sharpness = sharpness
 
     @torch.no_grad()

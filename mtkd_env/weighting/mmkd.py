@@ -11,7 +11,7 @@ from torch.optim import Adam
 
 from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError, check_not_negative
+from mtkd_env.errors import ConfigError, check_at_least_1, check_not_negative
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import RandomNumbers, derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
@@ -200,10 +200,9 @@ class MMKD(Weighting):
                 "mmkd: runs in a single process only: it differentiates through the student's "
                 "steps on a batch as a whole"
             )
-        counts = {"meta_every": meta_every, "virtual_steps": virtual_steps}
-        for name, count in {**counts, "buffer_size": buffer_size}.items():
-            if count < 1:
-                raise ConfigError(f"{name}: expected at least 1, got {count}")
+        check_at_least_1(
+            meta_every=meta_every, virtual_steps=virtual_steps, buffer_size=buffer_size
+        )
         check_not_negative(lr=lr, weight_decay=weight_decay)
         self._meta_every = meta_every
         self._virtual_steps = virtual_steps
@@ -247,7 +246,11 @@ class MMKD(Weighting):
         size = len(state.batch.targets)
         if self.steps % self._meta_every == 0:
             batch = self.buffer.sample(size) if self._draws is None else self._drawn(size)
-            self._update(batch, self.distiller.teachers(batch.inputs))
+            meta, optimizer = self._build(size)
+            optimizer.zero_grad(set_to_none=True)
+            loss = self.objective(batch, self.distiller.teachers(batch.inputs))
+            loss.backward(inputs=list(meta.parameters()))
+            optimizer.step()
 
     def _drawn(self, size: int) -> Batch:
         """So many labelled images; the networks read rows of that length."""
@@ -275,16 +278,6 @@ class MMKD(Weighting):
         state = distiller.imagine(batch, teachers, student.parameters)
         student.step(state.cross_entropy.mean())
         return distiller.imagine(batch, teachers, student.parameters).cross_entropy.mean()
-
-    def _update(self, batch: Batch, teachers: TeacherOutputs) -> None:
-        meta, optimizer = self._build(len(batch.targets))
-        parameters = list(meta.parameters())
-        gradients = torch.autograd.grad(
-            self.objective(batch, teachers), parameters, allow_unused=True
-        )
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
         """Networks, optimiser, buffer and number of batches."""

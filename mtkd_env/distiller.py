@@ -14,14 +14,15 @@ from torch.amp import GradScaler
 from torch.func import functional_call
 
 from mtkd_env import distributed, losses
-from mtkd_env.compilation import NONE, compiled
+from mtkd_env.compilation import compiled
+from mtkd_env.computing import Computing
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
 from mtkd_env.optimization import Recipe
-from mtkd_env.precision import FULL, autocast, check_precision, widened
+from mtkd_env.precision import autocast, check_precision, widened
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers.ensemble import TeacherEnsemble
@@ -151,12 +152,10 @@ class Distiller:
         steps_per_epoch: Batches in one epoch, which the schedule counts in.
         distillation: What the teachers add to the loss.
         recipe: Optimiser and schedule of the student and the regressors.
-        directions: Mean feature (C, D_m) of every class, for each teacher; needed by `nd`. See
-            `mtkd_env.teachers.class_means`.
-        precision: What the student and the regressors compute in: `fp32`, `bf16` or `fp16`, whose
-            gradients are scaled. The teachers have a precision of their own.
-        compile: How the student's training step is compiled; see `mtkd_env.compilation`.
-        reference: Images beside the batches, for those who learn from labels or are paid by them.
+        computing: In what precision the student and the regressors compute, and how their training
+            step is compiled. The gradients of fp16 are scaled.
+        reference: Images beside the batches, for those who learn from labels or are paid by them,
+            and for `nd`.
 
     The first student is that of seed 0.
 
@@ -164,7 +163,7 @@ class Distiller:
         skipped: Batches that were left out because something of them was NaN or infinite.
 
     Raises:
-        ConfigError: Missing directions, or a precision that the device does not have.
+        ConfigError: Missing reference images, or a precision that the device does not have.
     """
 
     def __init__(
@@ -176,28 +175,22 @@ class Distiller:
         steps_per_epoch: int,
         distillation: Distillation,
         recipe: Recipe,
-        directions: tuple[Tensor, ...] = (),
-        precision: str = FULL,
-        compile: str = NONE,
+        computing: Computing | None = None,
         reference: ReferenceImages | None = None,
     ) -> None:
         self.distillation = distillation
         self._terms = distillation.logit_terms, distillation.feature_terms
-        if distillation.needs_directions and len(directions) != len(teachers):
-            raise ConfigError(
-                f"directions: {distillation.feature!r} needs the class means of each of the "
-                f"{len(teachers)} teachers, got {len(directions)}"
-            )
         self.device = next(teachers.parameters()).device
-        check_precision(precision, self.device)
-        self.precision = precision
-        self._compile = compile
+        computing = computing or Computing()
+        check_precision(computing.precision, self.device)
+        self.precision = computing.precision
+        self._compile = computing.compile
         self.teachers = teachers
         self.recipe = recipe
-        self.directions = tuple(means.to(self.device) for means in directions)
         self.steps_per_epoch = steps_per_epoch
         self._make_student = student
         self._reference = reference
+        self.directions = self.reference.class_means if distillation.needs_directions else ()
         self.skipped = 0
         # Two images, because of one all layouts are the same.
         self._probe = torch.zeros(2, *image_shape, device=self.device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import RandomNumbers
-from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
 from mtkd_env.types import Batch, TeacherOutputs
 
 # With every label there, so many are enough to learn or to be paid by, and fit into memory.
@@ -81,6 +81,11 @@ class ReferenceImages:
     def agreement(self) -> Float[Tensor, "M M"]:
         """Mean over the same images of Σ_c p_m(c) p_n(c): how often two teachers say the same."""
         return self._opinions[1]
+
+    @cached_property
+    def class_means(self) -> tuple[Float[Tensor, "C D"], ...]:
+        """Mean feature of every class over the same images, for each teacher."""
+        return class_means(self._teachers, self._student())
 
     @cached_property
     def _opinions(self) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M M"]]:

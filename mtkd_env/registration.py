@@ -35,7 +35,6 @@ from mtkd_env.teachers import (
     TeacherSpec,
     TrainingSet,
     check_teacher_precision,
-    class_means,
     load_pool_spec,
     prepare_teachers,
 )
@@ -264,8 +263,6 @@ def make_learner(
         for name in ("train", "val", "test")
         if (split := getattr(images.splits, name)) is not None
     }
-    asked = parts.distillation.needs_directions
-    directions = class_means(teachers, splits["train"]()) if asked else ()
     reference = ReferenceImages(
         teachers,
         labelled=partial(
@@ -281,10 +278,8 @@ def make_learner(
         steps_per_epoch=stream.steps_per_epoch,
         distillation=parts.distillation,
         recipe=parts.optimizer,
-        directions=directions,
+        computing=parts.computing,
         reference=reference,
-        precision=parts.computing.precision,
-        compile=parts.computing.compile,
     )
     prior = prior_of(distiller, parts.env.prior)
     return MTKDVectorEnv(distiller, stream, splits, parts.env, prior)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mtkd_env.computing import Computing
 from mtkd_env.data import BatchStream, ImageData, evaluation_batches
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
@@ -208,13 +209,16 @@ def make_tiny_distiller(
 ) -> Distiller:
     """A distiller with `count` untrained teachers, or with the given ones.
 
-    `kwargs` are fields of `Distillation` and further arguments of `Distiller`.
+    `kwargs` are fields of `Distillation` and `Computing`, and further arguments of `Distiller`.
     """
     ensemble = teachers(count) if ensemble is None else ensemble
     device = next(ensemble.parameters()).device
     images = partial(_evaluated, "train", device)
     kwargs.setdefault("reference", ReferenceImages(ensemble, labelled=images, student=images))
-    loss = {name: kwargs.pop(name) for name in field_names(Distillation) if name in kwargs}
+    loss, computing = (
+        {name: kwargs.pop(name) for name in field_names(kind) if name in kwargs}
+        for kind in (Distillation, Computing)
+    )
     distiller = Distiller(
         student,
         ensemble,
@@ -222,6 +226,7 @@ def make_tiny_distiller(
         steps_per_epoch=STEPS_PER_EPOCH,
         distillation=Distillation(**loss),
         recipe=recipe or Recipe(epochs=4, lr=0.1),
+        computing=Computing(**computing),
         **kwargs,
     )
     distiller.reinitialize(seed)

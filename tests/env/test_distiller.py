@@ -509,8 +509,7 @@ def test_resuming_equals_going_on_bit_for_bit() -> None:
 
 
 def nd_distiller(seed: int) -> Distiller:
-    directions = tuple(torch.eye(CLASSES, width) for width in (4, 8, 5))
-    return make_tiny_distiller(feature="nd", directions=directions, seed=seed)
+    return make_tiny_distiller(feature="nd", seed=seed)
 
 
 def test_projections_are_trained_kept_and_reinitialised_with_the_student() -> None:

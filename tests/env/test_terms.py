@@ -12,7 +12,6 @@ from mtkd_env import losses
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.imports import Kind
-from mtkd_env.teachers import class_means
 from mtkd_env.terms import (
     FEATURE_TERM,
     FEATURE_TERMS,
@@ -127,12 +126,8 @@ LOGIT_CHOICES: list[Terms] = ["none", *LOGIT_TERMS, dict.fromkeys(LOGIT_TERMS, 0
 FEATURE_CHOICES: list[Terms] = ["none", *FEATURE_TERMS, dict.fromkeys(FEATURE_TERMS, 2.0)]
 
 
-def directions() -> tuple[Tensor, ...]:
-    return class_means(teachers(), [batch(9, size=16)])
-
-
 def distiller_of(logit: Terms, feature: Terms, **kwargs: Any) -> Distiller:
-    arguments = {"alpha": 0.7, "beta": 1.3, "temperature": 2.0, "directions": directions()}
+    arguments = {"alpha": 0.7, "beta": 1.3, "temperature": 2.0}
     return make_tiny_distiller(logit=logit, feature=feature, **(arguments | kwargs))
 
 
@@ -152,7 +147,7 @@ def loss_by_hand(distiller: Distiller, logit: Terms, feature: Terms) -> Tensor:
         "kd_of_mean": lambda: losses.kd_of_mean(view.output.logits, known.logits, 2.0),
         "mse": lambda: losses.feature_mse(view.projected, known.feature_maps),
         "nd": lambda: losses.norm_direction(
-            view.embedded, known.features, directions(), images.targets
+            view.embedded, known.features, distiller.directions, images.targets
         ),
     }
     total = losses.cross_entropy(view.output.logits, images.targets)
@@ -220,11 +215,9 @@ def test_evidence_is_the_same_whatever_the_losses(logit: Terms, feature: Terms) 
         assert getattr(found, name).requires_grad is (name == "cross_entropy")
 
 
-@pytest.mark.parametrize("count", [0, 2, 4])
-def test_nd_without_the_class_means_of_every_teacher_is_refused(count: int) -> None:
-    some = (*directions(), *directions())[:count]
-    with pytest.raises(ConfigError, match=rf"directions: 'nd' .* 3 teachers, got {count}"):
-        distiller_of("kd", "nd", directions=some)
+def test_nd_without_images_to_take_class_means_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^reference: expected reference images"):
+        distiller_of("kd", "nd", reference=None)
 
 
 def test_an_unknown_loss_of_a_distiller_is_named() -> None:

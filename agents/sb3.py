@@ -53,12 +53,9 @@ from mtkd_env.wrappers.sb3 import SB3VecEnv
 # Where the algorithms of sb3-contrib are; it is optional, so they are known without importing it.
 CONTRIB: Mapping[str, str] = {
     "ars": "agents.ars",
-    "crossq": "sb3_contrib",
-    "maskableppo": "sb3_contrib",
-    "qrdqn": "sb3_contrib",
-    "recurrentppo": "sb3_contrib",
-    "tqc": "sb3_contrib",
-    "trpo": "sb3_contrib",
+    **dict.fromkeys(
+        ("crossq", "maskableppo", "qrdqn", "recurrentppo", "tqc", "trpo"), "sb3_contrib"
+    ),
 }
 
 NOISES: Mapping[str, Callable[..., ActionNoise]] = {

@@ -2,32 +2,12 @@
 
 import inspect
 import math
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-# The wording of jsonargparse, and that of all other messages.
-READABLE = (
-    (r'Parser key "([\w.]+)":\s*', r"\1: "),
-    (
-        r"Unable to load config ['\"]([^'\"]*)['\"] - .*",
-        r"expected a YAML file or keys and values, got '\1'",
-    ),
-    (
-        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
-        r"Given value type: \S+ \S+ Given value: ",
-        r"expected one of \1, got ",
-    ),
-    (r"Importing '([\w.]+)' is not allowed.*", r"expected keys and values, got '\1'"),
-    (r"Problem with given class_path '[\w.]+':\s*", ""),
-    (r"Expected an? (<class '\w+'>)\. Got value: ", r"expected \1, got "),
-    (r"<class 'NoneType'>", "null"),
-    (r"<class '(\w+)'>", r"\1"),
-)
 
 
 class ConfigError(ValueError):
@@ -89,14 +69,6 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
             hint = did_you_mean(name, parameters)
             place = f"{path}.{name}" if path else name
             raise ConfigError(f"{place}: unknown key{hint} (known: {known})")
-
-
-def plain_message(message: str) -> str:
-    """A message of jsonargparse in one line and in the form of others: `key: expected X, got Y`."""
-    message = " ".join(message.split())
-    for pattern, replacement in READABLE:
-        message = re.sub(pattern, replacement, message)
-    return message
 
 
 def check_not_negative(**numbers: int | float) -> None:

@@ -106,7 +106,7 @@ class RunningMean:
         decay: Share of what was known that is kept at each update.
     """
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: float = 0.9) -> None:
         self._decay = decay
         self.value: Tensor | None = None
 
@@ -137,13 +137,7 @@ class CrossDirection(RunningMean, Direction):
     """G as the running mean of the training batches' own gradients; needs no further image.
 
     Labels of single samples that are wrong average out in it.
-
-    Args:
-        decay: Share of what was known that is kept at each batch.
     """
-
-    def __init__(self, decay: float = 0.9) -> None:
-        super().__init__(decay)
 
     def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
         """The mean, with the batch; of several processes, of all of theirs."""

@@ -23,7 +23,7 @@ from experiments.config.layers import (
     whole_pool,
     yaml_value,
 )
-from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, plain_message
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
 from mtkd_env.files import user_path
 from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of, whole_name
 from mtkd_env.options import build, field_names
@@ -52,6 +52,34 @@ FILE = "__path__"
 
 # What texts begin with that the parser would otherwise take for something else.
 QUOTES = ("'", '"')
+
+
+# The wording of jsonargparse, and that of all other messages.
+READABLE = (
+    (r'Parser key "([\w.]+)":\s*', r"\1: "),
+    (
+        r"Unable to load config ['\"]([^'\"]*)['\"] - .*",
+        r"expected a YAML file or keys and values, got '\1'",
+    ),
+    (
+        r"Does not validate against any of the Union subtypes Subtypes: \[(.*?)\] Errors: .*"
+        r"Given value type: \S+ \S+ Given value: ",
+        r"expected one of \1, got ",
+    ),
+    (r"Importing '([\w.]+)' is not allowed.*", r"expected keys and values, got '\1'"),
+    (r"Problem with given class_path '[\w.]+':\s*", ""),
+    (r"Expected an? (<class '\w+'>)\. Got value: ", r"expected \1, got "),
+    (r"<class 'NoneType'>", "null"),
+    (r"<class '(\w+)'>", r"\1"),
+)
+
+
+def plain_message(message: str) -> str:
+    """A message of jsonargparse in one line and in the form of others: `key: expected X, got Y`."""
+    message = " ".join(message.split())
+    for pattern, replacement in READABLE:
+        message = re.sub(pattern, replacement, message)
+    return message
 
 
 class ConfigurationParser(ArgumentParser):

@@ -337,7 +337,7 @@ def test_outputs_that_half_precision_cannot_hold_are_refused(tmp_path: Path) -> 
     [
         ({"place": "dusk"}, "did you mean 'disk'"),
         ({"dtype": "bfloat16"}, "float16"),
-        ({"max_bytes": 0}, "store.max_bytes"),
+        ({"max_bytes": 0}, "max_bytes: expected at least 1"),
     ],
 )
 def test_values_that_cannot_be_are_named(values: dict[str, Any], says: str) -> None:

@@ -192,6 +192,13 @@ def bad_actions(env: Env) -> dict[str, tuple[Any, str]]:
     return bad
 
 
+def _started(make_env: MakeEnv) -> Any:
+    """An environment, reset by seed 0."""
+    env = make_env()
+    env.reset(seed=0)
+    return env
+
+
 def _expect(condition: Any, message: str) -> None:
     if not condition:
         raise AssertionError(message)
@@ -276,8 +283,7 @@ def writing_into_what_was_returned_changes_nothing(make_env: MakeEnv) -> None:
 
 def a_seed_reproduces_everything_that_follows(make_env: MakeEnv) -> None:
     """The same seed and actions give the same, in a used environment too."""
-    used, new = make_env(), make_env()
-    used.reset(seed=8)
+    used, new = _started(make_env), make_env()
     rollout(used, 1)
     first, second = ([env.reset(seed=7)[0], *rollout(env, 2)] for env in (used, new))
     _expect_equal(first, second, "reset(seed=7) and two steps")
@@ -306,8 +312,7 @@ def spaces_are_those_of_one_sample_batched(make_env: MakeEnv) -> None:
 
 def episodes_end_as_the_autoreset_mode_says(make_env: MakeEnv) -> None:
     """What ends is followed by the next episode in the step that `autoreset_mode` names."""
-    env = make_env()
-    env.reset(seed=0)
+    env = _started(make_env)
     mode = env.metadata["autoreset_mode"]
     _expect(isinstance(mode, AutoresetMode), f"metadata['autoreset_mode']: {mode} is no mode")
     before = np.zeros(env.num_envs, dtype=bool)
@@ -367,8 +372,7 @@ def another_seed_gives_something_else(make_env: MakeEnv) -> None:
 
 def closing_twice_is_no_error(make_env: MakeEnv) -> None:
     """`close` may be called again."""
-    env = make_env()
-    env.reset(seed=0)
+    env = _started(make_env)
     env.close()
     env.close()
 
@@ -394,8 +398,7 @@ def actions_are_bounded(make_env: MakeEnv) -> None:
 
 def rewards_are_in_single_precision_and_episodes_end_in_one_way(make_env: MakeEnv) -> None:
     """Rewards are float32; no episode is both terminated and truncated."""
-    env = make_env()
-    env.reset(seed=0)
+    env = _started(make_env)
     for _, reward, terminated, truncated, _ in rollout(env, 3):
         _expect(reward.dtype == np.float32, f"reward: expected float32, got {reward.dtype}")
         _expect(not (terminated & truncated).any(), "an episode is terminated and truncated")
@@ -441,8 +444,7 @@ def gymnasiums_checkers_have_no_complaint(make_env: MakeEnv) -> None:
 
 def an_episode_that_ended_leaves_its_info_again(make_env: MakeEnv) -> None:
     """`final_info` is the info of the last step, and nothing else is added to it."""
-    env = make_env()
-    env.reset(seed=0)
+    env = _started(make_env)
     for _, _, terminated, truncated, info in rollout(env, 3):
         if not (terminated | truncated).any():
             continue
@@ -461,9 +463,7 @@ def step_before_reset_is_refused(make_env: MakeEnv) -> None:
 
 def bad_actions_are_refused_and_change_nothing(make_env: MakeEnv) -> None:
     """Actions of a wrong shape, or with NaN or infinity, are refused before the student moves."""
-    env, untouched = make_env(), make_env()
-    for each in (env, untouched):
-        each.reset(seed=0)
+    env, untouched = _started(make_env), _started(make_env)
     for action, message in bad_actions(env).values():
         _expect_refused(partial(env.step, action), ValueError, f"^actions: .*{message}")
     _expect_equal(rollout(env, 2), rollout(untouched, 2), "two steps after refused actions")
@@ -476,8 +476,7 @@ def actions_may_be_of_any_float_kind_and_read_only(make_env: MakeEnv) -> None:
     frozen.flags.writeable = False
     results = []
     for kind in (action, frozen, action.astype(np.float64), action.tolist()):
-        env = make_env()
-        env.reset(seed=0)
+        env = _started(make_env)
         results.append(deepcopy(env.step(kind)))
     for first, second in pairwise(results):
         _expect_equal(second, first, "a step with the same action in another form")
@@ -485,17 +484,14 @@ def actions_may_be_of_any_float_kind_and_read_only(make_env: MakeEnv) -> None:
 
 def actions_beyond_the_bound_are_taken(make_env: MakeEnv) -> None:
     """Actions outside of the action space still give weights."""
-    env = make_env()
-    env.reset(seed=0)
+    env = _started(make_env)
     weights = env.step(100 * random_action(env))[4]["logit_weights"]
     _expect(np.isfinite(weights).all(), f"logit_weights: not finite: {weights}")
 
 
 def an_unseeded_reset_goes_on_and_loses_no_batch(make_env: MakeEnv) -> None:
     """`reset` without a seed gives what waits, and the student goes on."""
-    env, uninterrupted = make_env(), make_env()
-    env.reset(seed=0)
-    uninterrupted.reset(seed=0)
+    env, uninterrupted = _started(make_env), _started(make_env)
     for step in range(3):
         observation, info = env.reset()
         _expect_equal(observation, env.reset(options={})[0], "observation of a second reset")
@@ -544,8 +540,7 @@ def the_order_of_the_samples_does_not_depend_on_the_actions(make_env: MakeEnv) -
     """Every method sees the same images in the same order."""
     orders = []
     for seed in (0, 100):
-        env = make_env()
-        env.reset(seed=0)
+        env = _started(make_env)
         orders.append([step[4]["index"] for step in rollout(env, 3, seed)])
     _expect_equal(orders[0], orders[1], "info: index under other actions")
     _expect(not equal(orders[0][0], orders[0][1]), "info: index: two batches are the same")

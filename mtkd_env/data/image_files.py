@@ -28,9 +28,8 @@ from mtkd_env.data.decoding import (
 )
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
-from mtkd_env.data.stream import check_batch_size
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name, check_not_negative
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
@@ -147,10 +146,8 @@ class ImageFiles(ImageSet[FileSplit]):
             raise ConfigError(f"resize: expected {expected}, found {self.resize}")
         check_name(INTERPOLATIONS, self.interpolation, "interpolation")
         check_name([*AUGMENTATIONS, NO_AUGMENTATION], self.augmentation, "augmentation")
-        if self.repeats < 1:
-            raise ConfigError(f"repeats: expected 1 or more, found {self.repeats}")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers: expected 0 or more, found {self.workers}")
+        check_at_least_1(repeats=self.repeats)
+        check_not_negative(workers=self.workers or 0)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -227,7 +224,7 @@ class ImageFiles(ImageSet[FileSplit]):
         shard: Shard = WHOLE,
     ) -> Iterator[Batch]:
         """One pass over the central views of a split."""
-        check_batch_size(batch_size)
+        check_at_least_1(batch_size=batch_size)
         own = shard_rows(len(split), shard)
         order = torch.arange(len(split))[own]
         seeds = torch.zeros_like(order)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import check_not_negative
 from mtkd_env.seeding import seeded
 from mtkd_env.types import Batch
 
@@ -25,10 +25,7 @@ class Mixing:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("mixup", "cutmix"):
-            alpha = getattr(self, name)
-            if not 0 <= alpha < float("inf"):
-                raise ConfigError(f"{name}: expected a number >= 0, found {alpha}")
+        check_not_negative(mixup=self.mixup, cutmix=self.cutmix)
 
     def __bool__(self) -> bool:
         """Whether anything is mixed."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_not_negative
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import UNKNOWN
 
@@ -131,9 +131,8 @@ class LabelSpec:
     label_noise_seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("labelled", "labelled_seed", "heldout", "label_noise_seed"):
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name}: expected 0 or more, found {getattr(self, name)}")
+        names = ("labelled", "labelled_seed", "heldout", "label_noise_seed")
+        check_not_negative(**{name: getattr(self, name) or 0 for name in names})
         if not 0 <= self.label_noise <= 1:
             raise ConfigError(f"label_noise: expected a share in [0, 1], found {self.label_noise}")
 
@@ -328,20 +327,8 @@ def test_division(targets: Int64[Tensor, " N"], fraction: float) -> tuple[Tensor
 
 def shard_rows(length: int, shard: Shard) -> slice:
     """The rows of one process: parts of (nearly) equal length, in order, that are all together."""
-    rank, processes = check_shard(shard)
-    return slice(rank * length // processes, (rank + 1) * length // processes)
-
-
-def check_shard(shard: Shard) -> Shard:
-    """The same shard.
-
-    Raises:
-        ConfigError: The process is not one of them.
-    """
     rank, processes = shard
-    if not 0 <= rank < processes:
-        raise ConfigError(f"shard: expected (0 to n - 1, n processes), found {shard}")
-    return shard
+    return slice(rank * length // processes, (rank + 1) * length // processes)
 
 
 def _validation_size(available: int, fraction: float) -> int:

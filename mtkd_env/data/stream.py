@@ -15,9 +15,9 @@ from torch import Tensor
 
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.mixing import Mixer
-from mtkd_env.data.split import WHOLE, Shard, Split, check_shard, shard_rows
+from mtkd_env.data.split import WHOLE, Shard, Split, shard_rows
 from mtkd_env.data.views import LARGEST_SEED, Views
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_at_least_1
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
@@ -97,7 +97,7 @@ class BatchStream(Iterator[Batch]):
             raise ConfigError(
                 f"batch_size: expected 1 to {len(views)}, the number of images, found {batch_size}"
             )
-        _, processes = self._shard = check_shard(shard)
+        _, processes = self._shard = shard
         if batch_size % processes:
             raise ConfigError(
                 f"batch_size: expected a multiple of {processes}, the number of processes, "
@@ -226,7 +226,7 @@ def evaluation_batches(
     Raises:
         ConfigError: A batch size below 1.
     """
-    check_batch_size(batch_size)
+    check_at_least_1(batch_size=batch_size)
     split, mean, std = split.to(device), mean.to(device), std.to(device)
     positions = torch.arange(len(split), device=device)
     rows = shard_rows(len(split), shard)
@@ -235,13 +235,3 @@ def evaluation_batches(
         Batch(normalize(images, mean, std), targets, index)
         for images, targets, index in zip(*parts, strict=True)
     )
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Checks the batch size of an evaluation.
-
-    Raises:
-        ConfigError: It is below 1.
-    """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size: expected 1 or more, found {batch_size}")

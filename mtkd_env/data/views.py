@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from mtkd_env.data.augment import Crops, normalize
 from mtkd_env.data.split import Split
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_at_least_1, check_not_negative
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch
 
@@ -35,10 +35,9 @@ class ViewSet:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.count is not None and self.count < 1:
-            raise ConfigError(f"views: expected at least 1, found {self.count}")
-        if self.seed < 0:
-            raise ConfigError(f"view_seed: expected 0 or more, found {self.seed}")
+        if self.count is not None:
+            check_at_least_1(views=self.count)
+        check_not_negative(view_seed=self.seed)
 
 
 FRESH = ViewSet()

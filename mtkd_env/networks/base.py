@@ -1,6 +1,5 @@
 """What every network of this package gives: logits, pooled feature and last feature map."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -8,7 +7,7 @@ from typing import Any, ClassVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_positive
 from mtkd_env.networks.published import Renaming, renamed
 from mtkd_env.types import NetworkOutput
 
@@ -63,18 +62,8 @@ def scaled(channels: int, width: float, multiple: int = 1) -> int:
     Raises:
         ConfigError: `width` is not positive.
     """
-    check_width(width)
+    check_positive(width=width)
     return multiple * max(1, round(channels * width / multiple))
-
-
-def check_width(width: float) -> None:
-    """Checks a factor on channel counts.
-
-    Raises:
-        ConfigError: It is not positive or not finite.
-    """
-    if not 0 < width < math.inf:
-        raise ConfigError(f"width: expected a positive factor, found {width}")
 
 
 def check_fixed_width(width: float, name: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtkd_env.errors import check_positive
 from mtkd_env.networks import published
 from mtkd_env.networks.base import (
     Network,
-    check_width,
     initialise_convolutions,
     replace_input_convolution,
 )
@@ -53,7 +53,7 @@ class MobileNetV2(Network):
         from torchvision.models import MobileNetV2 as TorchvisionMobileNetV2
 
         super().__init__()
-        check_width(width)
+        check_positive(width=width)
         model = TorchvisionMobileNetV2(
             num_classes,
             width_mult=width,

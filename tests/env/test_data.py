@@ -659,7 +659,7 @@ def test_evaluation_passes_once_in_order_over_all_images(batch_size: int) -> Non
 
 def test_evaluation_without_a_batch_size_is_an_error() -> None:
     data = toy()
-    with pytest.raises(ConfigError, match="batch_size: expected 1 or more, found 0"):
+    with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
         evaluation(data.split().test, 0, data)
 
 

@@ -107,7 +107,7 @@ def test_same_seed_mixes_alike_and_leaves_the_batch_and_the_global_generator_alo
 @pytest.mark.parametrize("alpha", [-0.1, float("inf"), float("nan")])
 @pytest.mark.parametrize("name", ["mixup", "cutmix"])
 def test_strength_that_is_none_is_named(name: str, alpha: float) -> None:
-    with pytest.raises(ConfigError, match=f"{name}: expected a number >= 0, found {alpha}"):
+    with pytest.raises(ConfigError, match=f"{name}: expected a finite number >= 0, got {alpha}"):
         Mixing(**{name: alpha})
 
 
@@ -171,5 +171,5 @@ def test_images_are_whole_by_default() -> None:
 
 
 def test_strength_is_checked_before_anything_is_loaded() -> None:
-    with pytest.raises(ConfigError, match=r"mixup: expected a number >= 0, found -1\.0"):
+    with pytest.raises(ConfigError, match=r"mixup: expected a finite number >= 0, got -1\.0"):
         DataSpec("imagenet", {"root": "nowhere"}, mixup=-1.0)

@@ -179,16 +179,6 @@ def test_batch_that_the_processes_cannot_share_is_an_error(
         stream(shard=(0, 4))
 
 
-@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
-def test_process_that_is_not_among_them_is_an_error(
-    data: ImageSet[Any], stream: Callable[..., BatchStream], shard: tuple[int, int]
-) -> None:
-    with pytest.raises(ConfigError, match=r"shard: expected \(0 to n - 1, n processes\), found"):
-        stream(shard=shard)
-    with pytest.raises(ConfigError, match="shard: expected"):
-        data.evaluation_batches(data.split().test, 4, device="cpu", shard=shard)
-
-
 @pytest.mark.parametrize("batch_size", [0, TRAIN + 1])
 def test_batch_that_the_images_do_not_fill_is_an_error(
     stream: Callable[..., BatchStream], batch_size: int
@@ -230,7 +220,7 @@ def test_evaluations_of_all_processes_cover_all_images_once(
 
 
 def test_evaluation_without_a_batch_size_is_an_error(data: ImageSet[Any]) -> None:
-    with pytest.raises(ConfigError, match="batch_size: expected 1 or more, found 0"):
+    with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
         data.evaluation_batches(data.split().test, 0, device="cpu")
 
 

@@ -375,8 +375,8 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         ({"image_size": 300}, "resize: expected at least image_size = 300, found 256"),
         ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; did you mean 'bicubic'"),
         ({"augmentation": "diet"}, "unknown augmentation 'diet'; did you mean 'deit'"),
-        ({"repeats": 0}, "repeats: expected 1 or more, found 0"),
-        ({"workers": -1}, "workers: expected 0 or more, found -1"),
+        ({"repeats": 0}, "repeats: expected at least 1, got 0"),
+        ({"workers": -1}, "workers: expected a finite number >= 0, got -1"),
         ({"worker": 1}, r"folder\.worker: unknown key; did you mean 'workers'"),
     ],
 )

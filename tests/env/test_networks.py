@@ -347,7 +347,7 @@ def test_arguments_of_a_networks_own_are_checked_without_making_it() -> None:
 
 @pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
 def test_width_that_is_not_positive_is_an_error(width: float) -> None:
-    with pytest.raises(ConfigError, match="width: expected a positive factor, found"):
+    with pytest.raises(ConfigError, match="width: expected a finite number > 0, got"):
         build_network("resnet8", num_classes=3, width=width)
 
 

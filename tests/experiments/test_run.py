@@ -382,7 +382,7 @@ MISTAKES = {
     "method for other actions": (["--algo", "dqn"], "dqn cannot be built"),
     "dataset": (["--data.dataset", "digit"], "did you mean 'digits'?"),
     "student": (["--student.network", "resnet9"], "did you mean 'resnet8'?"),
-    "width": (["--student.width", "0"], "width: expected a positive factor"),
+    "width": (["--student.width", "0"], "width: expected a finite number > 0"),
     "reward": (["--env.reward", "papper"], "did you mean 'paper'?"),
     "fusion": (["--env.fusion", "[1, 1, 1]"], "fusion: expected 3 coefficients"),
     "warm-up": (["--warmup.weights", "one"], "warmup: unknown weights 'one'; did you mean 'ones'?"),

@@ -70,7 +70,6 @@ AGENT: Kind[Any] = Kind(
     "agent",
     lambda found: is_class(found, Agent) or is_algorithm(found) or WEIGHTING.fits(found),
     "a class of Agent, of Weighting or of a Stable-Baselines3 algorithm",
-    lambda found: found,
 )
 
 

@@ -84,7 +84,7 @@ def is_algorithm(found: Any) -> bool:
 
 
 ALGORITHM: Kind[type[BaseAlgorithm]] = Kind(
-    {}, "agent", is_algorithm, "a Stable-Baselines3 algorithm", lambda found: found
+    {}, "agent", is_algorithm, "a Stable-Baselines3 algorithm"
 )
 
 

@@ -169,14 +169,14 @@ class Kind(Generic[T]):
         what: What one is called in errors, such as `reward`.
         fits: Whether an object that is not of the table is of the kind; told without calling it.
         expected: What such an object is, for errors.
-        adapted: Makes it what the table has.
+        adapted: Makes it what the table has; it is so by default.
     """
 
     table: Mapping[str, T]
     what: str
     fits: Callable[[Any], bool]
     expected: str
-    adapted: Callable[[Any], T]
+    adapted: Callable[[Any], T] = lambda found: found
 
     def find(self, given: Named) -> T:
         """What a name or an object stands for.

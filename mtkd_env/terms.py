@@ -72,7 +72,7 @@ NEED_DIRECTIONS = frozenset({"nd"})
 
 def _kind(table: Mapping[str, Term], what: str) -> Kind[Term]:
     expected = "a function of TermInputs that gives (B, M)"
-    return Kind(table, what, takes(1), expected, lambda found: found)
+    return Kind(table, what, takes(1), expected)
 
 
 LOGIT_TERM = _kind(LOGIT_TERMS, "logit")

@@ -48,5 +48,4 @@ WEIGHTING: Kind[Callable[..., Weighting]] = Kind(
     "weighting",
     lambda found: is_a(found, Weighting) or takes(1)(found),
     "a class of Weighting, or a function of a distiller that makes one",
-    lambda found: found,
 )

@@ -299,5 +299,4 @@ SCHEDULE: Kind[Callable[[Recipe, float], float]] = Kind(
     "schedule",
     takes(2),
     "a function of (recipe, epoch) that gives a share of lr",
-    lambda found: found,
 )

@@ -143,7 +143,7 @@ class HeldOut:
         source.reset(seed=self._seed)
         for number in range(self._count):
             if number:
-                source.next_task()
+                source.reinit()
             for _ in range(source.env.steps_in_training):
                 source.env.distill(act(source))
             found[source.task.name] = source.env.evaluate().accuracy
@@ -234,7 +234,7 @@ class AgentTraining:
 
     def _next(self) -> None:
         self._before = self.steps
-        self._source.next_task()
+        self._source.reinit()
         if isinstance(self._agent, LearningAgent):
             self._agent.enter(self._source.env)
 

@@ -350,7 +350,6 @@ class MTKDVectorEnv(SharedStudentEnv):
         self._origin = stream.state_dict()
         self._drawn_from = module_states(self.device)
         self._counted = False
-        self._subscribers: list[Callable[[StepRecord], None]] = []
         # Of the last step, for pictures.
         self._acted: tuple[Batch, StepRecord] | None = None
 
@@ -498,13 +497,8 @@ class MTKDVectorEnv(SharedStudentEnv):
         if self.render_mode is not None:
             self._acted = state.batch, record
         self._forget_batch()
-        for subscriber in self._subscribers:
-            subscriber(record)
+        self._tell(record)
         return record
-
-    def subscribe(self, subscriber: Callable[[StepRecord], None]) -> None:
-        """Calls `subscriber` after every SGD step, whoever chose the weights."""
-        self._subscribers.append(subscriber)
 
     @as_under_no_grad
     def evaluate(self, split: str = "test") -> Evaluation:

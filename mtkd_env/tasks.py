@@ -1,6 +1,6 @@
 """One environment after the other, a task and a student each, behind spaces that fit them all."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,6 @@ class TasksVectorEnv(SharedStudentEnv):
         self.device = tasks.computing.place()
         self._families: Mapping[str, TaskFamily] = {family.name: family for family in families}
         self._progress = progress or Quiet()
-        self._subscribers: list[Callable[[StepRecord], None]] = []
         self.steps = 0
         self.set_spaces(
             tasks.num_envs,
@@ -105,15 +104,15 @@ class TasksVectorEnv(SharedStudentEnv):
             dtype=tasks.options.observation_dtype,
             logit_bound=tasks.options.logit_bound,
         )
-        self._restart(0)
+        self.begin(0)
 
-    def _restart(self, seed: int) -> None:
-        """The first task of a seed, which is made when it is first needed."""
+    def begin(self, seed: int) -> None:
+        """Starts anew with the first task of a seed, which is made when it is first needed."""
         self._random = np.random.default_rng(derive_seed(seed, "tasks"))
         self._queue: list[str] = []
-        self.next_task()
+        self.reinit()
 
-    def next_task(self) -> None:
+    def reinit(self) -> None:
         """Draws the next task, with a new student."""
         if not self._queue:
             self._queue = list(self._random.permutation(list(self._families)).tolist())
@@ -142,8 +141,7 @@ class TasksVectorEnv(SharedStudentEnv):
 
     def _tell(self, record: StepRecord) -> None:
         self.steps = record.step + 1
-        for subscriber in self._subscribers:
-            subscriber(record)
+        super()._tell(record)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -165,22 +163,10 @@ class TasksVectorEnv(SharedStudentEnv):
         width = self.single_observation_space.shape[0]  # type: ignore[index] # a Box has one
         return pad(observation, (0, width - observation.shape[1]))
 
-    def begin(self, seed: int) -> None:
-        """Starts anew with the first task of a seed."""
-        self._restart(seed)
-
-    def reinit(self) -> None:
-        """Draws the next task."""
-        self.next_task()
-
     def go_on(self) -> None:
         """Draws the next task if the student is finished, where a step could not do so any more."""
         if self._env is not None and self.finished:
-            self.next_task()
-
-    def subscribe(self, subscriber: Callable[[StepRecord], None]) -> None:
-        """Calls `subscriber` after every SGD step of every student, with its teachers alone."""
-        self._subscribers.append(subscriber)
+            self.reinit()
 
     def evaluate(self, split: str = "test") -> Evaluation:
         """The accuracy and cross-entropy of the student that is there."""
@@ -205,7 +191,7 @@ class TasksVectorEnv(SharedStudentEnv):
         )
         self._acted = self.task.name
         if self.finished:
-            self.next_task()
+            self.reinit()
         return replace(widened, observation=self.observation)
 
     def info_of(self, record: StepRecord) -> dict[str, Any]:

@@ -123,9 +123,16 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     def advance(self, actions: Any) -> StepOutcome:
         """`step` with tensors on the device and flags on the host; for adapters."""
 
-    @abstractmethod
     def subscribe(self, subscriber: Callable[[StepRecord], None]) -> None:
-        """Calls `subscriber` after every SGD step, whoever chose the weights."""
+        """Calls `subscriber` after every SGD step, whoever chose the weights.
+
+        Of one task after the other, after those of every student, with its teachers alone.
+        """
+        self._subscribers.append(subscriber)
+
+    def _tell(self, record: StepRecord) -> None:
+        for subscriber in self._subscribers:
+            subscriber(record)
 
     @abstractmethod
     def evaluate(self, split: str = "test") -> Evaluation:
@@ -141,6 +148,7 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
         """Sets the spaces: observations of a width, and two logits for each teacher."""
         self.num_envs = num_envs
         self.render_mode = None
+        self._subscribers: list[Callable[[StepRecord], None]] = []
         self.single_observation_space = Box(-np.inf, np.inf, (width,), np.dtype(dtype).type)
         self.single_action_space = Box(-logit_bound, logit_bound, (2 * teachers,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -231,23 +231,21 @@ class LearningAgent(PolicyAgent, Generic[Step]):
         super().__init__(env, seed=seed, **arguments)
         settings = self.settings
         self.shared = settings.policy == SHARED
-        sizes = {"hidden": settings.hidden, "layers": settings.layers}
-        self.network = {**sizes, "outputs": "logits"}
+        hidden, layers, teachers = settings.hidden, settings.layers, len(env.teacher_names)
+        self.network = {"hidden": hidden, "layers": layers, "outputs": "logits"}
         self.check_env(env)
         with seeded(derive_seed(seed, "agent")):
-            policy = self._make_policy()
+            policy = (
+                SharedPolicy(RelativeObserver.features_per_teacher, hidden, layers)
+                if self.shared
+                else TeacherPolicy(env.observer.width, teachers, hidden, layers)
+            )
         if env.fusion.prior is not None:  # Which is what an agent begins with, then.
             nn.init.zeros_(policy.heads.weight)
             nn.init.zeros_(policy.heads.bias)
         self.policy: nn.Module = policy.to(env.device)
         self.parts: dict[str, Stateful] = {"policy": self.policy}
         self._settle()
-
-    def _make_policy(self) -> TeacherPolicy | SharedPolicy:
-        hidden, layers, observer = self.settings.hidden, self.settings.layers, self.env.observer
-        if self.shared:
-            return SharedPolicy(RelativeObserver.features_per_teacher, hidden, layers)
-        return TeacherPolicy(observer.width, len(self.env.teacher_names), hidden, layers)
 
     def check_env(self, env: MTKDVectorEnv) -> None:
         """Checks that the agent can learn in an environment.

@@ -4,11 +4,11 @@ Where the images come from is a loader's business; those too many for the memory
 `image_files.ImageFiles`.
 """
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Generic
 
 import torch
@@ -32,6 +32,7 @@ from mtkd_env.data.split import (
 from mtkd_env.data.stream import BatchStream, evaluation_batches
 from mtkd_env.data.views import FRESH, DrawnViews, MemoryViews, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.files import digest_of
 from mtkd_env.types import UNKNOWN, Batch
 
 MIN_SIDE = 8
@@ -307,12 +308,10 @@ class ImageData(ImageSet[Split]):
         """SHA-256 of all that training and evaluation depend on; names do not count."""
         augmentation = () if self.augmentation == CROP_FLIP else (self.augmentation,)
         settings = (self.num_classes, self.flip, self.crop_padding, *augmentation)
-        sha = hashlib.sha256(repr(settings).encode())
         train, val, test = self.parts
-        for part in (train, test, *([val] if val else ())):
-            for piece in part.contents():
-                sha.update(piece)
-        return sha.hexdigest()
+        parts = (train, test, *([val] if val else ()))
+        pixels = chain.from_iterable(part.contents() for part in parts)
+        return digest_of(chain([repr(settings).encode()], pixels))
 
     @property
     def parts(self) -> tuple[Split, Split | None, Split]:

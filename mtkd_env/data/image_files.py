@@ -1,6 +1,5 @@
 """Datasets that are too large for the memory: files, decoded while the training goes on."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -30,6 +29,7 @@ from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
 from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_at_least_1, check_name, check_not_negative
+from mtkd_env.files import digest_of
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
@@ -176,14 +176,9 @@ class ImageFiles(ImageSet[FileSplit]):
         """SHA-256 of names, sizes and classes of the files, and of what is made of them."""
         sizes = (self.image_size, self.resize, self.interpolation)
         settings = (*sizes, self.augmentation, self.repeats, *(("exif",) if self.exif else ()))
-        sha = hashlib.sha256(repr((self.num_classes, *settings)).encode())
-        for part in (self.train, self.val, self.test):
-            if part is None:
-                continue
-            for file in part.contents():
-                sha.update(file)
-            sha.update(b"\n")
-        return sha.hexdigest()
+        parts = [part for part in self.parts if part is not None]
+        files = chain.from_iterable(chain(part.contents(), [b"\n"]) for part in parts)
+        return digest_of(chain([repr((self.num_classes, *settings)).encode()], files))
 
     @property
     def parts(self) -> tuple[FileSplit, FileSplit | None, FileSplit]:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from functools import partial
@@ -30,6 +30,7 @@ from mtkd_env.errors import (
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.files import (
     cache_folder,
+    digest_of,
     load_yaml,
     name_in_path,
     user_path,
@@ -505,7 +506,7 @@ class _Teacher:
     def _made_from(self, split: Any) -> dict[str, Any]:
         """Everything that a trained teacher depends on."""
         seen = split.index.numpy().tobytes() + split.targets.numpy().tobytes()
-        own = {} if self.spec.data is None else {"own_data": _digest(split.contents())}
+        own = {} if self.spec.data is None else {"own_data": digest_of(split.contents())}
         # How its images were chosen does not count, but which ones they are.
         chosen: dict[str, Any] = {
             "images": None,
@@ -542,14 +543,6 @@ def _name_in_digest(value: Any) -> Any:
         return asdict(value)
     name = name_of(value)
     return f"{name} {uuid4()}" if is_in_memory(name) else name
-
-
-def _digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of parts, one behind the other."""
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part)
-    return sha.hexdigest()
 
 
 def _make_folder(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Teachers' weights: from a user's file, published ones, or kept in the cache; checked wherever."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.files import digest_of, load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.libraries import published_weights
 
@@ -35,11 +34,14 @@ Found = tuple[str, Mapping[str, Any]]
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors of a state_dict, wherever they are and however they are laid out."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    return digest_of(
+        part
+        for name, one in sorted(state.items())
+        for part in (
+            f"{name} {one.dtype} {tuple(one.shape)}\n".encode(),
+            one.cpu().contiguous().view(-1).view(torch.uint8).numpy().data,
+        )
+    )
 
 
 def load_given(

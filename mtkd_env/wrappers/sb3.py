@@ -100,12 +100,15 @@ class SB3VecEnv(VecEnv):
         if tuple(actions.shape) != expected:
             raise ValueError(f"actions: expected shape {expected}, got {tuple(actions.shape)}")
         self._tell(STEP)
-        packed, ended, infos = self._step_together(actions)
+        tensors, ended, infos = self._step_together(actions)
         # One transfer for both; on a CPU, and for a single process, nothing is copied any more.
-        observations, rewards = self._unpacked(packed.cpu().numpy())
+        packed = tensors.cpu().numpy()
+        own = self.num_envs // len(packed)
+        observations = packed[:, :-own].reshape(self.num_envs, -1)
         observations = observations.astype(self.observation_space.dtype, copy=False)
         # Rewards of their own, since whoever keeps them would keep the observations with them.
-        return observations, rewards.copy(), np.full(self.num_envs, ended), infos
+        rewards = packed[:, -own:].flatten()
+        return observations, rewards, np.full(self.num_envs, ended), infos
 
     def rest(self, pause: Callable[[], None]) -> None:
         """Lets every process do something between two steps; see `follow`."""
@@ -198,13 +201,6 @@ class SB3VecEnv(VecEnv):
         parts = outcome.observation.float().flatten(), outcome.record.rewards.scalar
         packed = distributed.gather(torch.cat(parts).unsqueeze(0))
         return packed, outcome.terminated or outcome.truncated, self._infos(outcome)
-
-    def _unpacked(self, packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Observations (N, F) and rewards (N,); views where there is a single process."""
-        own = self.num_envs // len(packed)
-        width = self.observation_space.shape[0]  # type: ignore[index] # a Box has a shape
-        observations = packed[:, :-own].reshape(self.num_envs, width)
-        return observations, packed[:, -own:].reshape(self.num_envs)
 
     def _rows(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))

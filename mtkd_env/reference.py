@@ -123,22 +123,14 @@ class LabelledDraws(RandomNumbers):
         if count <= size:
             return known
         drawn = torch.randperm(count, generator=self.generator)[:size]
-        return take(known, drawn.to(known.targets.device, non_blocking=True))
-
-
-def take(batch: Batch, positions: Tensor) -> Batch:
-    """Some images of a batch that has the teachers' outputs, without feature maps."""
-    assert batch.teachers is not None
-    return Batch(
-        inputs=batch.inputs[positions],
-        targets=batch.targets[positions],
-        index=batch.index[positions],
-        teachers=replace(
-            batch.teachers,
-            logits=batch.teachers.logits[:, positions],
-            features=tuple(feature[positions] for feature in batch.teachers.features),
-        ),
-    )
+        drawn = drawn.to(known.targets.device, non_blocking=True)
+        assert known.teachers is not None
+        return Batch(
+            inputs=known.inputs[drawn],
+            targets=known.targets[drawn],
+            index=known.index[drawn],
+            teachers=known.teachers.take(drawn),
+        )
 
 
 def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

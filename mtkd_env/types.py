@@ -87,6 +87,15 @@ class TeacherOutputs:
     feature_maps: tuple[Tensor, ...]
     known: Known = None
 
+    def take(self, rows: slice | Tensor) -> "TeacherOutputs":
+        """What they know of some of the images."""
+        return replace(
+            self,
+            logits=self.logits[:, rows],
+            features=tuple(feature[rows] for feature in self.features),
+            feature_maps=tuple(one[rows] for one in self.feature_maps),
+        )
+
     @property
     def scores(self) -> Float[Tensor, "M B C"]:
         """Logits to compute with as they are: of unknown classes, the sample's smallest known."""

@@ -81,10 +81,6 @@ class FileSplit(ImageSplit):
             size = (self.root / name).stat().st_size
             yield f"{name}\0{size}\0{target}\n".encode()
 
-    def relabelled(self, targets: Int64[Tensor, " N"]) -> "FileSplit":
-        """The same images with other labels."""
-        return replace(self, targets=targets)
-
     def paths(self, positions: Sequence[int]) -> list[str]:
         """Paths of some of the files."""
         return [f"{self.root}/{self.names[position]}" for position in positions]

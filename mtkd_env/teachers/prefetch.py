@@ -12,7 +12,7 @@ import torch
 
 from mtkd_env.data.stream import EpochPlan
 from mtkd_env.teachers.ensemble import TeacherEnsemble
-from mtkd_env.types import Batch, TeacherOutputs
+from mtkd_env.types import Batch
 
 # Images in a call of the teachers on a GPU, if nothing else was said.
 IMAGES_AT_ONCE = 512
@@ -51,14 +51,5 @@ class PrefetchedTeachers:
             known = self._teachers(torch.cat([batch.inputs for batch in group]))
             size = len(group[0].targets)
             for place, batch in enumerate(group):
-                yield replace(batch, teachers=_part(known, slice(place * size, (place + 1) * size)))
-
-
-def _part(known: TeacherOutputs, rows: slice) -> TeacherOutputs:
-    """The outputs on some of the images, as views."""
-    return replace(
-        known,
-        logits=known.logits[:, rows],
-        features=tuple(feature[rows] for feature in known.features),
-        feature_maps=tuple(one[rows] for one in known.feature_maps),
-    )
+                part = known.take(slice(place * size, (place + 1) * size))
+                yield replace(batch, teachers=part)

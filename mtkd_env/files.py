@@ -215,7 +215,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest_of(parts: Iterable[bytes]) -> str:
+def digest_of(parts: Iterable[bytes | memoryview]) -> str:
     """SHA-256 of parts, one behind the other, in hexadecimal."""
     sha = hashlib.sha256()
     for part in parts:

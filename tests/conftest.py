@@ -15,6 +15,8 @@ from hypothesis import settings
 from torch import nn
 from xdist import is_xdist_controller
 
+from shape_checks import jaxtyped
+
 # A shell without job control starts programs in the background with SIGINT ignored, and so would be
 # whatever they start; tests are about what Ctrl-C does.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -41,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     patch.setenv("MPLBACKEND", "Agg")
     # Otherwise every agent of Stable-Baselines3 leaves a folder behind.
     patch.setenv("SB3_LOGDIR", cache.name)
+    patch.setattr(jaxtyping, "jaxtyped", jaxtyped)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from functools import cache
@@ -90,6 +91,13 @@ class ConfigurationParser(ArgumentParser):
     """
 
     short: Collection[str] = ()
+
+    def get_defaults(self, skip_validation: bool = False, **kwargs: Any) -> Namespace:
+        """All default values, for which the shipped files are read once."""
+        read: dict[bool, Namespace] = self.__dict__.setdefault("_read", {})
+        if skip_validation not in read:
+            read[skip_validation] = super().get_defaults(skip_validation, **kwargs)
+        return deepcopy(read[skip_validation])
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Does not end the program itself."""

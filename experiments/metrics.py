@@ -1,8 +1,8 @@
 """What a run of distillation measures: sums on the device, one transfer an epoch."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,43 +12,102 @@ from agents.policy_gradient import entropy
 from mtkd_env import MTKDVectorEnv, distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.reward import minmax_center
-from mtkd_env.types import UNKNOWN, TeacherWeights
+from mtkd_env.types import UNKNOWN
 from mtkd_env.vector import StepRecord
 
 HEADS = ("logit", "feature")
 
+SCALARS = ("loss/total", "loss/cross_entropy", "loss/kd", "loss/feature", "reward")
 
-@torch.no_grad()
-def step_means(record: StepRecord) -> dict[str, Tensor]:
-    """Means over the batch of what one step says, scalars and one vector (M,) per head."""
-    means = {
-        "loss/total": record.losses.total.mean(),
-        "loss/cross_entropy": record.losses.cross_entropy.mean(),
-        "loss/kd": record.losses.kd.mean(),
-        "loss/feature": record.losses.feature.mean(),
-        "reward": record.rewards.scalar.mean(),
-        "weights/logit": record.weights.logit.mean(0),
-        "weights/feature": record.weights.feature.mean(0),
-        "teacher_rewards": record.rewards.teacher.mean(0),
+# Steps whose sums are made together: one by one, their many small operations would take longer than
+# a small student's own.
+TOGETHER = 32
+
+# What is known of some samples, (B,) or (B, M) each.
+Columns = Mapping[str, Tensor]
+
+
+def columns_of(record: StepRecord) -> dict[str, Tensor]:
+    """What meters need to know of a step."""
+    columns = {
+        "loss/total": record.losses.total,
+        "loss/cross_entropy": record.losses.cross_entropy,
+        "loss/kd": record.losses.kd,
+        "loss/feature": record.losses.feature,
+        "reward": record.rewards.scalar,
+        "teacher_rewards": record.rewards.teacher,
+        "targets": record.targets,
+        "correct": record.correct,
     }
     for part, weights in {"total": record.weights, **record.weights.parts}.items():
-        means[f"entropy/{part}/logit"] = entropy(weights.logit).mean()
-        means[f"entropy/{part}/feature"] = entropy(weights.feature).mean()
-    return {**means, **_score_terms(record.weights, record.rewards.teacher)}
+        columns |= {f"weights/{part}/{head}": getattr(weights, head) for head in HEADS}
+    return columns
 
 
-def _score_terms(weights: TeacherWeights, teacher_rewards: Tensor) -> dict[str, Tensor]:
-    """Numerators and denominator of the agent score.
+class StepSums(ABC):
+    """Sums over all samples since the last reading; subscribes to an environment.
 
-    r(w) = Σ_m w · A with the centred advantages A of Equ. 8, whatever the agent is paid by; the
-    oracle puts all weight on the best teacher of every sample.
+    Nothing leaves the device before it is read.
+
+    Attributes:
+        steps: Steps since the last reading.
     """
-    advantages = minmax_center(teacher_rewards)
-    return {
-        "_score/logit": (weights.logit * advantages).sum(1).mean(),
-        "_score/feature": (weights.feature * advantages).sum(1).mean(),
-        "_score/oracle": advantages.max(1).values.mean(),
-    }
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._waiting: list[Columns] = []
+        self.steps = 0
+
+    @abstractmethod
+    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
+        """Sums over some samples, by name."""
+
+    def __call__(self, record: StepRecord) -> None:
+        """Takes a step into account."""
+        columns = columns_of(record)
+        # Weights are made of other parts in a warm-up.
+        if self._waiting and self._waiting[-1].keys() != columns.keys():
+            self._add_up()
+        self._waiting.append(columns)
+        self.steps += 1
+        if self.steps % TOGETHER == 0:
+            self._add_up()
+
+    def take(self) -> dict[str, Tensor]:
+        """The sums; starts over."""
+        self._add_up()
+        sums, self._sums, self.steps = self._sums, {}, 0
+        return sums
+
+    @torch.no_grad()
+    def _add_up(self) -> None:
+        if not self._waiting:
+            return
+        for name, value in self.sums_of(_joined(self._waiting)).items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._waiting = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been added up since the last reading, by each of several processes."""
+        waiting = _joined(self._waiting).items()
+        return {
+            "sums": {name: distributed.mean(value) for name, value in self._sums.items()},
+            "waiting": {name: distributed.gather(value) for name, value in waiting},
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
+        """Goes on from what `state_dict` gave."""
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        waiting = state["waiting"].items()
+        mine = {name: distributed.local_part(value).to(device) for name, value in waiting}
+        self._waiting = [mine] if mine else []
+        self.steps = state["steps"]
+
+
+def _joined(steps: Sequence[Columns]) -> dict[str, Tensor]:
+    """The samples of some steps together."""
+    return {name: torch.cat([step[name] for step in steps]) for name in (steps[0] if steps else ())}
 
 
 def agent_score(means: Mapping[str, float]) -> dict[str, float]:
@@ -62,66 +121,60 @@ def agent_score(means: Mapping[str, float]) -> dict[str, float]:
     return {"score": sum(scores.values()) / len(HEADS), **scores}
 
 
-class _Meter:
-    """Sums over the steps since the last reading; nothing leaves the device before.
+class EpochMeter(StepSums):
+    """Means over all steps since the last reading.
 
     Args:
         teachers: Names of the M teachers.
     """
 
     def __init__(self, teachers: Sequence[str]) -> None:
-        self._teachers = list(teachers)
-        self._sums: dict[str, Tensor] = {}
-        self.steps = 0
+        super().__init__()
+        self._teachers = teachers
 
-    def _add(self, values: Mapping[str, Tensor]) -> None:
-        for name, value in values.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self.steps += 1
+    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
+        """Sums of losses, rewards, weights, their entropies, and what the agent score is made of.
 
-    def state_dict(self) -> dict[str, Any]:
-        """What has been added up since the last reading.
-
-        Of several processes: what, if each had it, would come to the same together.
+        Its numerators and denominator: r(w) = Σ_m w · A with the centred advantages A of Equ. 8,
+        whatever the agent is paid by; the oracle puts all weight on the best teacher of every
+        sample.
         """
-        sums = {name: distributed.mean(value) for name, value in self._sums.items()}
-        return {"sums": sums, "steps": self.steps}
-
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device | str) -> None:
-        """Goes on from what `state_dict` gave."""
-        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.steps = state["steps"]
-
-
-class EpochMeter(_Meter):
-    """Means over all steps since the last reading; subscribes to an environment."""
-
-    def __call__(self, record: StepRecord) -> None:
-        """Takes a step into account."""
-        self._add(step_means(record))
+        advantages = minmax_center(columns["teacher_rewards"])
+        samples = len(advantages)
+        # Of what there is for every teacher, the mean over them.
+        sums = {name: columns[name].view(samples, -1).mean(1).sum() for name in SCALARS}
+        for head in HEADS:
+            sums[f"weights/{head}"] = columns[f"weights/total/{head}"].sum(0)
+        sums["teacher_rewards"] = columns["teacher_rewards"].sum(0)
+        for name in columns:
+            if name.startswith("weights/"):
+                sums[name.replace("weights", "entropy")] = entropy(columns[name]).sum()
+        for head in HEADS:
+            sums[f"_score/{head}"] = (columns[f"weights/total/{head}"] * advantages).sum()
+        sums["_score/oracle"] = advantages.max(1).values.sum()
+        sums["_samples"] = advantages.new_full((), samples)
+        return sums
 
     def read(self) -> dict[str, float]:
         """The means as numbers, vectors as one entry per teacher; starts over.
 
         Of several processes, those over the samples of all.
         """
-        flat = torch.cat([value.reshape(-1) for value in self._sums.values()]) / self.steps
+        sums = self.take()
+        flat = torch.cat([value.reshape(-1) for value in sums.values()]) / sums["_samples"]
         numbers = iter(distributed.mean(flat).tolist())
         means: dict[str, float] = {}
-        for name, value in self._sums.items():
+        for name, value in sums.items():
             if value.ndim == 0:
                 means[name] = next(numbers)
             else:
                 means.update({f"{name}/{teacher}": next(numbers) for teacher in self._teachers})
-        self._sums, self.steps = {}, 0
         scores = agent_score(means)
         return {k: v for k, v in means.items() if not k.startswith("_")} | scores
 
 
-class BreakdownMeter(_Meter):
+class BreakdownMeter(StepSums):
     """Mean weights by class, and by whether the teacher is right, over the steps of an epoch.
-
-    Subscribes to an environment.
 
     Args:
         teachers: Names of the M teachers.
@@ -132,12 +185,30 @@ class BreakdownMeter(_Meter):
     def __init__(
         self, teachers: Sequence[str], num_classes: int, device: torch.device | str
     ) -> None:
-        super().__init__(teachers)
+        super().__init__()
+        self._teachers = list(teachers)
         self._classes = torch.arange(num_classes, device=device)
 
-    def __call__(self, record: StepRecord) -> None:
-        """Takes a step into account."""
-        self._add(breakdown_sums(record, self._classes))
+    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
+        """Sums of both heads' weights, numbers of samples.
+
+        Returns:
+            `class` (2, C, M) with `class/count` (C); `right` and `wrong` (2, M), each with its
+            `count` (M).
+        """
+        weights = torch.stack([columns[f"weights/total/{head}"] for head in HEADS]).float()
+        members = (self._classes.unsqueeze(1) == columns["targets"]).float()
+        right = columns["correct"].float()
+        # Of images without a label nobody knows who is right.
+        wrong = (columns["targets"] != UNKNOWN).unsqueeze(1) * (1 - right)
+        return {
+            "class": members @ weights,
+            "class/count": members.sum(1),
+            "right": (weights * right).sum(1),
+            "right/count": right.sum(0),
+            "wrong": (weights * wrong).sum(1),
+            "wrong/count": wrong.sum(0),
+        }
 
     def read(self) -> dict[str, Any]:
         """Means and numbers of samples by class and by correctness; starts over.
@@ -146,8 +217,7 @@ class BreakdownMeter(_Meter):
             `teachers`; `class` with `count` (C) and both heads (C, M); `right` and `wrong`, each
             with `count` (M) and both heads (M). A mean over no samples is None.
         """
-        sums = {name: distributed.total(value) for name, value in self._sums.items()}
-        self._sums = {}
+        sums = {name: distributed.total(value) for name, value in self.take().items()}
         breakdown: dict[str, Any] = {"teachers": self._teachers}
         for group in ("class", "right", "wrong"):
             count = sums[f"{group}/count"]
@@ -159,33 +229,6 @@ class BreakdownMeter(_Meter):
                 **{head: _numbers(value.tolist()) for head, value in values.items()},
             }
         return breakdown
-
-
-@torch.no_grad()
-def breakdown_sums(record: StepRecord, classes: Tensor) -> dict[str, Tensor]:
-    """What one step adds to a breakdown: sums of both heads' weights, numbers of samples.
-
-    Args:
-        record: The step.
-        classes: All classes (C,), on the record's device.
-
-    Returns:
-        `class` (2, C, M) with `class/count` (C); `right` and `wrong` (2, M), each with its
-        `count` (M).
-    """
-    weights = torch.stack([record.weights.logit, record.weights.feature]).float()
-    members = (classes.unsqueeze(1) == record.targets).float()
-    right = record.correct.float()
-    # Of images without a label nobody knows who is right.
-    wrong = (record.targets != UNKNOWN).unsqueeze(1) * (1 - right)
-    return {
-        "class": members @ weights,
-        "class/count": members.sum(1),
-        "right": (weights * right).sum(1),
-        "right/count": right.sum(0),
-        "wrong": (weights * wrong).sum(1),
-        "wrong/count": wrong.sum(0),
-    }
 
 
 @torch.no_grad()
@@ -201,9 +244,9 @@ def accuracy_by_class(env: MTKDVectorEnv, num_classes: int) -> dict[str, Any]:
     count = torch.zeros_like(right[0])
     for batch in env.splits["test"]():
         teachers = batch.teachers or env.distiller.teachers(batch.inputs)
-        state = env.distiller.examine(replace(batch, teachers=teachers))
+        student = env.distiller.predict(batch.inputs)
         members = (classes.unsqueeze(1) == batch.targets).double()
-        logits = torch.cat([state.student.logits.unsqueeze(0), teachers.logits])
+        logits = torch.cat([student.logits.unsqueeze(0), teachers.logits])
         right += (logits.argmax(-1) == batch.targets).double() @ members.T
         count += members.sum(1)
     total = distributed.total(count)

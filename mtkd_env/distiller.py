@@ -275,20 +275,26 @@ class Distiller:
         return None
 
     @torch.no_grad()
+    def predict(self, inputs: Float[Tensor, "B K H W"]) -> NetworkOutput:
+        """What the student in evaluation mode makes of images, without graph or trace."""
+        student = self.student
+        was_training = student.training
+        _set_mode(student, training=False)
+        with autocast(self.precision, self.device):
+            output: NetworkOutput = student(inputs)
+        _set_mode(student, training=was_training)
+        return output
+
+    @torch.no_grad()
     def examine(self, batch: Batch) -> DistillState:
-        """A batch as the student sees it in evaluation mode, without augmentation, graph or trace.
+        """A batch as the student sees it in evaluation mode, beside its teachers; see `predict`.
 
         Args:
             batch: The batch; it brings the teachers' outputs, feature maps or not.
         """
         assert batch.teachers is not None
-        student = self.student
-        was_training = student.training
-        student.eval()
-        with autocast(self.precision, self.device):
-            output = student(batch.inputs)
-        student.train(was_training)
-        return self._state(batch, StudentView(output, (), ()), batch.teachers, compared=False)
+        view = StudentView(self.predict(batch.inputs), (), ())
+        return self._state(batch, view, batch.teachers, compared=False)
 
     @torch.no_grad()
     def revisit(self, state: DistillState) -> DistillState:
@@ -468,6 +474,16 @@ def _prefer_channels_last(module: nn.Module, inputs: Tensor) -> None:
         module.to(memory_format=torch.contiguous_format)
     for part, training in modes:
         part.training = training
+
+
+def _set_mode(module: nn.Module, *, training: bool) -> None:
+    """Does what `module.train` does, which checks every assignment, as a step has no time for."""
+    parts = [*module.modules()]
+    if all(type(part).train is nn.Module.train and "training" in vars(part) for part in parts):
+        for part in parts:
+            vars(part)["training"] = training
+    else:
+        module.train(training)
 
 
 def _copied_buffers(module: nn.Module) -> dict[str, Tensor]:

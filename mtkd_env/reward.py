@@ -34,7 +34,9 @@ def paper_credit(state: DistillState, distillation: Distillation) -> Float[Tenso
     KL and distance are those of Equ. 2, whatever losses the student is trained with.
     """
     student = state.cross_entropy.detach().unsqueeze(1)
-    return -student - distillation.alpha * state.divergence - distillation.beta * state.distance
+    rewards = -student - distillation.alpha * state.divergence
+    # Without feature terms nobody has compared maps.
+    return rewards - distillation.beta * state.distance if distillation.beta else rewards
 
 
 def alignment_credit(state: DistillState, distillation: Distillation) -> Float[Tensor, "B M"]:
@@ -71,8 +73,10 @@ def aggregate(
     What the authors' released code rewards: one number per sample, no credit per teacher.
     """
     logit = (weights.logit.detach() * state.divergence).sum(1)
-    feature = (weights.feature.detach() * state.distance).sum(1)
-    return -state.cross_entropy.detach() - distillation.alpha * logit - distillation.beta * feature
+    rewards = -state.cross_entropy.detach() - distillation.alpha * logit
+    if not distillation.beta:
+        return rewards
+    return rewards - distillation.beta * (weights.feature.detach() * state.distance).sum(1)
 
 
 def loss_improvement(

@@ -96,7 +96,7 @@ class HeldOutDirection(LabelledDraws, Direction):
         """G, whatever the batch."""
         del state
         batch = self.draw(self._size)
-        return output_layer_gradient(self._distiller.examine(batch).student, batch)
+        return output_layer_gradient(self._distiller.predict(batch.inputs), batch)
 
 
 class RunningMean:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from experiments.benchmarks.shared import make_env
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly
+from mtkd_env.losses import cross_entropy
 from mtkd_env.precision import autocast, widen
 from mtkd_env.terms import Distillation
 from mtkd_env.types import TeacherOutputs
@@ -48,7 +49,7 @@ def floor(
             ensemble(batch.inputs)
         with autocast(config.precision, env.device):
             logits = student(batch.inputs).logits
-        return functional.cross_entropy(widen(logits), batch.targets)
+        return cross_entropy(logits, batch.targets).mean()
 
     return _training(student, loss, config, env.steps_per_epoch, steps)
 
@@ -73,7 +74,7 @@ def stored(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callable
             found = trained(batch.inputs)
         output, maps = (found.output, found.projected) if trained is module else (found, ())
         logits = widen(output.logits)
-        own = functional.cross_entropy(logits, batch.targets)
+        own = cross_entropy(logits, batch.targets).mean()
         return own + _teachers_terms(logits, maps, known, config.distillation)
 
     return _training(trained, loss, config, env.steps_per_epoch, steps)

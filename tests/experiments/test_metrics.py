@@ -15,7 +15,6 @@ from experiments.metrics import (
     EpochMeter,
     agent_score,
     fusion_coefficients,
-    step_means,
 )
 from experiments.running.finite import FiniteWatch, check_module, check_row
 from experiments.running.log import ROWS, open_log, read_rows
@@ -166,10 +165,11 @@ def test_names_are_unique_and_none_is_private() -> None:
     meter = EpochMeter(NAMES)
     env.subscribe(meter)
     Uniform(env).warm_up(1)
-    values = [value.numel() for value in meter._sums.values()]
+    sums = dict(meter.take())
+    Uniform(env).warm_up(1)
     found = meter.read()
-    private = [name for name in step_means(record([[1.0]], [[1.0]])) if name.startswith("_")]
-    assert len(found) == sum(values) - len(private) + 3
+    private = [name for name in sums if name.startswith("_")]
+    assert len(found) == sum(value.numel() for value in sums.values()) - len(private) + 3
     assert not any(name.startswith("_") for name in found)
     added_by_a_run = {"epoch", "lr", "seconds", "test/accuracy", "val/accuracy"}
     assert not added_by_a_run & found.keys()
@@ -192,7 +192,7 @@ def test_metrics_keep_no_graph() -> None:
     meter = EpochMeter(NAMES)
     env.subscribe(meter)
     PolicyGradient(env).learn(1, lambda: None)
-    assert not any(value.requires_grad for value in meter._sums.values())
+    assert not any(value.requires_grad for value in meter.take().values())
 
 
 # What the mean weights are made of.
@@ -289,7 +289,7 @@ def test_a_breakdown_starts_over_and_is_json() -> None:
 
 def test_breakdowns_keep_no_graph() -> None:
     learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
-    assert not any(value.requires_grad for value in meter._sums.values())
+    assert not any(value.requires_grad for value in meter.take().values())
 
 
 @pytest.mark.gpu

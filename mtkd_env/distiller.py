@@ -21,7 +21,7 @@ from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.inference import as_under_no_grad
 from mtkd_env.networks.base import Network
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
-from mtkd_env.optimization import Recipe
+from mtkd_env.optimization import Recipe, forget_gradients
 from mtkd_env.precision import autocast, check_precision, widened
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed, seeded
@@ -127,17 +127,21 @@ class _Evidence(BatchEvidence):
 
     @cached_property
     def distance(self) -> Tensor:
-        return self._compared(losses.feature_mse) if self._mse is None else self._mse.detach()
+        if self._mse is not None:
+            return self._mse.detach()
+        return self._compared(losses.feature_mse, lambda teachers: teachers.whole_maps)
 
     @cached_property
     def similarity(self) -> Tensor:
-        return self._compared(losses.feature_cosine)
+        return self._compared(losses.feature_cosine, lambda teachers: teachers.feature_maps)
 
     @as_under_no_grad
     @torch.no_grad()
-    def _compared(self, compare: Callable[[Maps, Maps], Tensor]) -> Tensor:
+    def _compared(
+        self, compare: Callable[[Maps, Maps], Tensor], maps: Callable[[TeacherOutputs], Maps]
+    ) -> Tensor:
         if self.projected:
-            return compare(self.projected, self._teachers.feature_maps)
+            return compare(self.projected, maps(self._teachers))
         logits = self._teachers.logits
         return logits.new_zeros(logits.shape[1], logits.shape[0], dtype=torch.float32)
 
@@ -266,8 +270,10 @@ class Distiller:
         """
         before = _copied_buffers(self.module)
         state = self.forward(batch)
-        losses = (state.cross_entropy, state.kd, state.feature, state.teacher_cross_entropy)
-        if _finite([*losses, state.divergence, state.distance, state.similarity]):
+        losses = [state.cross_entropy, state.kd, state.feature, state.teacher_cross_entropy]
+        if self.distillation.beta:
+            losses.append(state.distance)
+        if _finite([*losses, state.divergence, state.similarity]):
             return state
         self.skipped += 1
         for name, buffer in self.module.named_buffers():
@@ -344,7 +350,7 @@ class Distiller:
             The terms of the loss before the step.
         """
         total = state.cross_entropy + self.teacher_loss(state, weights)
-        self.optimizer.zero_grad(set_to_none=True)
+        forget_gradients(self.optimizer)
         # Under any precision but fp16 the scaler does nothing.
         self.scaler.scale(total.mean()).backward()
         if not self.optimizer.state:  # In the first step, since the others use the same.
@@ -419,7 +425,7 @@ class Distiller:
         kd = losses.kd_divergence(logits, teachers.logits, temperature, teachers.known)
         known = {"kd": kd}
         if view.projected and "mse" in feature_terms:
-            known["mse"] = losses.feature_mse(view.projected, teachers.feature_maps)
+            known["mse"] = losses.feature_mse(view.projected, teachers.whole_maps)
         inputs = TermInputs(
             logits=logits,
             projected=view.projected,

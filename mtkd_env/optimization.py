@@ -160,6 +160,13 @@ class Recipe(Options):
         ]
 
 
+def forget_gradients(optimizer: Optimizer) -> None:
+    """Does what `zero_grad` does, without its records, which take longer than a small step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
 def _exempt(module: nn.Module) -> Iterator[str]:
     """Names of parameters that DeiT's practice, like timm's, spares the weight decay."""
     for name, parameter in module.named_parameters():

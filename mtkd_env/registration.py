@@ -205,6 +205,7 @@ def _assembled(parts: Parts, progress: Progress) -> Assembly:
     check_teacher_precision(computing.for_teachers, device)
     images = load_images(data, parts.teachers)
     parts = replace(parts, env=parts.env.resolved(complete=images.complete))
+    store = parts.teachers.store.resolved(compared=parts.distillation.beta > 0)
     # What cannot be made or learn is known before the teachers, who may take days.
     check_labels(images, data, parts.distillation)
     student_maker(images.data, parts.student)(seed=0)
@@ -215,9 +216,9 @@ def _assembled(parts: Parts, progress: Progress) -> Assembly:
         mixing=data.mixing,
         view_set=data.view_set,
     )
-    check_store(parts.teachers.store, stream)
+    check_store(store, stream)
     pool, fidelities = prepare_teachers(
-        parts.teachers,
+        replace(parts.teachers, store=store),
         images,
         stream,
         val_fraction=data.val_fraction,

@@ -62,7 +62,7 @@ LOGIT_TERMS: Mapping[str, Term] = {
 }
 
 FEATURE_TERMS: Mapping[str, Term] = {
-    "mse": lambda c: losses.feature_mse(c.projected, c.teachers.feature_maps),
+    "mse": lambda c: losses.feature_mse(c.projected, c.teachers.whole_maps),
     "nd": lambda c: losses.norm_direction(c.embedded, c.teachers.features, c.directions, c.targets),
 }
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from mtkd_env.errors import ConfigError
+
 # Stands for the class of an image whose label is hidden or was never there.
 UNKNOWN = -1
 
@@ -78,6 +80,8 @@ class TeacherOutputs:
         logits: Class scores of every teacher.
         features: One (B, D_m) tensor per teacher; widths may differ.
         feature_maps: One (B, K_m, H_m, W_m) tensor per teacher.
+        averaged: Whether the maps are their means over the pixels, H and W are 1; see
+            `whole_maps`.
         known: Which classes each teacher knows; all of them if it is None. The others have
             `UNKNOWN_LOGIT`.
     """
@@ -86,6 +90,21 @@ class TeacherOutputs:
     features: tuple[Tensor, ...]
     feature_maps: tuple[Tensor, ...]
     known: Known = None
+    averaged: bool = False
+
+    @property
+    def whole_maps(self) -> tuple[Tensor, ...]:
+        """The feature maps, for whoever looks at their pixels.
+
+        Raises:
+            ConfigError: A store has kept only their means.
+        """
+        if self.averaged:
+            raise ConfigError(
+                "teachers.store.maps: expected true, because whole feature maps are looked at; by "
+                "default a store keeps their means alone where distillation.beta is 0"
+            )
+        return self.feature_maps
 
     def take(self, rows: slice | Tensor) -> "TeacherOutputs":
         """What they know of some of the images."""

@@ -95,6 +95,7 @@ def prepare_teachers(
             batch_size=together * stream.local_batch_size,
             folder=store_folder(cache, about) if spec.store.place == "disk" else None,
         )
+        progress.note(f"store of teacher outputs, when full: {_sizes(store.sizes)}")
         stream.teaching = StoredTeachers(store)
     elif together > 1:
         stream.teaching = PrefetchedTeachers(pool.ensemble, together)
@@ -133,6 +134,10 @@ def _quantize(
     )
 
 
+def _sizes(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in sizes.items())
+
+
 def _about(
     pool: TeacherPool, images: TrainingSet, view_set: ViewSet, spec: StoreSpec
 ) -> Mapping[str, Any]:
@@ -146,6 +151,7 @@ def _about(
         # How many are seen in turn does not count: the first ones are always the same.
         "views": "all" if view_set.count is None else view_set.seed,
         "dtype": spec.dtype,
+        **({"maps": "means"} if spec.maps is False else {}),
         **({"classes": pool.ensemble.classes} if pool.ensemble.classes else {}),
         **({"inputs": inputs} if (inputs := pool.ensemble.inputs) else {}),
     }

@@ -54,6 +54,8 @@ class StoreSpec(Options):
         place: none; host (memory), device (memory), or disk: files in the cache, which all runs
             share.
         dtype: float16, or float32 for exactly what the teachers say.
+        maps: Whether feature maps are kept whole, which are most of it: by default where β is not
+            0. Else their means over the pixels are, which observations and fusions do with.
         max_bytes: Largest size of the store; one that could outgrow it is refused.
 
     Raises:
@@ -62,6 +64,7 @@ class StoreSpec(Options):
 
     place: str = NOWHERE
     dtype: str = "float16"
+    maps: bool | None = None
     max_bytes: int = 4 * 2**30
 
     def __post_init__(self) -> None:
@@ -73,6 +76,14 @@ class StoreSpec(Options):
     def __bool__(self) -> bool:
         """Whether anything is kept."""
         return self.place != NOWHERE
+
+    def resolved(self, *, compared: bool) -> "StoreSpec":
+        """The same with what was left open chosen.
+
+        Args:
+            compared: Whether the student's map is compared with the teachers'.
+        """
+        return replace(self, maps=compared) if self.maps is None else self
 
 
 class RowLayout:
@@ -87,11 +98,12 @@ class RowLayout:
         shapes: Shape of every part of a row.
         width: Numbers in a row.
         begin_of_maps: Numbers in a row before its maps.
+        kinds: Numbers in a row of every kind, by its name.
     """
 
     def __init__(self, outputs: TeacherOutputs) -> None:
         teachers, _, classes = outputs.logits.shape
-        self._teachers, self._known = teachers, outputs.known
+        self._teachers, self._known, self._averaged = teachers, outputs.known, outputs.averaged
         self.shapes: list[tuple[int, ...]] = [
             (teachers, classes),
             *((feature.shape[1],) for feature in outputs.features),
@@ -99,6 +111,11 @@ class RowLayout:
         ]
         self.width = sum(map(prod, self.shapes))
         self.begin_of_maps = sum(map(prod, self.shapes[: 1 + teachers]))
+        self.kinds = {
+            "logits": prod(self.shapes[0]),
+            "features": self.begin_of_maps - prod(self.shapes[0]),
+            "means of maps" if outputs.averaged else "maps": self.width - self.begin_of_maps,
+        }
 
     def pack(self, outputs: TeacherOutputs) -> Float[Tensor, "B W"]:
         """One row for each image."""
@@ -119,6 +136,7 @@ class RowLayout:
             features=tuple(others[: self._teachers]),
             feature_maps=tuple(one.permute(0, 3, 1, 2) for one in maps),
             known=self._known,
+            averaged=self._averaged,
         )
 
 
@@ -272,8 +290,8 @@ class TeacherStore:
         folder: Path | None = None,
     ) -> None:
         self._teachers, self._views, self._batch_size = teachers, views, batch_size
-        self._dtype = DTYPES[spec.dtype]
-        self._layout = RowLayout(teachers(next(self._images([torch.zeros(1, dtype=torch.int64)]))))
+        self._dtype, self._whole = DTYPES[spec.dtype], spec.maps is not False
+        self._layout = RowLayout(self._ask(next(self._images([torch.zeros(1, dtype=torch.int64)]))))
         self.computed = 0
         kept = _views_of_an_image(views)
         assert kept is not None
@@ -353,9 +371,22 @@ class TeacherStore:
         """Lets other processes have what was computed since the last call."""
         self._rows.publish()
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of a full store of every kind, by its name."""
+        numbers = self.nbytes // self._layout.width
+        return {kind: numbers * width for kind, width in self._layout.kinds.items()}
+
+    def _ask(self, inputs: Float[Tensor, "B K H W"]) -> TeacherOutputs:
+        outputs = self._teachers(inputs)
+        if self._whole:
+            return outputs
+        means = tuple(one.mean((2, 3), keepdim=True) for one in outputs.feature_maps)
+        return replace(outputs, feature_maps=means, averaged=True)
+
     def _compute(self, inputs: Float[Tensor, "B K H W"], count: int) -> Tensor:
         """Rows of the first so many images."""
-        exact = self._layout.pack(self._teachers(inputs))[:count]
+        exact = self._layout.pack(self._ask(inputs))[:count]
         rows = exact.to(self._dtype)
         if bool((rows.isinf() & exact.isfinite()).any()):
             raise ConfigError(

@@ -103,7 +103,7 @@ def feature_gradients(state: DistillState) -> Float[Tensor, "M N"]:
     what a mean over the batch leaves of it is mostly noise.
     """
     rows = []
-    for ours, theirs in zip(state.projected, state.teachers.feature_maps, strict=True):
+    for ours, theirs in zip(state.projected, state.teachers.whole_maps, strict=True):
         distance = losses.feature_mse((ours,), (theirs,)).sum()
         (gradient,) = torch.autograd.grad(distance, state.student.feature_map, retain_graph=True)
         rows.append(gradient.float().flatten())

@@ -51,7 +51,7 @@ class MetaWeights(nn.Module):
     def forward(self, state: DistillState) -> TeacherWeights:
         """Weights with their graph; none reaches the student."""
         logits = [*state.teachers.scores, state.student.logits.detach()]
-        maps = [*state.teachers.feature_maps, state.student.feature_map.detach()]
+        maps = [*state.teachers.whole_maps, state.student.feature_map.detach()]
         rows = torch.cat([gram_rows(one) for one in maps], dim=1)
         return TeacherWeights(
             logit=self.logit(torch.cat(logits, dim=1).float()).softmax(1),

@@ -25,7 +25,15 @@ from mtkd_env.teachers.store import (
     store_folder,
 )
 from mtkd_env.types import Batch, TeacherOutputs
-from tiny import NUM_ENVS, make_tiny_distiller, make_tiny_env, teachers, training_set
+from tiny import (
+    CLASSES,
+    NUM_ENVS,
+    TEACHERS,
+    make_tiny_distiller,
+    make_tiny_env,
+    teachers,
+    training_set,
+)
 
 IMAGES = 19
 STEPS = IMAGES // NUM_ENVS
@@ -444,3 +452,39 @@ def test_images_in_files_bring_what_the_teachers_say_of_their_views(tmp_path: Pa
     fresh = data.stream(data.train, batch_size=4, device="cpu", seed=0)
     with pytest.raises(ConfigError, match=r"where data\.views says how many"):
         check_store(EXACT, fresh)
+
+
+# Without whole maps.
+
+
+@places
+def test_means_of_maps_are_enough_for_what_is_observed(place: str, tmp_path: Path) -> None:
+    whole, means = (make_store(tmp_path, TWO, place=place, maps=maps) for maps in (True, False))
+    assert means.nbytes < whole.nbytes
+    env = make_tiny_env(batches=make_stream(TWO), beta=0.0)
+    env.reset(seed=0)
+    batch = env.state.batch
+    keys = whole.keys(batch.index, torch.zeros_like(batch.index))
+    found = []
+    for store in (whole, means):
+        store.fill(keys)
+        state = env.distiller.imagine(batch, store.take(keys), {})
+        found.append(state.similarity)
+    torch.testing.assert_close(*found)
+    with pytest.raises(ConfigError, match=r"teachers\.store\.maps: expected true"):
+        _ = state.distance
+
+
+@pytest.mark.parametrize("maps", [True, False])
+def test_sizes_by_kind_are_those_of_the_whole(maps: bool, tmp_path: Path) -> None:
+    store = make_store(tmp_path, TWO, maps=maps)
+    assert sum(store.sizes.values()) == store.nbytes
+    assert store.sizes["logits"] == 2 * IMAGES * len(TEACHERS) * CLASSES * 4
+
+
+def test_maps_are_kept_whole_where_they_are_compared() -> None:
+    assert [StoreSpec().resolved(compared=compared).maps for compared in (True, False)] == [
+        True,
+        False,
+    ]
+    assert StoreSpec(maps=True).resolved(compared=False).maps

@@ -51,14 +51,23 @@ class History(Generic[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         """The steps as they are learned from; observations are made one by one."""
-        for step in self.steps:
-            known: Any = step
-            yield replace(known, observation=self._env.recall(known.observation))
+        return map(self._recalled, self.steps)
 
-    def at_once(self) -> Iterable[Step]:
-        """The steps as they are learned from, for several passes: made once if they fit."""
+    def drained(self) -> Iterable[Step]:
+        """The steps as they are learned from, for several passes before they are forgotten.
+
+        They are made once and take the place of what was kept, unless that would be too much.
+        """
         width = self._env.observer.width * self._env.num_envs * torch.float32.itemsize
-        return list(self) if width * len(self) <= self._max_bytes else self
+        if width * len(self) > self._max_bytes:
+            return self
+        steps, self.steps = self.steps[::-1], []
+        return [self._recalled(steps.pop()) for _ in range(len(steps))]
+
+    def _recalled(self, step: Step) -> Step:
+        known: Any = step
+        recalled: Step = replace(known, observation=self._env.recall(known.observation))
+        return recalled
 
     @property
     def full(self) -> bool:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, optim
 
 from mtkd_env import distributed
+from mtkd_env.optimization import forget_gradients
 
 # Fused: of networks this small, a step is as many calls as there are operations.
 OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {
@@ -55,7 +56,7 @@ def descend(optimizer: optim.Optimizer, losses: Iterable[Float[Tensor, ""]]) -> 
     Of several processes, by the mean of their gradients. If the losses are made one by one, one
     graph is in memory at a time.
     """
-    optimizer.zero_grad(set_to_none=True)
+    forget_gradients(optimizer)
     for loss in losses:
         loss.backward()
     distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])

@@ -41,7 +41,7 @@ from mtkd_env.observation import RelativeObserver
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.shared_policy import SharedPolicy
-from mtkd_env.types import TeacherWeights
+from mtkd_env.types import DistillState, TeacherWeights
 
 # What a history may take unless it is told otherwise.
 HISTORY_BYTES = 64 * 2**20
@@ -89,7 +89,7 @@ def policy_gradient_loss(
     exact: nothing is sampled, and no baseline is needed. The paper prints a minus sign before
     the learning rate and describes an ascent; this follows the text.
     """
-    return -((weights.logit + weights.feature) * advantages).sum(1).mean()
+    return ((weights.logit + weights.feature) * advantages).sum() / -len(advantages)
 
 
 def bce_ones_loss(weights: TeacherWeights, advantages: Float[Tensor, "B M"]) -> Float[Tensor, ""]:
@@ -133,13 +133,12 @@ LOSSES: Mapping[str, Callable[[TeacherWeights, Tensor], Tensor]] = {
 
 def entropy(weights: Float[Tensor, "B M"]) -> Float[Tensor, " B"]:
     """Entropy of each row of weights [nats]; rows may hold zeros, where its gradient is finite."""
-    smallest = torch.finfo(weights.dtype).tiny
-    return -(weights * weights.clamp(min=smallest).log()).sum(1)
+    return torch.special.entr(weights.clamp(min=torch.finfo(weights.dtype).tiny)).sum(1)
 
 
 def mean_entropy(weights: TeacherWeights) -> Float[Tensor, ""]:
     """Entropy of the weights, summed over the heads, mean over the batch [nats]."""
-    return (entropy(weights.logit) + entropy(weights.feature)).mean()
+    return entropy(torch.cat([weights.logit, weights.feature], dim=1)).mean()
 
 
 def prior_divergence(weights: TeacherWeights) -> Float[Tensor, ""]:
@@ -147,12 +146,11 @@ def prior_divergence(weights: TeacherWeights) -> Float[Tensor, ""]:
 
     The entropy bonus is the same for a prior of equal weights, but for a constant.
     """
-    prior = weights.parts[PRIOR]
-    total = torch.zeros((), device=weights.logit.device)
-    for own, before in ((weights.logit, prior.logit), (weights.feature, prior.feature)):
-        cross = -(own * before.clamp(min=SMALLEST_PRIOR).log()).sum(1)
-        total = total + (cross - entropy(own)).mean()
-    return total
+    own, prior = (
+        torch.cat([pair.logit, pair.feature], dim=1) for pair in (weights, weights.parts[PRIOR])
+    )
+    cross = -(own * prior.clamp(min=SMALLEST_PRIOR).log()).sum(1)
+    return (cross - entropy(own)).mean()
 
 
 @dataclass(frozen=True)
@@ -343,14 +341,23 @@ class LearningAgent(PolicyAgent, Generic[Step]):
 
     def label_losses(self) -> Iterator[Float[Tensor, ""]]:
         """What labelled images add to the loss of a step of the optimiser; nothing without λ."""
+        if (labelled := self.look_at_labelled()) is not None:
+            state, observation = labelled
+            yield self.label_loss(state, generated_weights(self.policy(observation)))
+
+    def look_at_labelled(self) -> tuple[DistillState, Tensor] | None:
+        """Labelled images drawn anew, and what the policy sees of them; nothing without λ."""
         if not self.settings.likelihood:
-            return
-        env = self.env
-        state = env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
-        generated = generated_weights(self.policy(env.look(state)))
-        weights = env.fusion.fuse(generated, env.fusion.evidence(state))
+            return None
+        state = self.env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
+        return state, self.env.look(state)
+
+    def label_loss(self, state: DistillState, generated: TeacherWeights) -> Float[Tensor, ""]:
+        """Minus λ times the likelihood of labelled images under generated weights."""
+        fusion = self.env.fusion
+        weights = fusion.fuse(generated, fusion.evidence(state))
         found = mixture_log_likelihood(weights.logit, state.teacher_cross_entropy)
-        yield -self.settings.likelihood * found.mean()
+        return -self.settings.likelihood * found.mean()
 
     @property
     def updates(self) -> int:
@@ -483,18 +490,30 @@ class PolicyGradient(LearningAgent[Transition]):
     def learn_from(self, history: History[Transition]) -> None:
         """Passes over the steps in their order, one step of the optimiser for each (Equ. 7)."""
         settings = self.settings
-        steps: Iterable[Transition] = history.at_once() if settings.passes > 1 else history
+        steps: Iterable[Transition] = history.drained() if settings.passes > 1 else history
         old: Iterable[TeacherWeights | None] = repeat(None)
         if settings.loss == "clipped":
             # The policy is still the one that acted; after a warm-up it is as if it had.
             old = [generated_weights(self.act(known.observation)) for known in steps]
         for _ in range(settings.passes):
             for known, before in zip(steps, old, strict=False):
-                generated = generated_weights(self.policy(known.observation))
-                loss = self._loss(generated, known, before)
-                if settings.entropy_coef:
-                    loss = loss - settings.entropy_coef * mean_entropy(generated)
-                descend(self.optimizer, [loss, *self.label_losses()])
+                descend(self.optimizer, [self._whole_loss(known, before)])
+
+    def _whole_loss(self, known: Transition, before: TeacherWeights | None) -> Float[Tensor, ""]:
+        """The loss of a step, with its bonus and that of labelled images."""
+        settings, labelled = self.settings, self.look_at_labelled()
+        if labelled is None:
+            generated = generated_weights(self.policy(known.observation))
+        else:
+            # Both in one pass: of a network this small, two would take twice as long.
+            state, observation = labelled
+            rows = len(known.observation), len(observation)
+            both = self.policy(torch.cat([known.observation, observation])).split(rows)
+            generated, of_labelled = map(generated_weights, both)
+        loss = self._loss(generated, known, before)
+        if settings.entropy_coef:
+            loss = loss - settings.entropy_coef * mean_entropy(generated)
+        return loss if labelled is None else loss + self.label_loss(state, of_labelled)
 
     def _loss(
         self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None

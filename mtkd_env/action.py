@@ -104,10 +104,17 @@ def fuse(
     """
     columns = [PARTS.index(name) for name in parts]
     logit, feature = (
-        [getattr(part, head) * row[k] for k, part in zip(columns, parts.values(), strict=True)]
+        [
+            _scaled(getattr(part, head), row[k])
+            for k, part in zip(columns, parts.values(), strict=True)
+        ]
         for head, row in zip(("logit", "feature"), coefficients, strict=True)
     )
     return TeacherWeights(reduce(torch.add, logit), reduce(torch.add, feature), parts)
+
+
+def _scaled(weights: Float[Tensor, "B M"], factor: Tensor | float) -> Float[Tensor, "B M"]:
+    return weights if isinstance(factor, float) and factor == 1 else weights * factor
 
 
 def with_prior(prior: TeacherWeights, generated: TeacherWeights) -> TeacherWeights:
@@ -115,14 +122,10 @@ def with_prior(prior: TeacherWeights, generated: TeacherWeights) -> TeacherWeigh
 
     The product of both, divided by its sum. At action 0 it is the prior, but for `SMALLEST_PRIOR`.
     """
+    before, own = (torch.stack([pair.logit, pair.feature]) for pair in (prior, generated))
     smallest = torch.finfo(torch.float32).tiny
-    logit, feature = (
-        (before.clamp(min=SMALLEST_PRIOR).log() + own.clamp(min=smallest).log()).softmax(1)
-        for before, own in (
-            (prior.logit, generated.logit),
-            (prior.feature, generated.feature),
-        )
-    )
+    logs = before.clamp(min=SMALLEST_PRIOR).log() + own.clamp(min=smallest).log()
+    logit, feature = logs.softmax(2).unbind()
     return TeacherWeights(logit, feature, {"generator": generated, PRIOR: prior})
 
 

@@ -130,10 +130,12 @@ def kd_divergence(
         temperature: Softening T > 0; T² keeps the gradient scale of T = 1.
         known: Which classes each teacher knows.
     """
-    log_q = functional.log_softmax(of_known(widen(student), known) / temperature, dim=-1)
-    log_p = functional.log_softmax(widen(teachers) / temperature, dim=-1)
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return temperature**2 * divergence.transpose(0, 1)
+    log_q, log_p = (
+        functional.log_softmax(logits if temperature == 1 else logits / temperature, dim=-1)
+        for logits in (of_known(widen(student), known), widen(teachers))
+    )
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1).transpose(0, 1)
+    return divergence if temperature == 1 else temperature**2 * divergence
 
 
 def kd_pull(
@@ -218,6 +220,13 @@ def feature_cosine(
     # Lengths of at least 1e-8, so that a map without any value is like nothing.
     first, second = (square.clamp(min=1e-16).rsqrt() for square in squares)
     return inner * first * second
+
+
+def prediction_cosine(
+    first: Float[Tensor, "*#B C"], second: Float[Tensor, "*#B C"]
+) -> Float[Tensor, "..."]:
+    """Cosine of predictions, which are distributions and so never zero."""
+    return (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1))
 
 
 def _pearson_distance(

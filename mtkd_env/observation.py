@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-from torch.nn import functional
 
 from mtkd_env import distributed, losses
 from mtkd_env.errors import ConfigError, check_shape
@@ -397,7 +396,7 @@ class LabelFreeObserver(Observer):
             losses.predictive_entropy(logits, known),
             (losses.teacher_cross_entropy(logits, pseudo, known) / 4).clamp(max=CLIP),
             (losses.kd_divergence(student, logits, 1.0, known) / 4).clamp(max=CLIP),
-            functional.cosine_similarity(probabilities, own.unsqueeze(1), dim=-1),
+            losses.prediction_cosine(probabilities, own.unsqueeze(1)),
         ]
         blocks = torch.cat([probabilities, torch.stack(per_teacher, dim=-1)], dim=-1)
         gap = losses.cross_entropy(student, pseudo).clamp(max=CLIP).unsqueeze(1)
@@ -545,7 +544,7 @@ def _beside_others(
         "student_probability": _at(own, top),
         "mean_divergence": to_mean.sum(-1).T / 4,
         "student_divergence": (apart / 4).clamp(max=CLIP),
-        "student_similarity": functional.cosine_similarity(probabilities, own, dim=-1).T,
+        "student_similarity": losses.prediction_cosine(probabilities, own).T,
         "mean_entropy": _entropy_share(mean.log().unsqueeze(0)),
         "student_entropy": _entropy_share(student.unsqueeze(0)),
     }

@@ -9,13 +9,14 @@ from dataclasses import replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import RandomNumbers
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
+from mtkd_env.teachers.store import RowLayout
 from mtkd_env.types import Batch, TeacherOutputs
 
 # With every label there, so many are enough to learn or to be paid by, and fit into memory.
@@ -72,6 +73,23 @@ class ReferenceImages:
             ),
         )
 
+    @cached_property
+    def _rows(self) -> tuple[RowLayout, Tensor]:
+        """What the teachers say of the labelled images, side by side."""
+        teachers = self.labelled.teachers
+        assert teachers is not None
+        layout = RowLayout(teachers)
+        return layout, layout.pack(teachers)
+
+    def take(self, positions: Int64[Tensor, " N"]) -> Batch:
+        """Some of the labelled images."""
+        known, (layout, rows) = self.labelled, self._rows
+        inputs, targets, index, outputs = (
+            part.index_select(0, positions)
+            for part in (known.inputs, known.targets, known.index, rows)
+        )
+        return Batch(inputs, targets, index, teachers=layout.unpack(outputs))
+
     @property
     def class_probabilities(self) -> Float[Tensor, "M C"]:
         """P_m: every teacher's mean probabilities over all of the student's images."""
@@ -123,14 +141,7 @@ class LabelledDraws(RandomNumbers):
         if count <= size:
             return known
         drawn = torch.randperm(count, generator=self.generator)[:size]
-        drawn = drawn.to(known.targets.device, non_blocking=True)
-        assert known.teachers is not None
-        return Batch(
-            inputs=known.inputs[drawn],
-            targets=known.targets[drawn],
-            index=known.index[drawn],
-            teachers=known.teachers.take(drawn),
-        )
+        return self._reference.take(drawn.to(known.targets.device, non_blocking=True))
 
 
 def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

@@ -25,10 +25,13 @@ from experiments.training import BREAKDOWN, CHOSEN_BY, Progress, Training
 from mtkd_env import Assembly, assemble
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import name_in_path
+from mtkd_env.files import cache_folder, name_in_path
 from mtkd_env.imports import Trust, name_of, trust_of
+from mtkd_env.registration import load_images
 from mtkd_env.seeding import derive_seed
 from mtkd_env.student import FILES, StudentDescription, save_student
+from mtkd_env.teachers import TeacherPool, build_pool
+from mtkd_env.teachers.pool import PoolProgress
 
 # Of the tables: accuracies are on the test split.
 METRIC = "test accuracy"
@@ -101,6 +104,17 @@ def build(config: ExperimentConfig, progress: Progress) -> Assembly:
     """Data, teachers, student and environment of a configuration."""
     set_threads(config)
     return assemble(**config.parts, progress=progress)
+
+
+def train_teachers(config: ExperimentConfig, progress: PoolProgress) -> TeacherPool:
+    """The teachers of a configuration; trains and keeps those that are not in the cache."""
+    return build_pool(
+        config.teachers,
+        load_images(config.data, config.teachers),
+        device=prepare_device(config),
+        cache=cache_folder(config.cache),
+        progress=progress,
+    )
 
 
 def run_experiment(

@@ -14,6 +14,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,7 @@ from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import write_text
 
-COMMAND = (
-    sys.executable,
-    "-c",
-    "import sys; from experiments.command import main; sys.exit(main())",
-)
+COMMAND = (sys.executable, "-m", "experiments.command")
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
 # The longest that a check may take [s].
@@ -97,7 +94,7 @@ class Checks:
         ]
         self.all: dict[str, Callable[[], Any]] = {
             "tests": self.tests,
-            **{name: lambda name=name: self.steps(name) for name in POOLS},  # type: ignore[misc] # bound now
+            **{name: partial(self.steps, name) for name in POOLS},
             "memory": self.memory,
             "resumed": self.resumed,
             "two processes": self.two_processes,
@@ -115,14 +112,10 @@ class Checks:
 
     def steps(self, pool: str) -> dict[str, Any]:
         """What a step takes, and an epoch of CIFAR's size."""
-        path = self._folder / f"{pool}.json"
-        flags = ["--methods", "pg", "--rounds", "1" if self._quick else "5", "--json", str(path)]
-        variants = [] if self._quick else [f"{name}={flags}" for name, flags in VARIANTS.items()]
-        for variant in variants:
-            flags += ["--variant", variant]
-        command = ["benchmark", "--what", "step", *flags, *self._flags(pool)]
-        finished(started(*COMMAND, *command))
-        found = json.loads(path.read_text(encoding="utf-8"))
+        variants = {} if self._quick else VARIANTS
+        flags = [f"--variant={name}={own}" for name, own in variants.items()]
+        flags += ["--rounds", "1" if self._quick else "5"]
+        found = self._benchmark("step", pool, *flags)
         clock = next(iter(found["methods"]["aver"]))
         rows = {}
         for name, method in found["methods"].items():
@@ -138,10 +131,7 @@ class Checks:
 
     def memory(self) -> dict[str, Any]:
         """The most memory that a training takes."""
-        path = self._folder / "memory.json"
-        flags = ["--methods", "pg", "--rounds", "1", "--epochs", "1", "--json", str(path)]
-        finished(started(*COMMAND, "benchmark", "--what", "memory", *flags, *self._flags("small")))
-        methods = json.loads(path.read_text(encoding="utf-8"))["methods"]
+        methods = self._benchmark("memory", "small", "--rounds", "1", "--epochs", "1")["methods"]
         return {
             name: {"peak MB": round(one["bytes"]["peak"] / 1e6)} for name, one in methods.items()
         }
@@ -172,6 +162,14 @@ class Checks:
         for process in [started(*COMMAND, *flags, "--seed", str(seed)) for seed in range(2)]:
             finished(process)
         return f"{time.perf_counter() - began:.1f} s for both"
+
+    def _benchmark(self, what: str, pool: str, *flags: str) -> dict[str, Any]:
+        """All numbers of a benchmark of equal weights and `pg`."""
+        path = self._folder / f"{what}_{pool}.json"
+        own = ["--what", what, "--methods", "pg", "--json", str(path), *flags]
+        finished(started(*COMMAND, "benchmark", *own, *self._flags(pool)))
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
 
     def _flags(self, pool: str) -> list[str]:
         student, names = POOLS[pool if not self._quick else "small"]

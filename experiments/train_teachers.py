@@ -17,16 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, console
-from experiments.experiment import prepare_device
+from experiments.experiment import train_teachers
 from experiments.running.failures import program
 from mtkd_env.files import cache_folder
-from mtkd_env.registration import load_images
-from mtkd_env.teachers import TeacherPool, build_pool
+from mtkd_env.teachers import TeacherPool
 
 
 def train(config: ExperimentConfig, out: Console) -> TeacherPool:
     """Finds or trains the teachers of a configuration; losses go to TensorBoard."""
-    images = load_images(config.data, config.teachers)
     folder = Path(config.output) / "teachers" / "tensorboard"
     with SummaryWriter(str(folder)) as writer, closing(ConsoleProgress(out)) as progress:
 
@@ -34,13 +32,7 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
             progress.teacher(name, epoch, epochs, loss)
             writer.add_scalar(f"{name}/cross_entropy", loss, epoch)
 
-        return build_pool(
-            config.teachers,
-            images,
-            device=prepare_device(config),
-            cache=cache_folder(config.cache),
-            progress=report,
-        )
+        return train_teachers(config, report)
 
 
 def pool_table(pool: TeacherPool) -> Table:

@@ -19,13 +19,12 @@ from experiments.config import (
 )
 from experiments.console import draw_curves
 from experiments.executors import Task
-from experiments.experiment import Result, prepare_device, run_experiment
+from experiments.experiment import Result, run_experiment, train_teachers
 from experiments.running.log import read_rows
 from experiments.training import Progress
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder, path_or_name, user_path
 from mtkd_env.registration import load_images
-from mtkd_env.teachers import build_pool
 
 # Seeds of the data that are the pool's where nobody has said others.
 LABEL_SEEDS = ("labelled_seed", "label_noise_seed")
@@ -146,7 +145,6 @@ def _pool_task(config: ExperimentConfig, log: Path, several: bool) -> Task:
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:
     """Trains the teachers that are not in the cache; a run then finds them all there."""
-    images = load_images(config.data, config.teachers)
     with log.open("w", encoding="utf-8") as file:
 
         def note(name: str, epoch: int, epochs: int, loss: float) -> None:
@@ -154,10 +152,4 @@ def _train_teachers(config: ExperimentConfig, log: Path) -> None:
             file.write(json.dumps(row) + "\n")
             file.flush()
 
-        build_pool(
-            config.teachers,
-            images,
-            device=prepare_device(config),
-            cache=cache_folder(config.cache),
-            progress=note,
-        )
+        train_teachers(config, note)

@@ -16,19 +16,8 @@ PLOT_WIDTH, PLOT_HEIGHT, LABEL_HEIGHT = 5.6, 3.1, 0.17
 
 # Okabe and Ito without black and yellow, then dark colours of Tol's.
 METHOD_COLOURS = (
-    "#0072b2",
-    "#d55e00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#e69f00",
-    "#332288",
-    "#882255",
-    "#117733",
-    "#999933",
-    "#661100",
-    "#aa4499",
-    "#44aa99",
+    *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
+    *("#332288", "#882255", "#117733", "#999933", "#661100", "#aa4499", "#44aa99"),
 )
 # Methods that everything is measured against have the same colour on every page.
 FIXED_COLOURS = {BASELINE: "#000000", "none": "#777777"}

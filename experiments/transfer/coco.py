@@ -104,20 +104,14 @@ class CocoSplit:
             ConfigError: A segmentation that no mask can be made of.
         """
         image = self.images[position]
-        usable = self._usable(image)
-        target = self._target(usable, image, masks=masks)
+        target = self._target(self._usable(image), image, masks=masks)
         target["boxes"] = clip_boxes_to_image(target["boxes"], (image["height"], image["width"]))
         return target
 
     def truth(self, position: int, *, masks: bool) -> Target:
         """What a detector is judged by: everything, with COCO's marks of crowds and its areas.
 
-        Args:
-            position: Position of the image.
-            masks: Whether there are to be masks.
-
-        Raises:
-            ConfigError: A segmentation that no mask can be made of.
+        Arguments and errors are those of `target`.
         """
         image = self.images[position]
         found = self.annotations[image["id"]]

@@ -83,7 +83,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     monkeypatch.setattr(comparison_report, "draw_comparison", lambda *_: None)
     monkeypatch.setattr(comparison_tasks, "run_experiment", run)
-    monkeypatch.setattr(comparison_tasks, "build_pool", pool)
+    monkeypatch.setattr("experiments.experiment.build_pool", pool)
     monkeypatch.setattr(comparison_tasks, "draw_curves", draw)
     monkeypatch.setattr(compare, "LocalExecutor", executor)
     return seen

@@ -3,7 +3,7 @@
 - `base.py`: what every agent can do, and the warm-up.
 - `policy_gradient.py`: the paper's agent `pg`, Equ. 7 and Algorithms 1-2; the loop of all learners.
 - `reinforce.py` with `distributions.py`, `dpg.py`: `reinforce` and `dpg` in the same loop.
-- `history.py`: what learners keep between two updates; `learning.py`: optimisers, random numbers.
+- `history.py`: what learners keep between two updates; `learning.py`: optimisers.
 - `fixed.py`: `uniform` and `oracle`, which learn nothing; `weighting.py`: classical weightings.
 - `sb3.py`: any algorithm of Stable-Baselines3 or sb3-contrib; with
   `policies.py` (shared by the teachers), `sb3_state.py` (checkpoints), `ars.py`, `callbacks.py`,

@@ -62,6 +62,20 @@ def seeded(seed: int) -> Iterator[None]:
         torch.set_rng_state(state)
 
 
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """The same for Python's and NumPy's global generators too, which a user's program may use."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002 - other programs draw from it
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - as above
+    try:
+        with seeded(seed):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002 - as above
+
+
 def random_states() -> dict[str, Any]:
     """States of Python's, NumPy's and torch's global generators, as a checkpoint can hold them."""
     legacy = np.random.get_state()  # noqa: NPY002 - Stable-Baselines3 draws from it

@@ -62,9 +62,11 @@ class DataSpec(Options):
         dataset: Name of a dataset. Or one's own: a map-style torch Dataset of
             (image, label), of which test_fraction takes the test images; a dict of such for train,
             test and val; or a class or function that gives either, as `module:name` or as an
-            object. It is read into memory, once.
+            object. It is read into memory, once; if it draws its images at random, those to train
+            on are read again whenever they are seen.
         arguments: Keyword arguments of the dataset, such as path for npz; those of one's own class
-            or function, or name, flip, crop_padding and num_classes of images that are there.
+            or function, or name, flip, crop_padding, num_classes and workers of images that are
+            there.
         batch_size: B, images in a batch; also the number of sub-environments.
         val_fraction: Share of the (labelled) training images to hold out for choices, the split
             val.

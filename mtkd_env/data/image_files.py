@@ -27,10 +27,9 @@ from mtkd_env.data.decoding import (
 )
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
-from mtkd_env.data.views import FRESH, LARGEST_SEED, Views, ViewSet
+from mtkd_env.data.views import FRESH, SeededViews, Views, ViewSet
 from mtkd_env.errors import ConfigError, check_at_least_1, check_name, check_not_negative
 from mtkd_env.files import digest_of
-from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
 
 # Makers of the views to train on, from height and width; `none` trains on the central view.
@@ -241,16 +240,15 @@ class ImageFiles(ImageSet[FileSplit]):
         return Ahead.within(self.prefetch_bytes, CHUNK * view_bytes(view), workers)
 
 
-class FileViews(Views):
-    """Views of image files, each made from a seed.
+class FileViews(SeededViews):
+    """Views of image files.
 
     Args:
         data: How images are decoded.
         split: Which ones.
         device: Where the batches are needed.
         augment: False gives central views.
-        view_set: Which views of them are seen. A view depends on the place of the image in its
-            folder, on its number and on the seed of the set.
+        view_set: Which views of them are seen.
     """
 
     def __init__(
@@ -262,39 +260,12 @@ class FileViews(Views):
         augment: bool = True,
         view_set: ViewSet = FRESH,
     ) -> None:
-        super().__init__(split.targets.to(device), view_set)
+        alike = not augment or data.augmentation == NO_AUGMENTATION
+        super().__init__(split.targets.to(device), view_set, split.index.cpu(), alike=alike)
         self._data = data
         self._split = split
         self._view = data.view(augment=augment)
         self._mean, self._std = data.mean.to(device), data.std.to(device)
-        if not augment or data.augmentation == NO_AUGMENTATION:  # All views are the same one.
-            self.chosen = torch.zeros(len(split), 1, dtype=torch.int64)
-        elif view_set.count is not None:
-            self.chosen = self._choose(view_set.count, view_set.seed)
-
-    def _choose(self, count: int, seed: int) -> Int64[Tensor, "N V"]:
-        """Seeds of so many views; more views begin with the fewer ones."""
-        index = self._split.index.cpu()
-        shape = (int(index.max()) + 1,)
-        columns = []
-        for number in range(count):
-            generator = torch.Generator().manual_seed(derive_seed(seed, f"view {number}"))
-            columns.append(torch.randint(LARGEST_SEED, shape, generator=generator)[index])
-        return torch.stack(columns, dim=1)
-
-    def draw(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
-    ) -> Int64[Tensor, " N"]:
-        """The seed of every place in an epoch's order."""
-        # Drawn in any case, so that the order of later epochs is the same whatever is seen.
-        new = self._draw_new(order, generator)
-        return new if self.chosen is None else super().draw(order, generator, epoch)
-
-    def _draw_new(
-        self, order: Int64[Tensor, " N"], generator: torch.Generator
-    ) -> Int64[Tensor, " N"]:
-        """A seed for every place in the order."""
-        return torch.randint(LARGEST_SEED, order.shape, generator=generator)
 
     def inputs(
         self, order: Int64[Tensor, " N"], drawn: Int64[Tensor, " N"], rows: Sequence[slice]

@@ -1,10 +1,12 @@
 """Images of a user's own program: of a map-style `Dataset` of torch, or of several.
 
-They are read once, into memory; what is too large for that belongs into a folder.
+They are read once, into memory; what is too large for that belongs into a folder. If a dataset
+draws its images at random, those to train on are read again whenever they are seen.
 """
 
 import operator
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from mtkd_env.data.dataset import ImageData, ImageSet
+from mtkd_env.data.live import LiveImages
 from mtkd_env.data.npz import count_classes
 from mtkd_env.data.reading import pixels
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.imports import is_a, is_users, name_of
+from mtkd_env.seeding import all_seeded
 from mtkd_env.types import UNKNOWN
 
 PARTS = ("train", "val", "test")
@@ -26,6 +30,10 @@ EXPECTED = (
     "a map-style torch Dataset of (image, label), a dict of such for train, test and val, or a "
     "class or function that gives either"
 )
+
+# How many images tell whether a dataset draws at random: a transform that is applied to every tenth
+# image is not seen on 32 of them twice in a thousand times.
+LOOKED_AT = 32
 
 NORMALISED = "leave out Normalize in its transform: images are normalised by the training images"
 
@@ -74,6 +82,7 @@ def _arguments(
     flip: bool | None = None,
     crop_padding: int | None = None,
     num_classes: int | None = None,
+    workers: int = 0,
 ) -> None:
     """Those of images that are there already."""
 
@@ -86,13 +95,14 @@ def collected(
     flip: bool | None = None,
     crop_padding: int | None = None,
     num_classes: int | None = None,
+    workers: int = 0,
 ) -> ImageSet[Any]:
     """Images in memory, of datasets that are read once, one image after the other.
 
-    What they draw at random is drawn once; what shall be another in every epoch is the
-    augmentation's business. Images are PIL's, tensors (K, H, W) or (H, W), or arrays (H, W, K) or
-    (H, W): bytes, or floats from 0 to 1. Labels are integers from 0; -1 or None where one is
-    missing in training.
+    If the one to train on draws at random, by torch's, NumPy's or Python's global generator, it is
+    read again for every batch, and no augmentation comes on top. Images are PIL's, tensors
+    (K, H, W) or (H, W), or arrays (H, W, K) or (H, W): bytes, or floats from 0 to 1. Labels are
+    integers from 0; -1 or None where one is missing in training.
 
     Args:
         found: An `ImageSet`, which is given back; a dataset to train on, of which a share has to
@@ -102,6 +112,7 @@ def collected(
         flip: Whether images may be mirrored; by default those of three channels may.
         crop_padding: Padding [pixels] of random crops; an eighth of the height by default.
         num_classes: C; by default the number of a dataset's `classes`, or else of labels.
+        workers: Processes that read images which are drawn at random.
 
     Raises:
         ConfigError: Something cannot be used; names the part and the position.
@@ -112,11 +123,16 @@ def collected(
     for part in parts:
         check_name(PARTS, part, "part of a dataset")
     arrays = {part: _read(f"{named}: {part}", dataset) for part, dataset in parts.items()}
+    check_not_negative(workers=workers)
     images, labels = arrays["train"]
     classes = _class_names(parts["train"], num_classes)
     test = arrays.get("test", (images[:0], labels[:0]))
     x_val, y_val = arrays.get("val", (None, None))
-    return ImageData(
+    make: Callable[..., ImageData] = ImageData
+    if _draws(parts["train"]):
+        draw = partial(_draw, f"{named}: train", parts["train"], images[0].shape)
+        make = partial(LiveImages, draw=draw, workers=workers)
+    return make(
         name=name or named.rpartition(":")[2],
         x_train=images,
         y_train=labels,
@@ -140,26 +156,51 @@ def _class_names(dataset: Any, num_classes: int | None) -> tuple[str, ...]:
 
 def _read(where: str, dataset: Any) -> tuple[Tensor, Tensor]:
     """All images of a dataset (N, K, H, W), and their labels (N,)."""
-    images, labels = [], []
+    images: list[Tensor] = []
+    labels = []
     for position in range(len(dataset)):
-        item = dataset[position]
-        at = f"{where}[{position}]"
-        if not isinstance(item, tuple | list) or len(item) < 2:
-            raise ConfigError(f"{at}: expected (image, label), found {_described(item)}")
-        try:
-            images.append(_image(item[0]))
-        except ValueError as error:
-            raise ConfigError(f"{at}: {error}") from error
-        if images[-1].shape != images[0].shape:
-            expected = f"{tuple(images[0].shape)} as in the first image"
-            raise ConfigError(
-                f"{at}: expected shape {expected}, found {tuple(images[-1].shape)}; a Resize in "
-                "its transform makes them equal"
-            )
-        labels.append(_label(at, item[1]))
+        shape = images[0].shape if images else None
+        image, label = _item(where, dataset, shape, position, seed=position)
+        images.append(image)
+        labels.append(_label(f"{where}[{position}]", label))
     if not images:
         raise ConfigError(f"{where}: expected at least one image, found none")
     return torch.stack(images), torch.tensor(labels)
+
+
+def _item(
+    where: str, dataset: Any, shape: torch.Size | None, position: int, seed: int
+) -> tuple[Tensor, Any]:
+    """An image of a dataset (K, H, W), drawn under a seed, and what it has as label."""
+    with all_seeded(seed):
+        item = dataset[position]
+    at = f"{where}[{position}]"
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise ConfigError(f"{at}: expected (image, label), found {_described(item)}")
+    try:
+        image = _image(item[0])
+    except ValueError as error:
+        raise ConfigError(f"{at}: {error}") from error
+    if shape not in {None, image.shape}:
+        expected = f"{tuple(shape or ())} as in the first image"
+        raise ConfigError(
+            f"{at}: expected shape {expected}, found {tuple(image.shape)}; a Resize in its "
+            "transform makes them equal"
+        )
+    return image, item[1]
+
+
+def _draw(where: str, dataset: Any, shape: torch.Size, position: int, seed: int) -> Tensor:
+    return _item(where, dataset, shape, position, seed)[0]
+
+
+def _draws(dataset: Any) -> bool:
+    """Whether some of its images are others under another seed."""
+    few = range(min(len(dataset), LOOKED_AT))
+    return any(
+        not torch.equal(*(_item("", dataset, None, position, seed)[0] for seed in (0, 1)))
+        for position in few
+    )
 
 
 def _image(found: Any) -> Tensor:

@@ -108,6 +108,56 @@ class Views(ABC):
         """A view at random for every place in an order."""
 
 
+class SeededViews(Views):
+    """Views that are each made from a seed; see `Views`.
+
+    Args:
+        targets: Class of each image, where the batches are made.
+        view_set: Which of the views are seen. A view depends on the image's place among all of its
+            dataset, on its number and on the seed of the set.
+        index: That place, on the CPU.
+        alike: Whether all views of an image are the same one.
+    """
+
+    def __init__(
+        self,
+        targets: Int64[Tensor, " N"],
+        view_set: ViewSet,
+        index: Int64[Tensor, " N"],
+        *,
+        alike: bool,
+    ) -> None:
+        super().__init__(targets, view_set)
+        if alike:
+            self.chosen = torch.zeros(len(index), 1, dtype=torch.int64)
+        elif view_set.count is not None:
+            self.chosen = _seeds(index, view_set.count, view_set.seed)
+
+    def draw(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator, epoch: int
+    ) -> Int64[Tensor, " N"]:
+        """The seed of every place in an epoch's order."""
+        # Drawn in any case, so that the order of later epochs is the same whatever is seen.
+        new = self._draw_new(order, generator)
+        return new if self.chosen is None else super().draw(order, generator, epoch)
+
+    def _draw_new(
+        self, order: Int64[Tensor, " N"], generator: torch.Generator
+    ) -> Int64[Tensor, " N"]:
+        """A seed for every place in the order."""
+        return torch.randint(LARGEST_SEED, order.shape, generator=generator)
+
+
+def _seeds(index: Int64[Tensor, " N"], count: int, seed: int) -> Int64[Tensor, "N V"]:
+    """Seeds of so many views; more views begin with the fewer ones."""
+    shape = (int(index.max()) + 1,)
+    columns = []
+    for number in range(count):
+        generator = torch.Generator().manual_seed(derive_seed(seed, f"view {number}"))
+        columns.append(torch.randint(LARGEST_SEED, shape, generator=generator)[index])
+    return torch.stack(columns, dim=1)
+
+
 class MemoryViews(Views):
     """Crops and mirrors of images that live on the device.
 

@@ -5,10 +5,11 @@ arguments)`, one as the library itself has it; `network(made, name, image_shape)
 images of (K, H, W), or (K,) and the size that the library's own are made for; and of published
 weights `weight_names(model)`, `download(model, weights)`, their `state_dict`, and `input_of(model,
 weights)`: mean and std of the channels of the images that they were trained on, size,
-interpolation, channels.
+interpolation, channels; and `accuracy_of(model, weights, class_names)`, that on images of classes
+of these names, or None.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -95,6 +96,26 @@ def published_input(name: str, weights: str | None) -> Mapping[str, Any]:
     Returns:
         `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
     """
+    found: Mapping[str, Any] = _of_published("input_of", name, weights) or {}
+    return found
+
+
+def published_accuracy(name: str, weights: str | None, class_names: Sequence[str]) -> float | None:
+    """The accuracy that a network's library publishes with its weights, as a share.
+
+    Args:
+        name: Name of the network.
+        weights: Name of the weights.
+        class_names: Those of the images; None is published for others.
+    """
+    found: float | None = _of_published("accuracy_of", name, weights, class_names)
+    return found
+
+
+def _of_published(what: str, name: str, weights: str | None, *arguments: Any) -> Any:
+    """What a function of a network's library says of weights; None if they are not published."""
     library, _, model = name.partition(":")
     known = LIBRARIES[library].weight_names(model) if library in LIBRARIES and weights else []
-    return LIBRARIES[library].input_of(model, weights) if weights in known else {}
+    if weights not in known:
+        return None
+    return getattr(LIBRARIES[library], what)(model, weights, *arguments)

@@ -103,6 +103,10 @@ def download(model: str, weights: str) -> Mapping[str, Tensor]:
     return published.state_dict()
 
 
+def accuracy_of(*_: object) -> None:
+    """Of timm's weights no names of classes are known."""
+
+
 def input_of(model: str, weights: str) -> Mapping[str, Any]:
     """What the images are like that published weights were trained on, by timm's configuration."""
     config = _timm().get_pretrained_cfg(f"{model}.{weights}")

@@ -58,6 +58,15 @@ def download(model: str, weights: str) -> Mapping[str, Tensor]:
     return state
 
 
+def accuracy_of(model: str, weights: str, class_names: Sequence[str]) -> float | None:
+    """The accuracy on ImageNet that is published with weights; None for other classes."""
+    about = _models().get_model_weights(model)[weights].meta
+    if list(about.get("categories", ())) != list(class_names):
+        return None
+    percent: float | None = about.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return None if percent is None else percent / 100
+
+
 def _models() -> Any:
     """Torchvision's models, imported when they are asked for: half a second of processor time."""
     from torchvision import models

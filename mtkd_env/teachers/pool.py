@@ -38,7 +38,7 @@ from mtkd_env.files import (
 )
 from mtkd_env.imports import IN_MEMORY, Named, Trust, check_trusted, is_in_memory, name_of
 from mtkd_env.networks import build_network, check_network, check_network_arguments, has_weights
-from mtkd_env.networks.libraries import published_input
+from mtkd_env.networks.libraries import published_accuracy, published_input
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import PLAIN, Options, build, default_values, field_names
 from mtkd_env.precision import FULL
@@ -233,7 +233,7 @@ class TeacherPool:
         ensemble: The teachers, frozen, on their device.
         evaluations: Each teacher's result on the test images.
         digests: SHA-256 of each teacher's weights.
-        stated: Accuracy that the file of a teacher states.
+        stated: Accuracy that is stated of a teacher, by its file or by whoever published it.
     """
 
     ensemble: TeacherEnsemble
@@ -382,7 +382,7 @@ class _Teacher:
         seed: Its own in pool 0, another in every other.
         view: What makes its images of the student's; None if they are the same.
         network: As it is initialised, until `fill`.
-        stated: Accuracy that its file states, if any.
+        stated: Accuracy that its file states or that is published with its weights, if any.
     """
 
     def __init__(self, spec: TeacherSpec, workshop: _Workshop) -> None:
@@ -421,6 +421,8 @@ class _Teacher:
             name = name_of(spec.network)
             with self._errors():
                 self.stated = load_given(self.network, name, spec.checkpoint, spec.weights)
+            if self.stated is None and self.classes is None:
+                self.stated = published_accuracy(name, spec.checkpoint, self._data.class_names)
         elif spec.kind != "random" and not has_weights(spec.network):
             source = str(self._train_or_find())
         test = self._test()

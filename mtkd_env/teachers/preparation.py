@@ -12,6 +12,7 @@ from mtkd_env.computing import Computing
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.files import cache_folder
+from mtkd_env.networks import has_weights
 from mtkd_env.precision import FULL, INT8
 from mtkd_env.teachers.pool import PoolSpec, TeacherPool, build_pool
 from mtkd_env.teachers.prefetch import PrefetchedTeachers, batches_at_once
@@ -103,9 +104,9 @@ def prepare_teachers(
 
 
 def _accuracies(spec: PoolSpec, pool: TeacherPool) -> Iterator[str]:
-    """What teachers with a checkpoint get right, with a warning if that is suspiciously little."""
-    for teacher in spec.teachers:
-        if teacher.checkpoint is None:
+    """What given teachers get right, with a warning if that is suspiciously little."""
+    for teacher in spec.asked:
+        if teacher.checkpoint is None and not has_weights(teacher.network):
             continue
         name = teacher.label
         found, classes = pool.evaluations[name], pool.ensemble.classes.get(name, ())
@@ -116,7 +117,7 @@ def _accuracies(spec: PoolSpec, pool: TeacherPool) -> Iterator[str]:
         if accuracy < chance + NEAR * (1 - chance):
             line += f"; WARNING: near chance, {chance:.2%}{ADVICE}"
         elif accuracy < stated - FAR:
-            line += f"; WARNING: its file states {stated:.2%}{ADVICE}"
+            line += f"; WARNING: {stated:.2%} is stated of its weights{ADVICE}"
         yield line
 
 

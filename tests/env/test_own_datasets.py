@@ -1,5 +1,6 @@
 """Datasets of a user's own program: objects, classes and functions."""
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -19,6 +20,7 @@ from mtkd_env.data import ImageData, load_dataset
 from mtkd_env.data.dataset import AUGMENTATIONS, DRAWN
 from mtkd_env.data.split import test_division as division
 from mtkd_env.errors import ConfigError
+from mtkd_env.seeding import all_seeded
 from mtkd_env.types import UNKNOWN
 from tiny import data, label
 from users_objects import SIZE, Squares, squares
@@ -247,6 +249,79 @@ def test_augmentations_that_cannot_be_are_refused() -> None:
     train = images.split().train
     with pytest.raises(ConfigError, match="views: images that a transform is drawn for"):
         images.stream(train, batch_size=8, device="cpu", seed=0, view_set=views)
+
+
+# Datasets that draw at random.
+
+
+class Speckled(Squares):
+    """Noise, by the generator of the given name, on a sixth of the pixels."""
+
+    def __init__(self, count: int = 12, source: str = "torch") -> None:
+        super().__init__(count)
+        self.source = source
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        image, label = super().__getitem__(position)
+        noise = {
+            "torch": lambda: torch.rand(SIZE, SIZE).numpy(),
+            "numpy": lambda: np.random.rand(SIZE, SIZE),  # noqa: NPY002 - as users do
+            "python": lambda: np.array([[random.random() for _ in "a" * SIZE] for _ in "a" * SIZE]),
+        }[self.source]()
+        return np.where(noise[..., None] < 1 / 6, np.uint8(255), np.asarray(image)), label
+
+
+def epochs(images: Any, count: int = 2, **options: Any) -> list[torch.Tensor]:
+    """The training images of some epochs, in their order."""
+    split = images.split().train
+    stream = images.stream(split, batch_size=len(split), device="cpu", seed=0, **options)
+    batches = islice(stream, count)
+    return [batch.inputs[batch.index.argsort()] for batch in batches]
+
+
+@pytest.mark.parametrize("source", ["torch", "numpy", "python"])
+def test_what_a_dataset_draws_is_new_in_every_epoch(source: str) -> None:
+    images = load_dataset(Speckled(source=source), test_fraction=0.25)
+    first, second = epochs(images)
+    assert not first.equal(second)
+    again = load_dataset(Speckled(source=source), test_fraction=0.25)
+    assert first.equal(epochs(again)[0])
+    assert images.digest == again.digest
+    # Behind the noise is the image that the label is of.
+    split = images.split().train
+    brightness = images.mean[None, :, None, None] + images.std[None, :, None, None] * first
+    assert brightness.flatten(1).median(1).values.allclose(split.targets * 100 / 255, atol=1e-3)
+
+
+def test_what_draws_leaves_the_generators_as_they_were() -> None:
+    def draws() -> list[Any]:
+        return [torch.rand(2), torch.from_numpy(np.random.rand(2)), torch.tensor(random.random())]  # noqa: NPY002
+
+    with all_seeded(5):
+        expected = draws()
+    with all_seeded(5):
+        with all_seeded(6):
+            assert not any(map(torch.equal, draws(), expected))
+        assert all(map(torch.equal, draws(), expected))
+
+
+def test_workers_draw_the_same() -> None:
+    parts = {"train": Speckled(source="numpy"), "test": Squares()}
+    assert epochs(load_dataset(parts))[1].equal(epochs(load_dataset(parts, workers=1))[1])
+
+
+def test_numbered_views_of_what_is_drawn_come_again() -> None:
+    images = load_dataset(Speckled(), test_fraction=0.25)
+    first, second, third = epochs(images, 3, view_set=DataSpec(views=2).view_set)
+    assert first.equal(third)
+    assert not first.equal(second)
+
+
+def test_nothing_is_done_to_what_is_drawn() -> None:
+    images = load_dataset(Speckled(), test_fraction=0.25, augmentation="none")
+    assert epochs(images)[0].equal(epochs(load_dataset(Speckled(), test_fraction=0.25))[0])
+    with pytest.raises(ConfigError, match="expected none, because Speckled itself draws its im"):
+        load_dataset(Speckled(), test_fraction=0.25, augmentation="randaugment")
 
 
 def test_an_environment_is_made_of_a_dataset() -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import ResNet18_Weights, WeightsEnum
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
@@ -253,8 +255,30 @@ def test_a_teacher_from_a_file_that_seems_wrong_is_warned_of(tmp_path: Path) -> 
         pool_of(tmp_path, network, best_acc=79.4), replace(data, y_test=half), tmp_path
     )
     assert line.startswith(
-        "teacher north: 50.00% of the test images; WARNING: its file states 79.4"
+        "teacher north: 50.00% of the test images; WARNING: 79.40% is stated of its weights"
     )
+
+
+def test_a_published_accuracy_is_compared_on_the_classes_that_it_is_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    model = torchvision.models.resnet18(num_classes=CLASSES)
+    meta = {"categories": ["a", "b", "c", "d"], "_metrics": {"ImageNet-1K": {"acc@1": 99.5}}}
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: model.state_dict())
+    monkeypatch.setattr(WeightsEnum, "meta", meta)
+    teacher = TeacherSpec("torchvision:resnet18", "north", checkpoint=weights.name)
+    spec, data = PoolSpec(teachers=(replace(teacher, input=InputSpec(size=32)),)), colours(32)
+    stated = {}
+    for names in (("a", "b", "c", "d"), ("b", "a", "c", "d"), ()):
+        named = replace(data, class_names=names)
+        stated[names] = build_pool(spec, TrainingSet(named, named.split()), cache=tmp_path).stated
+    assert list(stated.values()) == [{"north": 0.995}, {}, {}]
+
+
+def test_modules_in_memory_are_told_of_too(tmp_path: Path) -> None:
+    (line,) = prepared(TeacherSpec(small(), "mine"), colours(), tmp_path)
+    assert line.startswith("teacher mine: ")
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
-"""What an agent has seen since its last update."""
+"""What an agent has seen since its last update, and what it remembers of the time before."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.observation import ShortObservation
+from mtkd_env.seeding import derive_seed
 from mtkd_env.types import TeacherWeights
 
 Step = TypeVar("Step")
@@ -92,6 +95,79 @@ class History(Generic[Step]):
         self.clear()
         for entry in state["steps"]:
             self.add(self._kind(**_unpacked(entry, self._env.device)))
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a step of an optimiser learned from, apart from where that was.
+
+    Attributes:
+        observation: A whole observation `relative`.
+        advantages: A.
+        labelled: Such observations of labelled images; no rows if none were learned from.
+        teacher_cross_entropy: Each teacher's with their true classes.
+    """
+
+    observation: Float[Tensor, "B F"]
+    advantages: Float[Tensor, "B M"]
+    labelled: Float[Tensor, "L F"]
+    teacher_cross_entropy: Float[Tensor, "L M"]
+
+
+class Replay:
+    """An even sample of all lessons so far, of tasks with any number of teachers each.
+
+    Args:
+        size: Number of lessons to keep.
+        device: Where they are.
+        seed: Seed of which ones are kept and drawn.
+    """
+
+    def __init__(self, size: int, device: torch.device, seed: int) -> None:
+        self._size = size
+        self._device = device
+        self._kept: list[Lesson] = []
+        self._seen = 0
+        self._random = torch.Generator().manual_seed(derive_seed(seed, "replay"))
+
+    def add(self, lesson: Lesson) -> None:
+        """Keeps a lesson or not, so that all so far are as likely to be there (Vitter, 1985)."""
+        self._seen += 1
+        if len(self._kept) < self._size:
+            self._kept.append(lesson)
+        elif (place := self._below(self._seen)) < self._size:
+            self._kept[place] = lesson
+
+    def draw(self, count: int) -> Lesson | None:
+        """So many lessons in one, with zeros for teachers that are not there; None of none."""
+        if not self._kept:
+            return None
+        drawn = [self._kept[self._below(len(self._kept))] for _ in range(count)]
+        names = [field.name for field in fields(Lesson)]
+        return Lesson(**{name: _joined([getattr(one, name) for one in drawn]) for name in names})
+
+    def _below(self, bound: int) -> int:
+        return int(torch.randint(bound, (1,), generator=self._random))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The lessons, with the rows of all processes, and what is drawn next."""
+        return {
+            "kept": [_packed(lesson) for lesson in self._kept],
+            "seen": self._seen,
+            "random": self._random.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        """Goes on from what `state_dict` gave, each process with its rows."""
+        self._kept = [Lesson(**_unpacked(entry, self._device)) for entry in state["kept"]]
+        self._seen = state["seen"]
+        self._random.set_state(state["random"].cpu())
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """All rows, as wide as the widest."""
+    widest = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, widest - part.shape[1])) for part in parts])
 
 
 def _entries(value: Any) -> Mapping[str, Any]:

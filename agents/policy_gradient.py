@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Generic
+from typing import Any, Generic, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from agents.base import (
     steps_left,
     warm_up_weights,
 )
-from agents.history import History, Step
+from agents.history import History, Lesson, Replay, Step
 from agents.learning import OPTIMIZERS, Stateful, StepCount, descend
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
@@ -201,6 +201,10 @@ class LearningSettings(Settings):
             check_at_least_1(agent_every=self.agent_every)
 
 
+# Labelled images, and what the policy sees of them.
+Labelled: TypeAlias = tuple[DistillState, Tensor]
+
+
 class LearningAgent(PolicyAgent, Generic[Step]):
     """Trains the student, remembers what happened, and learns from that (Algorithm 2).
 
@@ -345,7 +349,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
             state, observation = labelled
             yield self.label_loss(state, generated_weights(self.policy(observation)))
 
-    def look_at_labelled(self) -> tuple[DistillState, Tensor] | None:
+    def look_at_labelled(self) -> Labelled | None:
         """Labelled images drawn anew, and what the policy sees of them; nothing without λ."""
         if not self.settings.likelihood:
             return None
@@ -392,6 +396,9 @@ class PolicyGradientSettings(LearningSettings):
         prior_weight: τ of a penalty KL(w ‖ w0) on the executed weights, w0 the fusion's prior: at
             the optimum w ∝ w0 exp(A/τ).
         passes: Passes over the remembered batches at each update, one optimiser step a batch.
+        replay: Earlier batches, of any task, that every step of the optimiser learns from beside
+            its own, so that a shared policy does not forget one task over the next.
+        replay_size: Batches that are remembered, an even sample of all so far.
 
     Raises:
         ConfigError: A value that cannot be used.
@@ -402,13 +409,22 @@ class PolicyGradientSettings(LearningSettings):
     entropy_coef: float = 0.0
     prior_weight: float = 0.0
     passes: int = 1
+    replay: int = 0
+    replay_size: int = 1000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice([*LOSSES, "clipped"], loss=self.loss)
         check_positive(clip_range=self.clip_range)
-        check_not_negative(entropy_coef=self.entropy_coef, prior_weight=self.prior_weight)
-        check_at_least_1(passes=self.passes)
+        check_not_negative(
+            entropy_coef=self.entropy_coef, prior_weight=self.prior_weight, replay=self.replay
+        )
+        check_at_least_1(passes=self.passes, replay_size=self.replay_size)
+        if self.replay and (self.policy != SHARED or self.loss != "policy_gradient"):
+            raise ConfigError(
+                f"replay: needs policy '{SHARED}' and loss 'policy_gradient', found "
+                f"'{self.policy}' and '{self.loss}'"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +460,9 @@ class PolicyGradient(LearningAgent[Transition]):
     def __init__(self, env: MTKDVectorEnv, *, seed: int = 0, **arguments: Any) -> None:
         super().__init__(env, seed=seed, **arguments)
         self.optimize(env.fusion)
+        if self.settings.replay:
+            self._replay = Replay(self.settings.replay_size, env.device, seed)
+            self.parts["replay"] = self._replay
 
     def check_env(self, env: MTKDVectorEnv) -> None:
         """Checks that the agent can learn in an environment."""
@@ -456,6 +475,8 @@ class PolicyGradient(LearningAgent[Transition]):
             )
         if self.settings.prior_weight and env.fusion.prior is None:
             raise ConfigError("prior_weight: needs env.fusion prior; without, see entropy_coef")
+        if self.settings.replay and not env.fusion.as_generated:
+            raise ConfigError("replay: knows generated weights alone; choose env.fusion generator")
 
     def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
         """Algorithm 1: the student learns under equal weights, then the policy from that.
@@ -497,11 +518,37 @@ class PolicyGradient(LearningAgent[Transition]):
             old = [generated_weights(self.act(known.observation)) for known in steps]
         for _ in range(settings.passes):
             for known, before in zip(steps, old, strict=False):
-                descend(self.optimizer, [self._whole_loss(known, before)])
+                labelled = self.look_at_labelled()
+                losses = [self._whole_loss(known, before, labelled)]
+                if settings.replay:
+                    losses += self._replayed(known, labelled)
+                descend(self.optimizer, losses)
 
-    def _whole_loss(self, known: Transition, before: TeacherWeights | None) -> Float[Tensor, ""]:
+    def _replayed(self, known: Transition, labelled: Labelled | None) -> list[Float[Tensor, ""]]:
+        """The loss of earlier lessons, each of which counts like this one; remembers this one."""
+        settings, earlier = self.settings, self._replay.draw(self.settings.replay)
+        seen, advantages = known.observation, known.advantages
+        beside = seen[:0], advantages[:0]
+        if labelled is not None:
+            beside = labelled[1], labelled[0].teacher_cross_entropy
+        self._replay.add(Lesson(seen, advantages, *beside))
+        if earlier is None:
+            return []
+        rows = len(earlier.observation), len(earlier.labelled)
+        both = self.policy(torch.cat([earlier.observation, earlier.labelled])).split(rows)
+        generated, of_labelled = map(generated_weights, both)
+        loss = LOSSES[settings.loss](generated, earlier.advantages)
+        loss = loss - settings.entropy_coef * mean_entropy(generated)
+        if settings.likelihood:
+            found = mixture_log_likelihood(of_labelled.logit, earlier.teacher_cross_entropy)
+            loss = loss - settings.likelihood * found.mean()
+        return [settings.replay * loss]
+
+    def _whole_loss(
+        self, known: Transition, before: TeacherWeights | None, labelled: Labelled | None
+    ) -> Float[Tensor, ""]:
         """The loss of a step, with its bonus and that of labelled images."""
-        settings, labelled = self.settings, self.look_at_labelled()
+        settings = self.settings
         if labelled is None:
             generated = generated_weights(self.policy(known.observation))
         else:

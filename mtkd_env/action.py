@@ -168,6 +168,11 @@ class WeightFusion(nn.Module):
         """γ: one row per head, each on the simplex; of a fusion without prior."""
         return self.logits.softmax(1) if self.learnable else self.get_buffer("fixed")
 
+    @property
+    def as_generated(self) -> bool:
+        """Whether weights are executed as they are generated."""
+        return self.prior is None and not self.learnable and self._fixed == (1, 0, 0)
+
     def evidence(self, state: DistillState) -> dict[str, TeacherWeights]:
         """The parts that need no action, but for those that count for nothing."""
         if self.prior is not None:

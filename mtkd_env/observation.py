@@ -102,6 +102,8 @@ OBSERVATIONS: Mapping[str, tuple[str, ...]] = {
         "mean_coverage",
         "student_coverage",
         "breadth",
+        "reliability",
+        "mean_reliability",
         "mean_lift",
         "largest_lift",
         "there",
@@ -115,7 +117,7 @@ UNSCALED = (LABEL_FREE, RELATIVE)
 
 # Says which blocks `relative` has and what they mean: to change with any of it, because policies
 # that were trained elsewhere know them as they were.
-RELATIVE_VERSION = 1
+RELATIVE_VERSION = 2
 
 # Blocks of what is the same for all teachers, behind theirs.
 SHARED_BLOCKS = ("mean/probabilities", "student/probabilities", "student/pseudo_cross_entropy")
@@ -410,31 +412,37 @@ class Upbringing:
     Attributes:
         coverage: ρ.
         breadth: Entropy of P_m.
+        reliability: r.
         mean_lift: Mean over the other teachers.
         largest_lift: Largest of the other teachers.
     """
 
     coverage: Float[Tensor, "M C"]
     breadth: Float[Tensor, " M"]
+    reliability: Float[Tensor, "M C"]
     mean_lift: Float[Tensor, " M"]
     largest_lift: Float[Tensor, " M"]
 
     @classmethod
     def of(
-        cls, class_probabilities: Float[Tensor, "M C"], agreement: Float[Tensor, "M M"]
+        cls, class_probabilities: Float[Tensor, "M C"], agreement: Float[Tensor, "M M C"]
     ) -> "Upbringing":
         """What a `ReferenceImages` knows, in numbers that mean the same for any C."""
         count, classes = class_probabilities.shape
         smallest = torch.finfo(torch.float32).tiny
         ratio = class_probabilities / class_probabilities.mean(0).clamp(min=smallest)
+        # Who names a class more often than others do counts more among those who say it is one.
+        seconded = torch.einsum("nc,mnc->mc", ratio / count, agreement)
         by_chance = class_probabilities @ class_probabilities.T
-        lift = ((agreement + LEAST_RATIO / classes) / (by_chance + LEAST_RATIO / classes)).log()
+        agreed = agreement.sum(2)
+        lift = ((agreed + LEAST_RATIO / classes) / (by_chance + LEAST_RATIO / classes)).log()
         lift = lift / math.log(classes)
         others = ~torch.eye(count, dtype=torch.bool, device=lift.device)
         largest = lift.masked_fill(~others, -torch.inf).amax(1) if count > 1 else lift.new_zeros(1)
         return cls(
             coverage=ratio.clamp(LEAST_RATIO, 1 / LEAST_RATIO).log(),
             breadth=torch.special.entr(class_probabilities).sum(1) / math.log(classes),
+            reliability=seconded / class_probabilities.clamp(min=smallest),
             mean_lift=(lift * others).sum(1) / max(1, count - 1),
             largest_lift=largest,
         )
@@ -460,14 +468,17 @@ class RelativeObserver(Observer):
     | `coverage` | ρ of the teacher's most likely class |
     | `mean_coverage`, `student_coverage` | Σ_c p̄_c ρ_c and Σ_c q_c ρ_c |
     | `breadth` | entropy of P, divided by log C |
+    | `reliability`, `mean_reliability` | r of the teacher's most likely class, and Σ_c p̄_c r_c |
     | `mean_lift`, `largest_lift` | of the other teachers |
     | `there` | 1; 0 in the zeros that stand for teachers that are not there |
 
     P is the teacher's mean of p over all of the student's images, and ρ = log(P / mean of all
     teachers' P), clamped to ±log 1000: which classes it names more often than others do, which are
-    those that it was raised on. Lift is how much more often than by chance two teachers agree,
-    log(mean of p·p′ / P·P′) / log C: 1 for two that are always right, 0 for one that guesses, less
-    for one that has learned wrong names.
+    those that it was raised on. r is how far others second the teacher where it names a class,
+    Σ_n s_n mean(p·p_n) / P with the share s_n of teacher n in all teachers' P: above all those who
+    know the class, as Dawid and Skene (1979) tell good raters from bad ones. Lift is how much more
+    often than by chance two teachers agree, log(mean of p·p′ / P·P′) / log C: 1 for two that are
+    always right, 0 for one that guesses, less for one that has learned wrong names.
 
     Args:
         names: Names of the teachers.
@@ -560,6 +571,8 @@ def _beside_upbringing(
         "mean_coverage": probabilities.mean(0) @ raised.coverage.T,
         "student_coverage": own @ raised.coverage.T,
         "breadth": raised.breadth,
+        "reliability": raised.reliability.gather(1, top).T,
+        "mean_reliability": probabilities.mean(0) @ raised.reliability.T,
         "mean_lift": raised.mean_lift,
         "largest_lift": raised.largest_lift,
     }

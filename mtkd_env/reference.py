@@ -96,8 +96,8 @@ class ReferenceImages:
         return self._opinions[0]
 
     @property
-    def agreement(self) -> Float[Tensor, "M M"]:
-        """Mean over the same images of Σ_c p_m(c) p_n(c): how often two teachers say the same."""
+    def agreement(self) -> Float[Tensor, "M M C"]:
+        """Mean over the same images of p_m(c) p_n(c): how often two teachers say the same class."""
         return self._opinions[1]
 
     @cached_property
@@ -106,16 +106,16 @@ class ReferenceImages:
         return class_means(self._teachers, self._student())
 
     @cached_property
-    def _opinions(self) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M M"]]:
+    def _opinions(self) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M M C"]]:
         device = next(self._teachers.parameters()).device
         teachers, classes = len(self._teachers), self._teachers.num_classes
         named = torch.zeros(teachers, classes, dtype=torch.float64, device=device)
-        agreed = torch.zeros(teachers, teachers, dtype=torch.float64, device=device)
+        agreed = torch.zeros(teachers, teachers, classes, dtype=torch.float64, device=device)
         count = torch.zeros((), dtype=torch.float64, device=device)
         for batch in self._student():
             probabilities = self._teachers(batch.inputs).logits.softmax(-1).double()
             named += probabilities.sum(1)
-            agreed += torch.einsum("mbc,nbc->mn", probabilities, probabilities)
+            agreed += torch.einsum("mbc,nbc->mnc", probabilities, probabilities)
             count += len(batch.targets)
         count = distributed.total(count)
         named, agreed = (distributed.total(part) / count for part in (named, agreed))

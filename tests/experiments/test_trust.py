@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,15 @@ FILES: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("where", VALUES)
-@pytest.mark.parametrize("file", FILES)
+# Every place in every file meets one name, and every name all files and all places.
+MET = set(zip(product(FILES, VALUES), cycle(NAMES)))
+EVERYWHERE = [
+    pytest.param(*place, name, marks=() if (place, name) in MET else pytest.mark.slow)
+    for place, name in product(product(FILES, VALUES), NAMES)
+]
+
+
+@pytest.mark.parametrize(("file", "where", "name"), EVERYWHERE)
 def test_what_a_file_names_is_neither_imported_nor_called(file: str, where: str, name: str) -> None:
     values = VALUES[where](name)
     if (file, where) == ("--recipe", "a method"):

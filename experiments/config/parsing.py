@@ -24,7 +24,7 @@ from experiments.config.layers import (
     whole_pool,
     yaml_value,
 )
-from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, errors_of
 from mtkd_env.files import user_path
 from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of, whole_name
 from mtkd_env.options import build, field_names
@@ -231,7 +231,8 @@ def _for_parser(flags: Sequence[str]) -> Iterator[str]:
         name, equals, value = flag.partition("=") if flag.startswith("--") else (before, "", flag)
         found = yaml_value(value)
         if name == "--teachers":
-            found = whole_pool(found)
+            with errors_of("teachers"):
+                found = whole_pool(found)
         elif name == "--teachers.teachers":
             found = whole_pool(found).get("teachers") if isinstance(found, list) else found
         text = for_parser(found) if isinstance(found, Mapping | list) else value

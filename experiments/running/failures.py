@@ -100,9 +100,10 @@ def at_least(least: int) -> Callable[[str], int]:
     """The type of a flag that takes a whole number which is not less."""
 
     def read(text: str) -> int:
-        if not text.removeprefix("-").isdecimal() or int(text) < least:
-            raise ArgumentTypeError(f"expected a number >= {least}, got {text}")
-        return int(text)
+        given = int(text) if text.removeprefix("-").isdecimal() else text
+        if isinstance(given, str) or given < least:
+            raise ArgumentTypeError(f"expected a number >= {least}, got {given!r}")
+        return given
 
     return read
 

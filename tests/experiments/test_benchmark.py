@@ -483,7 +483,7 @@ def test_a_log_gets_ten_lines_of_progress_or_fewer(capsys: pytest.CaptureFixture
         ("step", ["--methods", "camkt"], "camkt"),
         ("step", ["--methods", "aver,,ebkd"], "--methods: expected names with commas"),
         ("step", ["--rounds", "0"], "--rounds: expected a number >= 1, got 0"),
-        ("step", ["--rounds", "x"], "--rounds: expected a number >= 1, got x"),
+        ("step", ["--rounds", "x"], "--rounds: expected a number >= 1, got 'x'"),
         ("step", ["--algo", "aver"], "--algo: cannot be given here; see --methods"),
         ("step", ["--json", "out.png"], "--json: expected a file that ends in .json"),
         ("step", ["--epochs", "1"], "--epochs: means nothing to --what step"),

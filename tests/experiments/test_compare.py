@@ -258,7 +258,7 @@ MISTAKES = {
     "word for pools": (["--pools", "0,b"], "--pools: expected 0,1,2,..., got '0,b'"),
     "one seed": (["--seed", "1"], "--seed: cannot be given here; see --seeds"),
     "no jobs": (["--jobs", "0"], "--jobs: expected a number >= 1, got 0"),
-    "word for jobs": (["--jobs", "x"], "--jobs: expected a number >= 1, got x"),
+    "word for jobs": (["--jobs", "x"], "--jobs: expected a number >= 1, got 'x'"),
     "negative retries": (["--retries", "-1"], "--retries: expected a number >= 0, got -1"),
     "unknown executor": (["--executor", "rai"], "unknown --executor 'rai'; did you mean 'ray'?"),
     "cluster of this machine": (

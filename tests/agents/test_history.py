@@ -113,6 +113,17 @@ def test_no_step_of_a_long_warm_up_is_lost() -> None:
     assert agent.updates == STEPS
 
 
+def test_several_passes_make_observations_once_in_the_place_of_what_was_kept() -> None:
+    agent = PolicyGradient(started_env())
+    agent.keep(agent.collect())
+    agent.keep(agent.collect())
+    expected = [step.observation for step in agent.history]
+    drained = agent.history.drained()
+    assert len(agent.history) == 0
+    for found, other in zip(drained, expected, strict=True):
+        assert found.observation.equal(other)
+
+
 # Little memory.
 
 

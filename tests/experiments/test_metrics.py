@@ -11,6 +11,7 @@ from torch import Tensor
 
 from agents import PolicyGradient, Uniform
 from experiments.metrics import (
+    TOGETHER,
     BreakdownMeter,
     EpochMeter,
     agent_score,
@@ -193,6 +194,24 @@ def test_metrics_keep_no_graph() -> None:
     env.subscribe(meter)
     PolicyGradient(env).learn(1, lambda: None)
     assert not any(value.requires_grad for value in meter.take().values())
+
+
+@pytest.mark.parametrize("after", [1, TOGETHER, TOGETHER + 1])
+@pytest.mark.parametrize("make", [EpochMeter, lambda names: BreakdownMeter(names, CLASSES, "cpu")])
+def test_a_meter_goes_on_bit_for_bit_wherever_it_was_interrupted(make: Any, after: int) -> None:
+    numbers = torch.Generator().manual_seed(0)
+    steps = [
+        record(*torch.rand(2, 5, M, generator=numbers).tolist()) for _ in range(2 * TOGETHER + 3)
+    ]
+    whole, first, second = make(NAMES), make(NAMES), make(NAMES)
+    for each in steps:
+        whole(each)
+    for each in steps[:after]:
+        first(each)
+    second.load_state_dict(first.state_dict(), "cpu")
+    for each in steps[after:]:
+        second(each)
+    assert second.read() == whole.read()
 
 
 # What the mean weights are made of.

@@ -64,8 +64,19 @@ class History(Generic[Step]):
         width = self._env.observer.width * self._env.num_envs * torch.float32.itemsize
         if width * len(self) > self._max_bytes:
             return self
-        steps, self.steps = self.steps[::-1], []
-        return [self._recalled(steps.pop()) for _ in range(len(steps))]
+        steps, self.steps = self.steps, []
+        return [self._replaced(step) for step in steps]
+
+    def _replaced(self, step: Step) -> Step:
+        """A step as it is learned from; an observation that was kept whole is written over.
+
+        The memory of tensors that are freed one by one could not be used for others.
+        """
+        kept: Any = step
+        recalled: Any = self._recalled(step)
+        if not isinstance(kept.observation, Tensor):
+            return recalled
+        return replace(recalled, observation=kept.observation.copy_(recalled.observation))
 
     def _recalled(self, step: Step) -> Step:
         known: Any = step

@@ -19,7 +19,7 @@ from mtkd_env.computing import Computing
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluate
 from mtkd_env.inference import as_under_no_grad
-from mtkd_env.networks.base import Network
+from mtkd_env.networks.base import Network, strides_safely
 from mtkd_env.networks.regressor import FeatureProjection, Regressors
 from mtkd_env.optimization import Recipe, forget_gradients
 from mtkd_env.precision import autocast, check_precision, widened
@@ -470,8 +470,10 @@ def _prefer_channels_last(module: nn.Module, inputs: Tensor) -> None:
     """Lays convolutions out channels-last, in place, unless the network cannot compute like that.
 
     On a CPU students are a fifth faster in it, and on a GPU it is what tensor cores take. A network
-    that flattens a map by `view` does not take it.
+    that flattens a map by `view` does not take it, nor one with layers that torch fails at.
     """
+    if inputs.device.type == "cpu" and not all(map(strides_safely, module.modules())):
+        return
     modes = [(part, part.training) for part in module.modules()]
     module.to(memory_format=torch.channels_last).eval()
     try:

@@ -4,6 +4,7 @@ Unlike the paper's, their shortcuts are projections wherever stride or width cha
 networks that distillation papers compare on CIFAR.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled, subsample
 
 NARROW = (16, 16, 32, 64)
 DOUBLE = (16, 32, 64, 128)
@@ -118,9 +119,12 @@ def _stage(block: Any, in_channels: int, inner: int, blocks: int, stride: int) -
     out_channels = inner * block.expansion
     projection = None
     if stride != 1 or in_channels != out_channels:
-        projection = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False),
-            nn.BatchNorm2d(out_channels),
-        )
+        # The tensors' names are those of published files.
+        layers = {
+            "subsample": subsample(stride),
+            "0": nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+            "1": nn.BatchNorm2d(out_channels),
+        }
+        projection = nn.Sequential(OrderedDict(layers))
     first = block(in_channels, inner, stride, projection)
     return nn.Sequential(first, *(block(out_channels, inner) for _ in range(blocks - 1)))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled
+from mtkd_env.networks.base import Network, initialise_convolutions, scaled, subsample
 
 
 class WideResNet(Network):
@@ -75,14 +75,16 @@ class _Block(nn.Module):
             nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
         )
         self.shortcut: nn.Module | None = None
+        self.subsample = subsample(stride)
         if stride != 1 or in_channels != out_channels:
-            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Residual plus shortcut."""
         activated = self.activation(inputs)
-        shortcut = inputs if self.shortcut is None else self.shortcut(activated)
-        return self.residual(activated) + shortcut
+        if self.shortcut is None:
+            return self.residual(activated) + inputs
+        return self.residual(activated) + self.shortcut(self.subsample(activated))
 
 
 def _norm_relu(channels: int) -> nn.Sequential:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import NETWORKS, Network, build_network, check_network_arguments
+from mtkd_env.networks.base import strides_safely, subsample
 from mtkd_env.networks.resnet import ResNet
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.teachers import TeacherEnsemble
@@ -356,3 +357,19 @@ def test_depth_that_no_network_has_is_an_error() -> None:
         ResNet(10, num_classes=3)
     with pytest.raises(ConfigError, match=r"depth: expected 6n \+ 4 .* found 4"):
         WideResNet(4, 1, num_classes=3)
+
+
+# In the backward pass of those, torch 2.14 writes beyond its memory.
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_no_network_of_small_width_strides_by_pointwise_convolutions(name: str) -> None:
+    assert all(map(strides_safely, shapes_only(name, width=0.25).modules()))
+
+
+def test_a_subsampled_pointwise_convolution_is_a_strided_one() -> None:
+    strided, plain = nn.Conv2d(4, 8, 1, stride=2), nn.Conv2d(4, 8, 1)
+    plain.load_state_dict(strided.state_dict())
+    for size in (8, 9):
+        inputs = torch.randn(2, 4, size, size)
+        torch.testing.assert_close(plain(subsample(2)(inputs)), strided(inputs))
+    assert not strides_safely(strided)
+    assert strides_safely(plain)

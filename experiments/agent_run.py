@@ -10,7 +10,6 @@ from typing import Any, Protocol, cast
 import gymnasium
 import stable_baselines3
 import torch
-import yaml
 
 from agents import AGENTS, Agent, SB3Agent, build_agent, check_agent
 from agents.base import warm_up_weights
@@ -25,7 +24,7 @@ from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_at_least_1
-from mtkd_env.files import name_in_path, user_path, whole_path
+from mtkd_env.files import name_in_path, to_yaml, user_path, whole_path
 from mtkd_env.options import build
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import preparation
@@ -91,7 +90,7 @@ class AgentRunConfig(Computing):
 
     def to_yaml(self) -> str:
         """The whole configuration; as a `--config` file it gives an equal one."""
-        return yaml.safe_dump(asdict(self), sort_keys=False)
+        return to_yaml(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

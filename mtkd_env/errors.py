@@ -29,8 +29,9 @@ def errors_of(place: object) -> Iterator[None]:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`'; did you mean ...?'` for the nearest known name, or an empty string."""
-    nearest = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+    names = {one.lower(): one for one in known}
+    nearest = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return f"; did you mean '{names[nearest[0]]}'?" if nearest else ""
 
 
 def lookup(table: Mapping[str, T], name: str, kind: str) -> T:

@@ -279,7 +279,7 @@ def read_description(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{beside}: expected keys and values, and among them sha256")
     if not path.is_file():
         raise ConfigError(f"{path}: no such file, of which {beside.name} tells")
-    if about.pop("sha256") != file_digest(path):
+    if about["sha256"] != file_digest(path):
         raise ConfigError(f"{path}: holds other tensors than {beside.name} was written for")
     return about
 
@@ -392,6 +392,18 @@ _PlainLoader.yaml_implicit_resolvers = {
 _PlainLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+$"), list("-+0123456789")
 )
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Quotes every text that `_PlainLoader` would take for something else."""
+
+
+_PlainDumper.yaml_implicit_resolvers = _PlainLoader.yaml_implicit_resolvers
+
+
+def to_yaml(values: Any) -> str:
+    """A YAML text that `parse_yaml` reads as the same values; of tuples, as lists."""
+    return yaml.dump(values, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 def parse_yaml(text: str) -> Any:

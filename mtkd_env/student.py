@@ -48,6 +48,7 @@ class StudentDescription(Options):
         preprocessing: What is made of an image before the network sees it.
         class_names: Name of each class; empty if they have none.
         metrics: What is known of it, such as its accuracy on the test images.
+        sha256: Digest of the file of its tensors; empty before it is written.
     """
 
     network: str
@@ -57,6 +58,7 @@ class StudentDescription(Options):
     preprocessing: Preprocessing
     class_names: tuple[str, ...] = ()
     metrics: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
 
     @property
     def classes(self) -> tuple[str, ...]:

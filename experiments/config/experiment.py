@@ -3,20 +3,18 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any
 
-import yaml
-
-from agents import check_agent
+from agents import check_agent, find_agent
 from agents.base import WARMUP_WEIGHTS
 from mtkd_env.agent_file import PRETRAINED
 from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
-from mtkd_env.files import path_or_name, user_path, whole_path
+from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
 from mtkd_env.imports import Named, is_in_memory, name_of
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
@@ -193,8 +191,15 @@ class ExperimentConfig(Computing):
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Arguments of `assemble`; where and in what all is computed, the run says itself."""
-        return {name: getattr(self, name, self) for name in PARTS}
+        """Arguments of `assemble`; where and in what all is computed, the run says itself.
+
+        A weighting may look at the teachers' maps where no loss does.
+        """
+        parts = {name: getattr(self, name, self) for name in PARTS}
+        if getattr(find_agent(self.agent_name), "needs_maps", False):
+            store = self.teachers.store.resolved(compared=True)
+            parts["teachers"] = replace(self.teachers, store=store)
+        return parts
 
     def check_agent(self) -> None:
         """Checks the agent, which is imported for it, before anything is loaded.
@@ -210,7 +215,7 @@ class ExperimentConfig(Computing):
 
         But for objects that are `in_memory`: of these it has the names only.
         """
-        return yaml.safe_dump(_plain(self), sort_keys=False)
+        return to_yaml(_plain(self))
 
     @property
     def in_memory(self) -> list[str]:

@@ -10,7 +10,7 @@ import yaml
 
 from experiments.config.experiment import ExperimentConfig
 from mtkd_env.errors import ConfigError, check_name
-from mtkd_env.files import load_yaml, parse_yaml, path_or_name, user_path
+from mtkd_env.files import load_yaml, parse_yaml, path_or_name, to_yaml, user_path
 from mtkd_env.options import as_fields
 from mtkd_env.teachers.pool import PoolSpec, TeacherSpec
 
@@ -95,7 +95,7 @@ def whole_pool(given: Any) -> Any:
 
 def for_parser(values: Any) -> str:
     """Keys and values as a text that the parser reads as the same ones."""
-    return yaml.safe_dump(_quoted(values), allow_unicode=True)
+    return to_yaml(_quoted(values))
 
 
 def _quoted(values: Any) -> Any:
@@ -122,7 +122,7 @@ def yaml_value(text: str) -> Any:
 
 def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
     """Keys and values that are part of something else, which `name` says."""
-    return Layer(name, values, yaml.safe_dump(dict(values)))
+    return Layer(name, values, to_yaml(dict(values)))
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
-
 from experiments.command import as_called
 from experiments.config import (
     CONFIGS,
@@ -27,7 +25,7 @@ from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.errors import ConfigError, check_name, did_you_mean
-from mtkd_env.files import path_or_name, user_path, whole_path
+from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
 from mtkd_env.options import Options
 from mtkd_env.precision import FULL, PRECISIONS
 
@@ -149,8 +147,7 @@ class TransferConfig(Options):
 
     def to_yaml(self) -> str:
         """The whole configuration; as a `--config` file it gives an equal one."""
-        # Tuples as lists, which YAML can hold.
-        return yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False)
+        return to_yaml(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -136,6 +136,8 @@ class AEKD(Weighting):
         ConfigError: More than 8 teachers, or a cap that is not in (0, 1].
     """
 
+    needs_maps = True
+
     def __init__(
         self, distiller: Distiller, *, seed: int = 0, cap: float = 0.6, features: bool = True
     ) -> None:

@@ -22,12 +22,14 @@ class Weighting(ABC):
 
     Attributes:
         needs_label: Whether it looks at the label of the sample that it weights the teachers of.
+        needs_maps: Whether it looks at the teachers' whole feature maps.
 
     Raises:
         ConfigError: It does, and labels are missing.
     """
 
     needs_label = False
+    needs_maps = False
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

@@ -183,6 +183,8 @@ class MMKD(Weighting):
             a buffer that could not hold it.
     """
 
+    needs_maps = True
+
     def __init__(
         self,
         distiller: Distiller,

@@ -78,10 +78,21 @@ def test_teachers_are_compiled_for_one_number_of_images(mode: str, counter: Coun
     assert list(ensemble.state_dict()) == keys
 
 
+class Fixed(nn.Module):
+    def __init__(self, output: StudentView) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, inputs: Tensor) -> StudentView:
+        del inputs
+        return self._output
+
+
 def test_what_graphs_overwrite_is_copied() -> None:
     parts = torch.rand(3, 2, 2, requires_grad=True).unbind()
     output = NetworkOutput(parts[0], parts[1], parts[2].view(2, 2, 1, 1))
-    found = compilation._copied(StudentView(output, (parts[0],), ()))
+    view = StudentView(output, (parts[0],), ())
+    found = compilation._Copying(Fixed(view))(INPUTS)
     assert isinstance(found, StudentView)
     assert found.projected[0].equal(parts[0])
     assert found.embedded == ()

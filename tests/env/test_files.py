@@ -1,5 +1,6 @@
 import hashlib
 import io
+import math
 import os
 import pickle
 import pwd
@@ -32,6 +33,7 @@ from mtkd_env.files import (
     remove_unfinished,
     save_checkpoint,
     save_with_digest,
+    to_yaml,
     user_path,
     whole_path,
     write_atomically,
@@ -393,7 +395,7 @@ BAD_YAML = {
     ),
     "too deep by aliases": (NESTED, "on 50 levels"),
     "too deep": ("[" * 60 + "]" * 60, "on 50 levels"),
-    "much too deep": ("[" * 500, "RecursionError"),
+    "much too deep": ("[" * 1000, "RecursionError"),
     "a list in itself": ("&x [*x]", "a part of"),
     "a mapping in itself": ("a: &x {b: [*x]}", "a part of"),
     "a list as key": ("? [a, b]\n: 1", "expected a text as key"),
@@ -423,6 +425,27 @@ def test_aliases_and_merged_mappings_are_what_they_stand_for() -> None:
 
 
 # What killed processes leave.
+
+
+TEXTS_LIKE_NUMBERS = [
+    "1e-3",
+    "-5E4",
+    "0",
+    "0.5",
+    "true",
+    "null",
+    "~",
+    "[1]",
+    "2026-12-31",
+    "a: b",
+    "",
+]
+
+
+def test_values_come_back_from_yaml_as_they_were() -> None:
+    values = {"texts": TEXTS_LIKE_NUMBERS, "numbers": [1e-3, 5e-324, 1e22, 0, True, None, math.inf]}
+    assert parse_yaml(to_yaml(values | {"tuple": (1, 2)})) == values | {"tuple": [1, 2]}
+    assert parse_yaml(to_yaml(values | {"1": {"true": 1}})) == values | {"1": {"true": 1}}
 
 
 def test_what_a_killed_process_left_goes_when_the_next_file_is_written(tmp_path: Path) -> None:

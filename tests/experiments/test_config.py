@@ -434,3 +434,9 @@ def test_names_do_not_lead_out_of_their_folders(name: str, tmp_path: Path) -> No
     folder = make_folder(config)
     assert folder.parent == tmp_path / "runs"
     assert len(folder.name.encode()) < 255
+
+
+@pytest.mark.parametrize(("algo", "maps"), [("mmkd", True), ("aekd", True), ("aver", None)])
+def test_weightings_that_look_at_maps_have_them_stored_whole(algo: str, maps: bool | None) -> None:
+    (config,) = parse_arguments(["--algo", algo, "--distillation.beta", "0"])
+    assert config.parts["teachers"].store.maps is maps

@@ -13,7 +13,7 @@ from agents import check_agent
 from experiments import benchmark, compare
 from experiments.benchmarks import BENCHMARKS
 from experiments.command import VERBS
-from experiments.comparison.plan import find_file, load_comparison
+from experiments.comparison.plan import Selection, find_file, load_comparison
 from experiments.config import algo_layers, parse_arguments
 from mtkd_env.data import DATASETS, ImageData
 
@@ -133,7 +133,7 @@ def test_commands_are_understood(
 @pytest.mark.parametrize("call", calls("compare"))
 def test_comparisons_are_understood(call: tuple[str, list[str]], tmp_path: Path) -> None:
     arguments, others = compare.parse(call[1])
-    chosen = compare.selection(arguments)
+    chosen = Selection(arguments.methods, arguments.settings, arguments.seeds, arguments.pools)
     file = find_file(arguments.file)
     assert load_comparison(file, others, chosen, tmp_path, arguments.weights).runs
 
@@ -143,7 +143,7 @@ def test_benchmarks_are_understood(call: tuple[str, list[str]]) -> None:
     arguments, others = benchmark.parse(call[1])
     assert arguments.what in BENCHMARKS
     parse_arguments(others)
-    for name in filter(None, (arguments.methods or "").split(",")):
+    for name in arguments.methods or ():
         check(name)
 
 

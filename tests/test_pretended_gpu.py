@@ -23,6 +23,7 @@ from tiny import (
     SB3_ARGUMENTS,
     SMALL_RUN,
     make_tiny_env_on,
+    seldom,
     snapshot,
 )
 
@@ -146,10 +147,9 @@ def trained(method: str, device: str) -> dict[str, Tensor]:
     return {name: one.cpu() for name, one in student.items()}
 
 
-# Of the library's algorithms one of each kind: they take the same way to the environment.
-QUICK = (*WEIGHTINGS, *AGENTS, "ppo", "sac")
-SLOW = sorted({*SB3_ARGUMENTS, "a2c"} - {*QUICK})
-EVERY = [*QUICK, *(pytest.param(method, marks=pytest.mark.slow) for method in SLOW)]
+# Of weightings and of the library's algorithms some: they take the same way to the environment.
+OFTEN = {"aver", "camkd", "gate", "mmkd", "ppo", *AGENTS}
+EVERY = seldom(sorted({*WEIGHTINGS, *AGENTS, *SB3_ARGUMENTS, "a2c", "ppo", "sac"}), OFTEN)
 
 
 @pytest.mark.parametrize("method", EVERY)

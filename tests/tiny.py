@@ -1,12 +1,13 @@
 """A problem so small that a step takes milliseconds: images, untrained teachers, environments."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache, partial
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -100,6 +101,16 @@ def data(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1, test: int = 40) -> ImageDa
 
 def training_set(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1) -> TrainingSet:
     return TrainingSet(data(train), data(train).split())
+
+
+def seldom(values: Iterable[Any], often: Collection[Any]) -> list[Any]:
+    """Parameters of a test that is long: all but some are slow ones."""
+    return [
+        one
+        if one in often
+        else pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.slow)
+        for one in values
+    ]
 
 
 class TinyNetwork(Network):

@@ -173,6 +173,7 @@ def test_a_run_sees_the_gpu_that_it_has_a_share_of_and_no_other(
     assert (tmp_path / "seen").read_text() == seen
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_may_keep_what_it_has(address: str, tmp_path: Path) -> None:
     executor = RayExecutor(address, NONE, most=1)
     assert executor.room() == 1

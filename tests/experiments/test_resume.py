@@ -31,16 +31,14 @@ from experiments.running.signals import Stopped
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from mtkd_env.vector import StepRecord
-from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN
+from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN, seldom
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
 EPOCHS, STEPS = 3, 4
 
-QUICK = ("ppo", "sac")
-SLOW = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
-SLOW += ("pg", "a2c", "ddpg", "td3", *CONTRIB)
-EVERY = [*QUICK, *(pytest.param(algo, marks=pytest.mark.slow) for algo in SLOW)]
+EVERY = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")
+EVERY += ("pg", "ppo", "a2c", "sac", "ddpg", "td3", *CONTRIB)
 
 # What else an algorithm may keep from step to step.
 OU = {"noise_type": "ornstein-uhlenbeck"}
@@ -195,7 +193,7 @@ def assert_goes_on(config: ExperimentConfig, tmp_path: Path) -> None:
     assert_same(whole, parts)
 
 
-@pytest.mark.parametrize("algo", EVERY)
+@pytest.mark.parametrize("algo", seldom(EVERY, {"sac"}))
 def test_an_interrupted_run_comes_to_the_same_bit_for_bit(
     algo: str, small: str, tmp_path: Path
 ) -> None:

@@ -347,7 +347,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
         """What labelled images add to the loss of a step of the optimiser; nothing without λ."""
         if (labelled := self.look_at_labelled()) is not None:
             state, observation = labelled
-            yield self.label_loss(state, generated_weights(self.policy(observation)))
+            yield self.label_loss(state, *self.generate(observation))
 
     def look_at_labelled(self) -> Labelled | None:
         """Labelled images drawn anew, and what the policy sees of them; nothing without λ."""
@@ -355,6 +355,14 @@ class LearningAgent(PolicyAgent, Generic[Step]):
             return None
         state = self.env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
         return state, self.env.look(state)
+
+    def generate(self, *observations: Float[Tensor, "_ F"]) -> Iterator[TeacherWeights]:
+        """Weights for each of some observations, in one pass of the policy.
+
+        Of a network this small, two would take twice as long.
+        """
+        rows = [len(each) for each in observations]
+        return map(generated_weights, self.policy(torch.cat(observations)).split(rows))
 
     def label_loss(self, state: DistillState, generated: TeacherWeights) -> Float[Tensor, ""]:
         """Minus λ times the likelihood of labelled images under generated weights."""
@@ -534,9 +542,7 @@ class PolicyGradient(LearningAgent[Transition]):
         self._replay.add(Lesson(seen, advantages, *beside))
         if earlier is None:
             return []
-        rows = len(earlier.observation), len(earlier.labelled)
-        both = self.policy(torch.cat([earlier.observation, earlier.labelled])).split(rows)
-        generated, of_labelled = map(generated_weights, both)
+        generated, of_labelled = self.generate(earlier.observation, earlier.labelled)
         loss = LOSSES[settings.loss](generated, earlier.advantages)
         loss = loss - settings.entropy_coef * mean_entropy(generated)
         if settings.likelihood:
@@ -552,11 +558,8 @@ class PolicyGradient(LearningAgent[Transition]):
         if labelled is None:
             generated = generated_weights(self.policy(known.observation))
         else:
-            # Both in one pass: of a network this small, two would take twice as long.
             state, observation = labelled
-            rows = len(known.observation), len(observation)
-            both = self.policy(torch.cat([known.observation, observation])).split(rows)
-            generated, of_labelled = map(generated_weights, both)
+            generated, of_labelled = self.generate(known.observation, observation)
         loss = self._loss(generated, known, before)
         if settings.entropy_coef:
             loss = loss - settings.entropy_coef * mean_entropy(generated)

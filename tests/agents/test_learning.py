@@ -17,7 +17,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.seeding import RandomNumbers
 from mtkd_env.types import TeacherWeights
-from tiny import NUM_ENVS
+from tiny import NUM_ENVS, seldom
 
 # Every kind, so that each part that can be saved is.
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -236,7 +236,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "dpg" else ()) for name in LEARNERS],
+    seldom(LEARNERS, {*LEARNERS} - {"dpg"}),
 )
 def test_without_labels_agents_ask_the_teacher_that_knows_the_class(name: str) -> None:
     env = specialists_env()

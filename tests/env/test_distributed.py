@@ -17,7 +17,7 @@ from mtkd_env.data import BatchStream
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers.training import train_teacher
 from processes import Pair, two_processes
-from tiny import NUM_ENVS, TinyNetwork, make_tiny_distiller, make_tiny_env, training_set
+from tiny import NUM_ENVS, TinyNetwork, make_tiny_distiller, make_tiny_env, seldom, training_set
 
 ROWS, WIDTH = 6, 3
 
@@ -245,7 +245,7 @@ ALIKE = ("uniform", "aver", "amtmlkd", "reinforce", "td3")
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in ALIKE else ()) for name in AGENTS],
+    seldom(AGENTS, {*AGENTS} - {*ALIKE}),
 )
 def test_two_processes_train_the_student_of_one(pair: Pair, name: str) -> None:
     alone = _train(name)

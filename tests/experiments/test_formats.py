@@ -17,6 +17,7 @@ from mtkd_env.networks import build_network
 from mtkd_env.student import save_student
 from run_folders import gallery
 from students import describe
+from tiny import seldom
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "form",
-    [pytest.param(form, marks=pytest.mark.slow) if form == "onnx" else form for form in FORMATS],
+    seldom(FORMATS, {*FORMATS} - {"onnx"}),
 )
 def test_every_form_gives_the_logits_of_the_student(
     form: str, run: Path, capsys: pytest.CaptureFixture[str]

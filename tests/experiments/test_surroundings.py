@@ -15,6 +15,7 @@ import experiments
 from experiments.console import console
 from experiments.running.failures import run_program
 from experiments.running.signals import StopRequest
+from tiny import seldom
 
 FOLDER = Path(experiments.__file__).parent
 PROGRAMS = sorted(
@@ -30,7 +31,7 @@ def test_the_programs_are_found() -> None:
 
 @pytest.mark.parametrize(
     "program",
-    [name if name == "run.py" else pytest.param(name, marks=pytest.mark.slow) for name in PROGRAMS],
+    seldom(PROGRAMS, {"run.py"}),
 )
 def test_a_notebooks_backend_that_is_not_installed_ends_no_program(program: str) -> None:
     surroundings = os.environ | {"MPLBACKEND": "not_installed"}

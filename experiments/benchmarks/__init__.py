@@ -3,11 +3,10 @@
 To add one: a function from a `Request` to an `Outcome`, and a line in `BENCHMARKS`.
 
 - `step.py` with `floor.py`, `roofline.py`, `operations.py`; `agents.py`; `scaling.py`; `data.py`
-  with `loader.py`: time. `peak_memory.py` with `peak.py`: memory. `reward_signal.py` with
-  `usefulness.py`: rewards.
-- `base.py`, `variants.py`, `contestant.py`, `shared.py`, `synthetic.py`: what is measured, on what.
-- `timing.py`, `memory.py`: how; `timing_report.py`, `memory_report.py`, `scaling_report.py`,
-  `signal_report.py`, `bars.py`: tables and pictures.
+  with `loader.py`: time. `peak_memory.py`: memory. `reward_signal.py` with `usefulness.py` and
+  `signal_report.py`: rewards.
+- `base.py`, `variants.py`, `contestant.py`, `synthetic.py`: what is measured, on what.
+- `timing.py`, `memory.py`: how; `timing_report.py`: the table, numbers and picture of ratios.
 """
 
 from collections.abc import Mapping

@@ -8,9 +8,8 @@ from importlib.util import find_spec
 
 from agents.sb3 import CONTRIB
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
 from experiments.benchmarks.memory import DevicePeak
-from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing import Percentiles, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import CONFIGS, read_yaml

@@ -5,8 +5,8 @@ from functools import partial
 from itertools import islice
 
 from experiments.benchmarks.base import Outcome, Request
+from experiments.benchmarks.contestant import make_env
 from experiments.benchmarks.loader import CHANNELS, file_loader, loaded_batches
-from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import (
     Percentiles,
     Readings,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.benchmarks.shared import make_env
+from experiments.benchmarks.contestant import make_env
 from experiments.config import ExperimentConfig
 from mtkd_env import Assembly
 from mtkd_env.losses import cross_entropy

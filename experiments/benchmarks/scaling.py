@@ -1,25 +1,46 @@
 """What a step costs against number and width of the teachers, batch size and image size."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogFormatter, NullFormatter
+from rich.table import Table
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
 from experiments.benchmarks.memory import DevicePeak
-from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
-from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.synthetic import on_noise, write_noise
-from experiments.benchmarks.timing import Subject, per_unit, stopwatch_for, take_turns
-from experiments.benchmarks.timing_report import REFERENCE
+from experiments.benchmarks.timing import (
+    HIGH,
+    LOW,
+    Percentiles,
+    Reading,
+    Subject,
+    describe_machine,
+    per_unit,
+    ratio_percentiles,
+    seconds,
+    stopwatch_for,
+    take_turns,
+    this_machine,
+)
+from experiments.benchmarks.timing_report import REFERENCE, ratio_cells
 from experiments.config import ExperimentConfig
+from experiments.console import plain_table
+from experiments.drawing import drawn, picture
 from experiments.experiment import prepare_device
+from mtkd_env.data import ImageSet
 from mtkd_env.errors import check_name
 from mtkd_env.teachers import PoolSpec
+
+TITLE = "Cost of an SGD step, learning included"
 
 METHODS = ("pg",)
 
@@ -32,6 +53,12 @@ AXES: Mapping[str, Sequence[float]] = {
     "batch": (32, 64, 128, 256, 512, 1024),
     "width": (0.5, 1, 2),
     "size": (8, 16, 32),
+}
+MEANING = {
+    "teachers": "teachers M",
+    "batch": "batch B",
+    "width": "width of the teachers [of the configured]",
+    "size": "side of the images [pixels]",
 }
 
 
@@ -74,35 +101,88 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What is the same at all points.
+class Point:
+    """A setting, and what a step costs there.
+
+    Attributes:
+        axis: What it is a point of.
+        features: F, the width of the observation.
+        setting: The setting.
+        readings: Readings of a step in every round, by method.
+    """
+
+    axis: str
+    features: int
+    setting: Setting
+    readings: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The value on its axis."""
+        return float(getattr(self.setting, self.axis))
+
+    def subject(self, method: str) -> str:
+        """What a method is called here."""
+        return f"{method}, {self.axis} {self.value:g}"
+
+    def step(self, method: str, clock: str) -> Percentiles:
+        """Seconds a step."""
+        return Percentiles.of(seconds(self.readings, clock)[method])
+
+    def ratio(self, method: str, clock: str) -> Percentiles:
+        """A method's time over the reference's of the same round."""
+        return ratio_percentiles(self.readings, REFERENCE, clock)[method]
+
+    def values(self) -> dict[str, Any]:
+        """All numbers."""
+        methods = {
+            name: {
+                clock: {
+                    "ratio": asdict(self.ratio(name, clock)),
+                    "seconds_a_step": asdict(self.step(name, clock)),
+                    "seconds_a_step_by_round": seconds(self.readings, clock)[name],
+                }
+                for clock in readings[0]
+            }
+            for name, readings in self.readings.items()
+        }
+        known = {"axis": self.axis, **asdict(self.setting), "features": self.features}
+        return {**known, "methods": methods}
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """What is the same at all points: measures them, and shows what they have come to.
 
     Attributes:
         request: What was asked for.
         configs: Configuration of every method.
-        channels: K of the configured images.
-        classes: Their C.
-        size: Their height.
+        data: The configured images, whose channels and classes all have.
         device: Where everything is computed.
     """
 
     request: Request
     configs: Mapping[str, ExperimentConfig]
-    channels: int
-    classes: int
-    size: int
+    data: ImageSet[Any]
     device: torch.device
 
     @property
     def configured(self) -> Setting:
         """The setting that all axes go through, or would if its value were among theirs."""
         config = self.configs[REFERENCE]
-        return Setting(len(config.teachers.teachers), config.data.batch_size, 1.0, self.size)
+        side = self.data.image_shape[1]
+        return Setting(len(config.teachers.teachers), config.data.batch_size, 1.0, side)
+
+    @property
+    def clock(self) -> str:
+        """Name of the clock that is shown."""
+        return stopwatch_for(self.device).clocks[0]
 
     def configs_at(self, setting: Setting, folder: Path) -> dict[str, ExperimentConfig]:
         """The configuration of every method in a setting, with noise in a folder."""
         count = setting.batch * self.request.steps
-        path = write_noise(folder, self.channels, self.classes, setting.size, count)
+        channels, classes = self.data.image_shape[0], self.data.num_classes
+        path = write_noise(folder, channels, classes, setting.size, count)
         return {
             name: replace(
                 config,
@@ -113,9 +193,9 @@ class Surroundings:
             for name, config in self.configs.items()
         }
 
-    def measure(self, axis: str) -> list[ScalingPoint]:
+    def measure(self, axis: str) -> list[Point]:
         """The cost at all points of an axis, which take turns."""
-        points: list[ScalingPoint] = []
+        points: list[Point] = []
         subjects: dict[str, Subject] = {}
         settings = self.configured.along(axis)
         with TemporaryDirectory(prefix="mtkd_scaling_") as folder:
@@ -123,7 +203,7 @@ class Surroundings:
                 configs = self.configs_at(setting, Path(folder))
                 assembly = self.request.build(configs[REFERENCE])
                 env = assembly.env
-                points.append(ScalingPoint(axis, env.observer.width, asdict(setting)))
+                points.append(Point(axis, env.observer.width, setting))
                 for name, config in configs.items():
                     agent = Contestant(assembly, config, DevicePeak(env.device))
                     subjects[points[-1].subject(name)] = per_unit(agent, env.steps_per_epoch)
@@ -135,6 +215,95 @@ class Surroundings:
             replace(point, readings={name: readings[point.subject(name)] for name in self.configs})
             for point in points
         ]
+
+    def outcome(self, axes: Mapping[str, Sequence[Point]]) -> Outcome:
+        """Tables, notes, numbers and picture of the points of every axis."""
+        exponents = {axis: self.exponents(points) for axis, points in axes.items()}
+        values = {
+            "title": TITLE,
+            "reference": REFERENCE,
+            "steps": self.request.steps,
+            "machine": describe_machine(self.device),
+            "configuration": self.configs[REFERENCE].to_yaml(),
+            "points": [point.values() for points in axes.values() for point in points],
+            "exponents": exponents,
+        }
+        tables = [self._table(axis, points) for axis, points in axes.items()]
+        return Outcome(tables, self._notes(exponents), values, lambda path: self._draw(path, axes))
+
+    def exponents(self, points: Sequence[Point]) -> dict[str, float]:
+        """The power of the axis that every method's time grows with, by least squares of logs."""
+        values = np.log([point.value for point in points])
+        times = {
+            method: np.log([point.step(method, self.clock).median for point in points])
+            for method in self.configs
+        }
+        return {method: float(np.polyfit(values, one, 1)[0]) for method, one in times.items()}
+
+    def _table(self, axis: str, points: Sequence[Point]) -> Table:
+        headings = [axis, "F"]
+        for method in self.configs:
+            kinds = ["ms/step", "µs/image"]
+            kinds += [] if method == REFERENCE else ["ratio", f"{LOW}-{HIGH} %"]
+            headings += [f"{method}\n{kind}" for kind in kinds]
+        table = plain_table(f"{TITLE}, against {MEANING[axis]}", [], headings)
+        for point in points:
+            cells = [cell for method in self.configs for cell in self._cells(point, method)]
+            table.add_row(f"{point.value:g}", str(point.features), *cells)
+        return table
+
+    def _cells(self, point: Point, method: str) -> list[str]:
+        took = point.step(method, self.clock).median
+        ratio = () if method == REFERENCE else ratio_cells(point.ratio(method, self.clock))
+        return [f"{1e3 * took:.2f}", f"{1e6 * took / point.setting.batch:.1f}", *ratio]
+
+    def _notes(self, exponents: Mapping[str, Mapping[str, float]]) -> list[str]:
+        return [
+            f"synthetic: images are noise of the channels and classes of {self.data.name}; the "
+            "teachers are the pool's networks, in their order and again and again, untrained; "
+            "what a step costs does not depend on what they know",
+            *(
+                f"{axis}: time grows with the power "
+                + ", ".join(f"{power:.2f} ({name})" for name, power in powers.items())
+                + " of it"
+                for axis, powers in exponents.items()
+            ),
+            f"{self.clock} time; {self.request.rounds} rounds of an epoch of {self.request.steps} "
+            "steps, all points of an axis and methods in turns; agents that learn more rarely than "
+            "that need more --steps",
+            f"on {this_machine(self.device)}",
+        ]
+
+    def _draw(self, path: Path, axes: Mapping[str, Sequence[Point]]) -> None:
+        with picture(path, (1 + 3.6 * len(axes), 4)) as figure:
+            panels = figure.subplots(1, len(axes), squeeze=False)[0]
+            for panel, (axis, points) in zip(panels, axes.items(), strict=True):
+                self._draw_axis(panel, axis, points)
+            panels[0].set_ylabel(f"{self.clock} time of a step [ms]")
+            panels[0].legend(fontsize="small")
+            figure.suptitle(TITLE)
+
+    def _draw_axis(self, panel: Axes, axis: str, points: Sequence[Point]) -> None:
+        values = [point.value for point in points]
+        for method in self.configs:
+            found = [point.step(method, self.clock) for point in points]
+            medians = [1e3 * one.median for one in found]
+            below = [1e3 * (one.median - one.low) for one in found]
+            above = [1e3 * (one.high - one.median) for one in found]
+            panel.errorbar(
+                values, medians, [below, above], marker="o", capsize=3, label=drawn(method)
+            )
+        first = 1e3 * points[0].step(REFERENCE, self.clock).median
+        linear = [first * value / values[0] for value in values]
+        panel.plot(values, linear, color="grey", linestyle=":", label="linear")
+        panel.set(xscale="log", yscale="log", xlabel=MEANING[axis])
+        powers = self.exponents(points).items()
+        panel.set_title(", ".join(f"{drawn(name)} {power:.2f}" for name, power in powers))
+        panel.set_xticks(values, [f"{value:g}" for value in values])
+        panel.xaxis.set_minor_formatter(NullFormatter())
+        panel.yaxis.set_major_formatter(LogFormatter())
+        panel.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        panel.grid(alpha=0.3, which="both")
 
 
 def measure(request: Request) -> Outcome:
@@ -149,11 +318,7 @@ def measure(request: Request) -> Outcome:
         check_name(AXES, axis, "axis")
     configs = request.configs(with_reference(request.methods or METHODS))
     check_shareable(configs)
-    config = configs[REFERENCE]
     # Decides on the number of threads too, which are to be those of the configured images.
-    device = prepare_device(config)
-    data = config.data.load()
-    channels, size, _ = data.image_shape
-    around = Surroundings(request, configs, channels, data.num_classes, size, device)
-    points = [point for axis in axes for point in around.measure(axis)]
-    return ScalingReport(points, config, device, request.steps, data.name).outcome()
+    device = prepare_device(configs[REFERENCE])
+    scaling = Scaling(request, configs, configs[REFERENCE].data.load(), device)
+    return scaling.outcome({axis: scaling.measure(axis) for axis in axes})

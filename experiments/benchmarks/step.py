@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
 from experiments.benchmarks.floor import ABOUT, BOUNDS, FLOOR
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch
 from experiments.benchmarks.roofline import Roofline, measured_rates
-from experiments.benchmarks.shared import check_shareable, with_reference
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,

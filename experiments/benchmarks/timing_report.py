@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.benchmarks.bars import draw_bars
 from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
@@ -22,6 +21,7 @@ from experiments.benchmarks.timing import (
 )
 from experiments.config import ExperimentConfig
 from experiments.console import plain_table
+from experiments.drawing import drawn, picture
 from mtkd_env import Assembly
 
 # Equal weights: what every other way to weight teachers is compared with.
@@ -133,3 +133,36 @@ def ratio_cells(spread: Percentiles) -> tuple[str, str]:
     """A spread of ratios as two columns of a table."""
     digits = 2 if spread.median >= 0.1 else 4
     return f"{spread.median:.3f}", f"{spread.low:.{digits}f}-{spread.high:.{digits}f}"
+
+
+def draw_bars(path: Path, spreads: Mapping[str, Percentiles], *, title: str, label: str) -> None:
+    """Draws a bar for every median, from the lowest to the highest, into a PNG.
+
+    Args:
+        path: The file.
+        spreads: The numbers by their names, as ratios: a line marks 1.
+        title: Heading.
+        label: What the numbers are.
+    """
+    named = sorted(spreads.items(), key=lambda pair: pair[1].median)
+    places, medians = range(len(named)), [spread.median for _, spread in named]
+    whiskers = [
+        [spread.median - spread.low for _, spread in named],
+        [spread.high - spread.median for _, spread in named],
+    ]
+    with picture(path, (8, 1.2 + 0.32 * len(named))) as figure:
+        axes = figure.subplots()
+        axes.barh(places, medians, xerr=whiskers, capsize=3, color="tab:blue", alpha=0.8)
+        axes.set_yticks(places, [drawn(name) for name, _ in named])
+        axes.axvline(1, color="grey", linestyle=":")
+        for place, (_, spread) in enumerate(named):
+            axes.annotate(
+                f"{spread.median:.3f}",
+                (spread.high, place),
+                xytext=(6, 0),
+                textcoords="offset points",
+                verticalalignment="center",
+            )
+        axes.margins(x=0.12)
+        axes.set(title=title, xlabel=label)
+        axes.grid(axis="x", alpha=0.3)

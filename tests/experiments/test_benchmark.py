@@ -18,10 +18,9 @@ from experiments import benchmark
 from experiments.benchmarks import Request, memory, reward_signal
 from experiments.benchmarks import agents as agents_benchmark
 from experiments.benchmarks.agents import default_methods, paper_ratios
-from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.contestant import Contestant, check_shareable, make_env
 from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
 from experiments.benchmarks.reward_signal import look
-from experiments.benchmarks.shared import check_shareable, make_env
 from experiments.benchmarks.timing import (
     DeviceStopwatch,
     HostStopwatch,

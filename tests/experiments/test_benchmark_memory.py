@@ -11,9 +11,13 @@ import pytest
 import torch
 
 from benchmarking import config_of, one_line_error, read, start
-from experiments.benchmarks import peak, peak_memory
-from experiments.benchmarks.memory_report import memory_report
-from experiments.benchmarks.peak import forget_peak, peak_bytes, train
+from experiments.benchmarks import peak_memory
+from experiments.benchmarks.peak_memory import (
+    forget_peak,
+    memory_report,
+    peak_bytes,
+    train,
+)
 from experiments.executors import Failure
 from mtkd_env.errors import ConfigError
 
@@ -21,7 +25,9 @@ CPU = torch.device("cpu")
 
 LARGE = 200_000_000
 
-on_linux = pytest.mark.skipif(not peak.FORGET.is_file(), reason="only Linux can forget a peak")
+on_linux = pytest.mark.skipif(
+    not peak_memory.FORGET.is_file(), reason="only Linux can forget a peak"
+)
 
 
 def test_a_peak_knows_what_is_gone() -> None:
@@ -54,9 +60,9 @@ def test_without_the_kernels_mark_the_system_is_asked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, platform: str, unit: int
 ) -> None:
     usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=7))
-    monkeypatch.setattr(peak, "STATUS", tmp_path / "status")
-    monkeypatch.setattr(peak, "resource", usage)
-    monkeypatch.setattr(peak, "sys", SimpleNamespace(platform=platform))
+    monkeypatch.setattr(peak_memory, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(peak_memory, "resource", usage)
+    monkeypatch.setattr(peak_memory, "sys", SimpleNamespace(platform=platform))
     assert peak_bytes(CPU) == 7 * unit
 
 

@@ -1,14 +1,16 @@
 """How the cost of a step grows, on synthetic images."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from benchmarking import config_of, one_line_error, read, start
-from experiments.benchmarks.scaling import AXES, Setting
-from experiments.benchmarks.scaling_report import ScalingPoint, ScalingReport
+from experiments.benchmarks import Request
+from experiments.benchmarks.scaling import AXES, Point, Scaling, Setting
 from experiments.benchmarks.synthetic import on_noise, write_noise
 from mtkd_env.data import load_dataset
 
@@ -45,26 +47,24 @@ def test_noise_has_the_asked_size_and_every_class(channels: int, tmp_path: Path)
     assert load_dataset("npz", path=str(few)).num_classes == 4
 
 
-def report(costs: dict[str, list[float]]) -> ScalingReport:
-    """A report of invented seconds by method, at one, two and four teachers."""
+def test_the_exponent_is_that_of_a_power_law() -> None:
+    costs = {"aver": [1.0, 2.0, 4.0], "pg": [3.0, 12.0, 48.0]}
     points = [
-        ScalingPoint(
+        Point(
             axis="teachers",
             features=10,
-            setting={"teachers": value, "batch": 10},
+            setting=replace(SETTING, teachers=value),
             readings={name: [{"CPU": mine[place]}] * 2 for name, mine in costs.items()},
         )
         for place, value in enumerate((1, 2, 4))
     ]
-    return ScalingReport(points, config_of("aver"), torch.device("cpu"), steps=4, images="digits")
-
-
-def test_the_exponent_is_that_of_a_power_law() -> None:
-    found = report({"aver": [1.0, 2.0, 4.0], "pg": [3.0, 12.0, 48.0]})
-    exponents = found.exponents(found.points)
+    request = Request([], None, steps=4, rounds=2, epochs=(), out=Console())
+    configs = dict.fromkeys(costs, config_of("aver"))
+    scaling = Scaling(request, configs, load_dataset("digits"), torch.device("cpu"))
+    exponents = scaling.exponents(points)
     assert exponents["aver"] == pytest.approx(1)
     assert exponents["pg"] == pytest.approx(2)
-    assert found.points[1].ratio("pg", "CPU").median == 6
+    assert points[1].ratio("pg", "CPU").median == 6
 
 
 @pytest.mark.slow

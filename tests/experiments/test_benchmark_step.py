@@ -10,12 +10,11 @@ from agents import SB3Agent
 from benchmarking import STEPS_PER_EPOCH, config_of, one_line_error, read, start, tiny_assembly
 from experiments.benchmarks import floor as floor_module
 from experiments.benchmarks import roofline
-from experiments.benchmarks.contestant import Contestant
+from experiments.benchmarks.contestant import Contestant, make_env
 from experiments.benchmarks.floor import floor
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch, counting
 from experiments.benchmarks.roofline import Roofline, measured_rates
-from experiments.benchmarks.shared import make_env
 from experiments.benchmarks.timing import Reading, Stopwatch, per_unit
 from experiments.benchmarks.variants import Variant, check_comparable, parse_variants
 from mtkd_env.errors import ConfigError

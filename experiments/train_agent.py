@@ -9,14 +9,14 @@ The run's folder holds the agent, for `--algo pretrained --agent.load FOLDER` of
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from experiments.agent_run import ALL, GAIN, AgentRun, AgentRunConfig, run_folder
-from experiments.command import as_called
-from experiments.config import CONFIGS, ConfigurationParser, read_yaml, take
+from experiments.config import CONFIGS, make_parser, parse_files, read_yaml, take
 from experiments.console import ConsoleProgress, console
 from experiments.running.failures import program
 from experiments.running.folder import CONFIG
@@ -74,30 +74,21 @@ def parse(argv: Sequence[str]) -> tuple[AgentRunConfig, Path | None]:
     resumed, flags = take([flag for flag in argv if flag != TRUST], "--resume")
     named, flags = take(flags, "--config")
     folder = user_path(resumed[-1]) if resumed else None
-    files = [*([folder / CONFIG] if folder else []), *map(user_path, named)]
-    contents = [
-        read_yaml(path, "--resume" if path.name == CONFIG else "--config") for path in files
-    ]
-    algos, _ = take(flags, "--algo")
+    files = [("--resume", folder / CONFIG)] if folder else []
+    files += [("--config", user_path(path)) for path in named]
+    contents = [read_yaml(path, flag) for flag, path in files]
     in_files = [str(content["algo"]) for content in contents if "algo" in content]
-    algo = [AgentRunConfig.algo, *in_files, *algos][-1]
+    algo = [AgentRunConfig.algo, *in_files, *take(flags, "--algo")[0]][-1]
     shipped = CONFIGS / "agent" / f"{algo}.yaml"
-    first: list[Any] = [str(shipped)] if shipped.is_file() and folder is None else []
-    parser = ConfigurationParser(
-        prog=as_called(PROGRAM),
-        description=(
-            "Lets an agent learn over many tasks, a student each. Layers, later ones win: "
-            "configs/agent/ALGO.yaml, --config files, flags. --resume FOLDER goes on with an "
-            f"unfinished run. {TRUST} lets files name a module:Name of any module."
-        ),
-        default_config_files=first,
-        default_env=False,
-        allow_abbrev=False,
+    first = [str(shipped)] if shipped.is_file() and folder is None else []
+    about = (
+        "Lets an agent learn over many tasks, a student each. Layers, later ones win: "
+        "configs/agent/ALGO.yaml, --config files, flags. --resume FOLDER goes on with an "
+        f"unfinished run. {TRUST} lets files name a module:Name of any module."
     )
-    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(AgentRunConfig)
     with trust.applied():
-        config = parser.build(AgentRunConfig, [*(f"--config={path}" for path in files), *flags])
+        make = partial(make_parser, AgentRunConfig, PROGRAM, about, first)
+        config = parse_files(AgentRunConfig, files, flags, make)
         config.check_agent()
     return config, folder
 

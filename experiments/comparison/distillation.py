@@ -22,7 +22,7 @@ from experiments.executors import Task
 from experiments.experiment import Result, run_experiment, train_teachers
 from experiments.running.log import read_rows
 from experiments.training import Progress
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, errors_of
 from mtkd_env.files import cache_folder, path_or_name, user_path
 from mtkd_env.registration import load_images
 
@@ -54,18 +54,18 @@ class Distillation(Kind):
         own = {key: value for key, value in entry.of_method.items() if key != "algo"}
         algo = str(entry.of_method.get("algo", entry.method))
         recipe = given.recipe if given.recipe is not None else _recipe(entry)
+        with errors_of(f"{entry.path}: recipe"):
+            first = recipe_layers(recipe)
         layers = [
-            *_recipe_layers(entry, recipe),
+            *first,
             self._layer(entry, "base", entry.base),
             self._layer(entry, f"settings.{entry.setting}", entry.of_setting),
             *algo_layers(algo),
             self._layer(entry, f"methods.{entry.method}", own),
         ]
         config = build_config(algo, layers, given, recipe=recipe, program="compare.py")
-        try:
+        with errors_of(f"{entry.path}: methods.{entry.method}"):
             config.check_agent()
-        except ConfigError as error:
-            raise entry.error(f"methods.{entry.method}: {error}") from error
         return config
 
     def _layer(self, entry: Entry, key: str, values: Mapping[str, Any]) -> Layer:
@@ -126,13 +126,6 @@ def _recipe(entry: Entry) -> str | None:
         return None
     path = path_or_name(entry.recipe)
     return str(entry.path.parent / path) if path else entry.recipe
-
-
-def _recipe_layers(entry: Entry, recipe: str | None) -> list[Layer]:
-    try:
-        return recipe_layers(recipe)
-    except ConfigError as error:
-        raise entry.error(f"recipe: {error}") from error
 
 
 def _pool_task(config: ExperimentConfig, log: Path, several: bool) -> Task:

@@ -43,10 +43,6 @@ class Entry:
     method: str
     of_method: Mapping[str, Any]
 
-    def error(self, message: str) -> ConfigError:
-        """A mistake in the file."""
-        return ConfigError(f"{self.path}: {message}")
-
 
 class Kind(ABC):
     """A kind of runs; its configurations are dataclasses with `seed`, `threads` and `digest`.

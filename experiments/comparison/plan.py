@@ -1,6 +1,6 @@
 """A comparison: methods × settings × pools of teachers × seeds, as one YAML file describes them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -15,7 +15,7 @@ from experiments.config import CONFIGS, read_yaml
 from experiments.executors import Task
 from experiments.running.log import ROWS
 from experiments.running.result import RunResult, read_result
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.files import name_in_path, path_or_name, user_path
 
 FOLDERS = (CONFIGS / "benchmark", CONFIGS / "transfer" / "tables")
@@ -171,39 +171,41 @@ class _Reader:
         self._path = path
         self._flags = flags
         self._content = read_yaml(path, "comparison")
-        if what := self._content.get("benchmark"):
-            program = as_called("python experiments/benchmark.py")
-            raise self._error(f"a benchmark, not a comparison: {program} --what {what}")
-        for key in self._content:
-            self._check(KEYS, str(key), "key")
-        try:
+        with errors_of(path):
+            if what := self._content.get("benchmark"):
+                program = as_called("python experiments/benchmark.py")
+                raise ConfigError(f"a benchmark, not a comparison: {program} --what {what}")
+            for key in self._content:
+                check_name(KEYS, str(key), "key")
             self._kind = find_kind(str(self._content.get("kind", DISTILLATION)))
-        except ConfigError as error:
-            raise self._error(str(error)) from error
 
     def read(self, selection: Selection, output: Path, weights: Sequence[str]) -> Comparison:
-        methods = self._sections("methods")
+        with errors_of(self._path):
+            methods = self._sections("methods")
+            settings = self._sections("settings") or {UNNAMED: {}}
         for text in weights:
             self._add_weights(methods, text)
-        settings = self._sections("settings") or {UNNAMED: {}}
-        if not methods:
-            raise self._error("methods: expected at least one")
-        labels = self._chosen(methods, selection.methods, "methods")
-        names = self._chosen(settings, selection.settings, "settings")
-        draws = self._draws(selection)
+        with errors_of(self._path):
+            if not methods:
+                raise ConfigError("methods: expected at least one")
+            labels = _chosen(methods, selection.methods, "methods")
+            names = _chosen(settings, selection.settings, "settings")
+            draws = self._draws(selection)
+            baseline, ceiling = (self._method(key, methods) for key in ("baseline", "ceiling"))
+            paper = self._paper(methods, settings)
         pairs = [(label, name) for name in names for label in labels]
         configs = {pair: self._config(pair, methods[pair[0]], settings[pair[1]]) for pair in pairs}
         return Comparison(
             title=str(self._content.get("title", self._path.stem)),
             kind=self._kind,
-            baseline=self._method("baseline", methods),
-            ceiling=self._method("ceiling", methods),
+            baseline=baseline,
+            ceiling=ceiling,
             methods=list(methods),
             settings=list(settings),
             runs=[
                 self._plan(pair, configs[pair], draw, output) for draw in draws for pair in pairs
             ],
-            paper=self._paper(methods, settings),
+            paper=paper,
             paper_title=str(self._content.get("paper_title", Comparison.paper_title)),
         )
 
@@ -222,40 +224,18 @@ class _Reader:
         pool, seed = draw
         config = replace(config, seed=seed, method=method, setting=setting)
         if pool is not None:
-            try:
+            with errors_of(self._path):
                 config = self._kind.of_pool(config, pool)
-            except ConfigError as error:
-                raise self._error(str(error)) from error
         number = "" if pool is None else f"pool{pool}"
         parts = [*filter(None, (*pair, number)), f"seed{seed}", config.digest[:8]]
         folder = output / "runs" / "-".join(map(name_in_path, parts))
         config = self._kind.placed(config, folder)
         return PlannedRun(method, setting, config, folder, self._kind, pool)
 
-    def _error(self, message: str) -> ConfigError:
-        return ConfigError(f"{self._path}: {message}")
-
-    def _check(self, known: Iterable[str], name: str, kind: str) -> None:
-        try:
-            check_name(list(known), name, kind)
-        except ConfigError as error:
-            raise self._error(str(error)) from error
-
-    def _mapping(self, key: str, value: Any) -> dict[str, Any]:
-        if not isinstance(value or {}, dict):
-            raise self._error(f"{key}: expected keys and values, found {value!r}")
-        return value or {}
-
     def _sections(self, key: str) -> dict[str, dict[str, Any]]:
         """Names and their overrides."""
-        entries = self._mapping(key, self._content.get(key))
-        return {str(name): self._mapping(f"{key}.{name}", entry) for name, entry in entries.items()}
-
-    def _chosen(self, known: Iterable[str], chosen: Sequence[str] | None, key: str) -> list[str]:
-        for pattern in chosen or ():
-            if not any(fnmatch(name, pattern) for name in known):
-                self._check(known, pattern, key.removesuffix("s"))
-        return [n for n in known if chosen is None or any(fnmatch(n, p) for p in chosen)]
+        entries = _mapping(key, self._content.get(key))
+        return {str(name): _mapping(f"{key}.{name}", entry) for name, entry in entries.items()}
 
     def _draws(self, selection: Selection) -> list[Draw]:
         """Every pool with every seed; pools alone are their students' seeds, too."""
@@ -272,52 +252,66 @@ class _Reader:
         seeds = self._content[key] if chosen is None else chosen
         proper = isinstance(seeds, list) and all(type(s) is int and s >= 0 for s in seeds)
         if not proper or not seeds or len(set(seeds)) < len(seeds):
-            raise self._error(f"{key}: expected different numbers >= 0, got {seeds!r}")
+            raise ConfigError(f"{key}: expected different numbers >= 0, got {seeds!r}")
         return list(seeds)
 
-    def _method(self, key: str, methods: Iterable[str]) -> str | None:
+    def _method(self, key: str, methods: Collection[str]) -> str | None:
         """The label of a method that a key names."""
-        label = self._content.get(key)
-        if label is not None:
-            self._check(methods, str(label), key)
-        return None if label is None else str(label)
+        if (label := self._content.get(key)) is None:
+            return None
+        check_name(methods, str(label), key)
+        return str(label)
 
     def _config(
         self, pair: tuple[str, str], method: dict[str, Any], setting: dict[str, Any]
     ) -> Any:
         label, name = pair
-        base = self._mapping("base", self._content.get("base"))
         recipe = setting.get("recipe", self._content.get("recipe"))
         own = {key: value for key, value in setting.items() if key != "recipe"}
-        sections = {"base": base, f"settings.{name}": own, f"methods.{label}": method}
-        for section, values in sections.items():
-            for key, instead in {**self._kind.reserved, **LABELS}.items():
-                if key in values and not (section.startswith("methods") and key == "algo"):
-                    raise self._error(f"{section}.{key}: cannot be given here; see {instead}")
+        with errors_of(self._path):
+            base = _mapping("base", self._content.get("base"))
+            sections = {"base": base, f"settings.{name}": own, f"methods.{label}": method}
+            for section, values in sections.items():
+                for key, instead in {**self._kind.reserved, **LABELS}.items():
+                    if key in values and not (section.startswith("methods") and key == "algo"):
+                        raise ConfigError(f"{section}.{key}: cannot be given here; see {instead}")
         named = None if recipe is None else str(recipe)
         entry = Entry(self._path, named, base, name, own, label, method)
         return self._kind.config(entry, self._flags)
 
     def _paper(
-        self, methods: Iterable[str], settings: Iterable[str]
+        self, methods: Collection[str], settings: Collection[str]
     ) -> dict[tuple[str, str], Spread]:
         figures: dict[tuple[str, str], Spread] = {}
-        entries = self._mapping("paper", self._content.get("paper"))
-        for label, entry in entries.items():
-            self._check(methods, str(label), "method of the paper")
+        for label, entry in _mapping("paper", self._content.get("paper")).items():
+            check_name(methods, str(label), "method of the paper")
             by_setting = entry if isinstance(entry, dict) else dict.fromkeys(settings, entry)
             for name, figure in by_setting.items():
-                self._check(settings, str(name), "setting of the paper")
-                figures[str(label), str(name)] = self._figure(f"paper.{label}", figure)
+                check_name(settings, str(name), "setting of the paper")
+                figures[str(label), str(name)] = _figure(f"paper.{label}", figure)
         return figures
 
-    def _figure(self, key: str, value: Any) -> Spread:
-        """Mean and standard deviation from `78.39`, `78.39 ± 0.14` or `[78.39, 0.14]`."""
-        parts = value if isinstance(value, list) else str(value).split("±")
-        try:
-            mean, std = [*map(float, parts), None][:2] if len(parts) < 3 else [None, None]
-        except (TypeError, ValueError):
-            mean = None
-        if mean is None:
-            raise self._error(f"{key}: expected '78.39 ± 0.14' or a number, got {value!r}")
-        return Spread(mean, std)
+
+def _mapping(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value or {}, dict):
+        raise ConfigError(f"{key}: expected keys and values, found {value!r}")
+    return value or {}
+
+
+def _chosen(known: Collection[str], chosen: Sequence[str] | None, key: str) -> list[str]:
+    for pattern in chosen or ():
+        if not any(fnmatch(name, pattern) for name in known):
+            check_name(known, pattern, key.removesuffix("s"))
+    return [n for n in known if chosen is None or any(fnmatch(n, p) for p in chosen)]
+
+
+def _figure(key: str, value: Any) -> Spread:
+    """Mean and standard deviation from `78.39`, `78.39 ± 0.14` or `[78.39, 0.14]`."""
+    parts = value if isinstance(value, list) else str(value).split("±")
+    try:
+        mean, std = [*map(float, parts), None][:2] if len(parts) < 3 else [None, None]
+    except (TypeError, ValueError):
+        mean = None
+    if mean is None:
+        raise ConfigError(f"{key}: expected '78.39 ± 0.14' or a number, got {value!r}")
+    return Spread(mean, std)

@@ -11,7 +11,7 @@ from experiments.console import console
 from experiments.transfer import detection, segmentation
 from experiments.transfer.program import TaskResult, TransferConfig, parse
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, errors_of
 
 # A backbone that begins at random, in place of a file.
 RANDOM = "random"
@@ -32,16 +32,14 @@ class Transfer(Kind):
         """The configuration of an entry's runs, but for the seed and where they are kept."""
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
         own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
-        try:
+        with errors_of(entry.path):
             config, _ = parse(self.config_type, [*recipe, *own], "compare.py")
-        except ConfigError as error:
-            raise entry.error(str(error)) from error
         path = entry.of_method.get(config.backbone)
         if path is None:
-            raise entry.error(
-                f"methods.{entry.method}: expected a file for {config.backbone}, which "
-                f"{entry.setting} begins with: --weights {entry.method}:{config.backbone}=PATH, or "
-                f"{RANDOM} in its place"
+            raise ConfigError(
+                f"{entry.path}: methods.{entry.method}: expected a file for {config.backbone}, "
+                f"which {entry.setting} begins with: --weights "
+                f"{entry.method}:{config.backbone}=PATH, or {RANDOM} in its place"
             )
         return replace(config, weights=None if path == RANDOM else str(path))
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from experiments.config.experiment import ExperimentConfig
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.files import load_yaml, parse_yaml, path_or_name, to_yaml, user_path
 from mtkd_env.options import as_fields
 from mtkd_env.teachers.pool import PoolSpec, TeacherSpec
@@ -167,11 +167,10 @@ def read_yaml(path: Path, flag: str) -> dict[str, Any]:
         ConfigError: A file that cannot be read or holds something else.
     """
     try:
-        content = load_yaml(path)
+        with errors_of(flag):
+            content = load_yaml(path)
     except OSError as error:
         raise ConfigError(f"{flag}: {path}: {error.strerror}") from error
-    except ConfigError as error:
-        raise ConfigError(f"{flag}: {error}") from error
     if not isinstance(content or {}, dict):
         raise ConfigError(f"{flag}: {path}: expected keys and values, found {content!r}")
     return content or {}

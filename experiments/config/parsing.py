@@ -1,12 +1,13 @@
 """The command line: which layers it asks for, and the configuration that they give together."""
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 from functools import cache
 from itertools import takewhile
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -20,6 +21,7 @@ from experiments.config.layers import (
     algo_layers,
     file_layer,
     for_parser,
+    read_yaml,
     recipe_layers,
     whole_pool,
     yaml_value,
@@ -146,27 +148,90 @@ def nearest_flag(name: str, known: Iterable[str]) -> str | None:
     return best if nearness[best] >= NEAR else None
 
 
-@cache
-def _parser(defaults: tuple[str, ...], program: str) -> ConfigurationParser:
+def make_parser(
+    kind: type, program: str, about: str, shipped: Sequence[str] = ()
+) -> ConfigurationParser:
+    """A parser of `--config` files and of flags for the fields of a class.
+
+    Args:
+        kind: The class.
+        program: The program's name, for the help.
+        about: What the help says of it.
+        shipped: YAML files below them all, whose values the help shows.
+    """
     parser = ConfigurationParser(
-        prog=program,
-        description=(
-            "Distils a student from its teachers under a method's weights. Layers, later ones "
-            "win: configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, --config files, flags. "
-            "--algo takes several methods with commas between them. "
-            f"{' '.join(f'--{short} X is short for --{key} X.' for short, key in SHORT.items())} "
-            "However many epochs, the learning rate falls at the same fractions of the training. "
-            "--resume RUN_DIR goes on with an unfinished run. "
-            f"{TRUST} lets files name a module:Name of any module, whose code then runs; flags "
-            "may in any case. "
-            "--debug shows where an error came from."
-        ),
-        default_config_files=list(defaults),
+        prog=as_called(program),
+        description=f"{about} --debug shows where an error came from.",
+        default_config_files=list(shipped),
         default_env=False,
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(ExperimentConfig)
+    parser.add_class_arguments(kind)
+    return parser
+
+
+def parse_files(
+    kind: type[T],
+    files: Sequence[tuple[str, Path]],
+    flags: Sequence[str],
+    parser: Callable[[], ConfigurationParser],
+) -> T:
+    """What some YAML files say together, and flags over them.
+
+    Args:
+        kind: Class of the configuration.
+        files: Each with the flag that named it; later ones win.
+        flags: The flags.
+        parser: Makes a parser of both.
+
+    Raises:
+        ConfigError: An unknown key, or a value that cannot be used; names the file it stands in.
+    """
+    paths = [str(path) for flag, path in files if _has_values(kind, path, flag)]
+
+    def parse(*files: str) -> T:
+        return parser().build(kind, [*(f"--config={path}" for path in files), *flags])
+
+    def problem(*files: str) -> str | None:
+        try:
+            parse(*files)
+        except ConfigError as error:
+            return str(error)
+        return None
+
+    try:
+        return parse(*paths)
+    except ConfigError as error:
+        if problem() != str(error):
+            for path in paths:
+                if problem(path) == str(error):
+                    raise ConfigError(f"{path}: {error}") from error
+        raise
+
+
+def _has_values(kind: type, path: Path, flag: str) -> bool:
+    """Whether a YAML file, which errors say `flag` has named, has any values; checks its keys."""
+    known, values = field_names(kind), read_yaml(path, flag)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{flag}: {path}: unknown key '{key}'{did_you_mean(key, known)}")
+    return bool(values)
+
+
+@cache
+def _parser(shipped: tuple[str, ...], program: str) -> ConfigurationParser:
+    about = (
+        "Distils a student from its teachers under a method's weights. Layers, later ones "
+        "win: configs/recipe/RECIPE.yaml, configs/algo/ALGO.yaml, --config files, flags. "
+        "--algo takes several methods with commas between them. "
+        f"{' '.join(f'--{short} X is short for --{key} X.' for short, key in SHORT.items())} "
+        "However many epochs, the learning rate falls at the same fractions of the training. "
+        "--resume RUN_DIR goes on with an unfinished run. "
+        f"{TRUST} lets files name a module:Name of any module, whose code then runs; flags "
+        "may in any case."
+    )
+    parser = make_parser(ExperimentConfig, program, about, shipped)
     parser.short = SHORT
     describe(parser._actions)
     # The parser cannot print objects in a list.
@@ -357,10 +422,8 @@ def _check_pool(given: Any, place: str = "") -> None:
             trusted; a key that no teacher has.
     """
     if isinstance(given, str) and given.endswith(YAML):
-        try:
+        with errors_of(f"{place}teachers"):
             read_pool_spec(given)
-        except ConfigError as error:
-            raise ConfigError(f"{place}teachers: {error}") from error
     elif isinstance(given, Mapping) and isinstance(given.get("teachers"), list):
         for number, teacher in enumerate(given["teachers"]):
             if isinstance(teacher, Mapping):

@@ -3,17 +3,17 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from experiments.command import as_called
 from experiments.config import (
     CONFIGS,
     MOST_THREADS,
     CheckpointConfig,
-    ConfigurationParser,
-    read_yaml,
+    make_parser,
+    parse_files,
     take,
 )
 from experiments.console import console
@@ -24,7 +24,7 @@ from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
-from mtkd_env.errors import ConfigError, check_name, did_you_mean
+from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
 from mtkd_env.options import Options
 from mtkd_env.precision import FULL, PRECISIONS
@@ -189,78 +189,24 @@ def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config
     resumed, flags = take(argv, "--resume")
     recipes, flags = take(flags, "--recipe")
     named, flags = take(flags, "--config")
-    files = [("--config", user_path(path)) for path in named]
-    if not resumed:
-        first = [("--recipe", _recipe(recipes[-1]))] if recipes else []
-        last = ["--recipe", recipes[-1]] if recipes else []
-        return _layered(kind, [*first, *files], [*flags, *last], program), False
-    if recipes:
+    if resumed and recipes:
         raise ConfigError("--recipe: cannot be given with --resume")
-    folder = user_path(resumed[-1])
-    files = [("--resume", folder / CONFIG), *files]
-    config = _layered(kind, files, [*flags, "--output", str(folder)], program)
-    return config, True
-
-
-def _recipe(named: str) -> Path:
-    """The file of a recipe, by its path or its name."""
-    path = path_or_name(named)
-    if path is None:
-        shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
-        check_name(shipped, named, "recipe")
-        path = shipped[named]
-    return path
-
-
-def _layered(
-    kind: type[Config], files: Sequence[tuple[str, Path]], flags: Sequence[str], program: str
-) -> Config:
-    """The configuration of some YAML files, with the flags that named them, and other flags."""
-    paths = [str(path) for flag, path in files if _has_values(kind, path, flag)]
-    try:
-        return _parsed(kind, [*(f"--config={path}" for path in paths), *flags], program)
-    except ConfigError as error:
-        if _problem(kind, flags, program) != str(error):
-            for path in paths:
-                if _problem(kind, [f"--config={path}", *flags], program) == str(error):
-                    raise ConfigError(f"{path}: {error}") from error
-        raise
-
-
-def _problem(kind: type[Config], flags: Sequence[str], program: str) -> str | None:
-    """What is wrong with a command line."""
-    try:
-        _parsed(kind, flags, program)
-    except ConfigError as error:
-        return str(error)
-    return None
-
-
-def _has_values(kind: type[Config], path: Path, flag: str) -> bool:
-    """Whether a YAML file, which errors say `flag` has named, has any values; checks its keys."""
-    known = [entry.name for entry in fields(kind)]
-    values = read_yaml(path, flag)
-    for key in values:
-        if key not in known:
-            raise ConfigError(f"{flag}: {path}: unknown key '{key}'{did_you_mean(key, known)}")
-    return bool(values)
-
-
-def _parsed(kind: type[Config], flags: Sequence[str], program: str) -> Config:
-    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser = ConfigurationParser(
-        prog=as_called(program),
-        description=(
-            "Trains a network that begins with a distilled backbone. Layers, later ones win: "
-            "configs/transfer/RECIPE.yaml, --config files, flags. --resume FOLDER goes on with an "
-            f"unfinished run. --debug shows where an error came from. Recipes: {names}."
-        ),
-        default_env=False,
-        allow_abbrev=False,
+    shipped = {path.stem: path for path in RECIPES.glob("*.yaml")}
+    about = (
+        "Trains a network that begins with a distilled backbone. Layers, later ones win: "
+        "configs/transfer/RECIPE.yaml, --config files, flags. --resume FOLDER goes on with an "
+        f"unfinished run. Recipes: {', '.join(sorted(shipped))}."
     )
-    parser.add_argument("--config", action="config", help="YAML file; may be given several times")
-    parser.add_class_arguments(kind)
-    return parser.build(kind, _one_length(flags))
+    first, last = [], []
+    if resumed:
+        folder = user_path(resumed[-1])
+        first, last = [("--resume", folder / CONFIG)], ["--output", str(folder)]
+    elif recipes:
+        path = path_or_name(recipes[-1]) or lookup(shipped, recipes[-1], "recipe")
+        first, last = [("--recipe", path)], ["--recipe", recipes[-1]]
+    files = [*first, *(("--config", user_path(path)) for path in named)]
+    make = partial(make_parser, kind, program, about)
+    return parse_files(kind, files, _one_length([*flags, *last]), make), bool(resumed)
 
 
 def _one_length(flags: Sequence[str]) -> list[str]:

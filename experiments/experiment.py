@@ -93,10 +93,13 @@ def prepare_device(config: ExperimentConfig) -> torch.device:
 def make_folder(config: ExperimentConfig) -> Path:
     """A new folder for a run: `output/dataset_algo_seedS_time`.
 
+    What is an object in a file, `folder/my_file.py:name`, is called `my_file_name` there.
+
     Raises:
         ConfigError: The folder cannot be made.
     """
-    names = name_in_path(name_of(config.data.dataset)), name_in_path(name_of(config.algo))
+    called = [Path(name_of(one)).name for one in (config.data.dataset, config.algo)]
+    names = [name_in_path(one.replace(".py:", "_")) for one in called]
     return new_folder(Path(config.output), f"{'_'.join(names)}_seed{config.seed}")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtkd_env.data.reading import read_image
+from mtkd_env.data.reading import Part, read_image, read_part
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 
@@ -37,9 +37,6 @@ STEPS_PER_LEVEL = 4
 MAGNITUDE = 9.0
 MAGNITUDE_STD = 0.5
 
-# Makes what a batch holds of an image: bytes, or floats that are normalised already.
-View = Callable[[Image.Image], Tensor]
-
 # Paths of the images of a chunk, and the seed of each one's view.
 Request = tuple[list[str], list[int]]
 
@@ -48,48 +45,103 @@ Asked = TypeVar("Asked")
 Product = TypeVar("Product")
 
 
+@dataclass(frozen=True)
+class View:
+    """Makes what a batch holds of an image: bytes, or floats that are normalised already.
+
+    Attributes:
+        make: Makes it of the part that is shown.
+        choose: Chooses this part, of width and height; by default the whole image is shown.
+    """
+
+    make: Callable[[Image.Image], Tensor]
+    choose: Callable[[tuple[int, int]], Part] | None = None
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Of an image."""
+        return self.make(image if self.choose is None else self.choose(image.size).of(image))
+
+    def read(self, path: str, *, exif: bool) -> Tensor:
+        """Of an image file.
+
+        Args:
+            path: The file.
+            exif: Whether it is turned as its EXIF data says.
+
+        Raises:
+            ConfigError: It cannot be read; names it.
+        """
+        if self.choose is None:
+            return self.make(read_image(path, exif=exif))
+        return self.make(read_part(path, self.choose, exif=exif))
+
+
 def central_view(image_size: int, resize: int, interpolation: str) -> View:
     """The unaugmented view: the shorter side resized, the central square taken."""
     from torchvision.transforms import InterpolationMode, v2
 
     resized = v2.Resize(resize, InterpolationMode(interpolation))
-    view: View = v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()])
-    return view
+    return View(v2.Compose([resized, v2.CenterCrop(image_size), v2.PILToTensor()]))
 
 
-def standard_view(image_size: int) -> View:
+def _random_part(image_size: int, scaled: bool, size: tuple[int, int]) -> Part:
+    """What torchvision's `RandomResizedCrop` would cut out.
+
+    Args:
+        image_size: What it will be resized to [pixels].
+        scaled: Whether it may have been made smaller before, down to that.
+        size: Width and height of the image.
+    """
+    from torchvision.transforms import v2
+
+    # Only the size of an image is looked at.
+    empty = torch.empty(size[::-1], device="meta")
+    box = v2.RandomResizedCrop(image_size).make_params([empty])
+    left, top = box["left"], box["top"]
+    needed = image_size if scaled else None
+    return Part(left, top, left + box["width"], top + box["height"], needed)
+
+
+def standard_view(image_size: int, *, scaled: bool = False) -> View:
     """A part of random size and shape, resized, mirrored at random.
 
     Resized as a tensor, three times as fast as by Pillow and within a few levels of the same; and
     of the image only that part is copied.
+
+    Args:
+        image_size: Height and width [pixels].
+        scaled: Whether images may be decoded smaller; see `reading.read_part`.
     """
     from torchvision.transforms import v2
 
-    crop, flip = v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()
+    flip = v2.RandomHorizontalFlip()
 
-    def view(image: Image.Image) -> Tensor:
-        part = crop.make_params([image])
-        right, bottom = part["left"] + part["width"], part["top"] + part["height"]
-        shown = np.array(image.crop((part["left"], part["top"], right, bottom)))
-        pixels = torch.from_numpy(shown).permute(2, 0, 1)  # The channels are last in memory.
+    def make(part: Image.Image) -> Tensor:
+        # The channels are last in memory.
+        pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
         mirrored: Tensor = flip(v2.functional.resize(pixels, [image_size, image_size]))
         return mirrored
 
-    return view
+    return View(make, partial(_random_part, image_size, scaled))
 
 
-def deit_view(image_size: int) -> View:
+def deit_view(image_size: int, *, scaled: bool = False) -> View:
     """`standard_view`, RandAugment (9, 0.5) and random erasing with probability 0.25; normalised.
 
     The augmentation of DeiT (Touvron et al., 2021), appendix, table 9. Its RandAugment is timm's,
     whose scale of ten levels is kept; torchvision's always applies both of the operations that it
     draws, where timm's skips each with probability 1/2, and never adds to dark pixels alone.
+
+    Args:
+        image_size: Height and width [pixels].
+        scaled: Whether images may be decoded smaller; see `reading.read_part`.
     """
     from torchvision.transforms import InterpolationMode, v2
 
-    view: View = v2.Compose(
+    size = (image_size, image_size)
+    make = v2.Compose(
         [
-            v2.RandomResizedCrop(image_size, interpolation=InterpolationMode.BICUBIC),
+            v2.Resize(size, InterpolationMode.BICUBIC),
             v2.RandomHorizontalFlip(),
             _rand_augment(),
             v2.PILToTensor(),
@@ -98,7 +150,7 @@ def deit_view(image_size: int) -> View:
             v2.RandomErasing(p=0.25, value="random"),
         ]
     )
-    return view
+    return View(make, partial(_random_part, image_size, scaled))
 
 
 def _rand_augment() -> Any:
@@ -259,6 +311,5 @@ def _views(view: View, exif: bool, request: Request) -> Tensor:
 
 
 def _see(view: View, exif: bool, path: str, seed: int) -> Tensor:
-    image = read_image(path, exif=exif)
     with seeded(seed):
-        return view(image)
+        return view.read(path, exif=exif)

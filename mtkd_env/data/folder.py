@@ -74,6 +74,7 @@ def load(
     workers: int | None = None,
     prefetch_bytes: int = PREFETCH_BYTES,
     exif: bool = False,
+    scaled: bool = True,
 ) -> ImageFiles:
     """Images in a folder, which is listed; none of them is read.
 
@@ -88,6 +89,7 @@ def load(
         workers: Processes that decode; one per core up to eight by default.
         prefetch_bytes: Bytes that all images decoded ahead may take together.
         exif: Whether images are turned as their EXIF data says; torchvision does not.
+        scaled: Whether large JPEGs to train on are decoded smaller; see `ImageFiles`.
 
     Raises:
         ConfigError: Missing folders, classes without images, or a value that cannot be used.
@@ -109,6 +111,7 @@ def load(
         workers=workers,
         prefetch_bytes=prefetch_bytes,
         exif=exif,
+        scaled=scaled,
     )
 
 

@@ -32,8 +32,8 @@ from mtkd_env.errors import ConfigError, check_at_least_1, check_name, check_not
 from mtkd_env.files import digest_of
 from mtkd_env.types import Batch
 
-# Makers of the views to train on, from height and width; `none` trains on the central view.
-AUGMENTATIONS: dict[str, Callable[[int], View]] = {
+# Makers of the views to train on, from image_size and scaled; `none` trains on the central view.
+AUGMENTATIONS: dict[str, Callable[..., View]] = {
     "standard": standard_view,
     "deit": deit_view,
 }
@@ -109,6 +109,11 @@ class ImageFiles(ImageSet[FileSplit]):
             use; if they are fewer than a worker makes at a time, one worker works.
         exif: Whether images are turned as their EXIF data says, as phones write it. Torchvision's
             loaders, and with them most published weights, do not.
+        scaled: Whether JPEGs to train on are decoded at a half, a quarter or an eighth of their
+            height and width where the part that is shown still has `image_size` pixels then. By
+            default they are: large photographs are read several times as fast, and a view, whose
+            place is random anyway, moves by less than a pixel and differs by one or two of 255
+            levels beside. Unaugmented images, on which accuracies are measured, never are.
         num_classes: C.
 
     Raises:
@@ -128,6 +133,7 @@ class ImageFiles(ImageSet[FileSplit]):
     workers: int | None = None
     prefetch_bytes: int = PREFETCH_BYTES
     exif: bool = False
+    scaled: bool = True
     num_classes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,7 +176,8 @@ class ImageFiles(ImageSet[FileSplit]):
     def digest(self) -> str:
         """SHA-256 of names, sizes and classes of the files, and of what is made of them."""
         sizes = (self.image_size, self.resize, self.interpolation)
-        settings = (*sizes, self.augmentation, self.repeats, *(("exif",) if self.exif else ()))
+        flags = [name for name in ("exif", "scaled") if getattr(self, name)]
+        settings = (*sizes, self.augmentation, self.repeats, *flags)
         parts = [part for part in self.parts if part is not None]
         files = chain.from_iterable(chain(part.contents(), [b"\n"]) for part in parts)
         return digest_of(chain([repr((self.num_classes, *settings)).encode()], files))
@@ -231,7 +238,7 @@ class ImageFiles(ImageSet[FileSplit]):
     def view(self, *, augment: bool) -> View:
         """What is made of an image."""
         if augment and self.augmentation != NO_AUGMENTATION:
-            return AUGMENTATIONS[self.augmentation](self.image_size)
+            return AUGMENTATIONS[self.augmentation](self.image_size, scaled=self.scaled)
         return central_view(self.image_size, self.resize, self.interpolation)
 
     def ahead(self, view: View) -> Ahead:

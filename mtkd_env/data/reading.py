@@ -1,13 +1,16 @@
 """Files of images: which of a folder's count, and what one of them shows, in 8 bits a channel."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mtkd_env.errors import ConfigError
 
@@ -23,6 +26,12 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # Tags of TIFF (revision 6.0): bits of each channel; whether 0 is white (0) or black; whether the
 # channels of a pixel lie together (1) or those of the image (2).
 BITS, PHOTOMETRIC, PLANAR = 258, 262, 284
+
+# Tag of EXIF, and its values for images that lie on their side.
+ORIENTATION, ON_THEIR_SIDE = 274, (5, 6, 7, 8)
+
+# What JPEG's decoder can divide width and height by while it decodes; the largest first.
+DIVISORS = (8, 4, 2)
 
 # Formats whose grey values of more than 8 bits Pillow gives as 32-bit integers from 0 to 65535.
 SCALED_TO_16_BITS = ("PNG", "PPM")
@@ -58,19 +67,30 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
 
 
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file, of which the pixels are not read yet.
+
+    Raises:
+        ConfigError: It cannot be read, there or in the block; names it.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_planes(image)
+            yield image
+    # Readers of damaged files raise whatever they happen upon.
+    except Exception as error:
+        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+
+
 def open_image(path: str | Path) -> Image.Image:
     """An image file, read as it is.
 
     Raises:
         ConfigError: It cannot be read; names it.
     """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_planes(image)
-            image.load()
-    # Readers of damaged files raise whatever they happen upon.
-    except Exception as error:
-        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+    with _opened(path) as image:
+        image.load()
     return image
 
 
@@ -99,11 +119,70 @@ def read_image(path: str | Path, *, exif: bool = False) -> Image.Image:
     Raises:
         ConfigError: It cannot be read, or its numbers have no known range; names it.
     """
-    image = open_image(path)
-    try:
+    with _opened(path) as image:
+        image.load()
         return colors(image, exif=exif)
-    except ValueError as error:
-        raise ConfigError(f"{path}: cannot be read as an image ({error})") from error
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an image.
+
+    Attributes:
+        left: Where it begins [pixels].
+        top: Likewise.
+        right: Where it has ended [pixels].
+        bottom: Likewise.
+        needed: The least height and width [pixels] that will do; by default all that it has.
+    """
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    needed: int | None = None
+
+    @property
+    def divisor(self) -> int:
+        """What its height and width can be divided by."""
+        shorter = min(self.right - self.left, self.bottom - self.top)
+        fitting = (by for by in DIVISORS if self.needed and shorter // by >= self.needed)
+        return next(fitting, 1)
+
+    def of(self, image: Image.Image, divisor: int = 1) -> Image.Image:
+        """The part of an image that is so many times smaller than the one it was chosen from."""
+        right, bottom = (-(-one // divisor) for one in (self.right, self.bottom))
+        return image.crop((self.left // divisor, self.top // divisor, right, bottom))
+
+
+def read_part(
+    path: str | Path, choose: Callable[[tuple[int, int]], Part], *, exif: bool = False
+) -> Image.Image:
+    """A part of what `read_image` gives; of JPEGs maybe smaller, but no smaller than needed.
+
+    They are then decoded at a half, a quarter or an eighth of their height and width, which saves
+    most of the time that large photographs take. The part so begins and ends up to a pixel of the
+    smaller image further out.
+
+    Args:
+        path: The file.
+        choose: Gives the part, of width and height; called once.
+        exif: Whether the image is turned as its EXIF data says, before the part is chosen.
+
+    Raises:
+        ConfigError: See `read_image`.
+    """
+    with _opened(path) as image:
+        if not isinstance(image, JpegImageFile):
+            image.load()
+            whole = colors(image, exif=exif)
+            return choose(whole.size).of(whole)
+        on_its_side = exif and image.getexif().get(ORIENTATION) in ON_THEIR_SIDE
+        part = choose(image.size[::-1] if on_its_side else image.size)
+        smaller = (image.width // part.divisor, image.height // part.divisor)
+        divisor = part.divisor if image.draft(None, smaller) is not None else 1
+        image.load()
+        return part.of(colors(image, exif=exif), divisor)
 
 
 def colors(image: Image.Image, *, exif: bool = False) -> Image.Image:

@@ -33,6 +33,7 @@ from mtkd_env.data.decoding import (
     view_bytes,
 )
 from mtkd_env.data.image_files import AUGMENTATIONS, INTERPOLATIONS
+from mtkd_env.data.reading import ORIENTATION
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
@@ -84,13 +85,13 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def patch_reader(monkeypatch: pytest.MonkeyPatch, before: Callable[[str], None]) -> None:
     """Does something before a file is read, in all processes."""
-    load = decoding.read_image
+    load = View.read
 
-    def read(path: str, **options: bool) -> Image.Image:
+    def read(view: View, path: str, **options: bool) -> Tensor:
         before(path)
-        return load(path, **options)
+        return load(view, path, **options)
 
-    monkeypatch.setattr(decoding, "read_image", read)
+    monkeypatch.setattr(View, "read", read)
 
 
 def alive() -> int:
@@ -154,6 +155,56 @@ def test_exif_counts_in_training_evaluation_and_use_alike(tmp_path: Path) -> Non
     assert not torch.equal(seen["stored", False][2], seen["stored", True][2])
     assert data["stored", False].digest != data["stored", True].digest
     assert data["stored", True].preprocessing.exif
+
+
+# Scaled decoding.
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JPEGs of 300 x 200 pixels, smooth as large photographs are; half of them to be turned."""
+    folder = tmp_path_factory.mktemp("photographs")
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / place).mkdir(parents=True)
+        for number, options in enumerate(({}, {"exif": exif})):
+            shown = image(8, 12).resize((300, 200), Image.Resampling.BICUBIC)
+            shown.save(folder / place / f"{number}.jpg", quality=95, **options)
+    return folder
+
+
+def test_scaled_views_are_nearly_the_same_and_evaluation_is_exact(photographs: Path) -> None:
+    scaled, exact = (
+        load_dataset("folder", root=photographs, image_size=24, workers=0, exif=True, scaled=asked)
+        for asked in (True, False)
+    )
+    batches = [take(stream(data, batch_size=4), 5) for data in (scaled, exact)]
+    for one, other in zip(*batches, strict=True):
+        assert one.index.equal(other.index)
+        assert not one.inputs.equal(other.inputs)
+        assert (one.inputs - other.inputs).abs().mean() < 0.1 * other.inputs.std()
+    assert_same(
+        *(list(data.evaluation_batches(data.test, 4, device="cpu")) for data in (scaled, exact))
+    )
+    assert scaled.digest != exact.digest
+
+
+@pytest.mark.parametrize("make", AUGMENTATIONS.values())
+def test_view_of_a_small_image_is_the_same_where_scaling_is_allowed(
+    make: Callable[..., View], photographs: Path
+) -> None:
+    path = photographs / "train/a/0.jpg"
+    for seed in range(5):
+        seen = []
+        for scaled in (False, True):
+            with seeded(seed):
+                # No part of the image has 2 x 128 pixels in height.
+                seen.append(make(128, scaled=scaled).read(str(path), exif=False))
+        with seeded(seed):
+            seen.append(make(128)(Image.open(path)))
+        assert seen[0].equal(seen[1])
+        assert seen[0].equal(seen[2])
 
 
 # Few views.
@@ -460,11 +511,13 @@ def test_killed_worker_is_one_clear_error(
 def test_mistake_in_a_view_is_no_mistake_of_the_files(
     load: Callable[..., ImageFiles], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(_: int) -> View:
-        def view(_: Image.Image) -> torch.Tensor:
+    def broken(_: int, *, scaled: bool) -> View:
+        del scaled
+
+        def make(_: Image.Image) -> torch.Tensor:
             raise RuntimeError("broken")
 
-        return view
+        return View(make)
 
     data = load()
     monkeypatch.setattr("mtkd_env.data.image_files.view_bytes", lambda _: 1)

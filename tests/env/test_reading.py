@@ -13,11 +13,14 @@ from torchvision.datasets.folder import pil_loader
 from mtkd_env.data import load_dataset
 from mtkd_env.data.reading import (
     BITS,
+    ORIENTATION,
     PHOTOMETRIC,
     PLANAR,
+    Part,
     image_files,
     is_hidden,
     read_image,
+    read_part,
     visible,
 )
 from mtkd_env.errors import ConfigError
@@ -203,3 +206,50 @@ def test_images_are_turned_as_exif_says_if_asked(
         stored, turned = np.asarray(image), np.asarray(ImageOps.exif_transpose(image))
     for asked, expected in ((False, stored), (True, turned)):
         assert (np.asarray(read_image(tmp_path / name, exif=asked)) == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("side", "needed", "divisor"),
+    [(100, None, 1), (100, 51, 1), (100, 50, 2), (100, 25, 4), (100, 12, 8), (100, 1, 8)],
+)
+def test_jpeg_is_decoded_as_small_as_its_part_may_become(
+    side: int, needed: int | None, divisor: int, tmp_path: Path
+) -> None:
+    Image.fromarray(RAMP.astype(np.uint8)).convert("RGB").save(tmp_path / "a.jpg")
+    part = Part(16, 40, 16 + side, 40 + side, needed)
+    assert part.divisor == divisor
+    found = read_part(tmp_path / "a.jpg", lambda _: part)
+    whole = read_image(tmp_path / "a.jpg")
+    # Up to one pixel more, where the part does not end with one.
+    assert {-(-side // divisor), -(-side // divisor) + 1} >= set(found.size)
+    assert min(found.size) >= (needed or side)
+    if divisor == 1:
+        assert (np.asarray(found) == np.asarray(whole.crop((16, 40, 116, 140)))).all()
+    for name in ("a.png", "a.mpo"):
+        frames = {"save_all": True, "append_images": [whole]} if name == "a.mpo" else {}
+        whole.save(tmp_path / name, **frames)
+        size = read_part(tmp_path / name, lambda _: part).size
+        assert size == (found.size if name == "a.mpo" else (side, side))
+
+
+def test_part_is_chosen_from_the_image_as_it_is_turned(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    for name in ("a.jpg", "a.png", "a.tif"):
+        Image.fromarray(np.tile(COLORS, (2, 4, 1))).save(tmp_path / name, exif=exif)
+        sizes: list[tuple[int, int]] = []
+
+        def choose(size: tuple[int, int], sizes: list[tuple[int, int]] = sizes) -> Part:
+            sizes.append(size)
+            return Part(1, 30, 30, 63)
+
+        found = read_part(tmp_path / name, choose, exif=True)
+        assert sizes == [(32, 64)]
+        turned = read_image(tmp_path / name, exif=True).crop((1, 30, 30, 63))
+        assert (np.asarray(found) == np.asarray(turned)).all()
+
+
+def test_part_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    with pytest.raises(ConfigError, match=r"a\.jpg: cannot be read as an image"):
+        read_part(tmp_path / "a.jpg", lambda size: Part(0, 0, *size))

@@ -472,6 +472,19 @@ def test_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
     assert all("digits_stable_baselines3_PPO_seed0_" in folder.name for folder in made)
 
 
+def test_run_of_objects_in_files_is_called_by_file_and_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from sklearn.datasets import load_digits\n"
+        "from mtkd_env import TeacherWeights\n"
+        "def images():\n    return list(load_digits().images)\n"
+        "def rule(state):\n    return TeacherWeights.uniform(state.divergence)\n"
+    )
+    file = tmp_path / "mine.py"
+    flags = ["--data.dataset", f"{file}:images", "--algo", f"{file}:rule"]
+    (config,) = parse_arguments([*flags, "--output", str(tmp_path)])
+    assert make_folder(config).name.startswith("mine_images_mine_rule_seed0_")
+
+
 def test_a_gpu_is_taken_where_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert prepare_device(*parse_arguments(["--device", "auto"])).type == expected

@@ -1,6 +1,6 @@
 """What an agent has seen since its last update, and what it remembers of the time before."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -16,6 +16,9 @@ from mtkd_env.seeding import derive_seed
 from mtkd_env.types import TeacherWeights
 
 Step = TypeVar("Step")
+
+# Short observations that are made whole in one reading of the store.
+TOGETHER = 16
 
 # What dictionaries of a checkpoint are made into again, by their keys.
 KINDS = {
@@ -65,18 +68,22 @@ class History(Generic[Step]):
         if width * len(self) > self._max_bytes:
             return self
         steps, self.steps = self.steps, []
-        return [self._replaced(step) for step in steps]
+        begins = range(0, len(steps), TOGETHER)
+        return [one for begin in begins for one in self._replaced(steps[begin : begin + TOGETHER])]
 
-    def _replaced(self, step: Step) -> Step:
-        """A step as it is learned from; an observation that was kept whole is written over.
+    def _replaced(self, steps: Sequence[Any]) -> Iterator[Step]:
+        """Steps as they are learned from; observations that were kept whole are written over.
 
         The memory of tensors that are freed one by one could not be used for others.
         """
-        kept: Any = step
-        recalled: Any = self._recalled(step)
-        if not isinstance(kept.observation, Tensor):
-            return recalled
-        return replace(recalled, observation=kept.observation.copy_(recalled.observation))
+        kept = [step.observation for step in steps]
+        found: Iterable[Tensor]
+        if isinstance(kept[0], Tensor):
+            found = (each.copy_(self._env.recall(each)) for each in kept)
+        else:
+            rows = [len(each.keys) for each in kept]
+            found = self._env.recall(ShortObservation.joined(kept)).split(rows)
+        return (replace(step, observation=each) for step, each in zip(steps, found, strict=True))
 
     def _recalled(self, step: Step) -> Step:
         known: Any = step

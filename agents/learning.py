@@ -53,11 +53,15 @@ class StepCount:
 def descend(optimizer: optim.Optimizer, losses: Iterable[Float[Tensor, ""]]) -> None:
     """One step of an optimiser by the sum of some losses.
 
-    Of several processes, by the mean of their gradients. If the losses are made one by one, one
-    graph is in memory at a time.
+    If the losses are made one by one, one graph is in memory at a time.
     """
     forget_gradients(optimizer)
     for loss in losses:
         loss.backward()
+    follow_gradients(optimizer)
+
+
+def follow_gradients(optimizer: optim.Optimizer) -> None:
+    """One step of an optimiser by the gradients that are there; their mean of several processes."""
     distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
     optimizer.step()

@@ -169,9 +169,9 @@ class WeightFusion(nn.Module):
         return self.logits.softmax(1) if self.learnable else self.get_buffer("fixed")
 
     @property
-    def as_generated(self) -> bool:
-        """Whether weights are executed as they are generated."""
-        return self.prior is None and not self.learnable and self._fixed == (1, 0, 0)
+    def generated_share(self) -> float | None:
+        """γ of what an agent generates, if all that is added to it does not depend on an agent."""
+        return None if self.prior is not None or self.learnable else self._fixed[0]
 
     def evidence(self, state: DistillState) -> dict[str, TeacherWeights]:
         """The parts that need no action, but for those that count for nothing."""

@@ -41,7 +41,7 @@ from mtkd_env.rendering import draw_batch
 from mtkd_env.reward import NORMALIZATIONS, REWARD, Rewards, make_reward
 from mtkd_env.seeding import continued, derive_seed, module_states
 from mtkd_env.teachers.store import StoredTeachers
-from mtkd_env.types import Batch, DistillState, LossTerms, TeacherWeights
+from mtkd_env.types import Batch, DistillState, LossTerms, TeacherOutputs, TeacherWeights
 from mtkd_env.vector import SharedStudentEnv, Splits, StepOutcome, StepRecord
 
 OBSERVATION_DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -344,7 +344,7 @@ class MTKDVectorEnv(SharedStudentEnv):
         )
         self.steps = 0
         self._state: DistillState | None = None
-        self._observation: tuple[Tensor, Tensor] | None = None
+        self._observation: tuple[Tensor, Tensor, Tensor | ShortObservation] | None = None
         # Where stream and random generators stood before the waiting batch, and whether the
         # normaliser knows it.
         self._origin = stream.state_dict()
@@ -453,8 +453,7 @@ class MTKDVectorEnv(SharedStudentEnv):
 
         Short where there is a store of teacher outputs.
         """
-        raw, short = self.raw_observation, self.observer.shorten(self.state)
-        return raw if short is None else short
+        return self._observe()[2]
 
     def recall(self, kept: Float[Tensor, "B F"] | ShortObservation) -> Float[Tensor, "B F"]:
         """The observation of an earlier batch, normalised by the statistics gathered so far.
@@ -465,8 +464,11 @@ class MTKDVectorEnv(SharedStudentEnv):
             return self.normalize(kept)
         stored = self.stream.teaching
         assert isinstance(stored, StoredTeachers)
+        return self.normalize(self._restored(kept, stored.recall(kept.keys)))
+
+    def _restored(self, kept: ShortObservation, teachers: TeacherOutputs) -> Float[Tensor, "B F"]:
         assert isinstance(self.observer, OutputObserver)
-        return self.normalize(self.observer.restore(kept, stored.recall(kept.keys)))
+        return self.observer.restore(kept, teachers)
 
     @torch.no_grad()
     def to_weights(self, action: Float[Tensor, "B A"]) -> TeacherWeights:
@@ -610,13 +612,16 @@ class MTKDVectorEnv(SharedStudentEnv):
         self._counted = False
 
     @as_under_no_grad
-    def _observe(self) -> tuple[Tensor, Tensor]:
+    def _observe(self) -> tuple[Tensor, Tensor, Tensor | ShortObservation]:
+        """The observation raw, as an agent sees it, and as it can be kept."""
         if self._observation is None:
-            raw = self.observer(self.state)
+            state = self.state
+            short = self.observer.shorten(state)
+            raw = self.observer(state) if short is None else self._restored(short, state.teachers)
             if self.normalizer and not self._counted and self.steps < self.steps_per_epoch:
                 self.normalizer.update(raw)
             self._counted = True
-            self._observation = raw, self.normalize(raw)
+            self._observation = raw, self.normalize(raw), raw if short is None else short
         return self._observation
 
 

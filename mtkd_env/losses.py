@@ -60,9 +60,13 @@ def teacher_cross_entropy(
         log_probabilities = log_probabilities.masked_fill(unknown, UNKNOWN_LOG_PROBABILITY)
     if labels.is_floating_point():
         return -(log_probabilities * labels.to(log_probabilities.dtype)).sum(-1).transpose(0, 1)
-    index = labels.clamp(min=0).expand(len(teachers), -1).unsqueeze(-1)
-    entropies = -log_probabilities.gather(-1, index).squeeze(-1).transpose(0, 1)
-    return entropies * (labels != UNKNOWN).unsqueeze(1)
+    entropies = functional.nll_loss(
+        log_probabilities.flatten(0, 1),
+        labels.repeat(len(teachers)),
+        reduction="none",
+        ignore_index=UNKNOWN,
+    )
+    return entropies.unflatten(0, (len(teachers), -1)).transpose(0, 1)
 
 
 def class_shares(labels: Labels, num_classes: int) -> Float[Tensor, "B C"]:
@@ -73,7 +77,8 @@ def class_shares(labels: Labels, num_classes: int) -> Float[Tensor, "B C"]:
     if labels.is_floating_point():
         return labels
     # One class more, which is that of images without a label.
-    return functional.one_hot(labels % (num_classes + 1), num_classes + 1)[:, :-1].float()
+    shares = torch.zeros(len(labels), num_classes + 1, device=labels.device)
+    return shares.scatter_(1, (labels % (num_classes + 1)).unsqueeze(1), 1.0)[:, :-1]
 
 
 def predictive_entropy(logits: Float[Tensor, "M B C"], known: Known = None) -> Float[Tensor, "B M"]:
@@ -190,10 +195,14 @@ def feature_mse(
         projected: r_m(F), one (B, K_m, H_m, W_m) tensor per teacher; receives the gradient.
         teachers: Last feature maps of the teachers, of the same shapes.
     """
-    pairs = zip(projected, teachers, strict=True)
-    squares = [(widen(ours) - widen(theirs)).square() for ours, theirs in pairs]
-    # The gradient of a sum has no layout of its own, unlike that of a mean, and leaves the maps
-    # theirs; where layouts meet, all that follows is several times slower.
+    squares = []
+    for ours, theirs in zip(projected, teachers, strict=True):
+        # The gradient is laid out like what is seen here; where it meets another layout, all that
+        # follows is several times slower.
+        last = (0, 2, 3, 1) if ours.stride(1) == 1 else (0, 1, 2, 3)
+        first, second = (widen(one.permute(last)) for one in (ours, theirs))
+        squares.append(functional.mse_loss(first, second, reduction="none"))
+    # A mean would fill a map with its gradient, a sum does not.
     return torch.stack([one.sum((1, 2, 3)) / one.shape[1:].numel() for one in squares], dim=1)
 
 

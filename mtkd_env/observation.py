@@ -192,6 +192,11 @@ class ShortObservation:
     keys: Int64[Tensor, " B"]
     made: Float[Tensor, "B M R"]
 
+    @classmethod
+    def joined(cls, parts: Sequence["ShortObservation"]) -> "ShortObservation":
+        """The rows of several, one after the other."""
+        return cls(torch.cat([one.keys for one in parts]), torch.cat([one.made for one in parts]))
+
 
 class RunningStandardizer:
     """Standardises columns by the mean and variance of all rows that it was given.
@@ -238,7 +243,8 @@ class RunningStandardizer:
             return rows
         if self._deviation is None:
             self._deviation = (self.squares / self.count).sqrt().clamp(min=1e-6)
-        scaled = (rows.double() - self.mean).div_(self._deviation)
+        # In float64, as the mean is.
+        scaled = (rows - self.mean).div_(self._deviation)
         return scaled.clamp_(-self.clip, self.clip).to(rows.dtype)
 
     def state_dict(self) -> dict[str, Any]:

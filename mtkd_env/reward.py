@@ -6,6 +6,7 @@ one, so r depends on the action only through differences between teachers.
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -298,10 +299,14 @@ class RewardFunction:
 
     def advantages(self, rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """A: rewards by the rule's normalisation, or the one that replaces it."""
-        advantages = self._normalize(rewards)
-        return advantages if self._deviation is None else self._deviation(advantages)
+        return self._advantages(rewards, self._deviation)
 
-    @torch.no_grad()
+    def _advantages(
+        self, rewards: Float[Tensor, "B M"], deviation: RunningDeviation | None
+    ) -> Float[Tensor, "B M"]:
+        advantages = self._normalize(rewards)
+        return advantages if deviation is None else deviation(advantages)
+
     def __call__(
         self, state: DistillState, weights: TeacherWeights, updated: DistillState | None = None
     ) -> Rewards:
@@ -312,12 +317,22 @@ class RewardFunction:
             weights: The executed weights.
             updated: The batch after it; must be given where `needs_update`.
         """
+        return self._pay(state, weights, updated, self._deviation)
+
+    @torch.no_grad()
+    def _pay(
+        self,
+        state: DistillState,
+        weights: TeacherWeights,
+        updated: DistillState | None,
+        deviation: RunningDeviation | None,
+    ) -> Rewards:
         after = state if updated is None else replace(updated, direction=state.direction)
         raw = teacher = self.teacher_rewards(after if self._after else state)
         if self.rule.sample is not None:
             reward = self.rule.sample(state, after, weights, self.distillation)
             raw = reward.unsqueeze(1).expand_as(teacher)
-        advantages = self.advantages(raw)
+        advantages = self._advantages(raw, deviation)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))
 
     def when_asked(
@@ -325,11 +340,13 @@ class RewardFunction:
     ) -> Callable[[], Rewards]:
         """What gives the rewards of a step; see `__call__` for the arguments.
 
-        They are made at once where it matters when and by whom, and only if asked for elsewhere.
+        Of several processes, which make them together, at once; else only if asked for.
         """
-        if self._deviation is None and not distributed.active():
-            return partial(self, state, weights, updated)
-        rewards = self(state, weights, updated)
+        # The deviation as it is now: it never writes into its value.
+        pay = partial(self._pay, state, weights, updated, copy(self._deviation))
+        if not distributed.active():
+            return pay
+        rewards = pay()
         return lambda: rewards
 
     def reseed(self, seed: int) -> None:

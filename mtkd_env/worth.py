@@ -116,7 +116,7 @@ class RunningMean:
             self.value = new
         else:
             # A checkpoint may have been read onto another device.
-            self.value = self._decay * self.value.to(new) + (1 - self._decay) * new
+            self.value = torch.lerp(self.value.to(new), new, 1 - self._decay)
         return self.value
 
     def reseed(self, seed: int) -> None:

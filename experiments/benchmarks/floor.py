@@ -15,11 +15,13 @@ from mtkd_env.precision import autocast, widen
 from mtkd_env.terms import Distillation
 from mtkd_env.types import TeacherOutputs
 
-FLOOR, STUDENT, STORED = "floor", "student", "stored"
+FLOOR, STUDENT, MAPPED, STORED = "floor", "student", "mapped", "stored"
 
 ABOUT: Mapping[str, str] = {
     FLOOR: "forward of all teachers; forward, backward and optimiser of the student alone",
     STUDENT: f"the {FLOOR} without the teachers, as if their outputs were free",
+    MAPPED: f"the {STUDENT} and what maps it to the teachers, without the losses of the maps; the "
+    f"{STUDENT} alone where no map is compared",
     STORED: "a bare loop of equal weights with the teachers' outputs in tensors: forward, the "
     "losses, backward and optimiser of the student and what maps it to the teachers",
 }
@@ -54,13 +56,16 @@ def floor(
     return _training(student, loss, config, env.steps_per_epoch, steps)
 
 
-def stored(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callable[[], None]:
+def stored(
+    assembly: Assembly, config: ExperimentConfig, steps: int, *, compared: bool = True
+) -> Callable[[], None]:
     """Equ. 2 at equal weights as one would write it by hand, on one batch again and again.
 
     Args:
         assembly: Images and teachers, which are asked once.
         config: Student, distillation and optimiser; the losses are those of the paper.
         steps: Steps of a call.
+        compared: Whether there are losses; else maps are only made, and gradients sent through.
     """
     env = assembly.env
     batch = next(env.stream)
@@ -75,7 +80,9 @@ def stored(assembly: Assembly, config: ExperimentConfig, steps: int) -> Callable
         output, maps = (found.output, found.projected) if trained is module else (found, ())
         logits = widen(output.logits)
         own = cross_entropy(logits, batch.targets).mean()
-        return own + _teachers_terms(logits, maps, known, config.distillation)
+        if compared:
+            return own + _teachers_terms(logits, maps, known, config.distillation)
+        return own + sum(one.sum() / one.numel() for one in maps)
 
     return _training(trained, loss, config, env.steps_per_epoch, steps)
 
@@ -117,5 +124,6 @@ def _training(
 BOUNDS: Mapping[str, Callable[[Assembly, ExperimentConfig, int], Callable[[], None]]] = {
     STUDENT: partial(floor, teachers=False),
     FLOOR: floor,
+    MAPPED: partial(stored, compared=False),
     STORED: stored,
 }

@@ -19,7 +19,14 @@ from agents import (
     build_agent,
     check_agent,
 )
-from agents.policy_gradient import LOSSES, bce_ones_loss, entropy, policy_gradient_loss
+from agents.policy_gradient import (
+    LOSSES,
+    TeacherPolicy,
+    bce_ones_loss,
+    entropy,
+    policy_gradient_loss,
+    policy_gradient_slope,
+)
 from known_optimum import (
     STEPS,
     advantages_of,
@@ -70,6 +77,23 @@ def ignore() -> None:
 
 
 # The loss of Equ. 7.
+
+
+@pytest.mark.parametrize("share", [1.0, 1 / 3])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_closed_form_leaves_the_gradient_that_back_propagation_would(
+    layers: int, share: float
+) -> None:
+    torch.manual_seed(0)
+    policy = TeacherPolicy(7, M, hidden=5, layers=layers)
+    observation, advantages = draw(NUM_ENVS, 7), draw(NUM_ENVS, M, seed=1)
+    made = generated_weights(policy(observation))
+    weights = TeacherWeights(logit=share * made.logit, feature=share * made.feature)
+    exact = torch.autograd.grad(policy_gradient_loss(weights, advantages), [*policy.parameters()])
+    policy.back_propagate(
+        observation, lambda logits: policy_gradient_slope(logits, advantages, share)
+    )
+    torch.testing.assert_close([p.grad for p in policy.parameters()], [*exact])
 
 
 def gradient(loss: Callable[..., Tensor], logits: Tensor, advantages: Tensor) -> Tensor:

@@ -266,6 +266,20 @@ def test_a_normalization_of_the_users_choice_is_used(name: str) -> None:
     np.testing.assert_array_equal(info["advantages"], expected)
 
 
+def test_running_advantages_are_those_of_their_step_whenever_they_are_asked_for() -> None:
+    def rewards(*, later: bool) -> list[Tensor]:
+        env = started(reward="cross")
+        records = []
+        for _ in range(3):
+            records.append(env.distill(TeacherWeights.uniform(env.state.divergence)))
+            if not later:
+                assert records[-1].rewards is not None
+        return [record.rewards.advantages for record in records]
+
+    pairs = zip(rewards(later=True), rewards(later=False), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
 def test_running_advantages_are_centred_and_of_the_deviation_1_at_first() -> None:
     info = step(started(reward_normalization="running"))[4]
     centred = NORMALIZATIONS["center"](torch.as_tensor(info["teacher_rewards"]))

@@ -11,7 +11,7 @@ from benchmarking import STEPS_PER_EPOCH, config_of, one_line_error, read, start
 from experiments.benchmarks import floor as floor_module
 from experiments.benchmarks import roofline
 from experiments.benchmarks.contestant import Contestant, make_env
-from experiments.benchmarks.floor import floor
+from experiments.benchmarks.floor import BOUNDS, MAPPED, STORED, STUDENT, floor
 from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch, counting
 from experiments.benchmarks.roofline import Roofline, measured_rates
@@ -46,6 +46,16 @@ def test_the_floor_never_makes_the_host_wait() -> None:
         work()
     assert counter.operations > 0
     assert counter.synchronizations == 0
+
+
+def test_each_bound_of_a_step_holds_the_one_before() -> None:
+    assembly, config = tiny_assembly(), config_of("aver")
+    counts = {}
+    for name in (STUDENT, MAPPED, STORED):
+        with counting(CPU) as counter:
+            BOUNDS[name](assembly, config, 1)()
+        counts[name] = counter.operations
+    assert counts[STUDENT] < counts[MAPPED] < counts[STORED]
 
 
 def test_operations_of_an_epoch_hold_those_of_the_learning() -> None:

@@ -17,8 +17,9 @@ from mtkd_env.types import TeacherWeights
 
 Step = TypeVar("Step")
 
-# Short observations that are made whole in one reading of the store.
-TOGETHER = 16
+# Short observations that are made whole in one reading of the store; more would not stay in the
+# cache of a processor.
+TOGETHER = 4
 
 # What dictionaries of a checkpoint are made into again, by their keys.
 KINDS = {

@@ -16,6 +16,7 @@ from mtkd_env.agent_file import FILE, AgentFile, save_agent
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import write_text
+from mtkd_env.imports import name_of
 from mtkd_env.inference import as_under_no_grad, leave_inference
 from mtkd_env.observation import RELATIVE, RELATIVE_VERSION, RelativeObserver
 from mtkd_env.options import Options
@@ -243,11 +244,13 @@ class PolicyAgent(Agent):
     @property
     def spaces(self) -> dict[str, Any]:
         """Where its policy can be used, and what network it is."""
+        options = self.env.options
+        prior = {} if options.prior is None else {"prior": name_of(options.prior)}
         if self.shared:
             seen = {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": SHARED}
-            return {**seen, **self.network}
+            return {**seen, **prior, **self.network}
         env = self.env
-        observation = env.options.observation
+        observation = options.observation
         if not isinstance(observation, str):  # Blocks of the user's own.
             named = (block.rpartition("/")[2] for block in env.obs_layout)
             observation = ", ".join(dict.fromkeys(named))
@@ -257,6 +260,7 @@ class PolicyAgent(Agent):
             "policy": "teacher",
             "width": env.observer.width,
             "teachers": len(env.teacher_names),
+            **prior,
             **self.network,
         }
 

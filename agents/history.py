@@ -125,12 +125,16 @@ class Lesson:
         advantages: A.
         labelled: Such observations of labelled images; no rows if none were learned from.
         teacher_cross_entropy: Each teacher's with their true classes.
+        prior: The fusion's prior, of each teacher the weight in both heads; no columns without.
+        labelled_prior: That of the labelled images.
     """
 
     observation: Float[Tensor, "B F"]
     advantages: Float[Tensor, "B M"]
     labelled: Float[Tensor, "L F"]
     teacher_cross_entropy: Float[Tensor, "L M"]
+    prior: Float[Tensor, "B P"]
+    labelled_prior: Float[Tensor, "L P"]
 
 
 class Replay:

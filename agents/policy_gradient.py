@@ -43,7 +43,7 @@ from mtkd_env.observation import RelativeObserver
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.shared_policy import SharedPolicy
-from mtkd_env.types import DistillState, TeacherWeights
+from mtkd_env.types import TeacherWeights
 
 # What a history may take unless it is told otherwise.
 HISTORY_BYTES = 64 * 2**20
@@ -243,8 +243,23 @@ class LearningSettings(Settings):
             check_at_least_1(agent_every=self.agent_every)
 
 
-# Labelled images, and what the policy sees of them.
-Labelled: TypeAlias = tuple[DistillState, Tensor]
+# Parts of weights that no agent chooses, by their names.
+Evidence: TypeAlias = Mapping[str, TeacherWeights]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """Labelled images.
+
+    Attributes:
+        observation: What the policy sees of them.
+        evidence: The parts of their weights that it does not choose.
+        teacher_cross_entropy: Each teacher's with their true classes.
+    """
+
+    observation: Float[Tensor, "L F"]
+    evidence: Evidence
+    teacher_cross_entropy: Float[Tensor, "L M"]
 
 
 class LearningAgent(PolicyAgent, Generic[Step]):
@@ -388,15 +403,15 @@ class LearningAgent(PolicyAgent, Generic[Step]):
     def label_losses(self) -> Iterator[Float[Tensor, ""]]:
         """What labelled images add to the loss of a step of the optimiser; nothing without λ."""
         if (labelled := self.look_at_labelled()) is not None:
-            state, observation = labelled
-            yield self.label_loss(state, *self.generate(observation))
+            yield self.label_loss(labelled, *self.generate(labelled.observation))
 
     def look_at_labelled(self) -> Labelled | None:
         """Labelled images drawn anew, and what the policy sees of them; nothing without λ."""
         if not self.settings.likelihood:
             return None
-        state = self.env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
-        return state, self.env.look(state)
+        env = self.env
+        state = env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
+        return Labelled(env.look(state), env.fusion.evidence(state), state.teacher_cross_entropy)
 
     def generate(self, *observations: Float[Tensor, "_ F"]) -> Iterator[TeacherWeights]:
         """Weights for each of some observations, in one pass of the policy.
@@ -406,11 +421,10 @@ class LearningAgent(PolicyAgent, Generic[Step]):
         rows = [len(each) for each in observations]
         return map(generated_weights, self.policy(torch.cat(observations)).split(rows))
 
-    def label_loss(self, state: DistillState, generated: TeacherWeights) -> Float[Tensor, ""]:
+    def label_loss(self, labelled: Labelled, generated: TeacherWeights) -> Float[Tensor, ""]:
         """Minus λ times the likelihood of labelled images under generated weights."""
-        fusion = self.env.fusion
-        weights = fusion.fuse(generated, fusion.evidence(state))
-        found = mixture_log_likelihood(weights.logit, state.teacher_cross_entropy)
+        weights = self.env.fusion.fuse(generated, labelled.evidence)
+        found = mixture_log_likelihood(weights.logit, labelled.teacher_cross_entropy)
         return -self.settings.likelihood * found.mean()
 
     @property
@@ -490,7 +504,37 @@ class Transition:
 
     observation: Any
     advantages: Float[Tensor, "B M"]
-    evidence: Mapping[str, TeacherWeights]
+    evidence: Evidence
+
+
+def lesson_of(known: Transition, labelled: Labelled | None) -> Lesson:
+    """What a step was learned from, wherever that was."""
+    seen, advantages, prior = known.observation, known.advantages, prior_in(known.evidence)
+    if labelled is None:
+        return Lesson(seen, advantages, seen[:0], advantages[:0], prior, prior[:0])
+    return Lesson(
+        seen,
+        advantages,
+        labelled.observation,
+        labelled.teacher_cross_entropy,
+        prior,
+        prior_in(labelled.evidence),
+    )
+
+
+def prior_in(evidence: Evidence) -> Float[Tensor, "B P"]:
+    """The prior of each teacher in both heads; no columns where there is none."""
+    if PRIOR not in evidence:
+        return torch.empty(0, 0)
+    prior = evidence[PRIOR]
+    return torch.stack([prior.logit, prior.feature], dim=2).flatten(1)
+
+
+def evidence_of(prior: Float[Tensor, "B P"]) -> Evidence:
+    """What `prior_in` was made of."""
+    if not prior.shape[1]:
+        return {}
+    return {PRIOR: TeacherWeights(*prior.unflatten(1, (-1, 2)).unbind(2))}
 
 
 class PolicyGradient(LearningAgent[Transition]):
@@ -524,8 +568,10 @@ class PolicyGradient(LearningAgent[Transition]):
             )
         if self.settings.prior_weight and env.fusion.prior is None:
             raise ConfigError("prior_weight: needs env.fusion prior; without, see entropy_coef")
-        if self.settings.replay and env.fusion.generated_share != 1:
-            raise ConfigError("replay: knows generated weights alone; choose env.fusion generator")
+        if self.settings.replay and env.fusion.prior is None and env.fusion.generated_share != 1:
+            raise ConfigError(
+                "replay: knows generated weights and a prior; choose env.fusion generator or prior"
+            )
 
     def warm_up(self, steps: int, weights: str = "uniform", at_rest: AtRest = nothing) -> None:
         """Algorithm 1: the student learns under equal weights, then the policy from that.
@@ -549,7 +595,7 @@ class PolicyGradient(LearningAgent[Transition]):
         record = env.distill(weights)
         return Transition(observation, record.rewards.advantages, evidence)
 
-    def _evidence(self, weights: TeacherWeights) -> Mapping[str, TeacherWeights]:
+    def _evidence(self, weights: TeacherWeights) -> Evidence:
         """The parts of the weights that the gradient depends on; nothing of a fixed sum is."""
         fusion, settings = self.env.fusion, self.settings
         if settings.loss != "bce_ones" and fusion.prior is None and not fusion.learnable:
@@ -595,21 +641,15 @@ class PolicyGradient(LearningAgent[Transition]):
 
     def _replayed(self, known: Transition, labelled: Labelled | None) -> list[Float[Tensor, ""]]:
         """The loss of earlier lessons, each of which counts like this one; remembers this one."""
-        settings, earlier = self.settings, self._replay.draw(self.settings.replay)
-        seen, advantages = known.observation, known.advantages
-        beside = seen[:0], advantages[:0]
-        if labelled is not None:
-            beside = labelled[1], labelled[0].teacher_cross_entropy
-        self._replay.add(Lesson(seen, advantages, *beside))
+        count, earlier = self.settings.replay, self._replay.draw(self.settings.replay)
+        self._replay.add(lesson_of(known, labelled))
         if earlier is None:
             return []
-        generated, of_labelled = self.generate(earlier.observation, earlier.labelled)
-        loss = LOSSES[settings.loss](generated, earlier.advantages)
-        loss = loss - settings.entropy_coef * mean_entropy(generated)
-        if settings.likelihood:
-            found = mixture_log_likelihood(of_labelled.logit, earlier.teacher_cross_entropy)
-            loss = loss - settings.likelihood * found.mean()
-        return [settings.replay * loss]
+        again = Transition(earlier.observation, earlier.advantages, evidence_of(earlier.prior))
+        seen = Labelled(
+            earlier.labelled, evidence_of(earlier.labelled_prior), earlier.teacher_cross_entropy
+        )
+        return [count * self._whole_loss(again, None, seen if len(seen.observation) else None)]
 
     def _whole_loss(
         self, known: Transition, before: TeacherWeights | None, labelled: Labelled | None
@@ -619,12 +659,11 @@ class PolicyGradient(LearningAgent[Transition]):
         if labelled is None:
             generated = generated_weights(self.policy(known.observation))
         else:
-            state, observation = labelled
-            generated, of_labelled = self.generate(known.observation, observation)
+            generated, of_labelled = self.generate(known.observation, labelled.observation)
         loss = self._loss(generated, known, before)
         if settings.entropy_coef:
             loss = loss - settings.entropy_coef * mean_entropy(generated)
-        return loss if labelled is None else loss + self.label_loss(state, of_labelled)
+        return loss if labelled is None else loss + self.label_loss(labelled, of_labelled)
 
     def _loss(
         self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None

@@ -157,6 +157,14 @@ def kd_pull(
     return ours - (widen(teachers) / temperature).softmax(-1)
 
 
+def divergence_from(
+    probabilities: Float[Tensor, "M B C"], log_shares: Float[Tensor, "B C"]
+) -> Float[Tensor, "B M"]:
+    """KL(p^m ‖ q) of every teacher's prediction from another, given by log q, per sample [nats]."""
+    own = torch.special.entr(probabilities).sum(-1)
+    return (-own - torch.einsum("mbc,bc->mb", probabilities, log_shares)).T
+
+
 def kd_of_mean(
     student: Float[Tensor, "B C"],
     teachers: Float[Tensor, "M B C"],

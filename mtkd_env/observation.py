@@ -553,13 +553,15 @@ def _beside_others(
     mean, own = probabilities.mean(0), student.softmax(1)
     top, likely = probabilities.argmax(-1), mean.argmax(1)
     apart = losses.kd_divergence(student, teachers.logits, 1.0, teachers.known)
-    to_mean = torch.xlogy(probabilities, probabilities) - torch.xlogy(probabilities, mean)
+    to_mean = losses.divergence_from(
+        probabilities, mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+    )
     return {
         "consent": _at(probabilities, likely.expand_as(top)),
         "agreement": (top.unsqueeze(0) == top.unsqueeze(1)).float().mean(0).T,
         "mean_probability": _at(mean, top),
         "student_probability": _at(own, top),
-        "mean_divergence": to_mean.sum(-1).T / 4,
+        "mean_divergence": to_mean / 4,
         "student_divergence": (apart / 4).clamp(max=CLIP),
         "student_similarity": losses.prediction_cosine(probabilities, own).T,
         "mean_entropy": _entropy_share(mean.log().unsqueeze(0)),

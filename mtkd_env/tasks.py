@@ -80,6 +80,7 @@ class TasksVectorEnv(SharedStudentEnv):
 
     Attributes:
         task: The task of the student that is there.
+        options: What the environments of all tasks have in common.
 
     Raises:
         ConfigError: There is no task of the kind.
@@ -92,6 +93,7 @@ class TasksVectorEnv(SharedStudentEnv):
         if not families:
             raise ConfigError(f"{HELD_OUT if held_out else TRAINING}: expected at least one task")
         self.most_teachers = tasks.most_teachers
+        self.options = tasks.options
         self.output = tasks.options.output
         self.device = tasks.computing.place()
         self._families: Mapping[str, TaskFamily] = {family.name: family for family in families}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mtkd_env.action import generated_weights
+from mtkd_env.action import generated_weights, with_prior
 from mtkd_env.agent_file import PRETRAINED, load_agent
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
@@ -13,6 +13,10 @@ from mtkd_env.seeding import seeded
 from mtkd_env.shared_policy import SharedPolicy
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
+from mtkd_env.weighting.consensus import Consensus
+
+# What a policy may have begun with, which needs no label either.
+PRIOR = "consensus"
 
 
 class Pretrained(Weighting):
@@ -44,12 +48,15 @@ class Pretrained(Weighting):
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{file.path}: expected an agent with policy 'shared'") from None
         seen = {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": "shared"}
-        file.check({**spaces, **seen, "outputs": "logits"})
+        begun = {"prior": PRIOR} if "prior" in spaces else {}
+        file.check({**spaces, **seen, **begun, "outputs": "logits"})
         file.load_into(network, "policy")
+        self._prior = Consensus(distiller) if begun else None
         self._policy = network.to(distiller.device).eval().requires_grad_(False)
         self._observer = RelativeObserver(distiller.teachers.names, distiller.reference)
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
         """The policy's weights."""
-        return generated_weights(self._policy(self._observer(state)))
+        generated = generated_weights(self._policy(self._observer(state)))
+        return with_prior(self._prior(state), generated) if self._prior else generated

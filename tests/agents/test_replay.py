@@ -29,12 +29,14 @@ def lesson(teachers: int, mark: float = 0.0) -> Lesson:
     rows = torch.randn(4, teachers, WIDTH, generator=generator(teachers))
     rows[..., -1] = 1
     seen, values = rows.flatten(1), torch.full((4, teachers), mark)
-    return Lesson(seen, values, seen[:2], values[:2])
+    prior = values.repeat_interleave(2, 1)
+    return Lesson(seen, values, seen[:2], values[:2], prior, prior[:2])
 
 
-def env(teachers: int) -> MTKDVectorEnv:
+def env(teachers: int, prior: str | None = None) -> MTKDVectorEnv:
     distiller = make_tiny_distiller(count=teachers)
-    return started_env(distiller=distiller, observation="relative", fusion="generator")
+    fusion = "generator" if prior is None else "prior"
+    return started_env(distiller=distiller, observation="relative", fusion=fusion, prior=prior)
 
 
 def learner(where: MTKDVectorEnv, **arguments: Any) -> PolicyGradient:
@@ -89,14 +91,16 @@ def test_memory_goes_on_from_what_was_saved() -> None:
     assert drawn[0].advantages.equal(drawn[1].advantages)
 
 
+@pytest.mark.parametrize("prior", [None, "entropy"])
 @pytest.mark.parametrize("likelihood", [0.0, 1.0])
 def test_what_was_learned_in_one_environment_is_learned_again_in_the_next(
-    likelihood: float,
+    likelihood: float, prior: str | None
 ) -> None:
-    agent = learner(env(3), likelihood=likelihood)
+    weight = 0.5 if prior else 0.0
+    agent = learner(env(3, prior), likelihood=likelihood, prior_weight=weight)
     agent.learn(1, lambda: None)
     before = agent.parts["replay"].state_dict()["seen"]
-    agent.enter(env(2))
+    agent.enter(env(2, prior))
     agent.learn(1, lambda: None)
     state = agent.parts["replay"].state_dict()
     assert state["seen"] > before > 0
@@ -113,7 +117,7 @@ def test_what_was_learned_in_one_environment_is_learned_again_in_the_next(
         ("generator", {"loss": "clipped"}, "replay: needs policy 'shared' and loss"),
         ("generator", {"replay": -1}, "replay: expected"),
         ("generator", {"replay_size": 0}, "replay_size: expected"),
-        ("paper", {}, "replay: knows generated weights alone"),
+        ("paper", {}, "replay: knows generated weights and a prior"),
     ],
 )
 def test_replay_that_cannot_be_is_refused(

@@ -138,15 +138,17 @@ def frozen(learner: Agent, where: MTKDVectorEnv, teachers: int) -> float:
     return found
 
 
-def disjoint_env(teachers: int) -> MTKDVectorEnv:
-    return specialists_env(DISJOINT[teachers], CLASSES_OF[teachers], observation="relative")
+def disjoint_env(teachers: int, **options: Any) -> MTKDVectorEnv:
+    classes = CLASSES_OF[teachers]
+    return specialists_env(DISJOINT[teachers], classes, observation="relative", **options)
 
 
 @pytest.mark.parametrize("teachers", DISJOINT)
 def test_the_shipped_agent_knows_whom_to_ask(teachers: int) -> None:
-    where = disjoint_env(teachers)
+    where = disjoint_env(teachers, fusion="prior", prior="consensus")
     agent = build_agent("pg", where, seed=0, arguments={}, load="pretrained")
-    assert frozen(agent, where, teachers) > 0.35
+    # Of three, one has never learned anything, and is not told from those who know a class each.
+    assert frozen(agent, where, teachers) > (0.9 if teachers > 3 else 0.45)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import Batch, DistillState, TeacherOutputs, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS
+from mtkd_env.weighting.consensus import pooled_opinion
 from mtkd_env.weighting.coverage import coverage_weights
 from mtkd_env.weighting.gate import Gate, gate_inputs
 from tiny import CLASSES, IMAGE_SHAPE, generator, make_state, make_tiny_distiller, teachers
@@ -135,6 +136,38 @@ def test_a_teacher_is_asked_about_the_classes_that_it_names_more_often() -> None
     logits = torch.zeros(M, 1, CLASSES)
     logits[:, 0, 0] = 20.0  # Both say class 0.
     torch.testing.assert_close(coverage_weights(logits, raised), torch.tensor([[0.875, 0.125]]))
+
+
+def test_who_always_says_the_same_has_no_say_in_the_pooled_opinion() -> None:
+    answers = torch.tensor([[[0.7, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.4]]])
+    usual = torch.tensor([[0.25, 0.25, 0.3, 0.2]])
+    same = torch.tensor([0.6, 0.4, 0.0, 0.0])
+    alone = pooled_opinion(answers, usual)
+    with_other = pooled_opinion(
+        torch.cat([answers, same.expand(1, 2, 4)]), torch.cat([usual, same.unsqueeze(0)])
+    )
+    torch.testing.assert_close(with_other, alone)
+
+
+def test_the_pooled_opinion_multiplies_what_is_said_more_than_usual() -> None:
+    answers = torch.tensor([[[0.6, 0.2, 0.1, 0.1]], [[0.3, 0.3, 0.2, 0.2]]])
+    usual = torch.tensor([[0.5, 0.3, 0.1, 0.1], [0.1, 0.4, 0.3, 0.2]])
+    said, often = 0.95 * answers[:, 0] + 0.0125, 0.95 * usual + 0.0125
+    product = (said / often).prod(0)
+    torch.testing.assert_close(pooled_opinion(answers, usual).exp()[0], product / product.sum())
+
+
+def test_weights_by_consensus_fall_with_the_divergence_from_it() -> None:
+    distiller = make_tiny_distiller(count=M)
+    logits = 2 * torch.randn(M, 3, CLASSES, generator=generator(0))
+    own = torch.distributions.Categorical(logits=logits)
+    known = distiller.reference.class_probabilities
+    together = torch.distributions.Categorical(logits=pooled_opinion(own.probs, known))
+    apart = torch.distributions.kl_divergence(own, together).T
+    for sharpness in (1.0, 4.0):
+        found = WEIGHTINGS["consensus"](distiller, sharpness=sharpness)(state_of(logits))
+        torch.testing.assert_close(found.logit, (-sharpness * apart).softmax(1))
+        assert found.feature.equal(found.logit)
 
 
 def test_the_best_teacher_on_the_labelled_images_gets_all_weight() -> None:

@@ -1,10 +1,10 @@
 """Classifiers of other libraries, and of the user, as networks of this package."""
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,43 +15,25 @@ from mtkd_env.networks.base import Network
 from mtkd_env.types import NetworkOutput
 
 
-class Layout(ABC):
-    """How a feature map lies in the tensor that a classifier's pooling takes."""
+class Layout(NamedTuple):
+    """How a feature map lies in the tensor that a classifier's pooling takes.
 
-    @abstractmethod
-    def to_map(self, last: Tensor) -> Tensor:
-        """The feature map (B, K, H, W) in that tensor."""
+    Attributes:
+        to_map: Gives the feature map (B, K, H, W) in that tensor.
+        from_map: Gives that tensor for a feature map.
+    """
 
-    @abstractmethod
-    def from_map(self, feature_map: Tensor) -> Tensor:
-        """That tensor for a feature map."""
-
-
-class ChannelsFirst(Layout):
-    """The tensor is the feature map."""
-
-    def to_map(self, last: Tensor) -> Tensor:
-        """The tensor itself."""
-        return last
-
-    def from_map(self, feature_map: Tensor) -> Tensor:
-        """The map itself."""
-        return feature_map
+    to_map: Callable[[Tensor], Tensor]
+    from_map: Callable[[Tensor], Tensor]
 
 
-class ChannelsLast(Layout):
-    """The tensor is (B, H, W, K)."""
-
-    def to_map(self, last: Tensor) -> Tensor:
-        """Its axes in the map's order."""
-        return last.permute(0, 3, 1, 2)
-
-    def from_map(self, feature_map: Tensor) -> Tensor:
-        """The map's axes in its order."""
-        return feature_map.permute(0, 2, 3, 1)
+CHANNELS_FIRST = Layout(lambda last: last, lambda feature_map: feature_map)
+CHANNELS_LAST = Layout(
+    lambda last: last.permute(0, 3, 1, 2), lambda feature_map: feature_map.permute(0, 2, 3, 1)
+)
 
 
-class Tokens(Layout):
+def tokens(count: int, prefix: int | None = None) -> Layout:
     """The tensor is (B, N, K): tokens of a square of patches, row by row, behind some others.
 
     A map alone has no class token. The mean of its patches, which come from the same final norm,
@@ -65,23 +47,19 @@ class Tokens(Layout):
     Raises:
         ConfigError: The patches are no square.
     """
+    before = count - math.isqrt(count) ** 2 if prefix is None else prefix
+    side = math.isqrt(count - before)
+    if side**2 != count - before:
+        raise ConfigError(f"{count - before} patches are not a square of patches")
 
-    def __init__(self, count: int, prefix: int | None = None) -> None:
-        self._prefix = count - math.isqrt(count) ** 2 if prefix is None else prefix
-        self._side = math.isqrt(count - self._prefix)
-        if self._side**2 != count - self._prefix:
-            raise ConfigError(f"{count - self._prefix} patches are not a square of patches")
+    def to_map(last: Tensor) -> Tensor:
+        return last[:, before:].transpose(1, 2).unflatten(2, (side, side))
 
-    def to_map(self, last: Tensor) -> Tensor:
-        """The tokens of the patches as a square."""
-        patches = last[:, self._prefix :].transpose(1, 2)
-        return patches.unflatten(2, (self._side, self._side))
-
-    def from_map(self, feature_map: Tensor) -> Tensor:
-        """The map's pixels as tokens, behind their mean in place of all others."""
+    def from_map(feature_map: Tensor) -> Tensor:
         patches = feature_map.flatten(2).transpose(1, 2)
-        mean = patches.mean(dim=1, keepdim=True)
-        return torch.cat([mean] * self._prefix + [patches], dim=1)
+        return torch.cat([patches.mean(dim=1, keepdim=True)] * before + [patches], dim=1)
+
+    return Layout(to_map, from_map)
 
 
 class ForeignNetwork(Network):
@@ -91,7 +69,7 @@ class ForeignNetwork(Network):
 
     For a vision transformer the feature map is the grid of its patch tokens after the final norm,
     the feature the vector that its classifier takes (the class token, as a rule); `forward` reads
-    the logits from the latter, `head` from a map alone, see `Tokens`.
+    the logits from the latter, `head` from a map alone, see `tokens`.
     """
 
     _layout: Layout
@@ -196,10 +174,10 @@ def taking_images(name: str, image_shape: Sequence[int]) -> Iterator[None]:
 
 def _layout(shape: Sequence[int], *, channels_last: bool, prefix: int | None) -> Layout:
     if len(shape) == 3:
-        return Tokens(shape[1], prefix)
+        return tokens(shape[1], prefix)
     if len(shape) != 4:
         raise ConfigError(f"its feature layer gives {tuple(shape)}, neither a map nor tokens")
-    return ChannelsLast() if channels_last else ChannelsFirst()
+    return CHANNELS_LAST if channels_last else CHANNELS_FIRST
 
 
 def _library_name(name: str) -> str:

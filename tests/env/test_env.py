@@ -25,6 +25,7 @@ from mtkd_env.testing import STEP_CHECKS, Check, checks, equal, random_action, r
 from mtkd_env.types import Batch, TeacherWeights
 from mtkd_env.vector import StepRecord
 from mtkd_env.weighting import WEIGHTINGS
+from refusals import REFUSALS
 from tiny import (
     CLASSES,
     NUM_ENVS,
@@ -68,7 +69,9 @@ def test_every_observation_and_reward_fulfils_the_contract(
 # Seeds of other types than the annotated one are among what is tried.
 @pytest.mark.usefixtures("_unchecked_shapes")
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("check", checks(make_tiny_env), ids=lambda check: check.__name__)
+@pytest.mark.parametrize(
+    "check", [*checks(make_tiny_env), *REFUSALS], ids=lambda check: check.__name__
+)
 def test_every_variant_fulfils_the_contract(check: Check, variant: str) -> None:
     check(partial(make_tiny_env, **VARIANTS[variant]))
 

@@ -18,7 +18,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import save_checkpoint
 from mtkd_env.networks import Network, build_network, check_network
 from mtkd_env.networks.cut import last_map_node, trace
-from mtkd_env.networks.foreign import ChannelsLast, Tokens
+from mtkd_env.networks.foreign import CHANNELS_LAST, tokens
 from mtkd_env.networks.hooked import HookedNetwork
 from mtkd_env.registration import make_env
 from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, build_pool
@@ -163,12 +163,12 @@ def test_the_head_of_a_transformer_takes_the_mean_of_the_patches_for_the_class_t
 
 
 def test_patches_that_are_no_square_are_refused() -> None:
-    assert Tokens(16).to_map(torch.zeros(2, 16, 3)).shape == (2, 3, 4, 4)
+    assert tokens(16).to_map(torch.zeros(2, 16, 3)).shape == (2, 3, 4, 4)
     with pytest.raises(ConfigError, match="15 patches are not a square"):
-        Tokens(16, prefix=1)
+        tokens(16, prefix=1)
 
 
-@pytest.mark.parametrize("layout", [Tokens(9, prefix=0), ChannelsLast()])
+@pytest.mark.parametrize("layout", [tokens(9, prefix=0), CHANNELS_LAST])
 def test_a_map_comes_back_from_its_layout(layout: Any) -> None:
     feature_map = torch.randn(2, 5, 3, 3)
     assert torch.equal(layout.to_map(layout.from_map(feature_map)), feature_map)

@@ -23,8 +23,9 @@ from torch import nn
 
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
-from mtkd_env.testing import bad_actions, equal, random_action
+from mtkd_env.testing import equal, random_action
 from mtkd_env.wrappers.sb3 import SB3VecEnv
+from refusals import bad_actions
 from tiny import NUM_ENVS, STEPS_PER_EPOCH, TEACHERS, make_tiny_env
 
 ONE_EPOCH = Recipe(epochs=1, lr=0.1)

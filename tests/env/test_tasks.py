@@ -18,6 +18,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.observation import RelativeObserver
 from mtkd_env.task_list import drawn
 from mtkd_env.wrappers.sb3 import SB3VecEnv
+from refusals import REFUSALS
 
 NUM_ENVS, MOST = 8, 3
 SHIPPED = sorted((Path(__file__).parents[2] / "experiments" / "configs" / "tasks").glob("*.yaml"))
@@ -163,6 +164,8 @@ def test_a_task_whose_pool_cannot_be_made_is_named() -> None:
 @pytest.mark.parametrize("episode", ["batch", "training"])
 def test_it_passes_the_checks(episode: str) -> None:
     mtkd_env.testing.check_env(lambda: make_env(episode))
+    for check in REFUSALS:
+        check(lambda: make_env(episode))
 
 
 def test_gymnasium_makes_it() -> None:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -14,7 +14,7 @@ import torch
 from agents import AGENTS, Agent, SB3Agent, build_agent, check_agent
 from agents.base import warm_up_weights
 from agents.policy_gradient import LearningAgent
-from experiments.config import MOST_THREADS, PLACE, CheckpointConfig
+from experiments.config import PLACE, RunConfig
 from experiments.running.finite import FiniteWatch, check_module
 from experiments.running.kept import AtRest, KeptRun
 from experiments.running.log import ROWS, MetricsLog
@@ -24,7 +24,7 @@ from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_at_least_1
-from mtkd_env.files import name_in_path, to_yaml, user_path, whole_path
+from mtkd_env.files import name_in_path, whole_path
 from mtkd_env.options import build
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import preparation
@@ -37,7 +37,7 @@ GAIN, ALL = "gain/", "gain"
 
 
 @dataclass(frozen=True)
-class AgentRunConfig(Computing):
+class AgentRunConfig(RunConfig, Computing):
     """An agent that learns over many tasks.
 
     Attributes:
@@ -45,9 +45,7 @@ class AgentRunConfig(Computing):
         algo: Name of the agent or algorithm; selects configs/agent/<algo>.yaml.
         arguments: Its keyword arguments.
         passes: How often it goes through the list of tasks, a new student each time.
-        seed: Seed of the agent and of everything that is drawn.
         threads: CPU threads; one by default, since networks for many tasks are small.
-        output: Folder that run folders are made in.
         checkpoint: When the run keeps what it can go on from; its epochs are students.
 
     Raises:
@@ -58,22 +56,15 @@ class AgentRunConfig(Computing):
     algo: str = "pg"
     arguments: dict[str, Any] = field(default_factory=dict)
     passes: int = 2
-    seed: int = 0
     threads: int = 1
     output: str = "runs/agents"
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.tasks:
             raise ConfigError("tasks: expected a YAML file of tasks")
         check_at_least_1(passes=self.passes)
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
-        if not 1 <= self.threads <= MOST_THREADS:
-            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
         object.__setattr__(self, "tasks", whole_path(self.tasks))
-        object.__setattr__(self, "output", str(user_path(self.output)))
 
     def check_agent(self) -> None:
         """Checks the agent before anything is loaded.
@@ -87,10 +78,6 @@ class AgentRunConfig(Computing):
     def computing(self) -> dict[str, Any]:
         """Where and in what all is computed."""
         return {name: getattr(self, name) for name in Computing.__dataclass_fields__}
-
-    def to_yaml(self) -> str:
-        """The whole configuration; as a `--config` file it gives an equal one."""
-        return to_yaml(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

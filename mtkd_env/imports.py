@@ -374,7 +374,7 @@ def check_trusted(values: Any, path: str = "") -> None:
     """
     if (trust := _APPLIED.get()) is None:
         return
-    for key, text in _texts(values):
+    for key, text in texts_in(values):
         if match := NAME.fullmatch(text):
             trust.check(match, f"{path}{key}: ")
 
@@ -388,7 +388,7 @@ def trust_of(argv: Iterable[str]) -> Trust:
     return Trust(frozenset(f"{_place(match[1])}:{match[2]}" for match in found))
 
 
-def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
+def texts_in(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """All texts in some values, keys included, and where they stand."""
     if isinstance(values, str):
         yield path, values
@@ -396,9 +396,9 @@ def _texts(values: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for key, value in values.items():
             inside = f"{path}.{key}" if path else str(key)
             yield inside, str(key)
-            yield from _texts(value, inside)
+            yield from texts_in(value, inside)
     elif isinstance(values, list | tuple | set | frozenset):
         for position, value in enumerate(values):
-            yield from _texts(value, f"{path}.{position}")
+            yield from texts_in(value, f"{path}.{position}")
     elif hasattr(values, "__dict__"):
-        yield from _texts(vars(values), path)
+        yield from texts_in(vars(values), path)

@@ -8,10 +8,10 @@ is replaced.
 """
 
 from experiments.config.experiment import (
-    MOST_THREADS,
     PLACE,
     CheckpointConfig,
     ExperimentConfig,
+    RunConfig,
 )
 from experiments.config.layers import (
     CONFIGS,
@@ -35,12 +35,12 @@ from experiments.config.parsing import (
 
 __all__ = [
     "CONFIGS",
-    "MOST_THREADS",
     "PLACE",
     "CheckpointConfig",
     "ExperimentConfig",
     "Flags",
     "Layer",
+    "RunConfig",
     "algo_layers",
     "build_config",
     "file_layer",

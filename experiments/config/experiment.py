@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType
 from typing import Any
 
@@ -15,7 +14,7 @@ from mtkd_env.data import DataSpec
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
-from mtkd_env.imports import Named, is_in_memory, name_of
+from mtkd_env.imports import Named, is_in_memory, name_of, texts_in
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, default_values
@@ -124,7 +123,38 @@ class CheckpointConfig(Options):
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(Computing):
+class RunConfig(Options):
+    """What every run that is kept is told, whatever trains.
+
+    Attributes:
+        seed: Seed of all that is drawn.
+        threads: CPU threads; torch's choice by default.
+        output: Folder that run folders are made in.
+        checkpoint: When the run keeps what it can go on from.
+
+    Raises:
+        ConfigError: A negative seed, or a number of threads that cannot be.
+    """
+
+    seed: int = 0
+    threads: int | None = None
+    output: str = "runs"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(seed=self.seed)
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        object.__setattr__(self, "output", str(user_path(self.output)))
+
+    def to_yaml(self) -> str:
+        """The whole configuration; as a `--config` file it gives an equal one."""
+        return to_yaml(asdict(self))
+
+
+@dataclass(frozen=True)
+class ExperimentConfig(RunConfig, Computing):
     """One run: a student, its teachers, and who weights them.
 
     Attributes:
@@ -140,11 +170,8 @@ class ExperimentConfig(Computing):
         env: What the agent sees, does and is paid for.
         agent: The agent.
         warmup: The epochs in which all teachers count the same.
-        seed: Seed of the student, the data order and the agent.
         threads: CPU threads; by default one for the digits, whose images are too small to share,
             and torch's choice for everything else.
-        output: Folder that run folders are made in.
-        checkpoint: When the run keeps what it can go on from.
         method: What tables and pages call the method; by default its name.
         setting: What they call the setting that the method is run in.
 
@@ -162,20 +189,11 @@ class ExperimentConfig(Computing):
     env: EnvSpec = field(default_factory=EnvSpec)
     agent: AgentConfig = field(default_factory=AgentConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
-    seed: int = 0
-    threads: int | None = None
-    output: str = "runs"
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     method: str | None = None
     setting: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seed < 0:
-            raise ConfigError(f"seed: expected a number >= 0, got {self.seed}")
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
-        object.__setattr__(self, "output", str(user_path(self.output)))
         if self.recipe is not None and path_or_name(self.recipe):
             object.__setattr__(self, "recipe", whole_path(self.recipe))
         if not 0 <= self.warmup.epochs <= self.optimizer.epochs:
@@ -220,7 +238,7 @@ class ExperimentConfig(Computing):
     @property
     def in_memory(self) -> list[str]:
         """The keys of objects that no other process can find by their names."""
-        return [key for key, text in _texts(_plain(self)) if is_in_memory(text)]
+        return [key for key, text in texts_in(_plain(self)) if is_in_memory(text)]
 
     @property
     def digest(self) -> str:
@@ -272,16 +290,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(entry) for entry in value]
     return value if isinstance(value, int | float | NoneType) else name_of(value)
-
-
-def _texts(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """All texts in plain values, names of objects as keys included, and where they stand."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, entry in value.items():
-            yield path, str(key)
-            yield from _texts(entry, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _texts(entry, path)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from agents.isolation import Isolation
-from experiments.config import CheckpointConfig
+from experiments.config import RunConfig
 from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.folder import (
     CONFIG,
@@ -21,7 +21,7 @@ from experiments.running.folder import (
     make_new,
 )
 from experiments.running.lock import run_lock
-from experiments.running.log import MetricsLog, open_log
+from experiments.running.log import MetricsLog
 from experiments.running.result import RESULT, RunResult, read_result
 from experiments.running.signals import Stopped, StopRequest, way_back
 from mtkd_env import distributed
@@ -33,17 +33,6 @@ from mtkd_env.seeding import random_states, set_random_states
 AGREEMENT = 20
 
 AtRest = Callable[[], None]
-
-
-class RunConfig(Protocol):
-    """What a run is made from."""
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        """When checkpoints are written."""
-
-    def to_yaml(self) -> str:
-        """The whole configuration."""
 
 
 Found = TypeVar("Found", bound=RunResult)
@@ -236,7 +225,7 @@ class KeptRun(ABC, Generic[Config, Found]):
             write_text(folder / CONFIG, self.config.to_yaml())
         stop = StopRequest()
         with stop if self.config.checkpoint.enabled else nullcontext():
-            with open_log(folder, state and state["log"], self.lines, self.clock) as log:
+            with MetricsLog(folder, state and state["log"], self.lines, self.clock) as log:
                 keeper = _Keeper(self, self.trainee(log), log, identity, stop)
                 if state is not None:
                     keeper.load_state_dict(state)

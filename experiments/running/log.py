@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -26,6 +26,8 @@ SHOWN = 40
 
 class MetricsLog:
     """Writes rows to TensorBoard and as lines of a file, and other lines to other files.
+
+    Of several processes only process 0 writes; the others keep the rows.
 
     Args:
         folder: The run's folder.
@@ -53,20 +55,30 @@ class MetricsLog:
         self.began = time.perf_counter()
         self._lines = lines
         self._clock = clock
+        self._files: dict[str, IO[str]] = {}
+        self._writer: SummaryWriter | None = None
+        self._opened = ExitStack()
+        self._about_folder = partial(named_errors, folder)
+        rows = self._open(state) if distributed.rank() == 0 else []
+        self.rows: list[dict[str, Any]] = distributed.agree(rows)
+
+    def _open(self, state: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+        """Opens the files; gives the rows that are there."""
+        folder, lines = self.folder, self._lines
         if state is not None:
             for name in lines:
                 _cut(folder / name, **state[name])
-        self._about_folder = partial(named_errors, folder)
         with self._about_folder(), ExitStack() as opened:
             self._files = {
                 name: opened.enter_context((folder / name).open("a", encoding="utf-8"))
                 for name in lines
             }
-            self.rows: list[dict[str, Any]] = read_rows(folder, lines[0])
-            purged = self.rows[-1][clock] + 1 if self.rows else 1
+            rows = read_rows(folder, lines[0])
+            purged = rows[-1][self._clock] + 1 if rows else 1
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purged)
             opened.callback(self._writer.close)
             self._opened = opened.pop_all()
+        return rows
 
     def __enter__(self) -> Self:
         return self
@@ -82,6 +94,8 @@ class MetricsLog:
 
     def state_dict(self) -> dict[str, Any]:
         """Size [bytes] and digest of each file, all of which is then on disk."""
+        if self._writer is None:
+            return {}
         with self._about_folder():
             self._writer.flush()
             for name in self._lines:
@@ -92,66 +106,24 @@ class MetricsLog:
         """Adds a row."""
         self.rows.append(row)
         self.write_line(self._lines[0], row)
-        with self._about_folder():
-            for name, value in row.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(name, value, row[self._clock])
+        if self._writer is not None:
+            with self._about_folder():
+                for name, value in row.items():
+                    if isinstance(value, int | float):
+                        self._writer.add_scalar(name, value, row[self._clock])
 
     def write_line(self, name: str, values: dict[str, Any]) -> None:
         """Adds a line to one of the files."""
-        with self._about_folder():
-            self._files[name].write(json.dumps(values) + "\n")
-            self._files[name].flush()
+        if self._writer is not None:
+            with self._about_folder():
+                self._files[name].write(json.dumps(values) + "\n")
+                self._files[name].flush()
 
     def write_pictures(self, name: str, pictures: Tensor, when: int) -> None:
         """Pictures (N, 3, H, W), uint8, for TensorBoard alone."""
-        with self._about_folder():
-            self._writer.add_images(name, pictures, when)
-
-
-class RowsAlone(MetricsLog):
-    """Keeps rows and writes nothing: for processes beside the one that does.
-
-    Args:
-        folder: The run's folder.
-        rows: All rows so far.
-    """
-
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        self.folder = folder
-        self.began = time.perf_counter()
-        self.rows = rows
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing is open."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing is on disk."""
-        return {}
-
-    def write(self, row: dict[str, Any]) -> None:
-        """Keeps a row."""
-        self.rows.append(row)
-
-    def write_line(self, name: str, values: dict[str, Any]) -> None:
-        """Does nothing."""
-
-    def write_pictures(self, name: str, pictures: Tensor, when: int) -> None:
-        """Does nothing."""
-
-
-def open_log(
-    folder: Path, state: Mapping[str, Any] | None, lines: Sequence[str], clock: str
-) -> MetricsLog:
-    """The log of a run, from its beginning or from a checkpoint; arguments as of `MetricsLog`.
-
-    Of several processes only process 0 writes.
-    """
-    if distributed.rank() != 0:
-        return RowsAlone(folder, distributed.agree([]))
-    log = MetricsLog(folder, state, lines, clock)
-    distributed.agree(log.rows)
-    return log
+        if self._writer is not None:
+            with self._about_folder():
+                self._writer.add_images(name, pictures, when)
 
 
 def _described(path: Path) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float32, UInt8
@@ -32,13 +31,13 @@ from experiments.transfer.coco_batches import (
     evaluation_batches,
     training_batches,
 )
-from experiments.transfer.detectors import BODIES, DETECTORS, NORMS, body
+from experiments.transfer.detectors import DetectorSpec, body
 from experiments.transfer.program import TransferConfig, run_main
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.task import VisionTask
 from experiments.transfer.training import run_task
 from mtkd_env import distributed
-from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
 
 # Images and what is to be seen on each, on the device.
@@ -46,43 +45,21 @@ Batch = tuple[list[Tensor], list[Target]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectionConfig(TransferConfig):
+class DetectionConfig(DetectorSpec, TransferConfig):
     """The training of a detector.
 
     Attributes:
-        model: faster_rcnn, mask_rcnn, retinanet or cascade_rcnn.
         train: Name of the split to train on: annotations/instances_<train>.json and its images in
             the folder <train>.
         val: Name of the split to judge by; likewise.
-        min_size: Shorter side [pixels] that images are resized to.
-        max_size: Longest side [pixels] that they may get by that.
-        trainable_layers: Parts of the backbone, from the last one, that are trained: 0 to 5.
-        norm: frozen leaves the backbone's batch norms as they are; batch trains them.
-        arguments: Further arguments of torchvision's detector, such as box_score_thresh.
-
-    Raises:
-        ConfigError: A value that cannot be used; names it.
     """
 
-    model: str = "mask_rcnn"
-    backbone: str = "resnet18"
     train: str = "train2017"
     val: str = "val2017"
-    min_size: int = 800
-    max_size: int = 1333
-    trainable_layers: int = 3
-    norm: str = "frozen"
-    arguments: dict[str, Any] = field(default_factory=dict)
     batch_size: int = 8
     schedule: Schedule = field(
         default_factory=lambda: Schedule(lr=0.01, milestones=(16, 22), warmup_steps=500, epochs=24)
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_name(DETECTORS, self.model, "detector")
-        check_name(BODIES, self.backbone, "backbone")
-        check_name(NORMS, self.norm, "norm")
 
 
 class DetectionTask(VisionTask):
@@ -105,22 +82,13 @@ class DetectionTask(VisionTask):
     ) -> None:
         _check_splits(train, val)
         self.steps_per_epoch = config.steps_per_epoch(len(train.learnable))
-        detector = lookup(DETECTORS, config.model, "detector")
         with seeded(derive_seed(config.seed, "detector")):
-            self.model = detector(
-                config.backbone,
-                len(train.class_names),
-                min_size=config.min_size,
-                max_size=config.max_size,
-                trainable_layers=config.trainable_layers,
-                norm=config.norm,
-                arguments=config.arguments,
-            )
+            self.model = config.build(len(train.class_names))
         if config.weights is not None:
             fill(body(self.model), load_backbone(Path(config.weights)))
         self.model.to(device)
         pin = device.type == "cuda"
-        self._reading = Reading(masks=detector.masks, workers=config.reading, pin=pin)
+        self._reading = Reading(masks=config.kind.masks, workers=config.reading, pin=pin)
         self._config = config
         self._train, self._val = train, val
         self._device = device

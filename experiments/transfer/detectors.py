@@ -5,8 +5,8 @@ What they are trained on and how is the business of `detection`.
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.utils._pytree import tree_map
@@ -20,7 +20,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from experiments.transfer.cascade import cascade_rcnn
-from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.options import Options
 from mtkd_env.precision import widen
 
 BODIES = ("resnet18", "resnet34", "resnet50")
@@ -34,13 +35,15 @@ MOST_LAYERS = 5
 # Channels of every map of a feature pyramid.
 CHANNELS = 256
 
+# What a detector is given otherwise than by `arguments`.
+GIVEN = {"self", "kwargs", "backbone", "num_classes", "min_size", "max_size"}
+
 # The layers that boxes, classes and masks are read from.
 HEADS = (RPNHead, FastRCNNPredictor, MaskRCNNPredictor, RetinaNetHead)
 
 
-@dataclass(frozen=True)
-class Detector:
-    """How a detector is made.
+class Detector(NamedTuple):
+    """A kind of detector.
 
     Attributes:
         make: Makes it from a feature pyramid, the number of classes and further arguments.
@@ -55,50 +58,6 @@ class Detector:
     masks: bool = False
     focal: bool = False
 
-    def __call__(
-        self,
-        backbone: str,
-        num_classes: int,
-        *,
-        min_size: int = 800,
-        max_size: int = 1333,
-        trainable_layers: int = 3,
-        norm: str = "frozen",
-        arguments: Mapping[str, Any] | None = None,
-    ) -> nn.Module:
-        """A freshly initialised detector.
-
-        Args:
-            backbone: Name in `BODIES`.
-            num_classes: Classes, the background, which is class 0, included.
-            min_size: Shorter side [pixels] that images are resized to.
-            max_size: Longest side [pixels] that they may get by that.
-            trainable_layers: Parts of the body, from the last one, that are trained: 0 to 5.
-            norm: Name in `NORMS`, of the body's batch norms.
-            arguments: Further arguments of torchvision's class.
-
-        Raises:
-            ConfigError: An unknown name, or a value that cannot be used.
-        """
-        arguments = dict(arguments or {})
-        _check_sizes(min_size, max_size)
-        self._check_arguments(arguments)
-        pyramid = _pyramid(backbone, trainable_layers, norm, focal=self.focal)
-        sizes = {"min_size": min_size, "max_size": max_size}
-        try:
-            model = self.make(pyramid, num_classes, **sizes, **arguments)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"arguments: {error}") from error
-        _widen_heads(model)
-        return model
-
-    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
-        """Torchvision itself ignores keys that it does not know."""
-        parameters = inspect.signature(self.options).parameters
-        own = {"self", "kwargs", "backbone", "num_classes", "min_size", "max_size"}
-        for name in arguments:
-            check_name(parameters.keys() - own, name, "key of arguments")
-
 
 DETECTORS: Mapping[str, Detector] = {
     "faster_rcnn": Detector(FasterRCNN, FasterRCNN),
@@ -108,25 +67,83 @@ DETECTORS: Mapping[str, Detector] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class DetectorSpec(Options):
+    """A detector.
+
+    Attributes:
+        model: faster_rcnn, mask_rcnn, retinanet or cascade_rcnn.
+        backbone: resnet18, resnet34 or resnet50.
+        min_size: Shorter side [pixels] that images are resized to.
+        max_size: Longest side [pixels] that they may get by that.
+        trainable_layers: Parts of the backbone, from the last one, that are trained: 0 to 5.
+        norm: frozen leaves the backbone's batch norms as they are; batch trains them.
+        arguments: Further arguments of torchvision's detector, such as box_score_thresh.
+
+    Raises:
+        ConfigError: An unknown name, or a value that cannot be used.
+    """
+
+    model: str = "mask_rcnn"
+    backbone: str = "resnet18"
+    min_size: int = 800
+    max_size: int = 1333
+    trainable_layers: int = 3
+    norm: str = "frozen"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(DETECTORS, self.model, "detector")
+        check_name(BODIES, self.backbone, "backbone")
+        check_name(NORMS, self.norm, "norm")
+        for name, low, high in (
+            ("min_size", 1, self.max_size),
+            ("trainable_layers", 0, MOST_LAYERS),
+        ):
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ConfigError(f"{name}: expected {low} to {high}, got {value}")
+        # Torchvision itself ignores keys that it does not know.
+        known = inspect.signature(self.kind.options).parameters.keys()
+        for name in self.arguments:
+            check_name(known - GIVEN, name, "key of arguments")
+
+    @property
+    def kind(self) -> Detector:
+        """Its kind."""
+        return DETECTORS[self.model]
+
+    def build(self, num_classes: int) -> nn.Module:
+        """A freshly initialised one.
+
+        Args:
+            num_classes: Classes, the background, which is class 0, included.
+
+        Raises:
+            ConfigError: Torchvision cannot make it.
+        """
+        focal = self.kind.focal
+        pyramid: nn.Module = resnet_fpn_backbone(
+            backbone_name=self.backbone,
+            weights=None,
+            norm_layer=NORMS[self.norm],
+            trainable_layers=self.trainable_layers,
+            returned_layers=[2, 3, 4] if focal else None,
+            # P6 from P5, as torchvision's own RetinaNet has it; the paper takes it from the body.
+            extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS) if focal else None,
+        )
+        sizes = {"min_size": self.min_size, "max_size": self.max_size}
+        try:
+            model = self.kind.make(pyramid, num_classes, **sizes, **self.arguments)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"arguments: {error}") from error
+        _widen_heads(model)
+        return model
+
+
 def body(detector: nn.Module) -> nn.Module:
     """The ResNet inside a detector, whose tensors have the names that a classifier's have."""
     return detector.get_submodule("backbone.body")
-
-
-def _pyramid(backbone: str, trainable_layers: int, norm: str, *, focal: bool) -> nn.Module:
-    check_name(BODIES, backbone, "backbone")
-    if not 0 <= trainable_layers <= MOST_LAYERS:
-        raise ConfigError(f"trainable_layers: expected 0 to {MOST_LAYERS}, got {trainable_layers}")
-    pyramid: nn.Module = resnet_fpn_backbone(
-        backbone_name=backbone,
-        weights=None,
-        norm_layer=lookup(NORMS, norm, "norm"),
-        trainable_layers=trainable_layers,
-        returned_layers=[2, 3, 4] if focal else None,
-        # P6 from P5, as torchvision's own RetinaNet has it; the paper takes it from the body.
-        extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS) if focal else None,
-    )
-    return pyramid
 
 
 def _widen_heads(model: nn.Module) -> None:
@@ -137,10 +154,3 @@ def _widen_heads(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, HEADS):
             module.register_forward_hook(lambda *call: tree_map(widen, call[-1]))
-
-
-def _check_sizes(min_size: int, max_size: int) -> None:
-    if min_size < 1:
-        raise ConfigError(f"min_size: expected 1 or more, got {min_size}")
-    if max_size < min_size:
-        raise ConfigError(f"max_size: expected at least min_size = {min_size}, got {max_size}")

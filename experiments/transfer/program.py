@@ -10,8 +10,7 @@ from typing import TypeVar
 
 from experiments.config import (
     CONFIGS,
-    MOST_THREADS,
-    CheckpointConfig,
+    RunConfig,
     make_parser,
     parse_files,
     take,
@@ -24,9 +23,14 @@ from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import default_workers
-from mtkd_env.errors import ConfigError, check_name, lookup
-from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
-from mtkd_env.options import Options
+from mtkd_env.errors import (
+    ConfigError,
+    check_at_least_1,
+    check_name,
+    check_not_negative,
+    lookup,
+)
+from mtkd_env.files import path_or_name, user_path, whole_path
 from mtkd_env.precision import FULL, PRECISIONS
 
 RECIPES = CONFIGS / "transfer"
@@ -42,7 +46,7 @@ LENGTHS = {"--schedule.epochs", "--schedule.iterations"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferConfig(Options):
+class TransferConfig(RunConfig):
     """The training of a network for another task than distillation's, from a distilled backbone.
 
     Attributes:
@@ -56,12 +60,9 @@ class TransferConfig(Options):
         schedule: How the network is trained.
         evaluate_every: Epochs between two evaluations; 0 for none but the one at the end.
         precision: fp32, bf16 or fp16.
-        seed: Seed of the network's tensors, the order of the images and what is made of them.
         workers: Processes that read images, for each process that trains; one per core up to eight
             by default, and 0 reads in the process that trains.
         device: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.
-        threads: CPU threads; torch's choice by default.
-        checkpoint: When the run keeps what it can go on from.
         method: What tables call the backbone; by default the name of its file.
         setting: What they call the setting that it is used in.
 
@@ -70,7 +71,7 @@ class TransferConfig(Options):
     """
 
     data: str
-    output: str
+    output: str = field()
     recipe: str | None = None
     backbone: str = "resnet34"
     weights: str | None = None
@@ -78,31 +79,17 @@ class TransferConfig(Options):
     schedule: Schedule = field(default_factory=lambda: Schedule(epochs=24))
     evaluate_every: int = 1
     precision: str = FULL
-    seed: int = 0
     workers: int | None = None
     device: str = "auto"
-    threads: int | None = None
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     method: str | None = None
     setting: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size: expected at least 1, got {self.batch_size}")
-        for name in ("evaluate_every", "seed"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"workers: expected 0 or more, got {self.workers}")
-        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
-            raise ConfigError(f"threads: expected 1 to {MOST_THREADS}, got {self.threads}")
+        check_at_least_1(batch_size=self.batch_size)
+        check_not_negative(evaluate_every=self.evaluate_every, workers=self.workers or 0)
         check_name(PRECISIONS, self.precision, "precision")
-        self._find_places()
-
-    def _find_places(self) -> None:
-        """Makes what the run reads findable from another working directory, where it is kept."""
-        object.__setattr__(self, "output", str(user_path(self.output)))
+        # Makes what the run reads findable from another working directory.
         for name in ("data", "weights", "recipe"):
             value = getattr(self, name)
             if value is not None and (name != "recipe" or path_or_name(value)):
@@ -144,10 +131,6 @@ class TransferConfig(Options):
     def reading(self) -> int:
         """Processes that read images."""
         return default_workers() if self.workers is None else self.workers
-
-    def to_yaml(self) -> str:
-        """The whole configuration; as a `--config` file it gives an equal one."""
-        return to_yaml(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

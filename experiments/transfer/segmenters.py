@@ -4,7 +4,7 @@ The package is optional. Its encoders are torchvision's ResNets without `fc`, wi
 tensors, so that an exported backbone fills them as it is.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -22,29 +22,12 @@ BACKBONES = ("resnet18", "resnet34", "resnet50")
 STRIDE = 8
 
 
-def deeplabv3(backbone: str, classes: int) -> nn.Module:
-    """DeepLabV3 (Chen et al., 2017) on a backbone whose last two stages are dilated."""
-    model: nn.Module = optional(LIBRARY).DeepLabV3(
-        backbone, encoder_weights=None, encoder_output_stride=STRIDE, classes=classes
-    )
-    return model
-
-
-def pspnet(backbone: str, classes: int) -> nn.Module:
-    """PSPNet (Zhao et al., 2017) on a backbone whose last two stages are dilated.
-
-    The library's default depth of 3 would leave these two stages out.
-    """
-    model: nn.Module = optional(LIBRARY).PSPNet(
-        backbone, encoder_weights=None, encoder_depth=5, output_stride=STRIDE, classes=classes
-    )
-    return model
-
-
-# Makers of untrained segmenters from the backbone's name and the number of classes.
-SEGMENTERS: Mapping[str, Callable[[str, int], nn.Module]] = {
-    "deeplabv3": deeplabv3,
-    "pspnet": pspnet,
+# Classes of the library, and their arguments; the last two stages of the backbone are dilated.
+SEGMENTERS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    # Chen et al., 2017.
+    "deeplabv3": ("DeepLabV3", {"encoder_output_stride": STRIDE}),
+    # Zhao et al., 2017. The library's default depth of 3 would leave these two stages out.
+    "pspnet": ("PSPNet", {"encoder_depth": 5, "output_stride": STRIDE}),
 }
 
 
@@ -63,7 +46,9 @@ def build_segmenter(name: str, backbone: str, classes: int, seed: int) -> nn.Mod
     Raises:
         ConfigError: An unknown name, or the library is not installed.
     """
-    build = lookup(SEGMENTERS, name, "segmenter")
+    kind, arguments = lookup(SEGMENTERS, name, "segmenter")
     check_name(BACKBONES, backbone, "backbone")
+    make = getattr(optional(LIBRARY), kind)
     with seeded(seed):
-        return build(backbone, classes)
+        model: nn.Module = make(backbone, encoder_weights=None, classes=classes, **arguments)
+    return model

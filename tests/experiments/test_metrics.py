@@ -18,7 +18,7 @@ from experiments.metrics import (
     fusion_coefficients,
 )
 from experiments.running.finite import FiniteWatch, check_module, check_row
-from experiments.running.log import ROWS, open_log, read_rows
+from experiments.running.log import ROWS, MetricsLog, read_rows
 from experiments.training import BREAKDOWN
 from known_optimum import STEPS, started_env
 from mtkd_env.action import WeightFusion
@@ -354,7 +354,7 @@ def rows_of_a_run(folder: Path, epochs: int = 3) -> list[dict[str, Any]]:
     env = started_env()
     meter = EpochMeter(NAMES)
     env.subscribe(meter)
-    with open_log(folder, None, LINES, "epoch") as log:
+    with MetricsLog(folder, None, LINES, "epoch") as log:
         for epoch in range(1, epochs + 1):
             Uniform(env).warm_up(STEPS)
             log.write({"epoch": epoch, "lr": 0.1, **meter.read()})
@@ -371,7 +371,7 @@ def test_rows_are_written_as_they_are(tmp_path: Path) -> None:
 
 
 def test_breakdowns_are_written_to_a_file_of_their_own(tmp_path: Path) -> None:
-    with open_log(tmp_path, None, LINES, "epoch") as log:
+    with MetricsLog(tmp_path, None, LINES, "epoch") as log:
         log.write_line(BREAKDOWN, {"epoch": 1, "class": {"logit": [[None]]}})
         assert read_rows(tmp_path, "breakdown.jsonl") == [
             {"epoch": 1, "class": {"logit": [[None]]}}
@@ -506,7 +506,7 @@ def test_meters_go_on_from_their_state(make: Any, split: int) -> None:
 
 def test_a_log_goes_on_from_its_state(tmp_path: Path) -> None:
     rows = [{"epoch": epoch, "loss": 1 / epoch} for epoch in range(1, 6)]
-    with open_log(tmp_path, None, LINES, "epoch") as log:
+    with MetricsLog(tmp_path, None, LINES, "epoch") as log:
         for row in rows[:2]:
             log.write(row)
             log.write_line(BREAKDOWN, row)
@@ -514,7 +514,7 @@ def test_a_log_goes_on_from_its_state(tmp_path: Path) -> None:
         log.write(rows[2])
     with (tmp_path / "breakdown.jsonl").open("a", encoding="utf-8") as file:
         file.write('{"epoch": 3, "lo')
-    with open_log(tmp_path, state, LINES, "epoch") as log:
+    with MetricsLog(tmp_path, state, LINES, "epoch") as log:
         assert log.rows == rows[:2]
         for row in rows[2:]:
             log.write(row)

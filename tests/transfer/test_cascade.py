@@ -6,7 +6,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import MultiScaleRoIAlign, box_iou
 
 from experiments.transfer.cascade import STAGES, CascadeRoIHeads, refine
-from experiments.transfer.detectors import DETECTORS
+from experiments.transfer.detectors import DetectorSpec
 
 CHANNELS, CLASSES, WIDTH = 4, 3, 8
 SHAPES = [(64, 64), (48, 64)]
@@ -203,15 +203,15 @@ def test_images_without_objects_or_proposals_are_taken() -> None:
 @pytest.mark.slow
 def test_cascade_over_fits_four_images() -> None:
     torch.manual_seed(0)
-    model = DETECTORS["cascade_rcnn"](
-        "resnet18",
-        3,
+    spec = DetectorSpec(
+        model="cascade_rcnn",
         min_size=64,
         max_size=64,
         trainable_layers=5,
         norm="batch",
         arguments={"box_batch_size_per_image": 64, "rpn_post_nms_top_n_train": 200},
     )
+    model = spec.build(3)
     images = list(torch.rand(4, 3, 64, 64) * 0.3)
     truth = []
     for number, image in enumerate(images):

@@ -21,7 +21,7 @@ from experiments.transfer.box_pictures import PANEL, STRIPE, beside_truth
 from experiments.transfer.coco import CocoSplit, read_coco
 from experiments.transfer.coco_batches import Reading, evaluation_batches
 from experiments.transfer.detection import DetectionConfig, DetectionTask
-from experiments.transfer.detectors import BODIES, DETECTORS, body
+from experiments.transfer.detectors import BODIES, DETECTORS, DetectorSpec, body
 from experiments.transfer.program import RECIPES, parse
 from experiments.transfer.schedule import Schedule
 from mtkd_env.errors import ConfigError
@@ -44,20 +44,24 @@ def few(name: str) -> dict[str, int]:
     return {} if name == "retinanet" else FEW
 
 
+def make_detector(name: str, backbone: str, classes: int, **options: Any) -> nn.Module:
+    return DetectorSpec(model=name, backbone=backbone, **options).build(classes)
+
+
 @pytest.fixture(scope="module", params=DETECTORS)
 def detector(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
     """Each detector by its name, for small images."""
     torch.manual_seed(0)
     options: dict[str, Any] = {"min_size": SIDE, "max_size": SIDE, "norm": "batch"}
-    return request.param, DETECTORS[request.param](
-        "resnet18", 4, arguments=few(request.param), **options
+    return request.param, make_detector(
+        request.param, "resnet18", 4, arguments=few(request.param), **options
     )
 
 
 def body_alone(name: str, **options: Any) -> nn.Module:
     """The body of a detector, with whatever the memory holds in its tensors."""
     with torch.device("meta"):
-        found = body(DETECTORS[name]("resnet18", 4, **options))
+        found = body(make_detector(name, "resnet18", 4, **options))
     return found.to_empty(device="cpu")
 
 
@@ -103,7 +107,7 @@ def test_detectors_have_the_published_numbers_of_parameters(
     name: str, backbone: str, millions: float
 ) -> None:
     with torch.device("meta"):
-        model = DETECTORS[name](backbone, 91)
+        model = make_detector(name, backbone, 91)
     assert sum(one.numel() for one in model.parameters()) / 1e6 == pytest.approx(millions, abs=5e-3)
 
 
@@ -112,13 +116,15 @@ def test_detectors_have_the_published_numbers_of_parameters(
 )
 def test_batch_norms_of_a_body_count_if_they_are_trained(backbone: str, millions: float) -> None:
     with torch.device("meta"):
-        model = DETECTORS["retinanet"](backbone, 91, norm="batch")
+        model = make_detector("retinanet", backbone, 91, norm="batch")
     assert sum(one.numel() for one in model.parameters()) / 1e6 == pytest.approx(millions, abs=5e-3)
 
 
 def test_cascade_has_two_more_box_heads_than_faster_rcnn() -> None:
     with torch.device("meta"):
-        single, cascade = (DETECTORS[n]("resnet18", 91) for n in ("faster_rcnn", "cascade_rcnn"))
+        single, cascade = (
+            make_detector(n, "resnet18", 91) for n in ("faster_rcnn", "cascade_rcnn")
+        )
     head = single.get_submodule("roi_heads")
     expected = sum(one.numel() for one in head.parameters())
     assert sum(one.numel() for one in cascade.get_submodule("roi_heads").parameters()) == (
@@ -169,7 +175,7 @@ def test_unfrozen_parts_of_a_body_and_all_of_the_rest_get_a_gradient(
 @pytest.mark.parametrize(("layers", "first"), [(0, None), (2, "layer3"), (5, "conv1")])
 def test_as_many_parts_of_a_body_are_trained_as_asked_for(layers: int, first: str | None) -> None:
     with torch.device("meta"):
-        parts = body(DETECTORS["faster_rcnn"]("resnet18", 4, trainable_layers=layers))
+        parts = body(make_detector("faster_rcnn", "resnet18", 4, trainable_layers=layers))
     trained = [name for name, one in parts.named_parameters() if one.requires_grad]
     assert [name.split(".")[0] for name in trained[:1]] == ([first] if first else [])
 
@@ -226,8 +232,8 @@ def test_boxes_are_not_rounded_under_bfloat16(detector: tuple[str, nn.Module]) -
     [
         ({"norm": "batsh"}, "unknown norm 'batsh'; did you mean 'batch'"),
         ({"trainable_layers": 6}, "trainable_layers: expected 0 to 5, got 6"),
-        ({"min_size": 0}, "min_size: expected 1 or more, got 0"),
-        ({"max_size": 100}, "max_size: expected at least min_size = 800, got 100"),
+        ({"min_size": 0}, "min_size: expected 1 to 1333, got 0"),
+        ({"max_size": 100}, "min_size: expected 1 to 100, got 800"),
         ({"arguments": {"box_score": 0.1}}, "key of arguments 'box_score'; did you mean 'box_s"),
         ({"arguments": {"min_size": 4}}, "unknown key of arguments 'min_size'"),
         ({"arguments": {"rpn_anchor_generator": 4}}, "arguments: rpn_anchor_generator should be"),
@@ -235,12 +241,12 @@ def test_boxes_are_not_rounded_under_bfloat16(detector: tuple[str, nn.Module]) -
 )
 def test_wrong_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")), torch.device("meta"):
-        DETECTORS["faster_rcnn"]("resnet18", 4, **options)
+        make_detector("faster_rcnn", "resnet18", 4, **options)
 
 
 def test_an_unknown_backbone_is_named() -> None:
     with pytest.raises(ConfigError, match="unknown backbone 'resnet20'; did you mean 'resnet50'"):
-        DETECTORS["retinanet"]("resnet20", 4)
+        make_detector("retinanet", "resnet20", 4)
 
 
 # --- Judgement and pictures.

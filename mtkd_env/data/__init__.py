@@ -45,8 +45,8 @@ DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
     "cifar10": partial(cifar.load, 10),
     "cifar100": partial(cifar.load, 100),
     "fashion_mnist": fashion_mnist.load,
-    "imagenet": partial(folder.load, folder.IMAGENET),
-    "folder": partial(folder.load, folder.FOLDER),
+    "imagenet": folder.loader(folder.IMAGENET),
+    "folder": folder.loader(folder.FOLDER),
 }
 
 DATASET: Kind[Callable[..., ImageSet[Any]]] = Kind(

@@ -1,14 +1,17 @@
 """Images in folders, a folder for each class: a user's own, or ImageNet."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import Parameter, Signature, signature
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mtkd_env.data.download import found_root
-from mtkd_env.data.image_files import INTERPOLATIONS, PREFETCH_BYTES, FileSplit, ImageFiles
+from mtkd_env.data.image_files import READING, FileSplit, ImageFiles
 from mtkd_env.data.reading import EXTENSIONS, image_files, visible
 from mtkd_env.errors import ConfigError, did_you_mean
 from mtkd_env.files import user_path
@@ -62,57 +65,42 @@ IMAGENET = Layout(
 )
 
 
-def load(
-    layout: Layout,
-    root: str | Path | None = None,
-    *,
-    name: str | None = None,
-    image_size: int = 224,
-    resize: int = 256,
-    interpolation: str = INTERPOLATIONS[0],
-    repeats: int = 1,
-    workers: int | None = None,
-    prefetch_bytes: int = PREFETCH_BYTES,
-    exif: bool = False,
-    scaled: bool = True,
-) -> ImageFiles:
-    """Images in a folder, which is listed; none of them is read.
+def loader(layout: Layout) -> Callable[..., ImageFiles]:
+    """What makes a dataset of `root`, `name` and those fields of `ImageFiles` that are `READING`.
 
     Args:
-        layout: What the folder has.
-        root: The folder.
-        name: Name in reports; see `Layout`.
-        image_size: Height and width [pixels] of what networks see.
-        resize: Shorter side [pixels] of unaugmented images before their central square is taken.
-        interpolation: How they are resized: `bilinear`, or `bicubic` as for DeiT.
-        repeats: How often an image occurs in an epoch; see `ImageFiles`.
-        workers: Processes that decode; one per core up to eight by default.
-        prefetch_bytes: Bytes that all images decoded ahead may take together.
-        exif: Whether images are turned as their EXIF data says; torchvision does not.
-        scaled: Whether large JPEGs to train on are decoded smaller; see `ImageFiles`.
-
-    Raises:
-        ConfigError: Missing folders, classes without images, or a value that cannot be used.
+        layout: What its folder has.
     """
-    if root is None and layout.name is None:
-        raise ConfigError("dataset 'folder': missing a required argument: 'root'")
-    folder = found_root(None) / str(layout.name) if root is None else user_path(root)
-    train, *parts = _splits(folder, layout)
-    return ImageFiles(
-        name=name or layout.name or folder.resolve().name,
-        class_names=_names(_classes(folder / "train", layout.expected)),
-        train=train,
-        test=parts[0] if parts else train.take(torch.arange(0)),
-        val=parts[1] if len(parts) > 1 else None,
-        image_size=image_size,
-        resize=resize,
-        interpolation=interpolation,
-        repeats=repeats,
-        workers=workers,
-        prefetch_bytes=prefetch_bytes,
-        exif=exif,
-        scaled=scaled,
-    )
+
+    def load(root: str | Path | None = None, name: str | None = None, **reading: Any) -> ImageFiles:
+        """Images in a folder, which is listed; none of them is read.
+
+        Args:
+            root: The folder.
+            name: Name in reports; see `Layout`.
+            reading: How they are read.
+
+        Raises:
+            ConfigError: Missing folders, classes without images, or a value that cannot be used.
+        """
+        if root is None and layout.name is None:
+            raise ConfigError("dataset 'folder': missing a required argument: 'root'")
+        folder = found_root(None) / str(layout.name) if root is None else user_path(root)
+        train, *parts = _splits(folder, layout)
+        return ImageFiles(
+            name=name or layout.name or folder.resolve().name,
+            class_names=_names(_classes(folder / "train", layout.expected)),
+            train=train,
+            test=parts[0] if parts else train.take(torch.arange(0)),
+            val=parts[1] if len(parts) > 1 else None,
+            **reading,
+        )
+
+    *own, _ = signature(load).parameters.values()
+    known = signature(ImageFiles).parameters
+    named = [known[one].replace(kind=Parameter.KEYWORD_ONLY) for one in READING]
+    load.__signature__ = Signature([*own, *named])  # type: ignore[attr-defined] # what checks look at
+    return load
 
 
 def load_training_images(path: Path, data: ImageFiles) -> FileSplit:

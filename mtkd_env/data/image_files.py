@@ -44,6 +44,12 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 PREFETCH_BYTES = 2**30
 
+# Fields of `ImageFiles` that say how files are read, whatever folder they are in.
+READING = (
+    *("image_size", "resize", "interpolation", "repeats"),
+    *("workers", "prefetch_bytes", "exif", "scaled"),
+)
+
 
 @dataclass(frozen=True, eq=False)
 class FileSplit(ImageSplit):

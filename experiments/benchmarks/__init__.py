@@ -3,8 +3,8 @@
 To add one: a function from a `Request` to an `Outcome`, and a line in `BENCHMARKS`.
 
 - `step.py` with `floor.py`, `roofline.py`, `operations.py`; `agents.py`; `scaling.py`; `data.py`
-  with `loader.py`: time. `peak_memory.py`: memory. `reward_signal.py` with `usefulness.py` and
-  `signal_report.py`: rewards.
+  with `loader.py`: time. `peak_memory.py`: memory. `reward_signal.py` with `usefulness.py`:
+  rewards.
 - `base.py`, `variants.py`, `contestant.py`, `synthetic.py`: what is measured, on what.
 - `timing.py`, `memory.py`: how; `timing_report.py`: the table, numbers and picture of ratios.
 """

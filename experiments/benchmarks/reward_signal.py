@@ -1,13 +1,18 @@
 """Does a reward pay for the teachers that truly help? At several points of a student's training."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.axes import Axes
+from rich.table import Table
 from torch import Tensor
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.signal_report import Agreement, SignalReport, TrainingPoint
 from experiments.benchmarks.usefulness import (
     TERMS,
     TRUTHS,
@@ -18,6 +23,8 @@ from experiments.benchmarks.usefulness import (
     usefulness,
 )
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
+from experiments.console import plain_table
+from experiments.drawing import drawn, picture
 from mtkd_env import MTKDVectorEnv
 from mtkd_env.env import CHOICES
 from mtkd_env.errors import ConfigError, check_name
@@ -31,8 +38,73 @@ TRAINER = "aver"
 CLEAN = "clean"
 NAMED = "configured"
 
+# What the picture shows: the others are the student's own training images.
+DRAWN = "held-out"
+
+MEANING = {"sample": "the sample", "batch": "its batch", "held-out": "held-out images"}
+
 # A reward and whether it is of the student before or after its step.
 Paid = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well one reward agrees with one truth at one point of a student's training.
+
+    Attributes:
+        term: `logit` (KL) or `feature`.
+        truth: Whose cross-entropy is to fall.
+        reward: Name of the reward.
+        timing: Whether it is of the student before or after its step.
+        best: Share of the samples whose best teacher is the one with the highest reward.
+        tau: Kendall's τ-b over the teachers, mean over the samples.
+        silent: Whether it pays all teachers of a sample the same, so that it ranks none.
+    """
+
+    term: str
+    truth: str
+    reward: str
+    timing: str
+    best: float
+    tau: float
+    silent: bool
+
+
+@dataclass(frozen=True)
+class TrainingPoint:
+    """A point of a student's training.
+
+    Attributes:
+        pool: Name of the pool of teachers.
+        epoch: Epochs of training.
+        teachers: M.
+        samples: Samples that were looked at.
+        accuracy: Accuracy of the student on the images that were held out.
+        constant: Share of the samples whose best teacher is the one that is best most often, by
+            term and truth: what an agent could reach that always takes the same teacher.
+        agreements: Of every reward with every truth.
+    """
+
+    pool: str
+    epoch: int
+    teachers: int
+    samples: int
+    accuracy: float
+    constant: dict[str, dict[str, float]]
+    agreements: Sequence[Agreement]
+
+    @property
+    def chance(self) -> float:
+        """Share of the best teachers that is found by drawing one."""
+        return 1 / self.teachers
+
+    def select(self, term: str, truth: str) -> dict[Paid, Agreement]:
+        """The agreements about a term with a truth, by what is paid."""
+        return {
+            (one.reward, one.timing): one
+            for one in self.agreements
+            if (one.term, one.truth) == (term, truth)
+        }
 
 
 def pools(request: Request) -> dict[str, list[str]]:
@@ -64,14 +136,11 @@ def measure(request: Request) -> Outcome:
     for name, config in configs.items():
         _check(name, config, request.epochs)
     points: list[TrainingPoint] = []
-    agreements: list[Agreement] = []
     for name, config in configs.items():
         probes = Probes(request, config, name, rewards)
-        for epoch in request.count(request.epochs, f"{name}: points of the training"):
-            point, found = probes.at(epoch)
-            points.append(point)
-            agreements.extend(found)
-    return SignalReport(points, agreements, configs, probes.held_out_split).outcome()
+        epochs = request.count(request.epochs, f"{name}: points of the training")
+        points.extend(map(probes.at, epochs))
+    return SignalReport(points, configs, probes.held_out_split).outcome()
 
 
 def _check(name: str, config: ExperimentConfig, epochs: Sequence[int]) -> None:
@@ -113,7 +182,7 @@ class Probes:
                 f"got {request.rounds}"
             )
 
-    def at(self, epoch: int) -> tuple[TrainingPoint, list[Agreement]]:
+    def at(self, epoch: int) -> TrainingPoint:
         """Trains until the end of an epoch and looks at the batches that follow."""
         env = self.env
         while env.steps < epoch * env.steps_per_epoch:
@@ -122,7 +191,7 @@ class Probes:
         looks = [look(env, self._rewards, self._held_out) for _ in range(self._batches)]
         truths = {truth: torch.cat([known[truth] for known, _ in looks]) for truth in TRUTHS}
         credits = {paid: torch.cat([given[paid] for _, given in looks]) for paid in self._rewards}
-        point = TrainingPoint(
+        return TrainingPoint(
             pool=self._pool,
             epoch=epoch,
             teachers=len(env.teacher_names),
@@ -132,26 +201,24 @@ class Probes:
                 term: {truth: most_frequent_share(by_term(truths[truth])[term]) for truth in TRUTHS}
                 for term in TERMS
             },
+            agreements=list(agreements(truths, credits)),
         )
-        return point, list(self._agreements(epoch, truths, credits))
 
-    def _agreements(
-        self, epoch: int, truths: Mapping[str, Tensor], credits: Mapping[Paid, Tensor]
-    ) -> Iterator[Agreement]:
-        for truth, (reward, timing) in product(TRUTHS, credits):
-            credit = credits[reward, timing]
-            for term, useful in by_term(truths[truth]).items():
-                yield Agreement(
-                    pool=self._pool,
-                    epoch=epoch,
-                    term=term,
-                    truth=truth,
-                    reward=reward,
-                    timing=timing,
-                    best=float(finds_best(credit, useful).mean()),
-                    tau=float(kendall(credit, useful).mean()),
-                    silent=bool((credit == credit[:, :1]).all()),
-                )
+
+def agreements(truths: Mapping[str, Tensor], credits: Mapping[Paid, Tensor]) -> Iterator[Agreement]:
+    """How well every reward agrees with every truth."""
+    for truth, (reward, timing) in product(TRUTHS, credits):
+        credit = credits[reward, timing]
+        for term, useful in by_term(truths[truth]).items():
+            yield Agreement(
+                term=term,
+                truth=truth,
+                reward=reward,
+                timing=timing,
+                best=float(finds_best(credit, useful).mean()),
+                tau=float(kendall(credit, useful).mean()),
+                silent=bool((credit == credit[:, :1]).all()),
+            )
 
 
 def look(
@@ -173,3 +240,125 @@ def look(
     updated = env.distiller.revisit(state)
     paid = {key: reward(seen[key], weights, updated).advantages for key, reward in rewards.items()}
     return known, paid
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """Agreements of several rewards at several points, and how to show them.
+
+    Attributes:
+        points: The points.
+        configs: Configuration of student and teachers, by the name of the pool.
+        held_out: Name of the split that images are held out in.
+    """
+
+    points: Sequence[TrainingPoint]
+    configs: Mapping[str, ExperimentConfig]
+    held_out: str
+
+    def outcome(self) -> Outcome:
+        """Tables, notes, numbers and picture."""
+        tables = [self._table(truth) for truth in TRUTHS]
+        return Outcome(tables, self._notes(), self._values(), self._draw)
+
+    def _paid(self, *, silent: bool) -> list[Paid]:
+        """Rewards and their timing: those that rank no teachers, or all others."""
+        agreements = [one for point in self.points for one in point.agreements]
+        pairs = [(one.reward, one.timing) for one in agreements]
+        speak = {(one.reward, one.timing) for one in agreements if not one.silent}
+        return [pair for pair in dict.fromkeys(pairs) if (pair not in speak) == silent]
+
+    def _table(self, truth: str) -> Table:
+        title = f"Best teacher found [%], and Kendall's tau; truth: CE of {MEANING[truth]}"
+        paid = self._paid(silent=False)
+        headings = ["epoch", "student\n[%]", "chance", "one\nteacher"]
+        headings += [f"{reward}\n{timing}" for reward, timing in paid]
+        table = plain_table(title, ["pool", "term"], headings)
+        for _, term, rows in self._groups():
+            for point in rows:
+                found = point.select(term, truth)
+                shares = point.accuracy, point.chance, point.constant[term][truth]
+                cells = [f"{100 * share:.1f}" for share in shares]
+                pairs = [f"{100 * found[one].best:.1f} {found[one].tau:+.2f}" for one in paid]
+                table.add_row(point.pool, term, str(point.epoch), *cells, *pairs)
+            table.add_section()
+        return table
+
+    def _groups(self) -> Iterator[tuple[str, str, list[TrainingPoint]]]:
+        """Pool, term and the points of the training."""
+        for pool, term in product(dict.fromkeys(point.pool for point in self.points), TERMS):
+            yield pool, term, [point for point in self.points if point.pool == pool]
+
+    def _notes(self) -> list[str]:
+        samples = self.points[0].samples
+        chance = self.points[0].chance
+        error = 100 * (chance * (1 - chance) / samples) ** 0.5
+        silent = dict.fromkeys(reward for reward, _ in self._paid(silent=True))
+        notes = [
+            "truth: inner product of the gradients of a cross-entropy and of a teacher's term of a "
+            "sample, exact; batch norms use the statistics of their batch as constants",
+            f"held-out: up to 512 images of the split '{self.held_out}'; the student learns under "
+            "equal weights",
+            "one teacher: always the one that is best most often, known only in hindsight",
+            "tau: 1 the same order of the teachers, 0 no agreement, -1 the opposite order",
+            f"{samples} samples a point: at chance, a standard error of at least {error:.1f} %",
+        ]
+        if silent:
+            names = ", ".join(silent)
+            notes.append(f"not shown, because they pay all teachers of a sample the same: {names}")
+        return notes
+
+    def _values(self) -> dict[str, Any]:
+        agreements = [
+            {"pool": point.pool, "epoch": point.epoch, **asdict(one)}
+            for point in self.points
+            for one in point.agreements
+        ]
+        points = [
+            {**known, "chance": point.chance}
+            for point in self.points
+            for known in [{k: v for k, v in vars(point).items() if k != "agreements"}]
+        ]
+        return {
+            "configurations": {pool: config.to_yaml() for pool, config in self.configs.items()},
+            "held_out": self.held_out,
+            "points": points,
+            "agreements": agreements,
+        }
+
+    def _draw(self, path: Path) -> None:
+        groups = list(self._groups())
+        columns = len(groups) // len(TERMS)
+        with picture(path, (1.5 + 4.2 * columns, 6.5)) as figure:
+            panels = figure.subplots(len(TERMS), columns, sharey=True, squeeze=False)
+            for place, (pool, term, points) in enumerate(groups):
+                axes = panels[place % len(TERMS)][place // len(TERMS)]
+                self._draw_panel(axes, term, points)
+                axes.set_title(f"{drawn(pool)} pool, {term} term")
+            for row in panels:
+                row[0].set_ylabel("best teacher found [%]")
+            handles, labels = panels[0][0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize="small")
+            figure.suptitle(f"Does a reward find the best teacher? Truth: CE of {MEANING[DRAWN]}")
+
+    def _draw_panel(self, axes: Axes, term: str, points: Sequence[TrainingPoint]) -> None:
+        paid = self._paid(silent=False)
+        names = list(dict.fromkeys(reward for reward, _ in paid))
+        places, width = np.arange(len(points)), 0.8 / max(1, len(paid))
+        for number, (reward, timing) in enumerate(paid):
+            found = [point.select(term, DRAWN)[reward, timing] for point in points]
+            axes.bar(
+                places + width * (number - (len(paid) - 1) / 2),
+                [100 * one.best for one in found],
+                width,
+                color=f"C{names.index(reward)}",
+                alpha=1.0 if timing == "before" else 0.5,
+                label=f"{reward}, {timing} the step",
+            )
+        constant = [100 * point.constant[term][DRAWN] for point in points]
+        left, right = places - 0.4, places + 0.4
+        axes.hlines(constant, left, right, "black", "--", label="always the same teacher")
+        axes.axhline(100 * points[0].chance, color="grey", linestyle=":", label="chance")
+        axes.set_xticks(places, [str(point.epoch) for point in points])
+        axes.set_xlabel("epochs of training")
+        axes.grid(axis="y", alpha=0.3)

@@ -275,7 +275,7 @@ FLAGS = {
     "number for a list": ("--optimizer.milestones 1", ["optimizer.milestones", "tuple"]),
     "no epochs": ("--optimizer.epochs 0", ["epochs: expected at least 1, got 0"]),
     "negative rate": ("--optimizer.lr -1", ["lr: expected a number >= 0, got -1"]),
-    "negative seed": ("--seed -1", ["seed: expected a number >= 0, got -1"]),
+    "negative seed": ("--seed -1", ["seed: expected a finite number >= 0, got -1"]),
     "warm-up too long": (
         "--warmup.epochs 31",
         ["warmup.epochs: expected 0 to optimizer.epochs = 30, got 31"],

@@ -8,17 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = [
-    "mtkd_env",
-    "agents",
-    "experiments",
-    "experiments.benchmarks",
-    "experiments.comparison",
-    "experiments.executors",
-    "experiments.html_report",
-    "experiments.running",
-    "experiments.transfer",
-]
+PACKAGES = sorted(
+    ".".join(path.parent.relative_to(ROOT).parts)
+    for package in ("mtkd_env", "agents", "experiments")
+    for path in (ROOT / package).rglob("__init__.py")
+)
 
 
 @pytest.mark.parametrize("name", PACKAGES)

@@ -5,6 +5,9 @@ is told otherwise, and adds where and how to run. Layers over them, later ones w
 `configs/recipe/<recipe>.yaml`, `configs/algo/<algo>.yaml`, `--config` files, flags; a comparison
 has further ones around the method's. Arguments of the agent are merged key by key; everything else
 is replaced.
+
+- `experiment.py`: the options; `layers.py`: the files and parts that values come from;
+  `parsing.py`: the command line; `choices.py`: the names that its help says.
 """
 
 from experiments.config.experiment import (

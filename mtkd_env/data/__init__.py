@@ -1,6 +1,13 @@
 """Datasets and the batches made of them; to add one is a file and a line in the table.
 
 Data know neither what is trained on them nor how.
+
+- `digits.py`, `npz.py`, `cifar.py`, `fashion_mnist.py`, `folder.py`, `own.py` (a program's own, of
+  which `live.py` draws anew what is random): where images are from; `download.py` fetches some.
+- `dataset.py`: what a dataset is, and images in memory; `image_files.py`: those in files, which
+  `reading.py` reads and `decoding.py` makes views of; `preprocessing.py`: one image unaugmented.
+- `split.py`: who learns from which images; `views.py` with `augment.py`, `mixing.py`, and
+  `stream.py`: the batches made of them.
 """
 
 import inspect

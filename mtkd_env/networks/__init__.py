@@ -2,6 +2,13 @@
 
 Networks know neither their role nor the data; each gives a `NetworkOutput`. Those of torchvision,
 of timm and of the user are found by their names.
+
+- `base.py`: what every network is; `cnn.py`, `resnet.py`, `wide_resnet.py`, `regnet.py`,
+  `mobilenet.py`, `shufflenet.py`, `vgg.py`: those of the table; `published.py`: others' names for
+  their tensors.
+- `libraries.py` with `torchvision_models.py`, `timm_models.py`; `own.py`: the user's. `foreign.py`:
+  what all these are here: `cut.py` cuts them at their last map, `hooked.py` listens to a layer.
+- `regressor.py`: from a student's map to a teacher's.
 """
 
 from collections.abc import Callable, Mapping

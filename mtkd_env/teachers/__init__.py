@@ -1,4 +1,12 @@
-"""Frozen teachers: how they are made, kept, and asked about a batch all at once."""
+"""Frozen teachers: how they are made, kept, and asked about a batch all at once.
+
+- `pool.py`: a pool from its description, each teacher by `training.py` or a file (`weights.py`);
+  `parts.py`: the images that it was raised on; `known_classes.py`, `inputs.py`: its classes and its
+  images; `outputs.py`: a first look at what it says.
+- `ensemble.py`: all of them behind one call; `prefetch.py`: about several batches at once;
+  `store.py`: what they said before; `quantization.py`: in int8.
+- `preparation.py`: all of that, for a student.
+"""
 
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
 from mtkd_env.teachers.pool import (

@@ -1,4 +1,4 @@
-"""Adapters of the environment to other libraries."""
+"""Adapters of the environment to other libraries: `sb3.py` to Stable-Baselines3."""
 
 import importlib
 import os

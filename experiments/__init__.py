@@ -1,6 +1,6 @@
 """The only place that knows everything: configuration, device, disk, and the main programs.
 
-- `command.py`: `mtkd`, whose verbs are `run.py`, `compare.py`, `report.py`, `benchmark.py`,
+- `command.py`: `mtkd`, whose `verbs.py` are `run.py`, `compare.py`, `report.py`, `benchmark.py`,
   `train_teachers.py`, `train_agent.py`, `predict.py`, `export.py` and, in `transfer`, detection and
   segmentation.
 - `config`: what a run is made of, from files and flags; `configs`: those that are shipped.

@@ -8,13 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments.command import as_called
 from experiments.comparison.kinds import DISTILLATION, Entry, Kind, find_kind
 from experiments.comparison.statistics import Spread
 from experiments.config import CONFIGS, read_yaml
 from experiments.executors import Task
 from experiments.running.log import ROWS
 from experiments.running.result import RunResult, read_result
+from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.files import name_in_path, path_or_name, user_path
 

@@ -12,7 +12,6 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from experiments.command import as_called
 from experiments.config.choices import describe
 from experiments.config.experiment import TEXTS, ExperimentConfig
 from experiments.config.layers import (
@@ -26,6 +25,7 @@ from experiments.config.layers import (
     whole_pool,
     yaml_value,
 )
+from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError, check_arguments, did_you_mean, errors_of
 from mtkd_env.files import user_path
 from mtkd_env.imports import PROJECT, TRUST, Trust, check_trusted, trust_of, whole_name

@@ -13,9 +13,9 @@ from typing import NoReturn
 
 import torch
 
-from experiments.command import as_called
 from experiments.executors.base import one_line
 from experiments.running.signals import Stopped, Terminated, forget_output, terminable
+from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
 from mtkd_env.imports import EXTRAS

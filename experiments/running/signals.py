@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from experiments.command import as_called
+from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import mtkd
 from experiments import command
-from experiments.command import COMMAND, FILES, GROUPS, VERBS, as_called, main
+from experiments.command import main
+from experiments.verbs import COMMAND, FILES, GROUPS, VERBS, as_called
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,9 +12,9 @@ import pytest
 from agents import check_agent
 from experiments import benchmark, compare
 from experiments.benchmarks import BENCHMARKS
-from experiments.command import VERBS
 from experiments.comparison.plan import Selection, find_file, load_comparison
 from experiments.config import algo_layers, parse_arguments
+from experiments.verbs import VERBS
 from mtkd_env.data import DATASETS, ImageData
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,8 @@
 To add one: a file with the formula, and a line in `WEIGHTINGS`.
 
 - `base.py`: what a method is. `aver.py`, `fixed.py`: the same weights for all samples.
-- `ebkd.py`, `camkd.py`, `entropy.py`, `evidence.py`, `coverage.py`: by what teachers say of it.
+- `ebkd.py`, `camkd.py`, `entropy.py`, `evidence.py`, `coverage.py`: by what teachers say of it;
+  `consensus.py`: by what all of them say together.
 - `aekd.py`: by their gradients; `amtmlkd.py`, `mmkd.py`, `gate.py`: by what is learned meanwhile;
   `pretrained.py`: by an agent that has learned elsewhere; `heldout_constant.py`: the teacher that
   is best on the labelled images.

@@ -14,13 +14,17 @@ PACKAGES = sorted(
     for path in (ROOT / package).rglob("__init__.py")
 )
 
+# What is added to these is a file and a line in their table, and nothing else.
+TABLES = ("mtkd_env.data", "mtkd_env.networks", "mtkd_env.weighting")
+
 
 @pytest.mark.parametrize("name", PACKAGES)
 def test_every_room_is_on_the_map_and_no_other(name: str) -> None:
     package = import_module(name)
     folder = Path(package.__path__[0])
     rooms = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
-    assert set(re.findall(r"`([a-z_\d]+\.py)`", str(package.__doc__))) == rooms
+    shown = set(re.findall(r"`([a-z_\d]+\.py)`", str(package.__doc__)))
+    assert shown <= rooms if name in TABLES else shown == rooms
 
 
 def test_contributing_shows_the_layers_that_are_checked() -> None:

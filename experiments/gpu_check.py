@@ -8,20 +8,22 @@ is to measure, to see that all of it works.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from experiments.benchmarks.synthetic import write_noise
-from experiments.benchmarks.timing import describe_machine
+from experiments.benchmarks.timing import describe_machine, this_machine
 from experiments.console import console
-from experiments.running.failures import Parser, path_argument, program
+from experiments.running.failures import Parser, at_least, path_argument, program
 from experiments.tables import markdown_table
 from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
@@ -30,7 +32,7 @@ from mtkd_env.files import write_text
 COMMAND = (sys.executable, "-m", "experiments.command")
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 
-# The longest that a check may take [s].
+# The longest that a program of a check may take [s].
 LIMIT = 150
 
 # Batches of 64 in an epoch of CIFAR's 50,000 training images.
@@ -51,27 +53,32 @@ class CheckError(Exception):
     """A check has failed; says why."""
 
 
-def finished(process: "subprocess.Popen[str]", expected: Sequence[int] = (0,)) -> str:
+def finished(process: "subprocess.Popen[str]", limit: float, expected: Sequence[int] = (0,)) -> str:
     """What a program has written, once it has ended.
 
     Raises:
-        CheckError: It took too long, or ended with another code.
+        CheckError: It took too long [s], or ended with another code.
     """
     try:
-        output, _ = process.communicate(timeout=LIMIT)
+        output, _ = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise CheckError(f"took more than {LIMIT} s") from None
+        raise CheckError(f"took more than {limit:g} s") from None
     if process.returncode not in expected:
         raise CheckError(f"ended with code {process.returncode}: {output[-800:].strip()}")
     return output
 
 
-def started(*command: str) -> "subprocess.Popen[str]":
-    """A program that has been started."""
+@contextmanager
+def running(*command: str) -> "Iterator[subprocess.Popen[str]]":
+    """A program, which at the end of the block is ended with all that it has started."""
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([*command], text=True, **both)  # type: ignore[call-overload] # both are int
+    process = subprocess.Popen([*command], text=True, start_new_session=True, **both)  # type: ignore[call-overload] # both are int
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 class Checks:
@@ -81,10 +88,13 @@ class Checks:
         folder: For what the checks write.
         device: Where they compute.
         quick: Whether to measure as little as possible.
+        limit: The longest that a program of a check may take [s].
     """
 
-    def __init__(self, folder: Path, device: str, *, quick: bool) -> None:
-        self._folder, self._quick = folder, quick
+    def __init__(
+        self, folder: Path, device: str, *, quick: bool = False, limit: float = LIMIT
+    ) -> None:
+        self._folder, self._quick, self._limit = folder, quick, limit
         side, count = (16, 64) if quick else (32, 2560)
         noise = write_noise(folder, channels=3, classes=10, side=side, count=count)
         self._common = [
@@ -107,7 +117,7 @@ class Checks:
         chosen = ["tests/test_pretended_gpu.py"] if self._quick else ["-m", "gpu", "tests"]
         flags = ["-q", "-p", "no:cacheprovider", "--rootdir", str(TESTS.parent)]
         paths = [str(TESTS.parent / one) if one.startswith("tests") else one for one in chosen]
-        output = finished(started(sys.executable, "-m", "pytest", *flags, *paths))
+        output = self._run(sys.executable, "-m", "pytest", *flags, *paths)
         return output.strip().splitlines()[-1]
 
     def steps(self, pool: str) -> dict[str, Any]:
@@ -140,16 +150,16 @@ class Checks:
         """A run that was interrupted ends with the student of one that was not."""
         flags = ["run", "--algo", "pg", *self._flags("small"), "--optimizer.epochs", "3"]
         whole, halved = (str(self._folder / name) for name in ("whole", "halved"))
-        finished(started(*COMMAND, *flags, "--output", whole))
-        broken = started(*COMMAND, *flags, "--output", halved)
-        began = time.monotonic()
-        while not list(Path(halved).glob("*/metrics.jsonl")) and time.monotonic() < began + LIMIT:
-            time.sleep(0.05)
-        broken.send_signal(signal.SIGINT)
-        finished(broken, (0, 130))
+        self._run(*COMMAND, *flags, "--output", whole)
+        with running(*COMMAND, *flags, "--output", halved) as broken:
+            end = time.monotonic() + self._limit
+            while not list(Path(halved).glob("*/metrics.jsonl")) and time.monotonic() < end:
+                time.sleep(0.05)
+            broken.send_signal(signal.SIGINT)
+            finished(broken, self._limit, (0, 130))
         (run,) = [path.parent for path in Path(halved).glob("*/config.yaml")]
         if not (run / "result.json").exists():
-            finished(started(*COMMAND, "run", "--resume", str(run)))
+            self._run(*COMMAND, "run", "--resume", str(run))
         names = [next(Path(one).glob("*/student.safetensors")) for one in (whole, halved)]
         if names[0].read_bytes() != names[1].read_bytes():
             raise CheckError(f"the students differ: {names[0]}, {names[1]}")
@@ -159,15 +169,21 @@ class Checks:
         """Two runs at once on one device."""
         flags = ["run", "--algo", "pg", *self._flags("small"), "--optimizer.epochs", "2"]
         began = time.perf_counter()
-        for process in [started(*COMMAND, *flags, "--seed", str(seed)) for seed in range(2)]:
-            finished(process)
+        with ExitStack() as both:
+            commands = [(*COMMAND, *flags, "--seed", str(seed)) for seed in range(2)]
+            for process in [both.enter_context(running(*command)) for command in commands]:
+                finished(process, self._limit)
         return f"{time.perf_counter() - began:.1f} s for both"
+
+    def _run(self, *command: str) -> str:
+        with running(*command) as process:
+            return finished(process, self._limit)
 
     def _benchmark(self, what: str, pool: str, *flags: str) -> dict[str, Any]:
         """All numbers of a benchmark of equal weights and `pg`."""
         path = self._folder / f"{what}_{pool}.json"
         own = ["--what", what, "--methods", "pg", "--json", str(path), *flags]
-        finished(started(*COMMAND, "benchmark", *own, *self._flags(pool)))
+        self._run(*COMMAND, "benchmark", *own, *self._flags(pool))
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -183,7 +199,7 @@ class Checks:
 
 def page(found: dict[str, Any]) -> str:
     """All that was found, as a page of Markdown."""
-    lines = ["# GPU check", "", f"{found['machine']}", ""]
+    lines = ["# GPU check", "", f"On {found['machine']['about']}.", ""]
     for name, check in found["checks"].items():
         state = "FAILED: " + check["failed"] if "failed" in check else "passed"
         lines += [f"## {name}", "", f"{state} ({check['seconds']:.0f} s)", ""]
@@ -216,6 +232,9 @@ def _arguments(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--folder", type=path_argument, default=Path("gpu_check"), help="results")
     parser.add_argument("--device", default="cuda", help="where to compute")
     parser.add_argument("--quick", action="store_true", help="measure as little as possible")
+    parser.add_argument(
+        "--limit", type=at_least(1), default=LIMIT, help="longest that a program may take [s]"
+    )
     return parser.parse_args(argv)
 
 
@@ -229,8 +248,10 @@ def main(argv: Sequence[str]) -> int:
         raise ConfigError(f"--folder: expected one that is not there yet, got '{folder}'")
     folder.mkdir(parents=True)
     out = console()
-    checks = check(Checks(folder, arguments.device, quick=arguments.quick), out.print)
-    found = {"machine": describe_machine(device), "checks": checks}
+    limits = {"quick": arguments.quick, "limit": arguments.limit}
+    checks = check(Checks(folder, arguments.device, **limits), out.print)
+    machine = {**describe_machine(device), "about": this_machine(device)}
+    found = {"machine": machine, "checks": checks}
     write_text(folder / "gpu_check.json", json.dumps(found, indent=2) + "\n")
     write_text(folder / "gpu_check.md", page(found))
     out.print(f"written: {folder / 'gpu_check.json'}, {folder / 'gpu_check.md'}", soft_wrap=True)

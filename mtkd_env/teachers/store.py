@@ -219,9 +219,12 @@ class DiskRows:
 
     def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
         """Copies of some rows that are there, of each so many numbers from the first."""
-        taken = torch.empty(len(keys), width, dtype=self._dtype)
         part_of, row_of = self._part_of[keys], self._row_of[keys]
-        for part in part_of.unique().tolist():
+        parts = part_of.unique().tolist()
+        if len(parts) == 1:  # As in all epochs but the first, if one process has filled the store.
+            return self._parts[parts[0]][:, :width].index_select(0, row_of)
+        taken = torch.empty(len(keys), width, dtype=self._dtype)
+        for part in parts:
             places = (part_of == part).nonzero().squeeze(1)
             rows = self._parts[part][:, :width]
             taken.index_copy_(0, places, rows.index_select(0, row_of[places]))

@@ -220,15 +220,15 @@ class DiskRows:
     def take(self, keys: Int64[Tensor, " N"], width: int) -> Tensor:
         """Copies of some rows that are there, of each so many numbers from the first."""
         part_of, row_of = self._part_of[keys], self._row_of[keys]
-        parts = part_of.unique().tolist()
-        if len(parts) == 1:  # As in all epochs but the first, if one process has filled the store.
-            return self._parts[parts[0]][:, :width].index_select(0, row_of)
-        taken = torch.empty(len(keys), width, dtype=self._dtype)
-        for part in parts:
-            places = (part_of == part).nonzero().squeeze(1)
+        places, taken = [], []
+        for part in part_of.unique().tolist():
+            places.append((part_of == part).nonzero().squeeze(1))
             rows = self._parts[part][:, :width]
-            taken.index_copy_(0, places, rows.index_select(0, row_of[places]))
-        return taken
+            taken.append(rows.index_select(0, row_of[places[-1]]))
+        # Of a single part, as after the first epoch, they are in order.
+        if len(taken) == 1:
+            return taken[0]
+        return torch.cat(taken).index_select(0, torch.cat(places).argsort())
 
     def publish(self) -> None:
         """Writes what waits into a file."""

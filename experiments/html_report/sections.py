@@ -7,28 +7,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.comparison.summary import Summary
-from experiments.html_report.breakdown import (
-    SYMBOLS,
-    classes_of,
-    correctness_table,
-    draw_by_class,
-    draw_by_correctness,
-    has_breakdown,
-    knows_classes,
-)
+from experiments.html_report import breakdown, curves
 from experiments.html_report.configurations import configurations, version_table
-from experiments.html_report.curves import (
-    PART_COLOURS,
-    draw_by_updates,
-    draw_fusion,
-    draw_result,
-    draw_score,
-    draw_weights,
-    ending,
-    is_uniform,
-    learns_fusion,
-    learns_in_updates,
-)
 from experiments.html_report.exhibits import make_exhibit
 from experiments.html_report.naming import Group, Setting
 from experiments.html_report.paper import paper_table
@@ -40,10 +20,10 @@ HEAD_KEYS = (Key("logit head", "#222222"), Key("feature head", "#222222", "dashe
 UNIFORM_KEY = Key("equal weights", GUIDE_COLOUR, "dotted")
 RIGHT_KEYS = tuple(
     Key(f"{head} head, teacher {kind}", "#222222", symbol)
-    for head, (_, *both) in SYMBOLS.items()
+    for head, (_, *both) in breakdown.SYMBOLS.items()
     for kind, symbol in zip(("right", "wrong"), both, strict=True)
 )
-PART_KEYS = tuple(Key(part, colour) for part, colour in PART_COLOURS.items())
+PART_KEYS = tuple(Key(part, colour) for part, colour in curves.PART_COLOURS.items())
 
 
 @dataclass(frozen=True)
@@ -150,11 +130,11 @@ class Chart:
 
 
 def _has_own_weights(group: Group) -> bool:
-    return bool(group.teachers) and not is_uniform(group)
+    return bool(group.teachers) and not curves.is_uniform(group)
 
 
 def _has_varied_breakdown(group: Group) -> bool:
-    return _has_own_weights(group) and has_breakdown(group)
+    return _has_own_weights(group) and breakdown.has_breakdown(group)
 
 
 CURVES = Chart(
@@ -165,8 +145,8 @@ CURVES = Chart(
         "far below the later epochs is cut off. Axes are named as in TensorBoard."
     ),
     about="The result of every method over the epochs",
-    draw=draw_result,
-    numbers=lambda groups: ending(groups, lambda group: group.runs[0].curve, 100),
+    draw=curves.draw_result,
+    numbers=lambda groups: curves.ending(groups, lambda group: group.runs[0].curve, 100),
     is_wide=False,
     is_open=True,
 )
@@ -179,10 +159,10 @@ BY_CLASS = Chart(
         "class, in the last epoch and over both heads. Of the runs with the first pool of teachers."
     ),
     about="Accuracy of teachers and students by class, and every method's weights by class",
-    draw=draw_by_class,
-    keep=knows_classes,
+    draw=breakdown.draw_by_class,
+    keep=breakdown.knows_classes,
     otherwise="equal weights, or not recorded",
-    numbers=lambda groups: classes_of(groups).asked,
+    numbers=lambda groups: breakdown.classes_of(groups).asked,
     is_open=True,
 )
 SCORE = Chart(
@@ -193,10 +173,10 @@ SCORE = Chart(
         "than equal weights. Best is meant in terms of each run's own reward."
     ),
     about="Agent score of every method over the epochs",
-    draw=draw_score,
+    draw=curves.draw_score,
     keep=_has_own_weights,
     otherwise="equal weights, or none",
-    numbers=lambda groups: ending(groups, lambda _: "score"),
+    numbers=lambda groups: curves.ending(groups, lambda _: "score"),
     is_wide=False,
 )
 UPDATES = Chart(
@@ -208,8 +188,8 @@ UPDATES = Chart(
         "without one (TRPO, ARS) counts itself."
     ),
     about="Agent score of every method against the updates of its policy",
-    draw=draw_by_updates,
-    keep=learns_in_updates,
+    draw=curves.draw_by_updates,
+    keep=curves.learns_in_updates,
     otherwise="no updates of a policy",
     is_wide=False,
 )
@@ -221,7 +201,7 @@ WEIGHTS = Chart(
         "Bands are standard deviations over them."
     ),
     about="Mean weight of each teacher over the epochs, for every method",
-    draw=draw_weights,
+    draw=curves.draw_weights,
     keep=_has_own_weights,
     otherwise="equal weights, or none",
     legend=(*HEAD_KEYS, UNIFORM_KEY),
@@ -236,7 +216,7 @@ CORRECTNESS = Chart(
         "open symbol."
     ),
     about="Mean weight of each teacher where it is right and where it is wrong, for every method",
-    draw=draw_by_correctness,
+    draw=breakdown.draw_by_correctness,
     keep=_has_varied_breakdown,
     otherwise="equal weights, or not recorded",
     legend=(*RIGHT_KEYS, UNIFORM_KEY),
@@ -247,8 +227,8 @@ FUSION = Chart(
     title="Coefficients of the fusion over time",
     intro="How much each part of the weights counts (γ of Equ. 9-14), where it is learnt.",
     about="Coefficients of the fusion over the epochs",
-    draw=draw_fusion,
-    keep=learns_fusion,
+    draw=curves.draw_fusion,
+    keep=curves.learns_fusion,
     otherwise="env.fusion is not learnable",
     legend=(*PART_KEYS, *HEAD_KEYS),
 )
@@ -288,10 +268,11 @@ def _results(contents: Contents) -> Section:
 
 def _correctness(contents: Contents) -> Section:
     section = CORRECTNESS.section(contents)
-    tables = [
-        (setting, correctness_table([group for group in setting.groups if has_breakdown(group)]))
+    recorded = [
+        (setting, [group for group in setting.groups if breakdown.has_breakdown(group)])
         for setting, _ in contents.settings
     ]
+    tables = [(setting, breakdown.correctness_table(groups)) for setting, groups in recorded]
     content = section.content and {**section.content, "tables": tables}
     return replace(section, template="correctness.html", content=content)
 

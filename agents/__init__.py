@@ -172,7 +172,8 @@ def _network_of(spaces: Mapping[str, Any], given: Named) -> dict[str, Any]:
     """Arguments by which an agent gets the network of another one, where that is of its kind."""
     found = find_agent(given)
     if is_algorithm(found):
-        return {"policy": spaces["network"]} if "network" in spaces else {}
+        names = {"policy": "network", "policy_kwargs": "policy_kwargs"}
+        return {key: spaces[name] for key, name in names.items() if name in spaces}
     if not is_class(found, LearningAgent):
         return {}
     return {key: spaces[key] for key in ("policy", "hidden", "layers") if key in spaces}

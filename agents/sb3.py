@@ -220,6 +220,15 @@ class SB3Settings(Settings):
             kwargs["activation_fn"] = getattr(nn, name)
         return kwargs
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What has to be alike of two networks for one to be loaded into the other."""
+        kwargs = self.policy_kwargs or {}
+        found = {key: kwargs[key] for key in ("net_arch", "activation_fn") if key in kwargs}
+        if isinstance(activation := found.get("activation_fn"), type):
+            found["activation_fn"] = activation.__name__
+        return {"network": self.policy, **({"policy_kwargs": plain(found)} if found else {})}
+
 
 def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of an `SB3Agent`: those of `SB3Settings`, and the algorithm's own."""
@@ -259,7 +268,7 @@ class SB3Agent(PolicyAgent):
         self.vec_env = SB3VecEnv(env)
         self._isolated = Isolation()
         self.model = self._build(algorithm_class(algorithm), theirs)
-        self.network = {"algorithm": self.name, "network": self.settings.policy}
+        self.network = {"algorithm": self.name, **self.settings.described}
         self.modules = {"policy": self.model.policy}
         self.variables = {name: one.detach() for name, one in variables_of(self.model).items()}
         _fuse_steps(self.model)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from agents import Agent, Frozen, build_agent, check_agent
 from known_optimum import started_env
@@ -67,6 +68,17 @@ def test_a_loaded_agent_acts_as_the_saved_one(kind: str, tmp_path: Path) -> None
     found.learn(2, lambda: None)
     assert found.updates > before
     assert not found.act(seen).equal(agent.act(seen))
+
+
+@pytest.mark.parametrize("activation", ["Tanh", nn.Tanh])
+def test_a_loaded_algorithm_has_the_others_network(activation: Any, tmp_path: Path) -> None:
+    network = {"net_arch": [8], "activation_fn": activation}
+    arguments = {**SB3_ARGUMENTS["sac"], "policy": "shared", "policy_kwargs": network}
+    agent = build_agent("sac", env_of(), seed=0, arguments=arguments)
+    agent.save(tmp_path)
+    found = build_agent("sac", env_of(), seed=1, arguments={}, load=tmp_path, learn=False)
+    seen = agent.env.observation
+    assert found.act(seen).equal(agent.act(seen))
 
 
 @every_kind

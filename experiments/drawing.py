@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mtkd_env.files import write_atomically
@@ -49,6 +50,7 @@ def picture(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
         size: Width and height [inches].
     """
     with literal_text():
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, dpi=110, layout="constrained")
         yield figure
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=110))
+        # Unlike `savefig`, which draws twice where there is a layout.
+        write_atomically(path, FigureCanvasAgg(figure).print_png)

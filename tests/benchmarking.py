@@ -10,6 +10,7 @@ from experiments import benchmark
 from experiments.config import ExperimentConfig, parse_arguments
 from mtkd_env import Assembly
 from mtkd_env.teachers import TeacherPool
+from sketches import pictures
 from tiny import make_tiny_env, training_set
 
 TEACHERS = [
@@ -27,8 +28,9 @@ SMALL = (
 
 
 def start(what: str, *flags: str) -> int:
-    """Runs the main program; gives its exit code."""
-    return benchmark.main(["--what", what, *SMALL, *flags])
+    """Runs the main program, which draws; gives its exit code."""
+    with pictures():
+        return benchmark.main(["--what", what, *SMALL, *flags])
 
 
 def config_of(algo: str, *flags: str) -> ExperimentConfig:

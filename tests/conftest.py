@@ -47,13 +47,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Takes the shape checks out of the way of `torch.fx`, which folds teachers' batch norms.
+    """Takes the shape checks out of the way of `torch.fx`, and leaves pictures undrawn.
 
-    It traces a network with stand-ins for its tensors; the folded network is checked again.
+    The former folds teachers' batch norms: it traces a network with stand-ins for its tensors; the
+    folded network is checked again.
     """
     if is_xdist_controller(session):
         return  # It runs no test, and all its workers wait for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     from mtkd_env.teachers import ensemble
+    from sketches import sketched
 
     fold = ensemble._folded
 
@@ -65,6 +69,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     patch = pytest.MonkeyPatch()
     session.config.add_cleanup(patch.undo)
     patch.setattr(ensemble, "_folded", folded)
+    patch.setattr(FigureCanvasAgg, "print_png", sketched(FigureCanvasAgg.print_png))
 
 
 def pytest_collection_finish() -> None:
@@ -104,6 +109,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
     with pretended_gpu():
         return (yield)
+
+
+@pytest.fixture
+def _pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws pictures: for tests that look at them."""
+    from sketches import draw_pictures
+
+    draw_pictures(monkeypatch)
 
 
 # What configurations come to, by what the parser is asked.

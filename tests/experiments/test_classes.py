@@ -35,6 +35,7 @@ def test_a_table_is_the_mean_of_its_runs() -> None:
     assert table.names == ["class 0", "class 1", "class 2"]
 
 
+@pytest.mark.usefixtures("_pictures")
 def test_a_line_of_an_older_run_has_weights_alone(tmp_path: Path) -> None:
     line = breakdown(list(TEACHERS))
     del line["accuracy"], line["classes"]

@@ -14,7 +14,6 @@ import pytest
 from comparisons import BASE, TEACHERS, make_result
 from experiments import compare
 from experiments.comparison import distillation as comparison_tasks
-from experiments.comparison import report as comparison_report
 from experiments.comparison.distillation import Distillation
 from experiments.comparison.plan import PlannedRun
 from experiments.comparison.progress import Board, duration
@@ -81,7 +80,6 @@ def done(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         assert (path.parent / "result.json").exists()
         seen.drawn.append((path, title))
 
-    monkeypatch.setattr(comparison_report, "draw_comparison", lambda *_: None)
     monkeypatch.setattr(comparison_tasks, "run_experiment", run)
     monkeypatch.setattr("experiments.experiment.build_pool", pool)
     monkeypatch.setattr(comparison_tasks, "draw_curves", draw)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparisons import TEACHERS, make_result
@@ -287,7 +288,9 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
+    )
     comparison = replace(COMPARISON, settings=["near", "far"])
     runs = [*finished("near"), *finished("far")]
     draw_comparison(comparison, summaries_of(comparison, runs), tmp_path / "picture.png")
@@ -315,7 +318,9 @@ def test_what_is_certain_is_red_in_the_picture(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
+    )
     draw_comparison(COMPARISON, summaries_of(COMPARISON, behind()), tmp_path / "picture.png")
     (figure,) = figures
     colours = {
@@ -327,6 +332,7 @@ def test_what_is_certain_is_red_in_the_picture(
     assert colours == {0: "tab:red", 2: "black"}
 
 
+@pytest.mark.usefixtures("_pictures")
 def test_the_picture_is_drawn(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     draw_comparison(COMPARISON, summaries_of(COMPARISON, finished()), path)

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
@@ -190,6 +191,7 @@ def test_the_tables_of_two_methods_fit_a_narrow_terminal() -> None:
 
 
 @pytest.mark.parametrize("epochs", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("_pictures")
 def test_curves_are_drawn(epochs: int, tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     draw_curves([row(epoch) for epoch in range(1, epochs + 1)], path, "pg on digits")
@@ -205,15 +207,16 @@ def test_curves_are_drawn(epochs: int, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("_pictures")
 def test_odd_names_are_drawn_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     figures: list[Figure] = []
-    save = Figure.savefig
+    save = FigureCanvasAgg.print_png
 
-    def kept(figure: Figure, *arguments: Any, **options: Any) -> None:
-        figures.append(figure)
-        save(figure, *arguments, **options)
+    def kept(canvas: FigureCanvasAgg, *arguments: Any, **options: Any) -> None:
+        figures.append(canvas.figure)
+        save(canvas, *arguments, **options)
 
-    monkeypatch.setattr(Figure, "savefig", kept)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", kept)
     shares = {f"weights/{head}/{n}": 0.1 for head in ("logit", "feature") for n in ODD_NAMES}
     plain_row = {k: v for k, v in row(1).items() if not k.startswith("weights/")}
     draw_curves([plain_row | shares], tmp_path / "curves.png", "".join(ODD_NAMES))
@@ -230,7 +233,9 @@ def test_curves_show_every_split_that_was_evaluated(
     splits: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
+    )
     extra = {f"{split}/accuracy": 0.5 for split in splits}
     draw_curves([row(1, **extra), row(2, **extra)], tmp_path / "curves.png", "title")
     (figure,) = figures

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +35,12 @@ from experiments.running.lock import LOCK
 from experiments.running.result import read_result
 from faults import Faults, failing
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically, write_text
+from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically
 from tiny import SB3_ARGUMENTS
 
 __all__ = ["crashed", "midway", "small", "whole"]
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_pictures() -> Iterator[None]:
-    """Pictures that are as quick to draw as a text is to write."""
-    with pytest.MonkeyPatch.context() as during:
-        during.setattr(run, "draw_curves", lambda _, path, title: write_text(path, title))
-        yield
 
 
 Shown = pytest.CaptureFixture[str]

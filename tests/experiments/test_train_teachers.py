@@ -64,7 +64,6 @@ def test_runs_with_the_same_flags_find_them(
     kept = checkpoints(tmp_path)
     capsys.readouterr()
     monkeypatch.setattr(train_teachers, "main", run.main)
-    monkeypatch.setattr(run, "draw_curves", lambda *_: None)
     flags = ["--algo", "aver", "--optimizer.epochs", "1", "--student.width", "0.125"]
     assert start(*flags, "--seed", "9", "--data.batch_size", "16") == 0
     assert "trained teacher" not in capsys.readouterr().out

@@ -20,7 +20,7 @@ class Regressor(nn.Module):
     the 1x1 convolution; an enlarging one comes after it, which is the same map for less work.
 
     Args:
-        convolutions: To the channels of each teacher's map; they are copied.
+        convolutions: To the channels of each teacher's map; several are copied into one.
         size: Height and width of the teachers' maps.
         signed: Whether the teachers' maps take negative values, which a ReLU could not imitate.
     """
@@ -90,6 +90,8 @@ class Regressors(nn.ModuleList):
 @torch.no_grad()
 def _merged(convolutions: Sequence[nn.Conv2d]) -> nn.Conv2d:
     """One 1x1 convolution with the output channels of several, in their order."""
+    if len(convolutions) == 1:
+        return convolutions[0]
     channels = sum(convolution.out_channels for convolution in convolutions)
     # Without numbers of its own, which would change what is drawn after it.
     merged = skip_init(nn.Conv2d, convolutions[0].in_channels, channels, kernel_size=1)

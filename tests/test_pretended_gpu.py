@@ -148,7 +148,7 @@ def trained(method: str, device: str) -> dict[str, Tensor]:
 
 
 # Of weightings and of the library's algorithms some: they take the same way to the environment.
-OFTEN = {"aver", "camkd", "gate", "mmkd", "ppo", *AGENTS}
+OFTEN = {"camkd", "mmkd", "pg", "dpg", "ppo"}
 EVERY = seldom(sorted({*WEIGHTINGS, *AGENTS, *SB3_ARGUMENTS, "a2c", "ppo", "sac"}), OFTEN)
 
 

@@ -110,6 +110,7 @@ def test_the_policy_climbs_what_the_critic_believes() -> None:
     assert believed() > before
 
 
+@pytest.mark.slow
 def test_the_critic_comes_to_know_the_rewards() -> None:
     agent = DPG(known_env(the_surest, num_envs=16, steps=10), lr=0.0, critic_lr=3e-3)
     agent.learn(15, ignore)

@@ -236,7 +236,7 @@ LEARNERS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     "name",
-    seldom(LEARNERS, {*LEARNERS} - {"dpg"}),
+    seldom(LEARNERS, {"pg"}),
 )
 def test_without_labels_agents_ask_the_teacher_that_knows_the_class(name: str) -> None:
     env = specialists_env()

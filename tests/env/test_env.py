@@ -33,6 +33,7 @@ from tiny import (
     TEACHERS,
     make_tiny_distiller,
     make_tiny_env,
+    seldom,
     stream,
 )
 
@@ -66,11 +67,16 @@ def test_every_observation_and_reward_fulfils_the_contract(
     check(partial(make_tiny_env, **case))
 
 
+# Every check meets the default and one variant more, and every variant some checks.
+CHECKS = [*checks(make_tiny_env), *REFUSALS]
+OTHERS = {*zip(CHECKS, cycle([*VARIANTS][1:]))}
+CHECKED = seldom(product(CHECKS, VARIANTS), {*product(CHECKS, ["default"])} | OTHERS)
+
+
 # Seeds of other types than the annotated one are among what is tried.
 @pytest.mark.usefixtures("_unchecked_shapes")
-@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "check", [*checks(make_tiny_env), *REFUSALS], ids=lambda check: check.__name__
+    ("check", "variant"), CHECKED, ids=lambda value: getattr(value, "__name__", value)
 )
 def test_every_variant_fulfils_the_contract(check: Check, variant: str) -> None:
     check(partial(make_tiny_env, **VARIANTS[variant]))

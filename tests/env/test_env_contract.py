@@ -122,8 +122,6 @@ def many_cartpoles(mode: AutoresetMode) -> SyncVectorEnv:
 
 
 CORRECT: dict[str, MakeEnv] = {
-    "our vector environment": make_tiny_env,
-    "our vector environment in epochs": partial(make_tiny_env, episode="epoch"),
     "single samples": samples,
     "single samples in epochs": partial(samples, episode="epoch"),
     "Gymnasium's vector environment": cartpole,

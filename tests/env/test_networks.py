@@ -62,6 +62,8 @@ KNOWN = {
 }
 RESIDUAL = [name for name in NETWORKS if name.startswith(("resnet", "wrn"))]
 SMALL = ["resnet8", "wrn_16_1"]
+# One of most families, the smallest.
+FAMILIES = {"cnn3", "resnet8", "wrn_16_1", "mobilenetv2", "shufflenetv2_x0_5", "vgg8"}
 # Channels that `width` rounds to multiples of.
 MULTIPLES = {"regnetx_200mf": 8, "regnetx_400mf": 16, "regnety_400mf": 16}
 MULTIPLES |= {"shufflenetv1": 12, "shufflenetv2": 2, "shufflenetv2_x0_5": 2}
@@ -144,7 +146,7 @@ def trained_statistics(network: Network) -> Network:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_outputs_have_the_announced_shapes(name: str) -> None:
     network = build_network(name, num_classes=7, seed=0).eval()
     output = network(images(batch=3, height=16, width=16))
@@ -174,7 +176,9 @@ def test_parameter_count_is_that_of_the_architecture(name: str) -> None:
 
 
 # The depth of a residual network makes no difference here.
-@pytest.mark.parametrize("name", [*SMALL, *(name for name in NETWORKS if name not in RESIDUAL)])
+@pytest.mark.parametrize(
+    "name", seldom([*SMALL, *(name for name in NETWORKS if name not in RESIDUAL)], FAMILIES)
+)
 @pytest.mark.parametrize(("channels", "side"), [(1, 8), (1, 28), (3, 32), (3, 64)])
 def test_images_of_the_usual_shapes_are_taken(name: str, channels: int, side: int) -> None:
     network = shapes_only(name, in_channels=channels)
@@ -184,7 +188,7 @@ def test_images_of_the_usual_shapes_are_taken(name: str, channels: int, side: in
     assert abs(output.feature_map.shape[2] - side * KNOWN[name].feature_map[1] / 32) < 1
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_width_of_a_half_scales_all_channels(name: str) -> None:
     full, half = shapes_only(name), shapes_only(name, width=0.5)
     rounding = MULTIPLES.get(name, 0)
@@ -203,7 +207,7 @@ def test_mobilenet_of_half_width_is_that_of_representation_distillation() -> Non
     assert (network.feature_dim, network.map_channels) == (1280, 160)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_head_of_features_is_the_forward_pass(name: str) -> None:
     network = trained_statistics(build_network(name, num_classes=5, seed=0))
     inputs = images()
@@ -213,7 +217,7 @@ def test_head_of_features_is_the_forward_pass(name: str) -> None:
     assert torch.equal(whole.feature_map, parts.feature_map)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_feature_is_the_pooled_map_and_sign_is_announced(name: str) -> None:
     network = trained_statistics(build_network(name, num_classes=5, seed=0))
     output = network(images())
@@ -222,10 +226,7 @@ def test_feature_is_the_pooled_map_and_sign_is_announced(name: str) -> None:
     assert network.signed_map == bool((output.feature_map < 0).any())
 
 
-FOLDED = {"cnn3", "resnet8", "wrn_16_1", "mobilenetv2", "shufflenetv2_x0_5", "vgg8"}
-
-
-@pytest.mark.parametrize("name", seldom(NETWORKS, FOLDED))
+@pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_folded_batch_norms_leave_the_output_as_it_was(name: str) -> None:
     network = trained_statistics(build_network(name, num_classes=5, seed=0)).double()
     inputs = images().double()

@@ -420,15 +420,19 @@ def test_a_network_of_the_user_has_checkpoints(tmp_path: Path, key: str, names: 
 
 
 def test_published_weights_are_a_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, asked = perturb(torchvision.models.resnet18(num_classes=CLASSES), seed=7), []
+    model, asked = perturb(torchvision.models.shufflenet_v2_x0_5(num_classes=CLASSES), seed=7), []
 
     def get_state_dict(self: WeightsEnum, **kwargs: bool) -> Any:
         asked.append((str(self), kwargs))
         return model.state_dict()
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", get_state_dict)
-    pool = build_pool(pool_of("IMAGENET1K_V1"), training_set(), cache=tmp_path)
-    assert asked == [("ResNet18_Weights.IMAGENET1K_V1", {"progress": True, "check_hash": True})]
+    pool = build_pool(
+        pool_of("IMAGENET1K_V1", "torchvision:shufflenet_v2_x0_5"), training_set(), cache=tmp_path
+    )
+    assert asked == [
+        ("ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1", {"progress": True, "check_hash": True})
+    ]
     # It sees images like those that it was trained on.
     (images,) = pool.ensemble.images(batch().inputs)
     assert images.shape[1:] == (3, 224, 224)

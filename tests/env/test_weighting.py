@@ -6,6 +6,7 @@ AEKD, AMTML-KD and MMKD have files of their own.
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from itertools import cycle, product
 from math import log
 from typing import Any
 
@@ -33,6 +34,7 @@ from tiny import (
     make_tiny_distiller,
     make_tiny_env,
     reorder_teachers,
+    seldom,
     snapshot,
     with_evidence,
 )
@@ -124,8 +126,13 @@ def test_reordering_teachers_reorders_the_weights(name: str) -> None:
     assert_close(reordered, weights.logit[:, ORDER], weights.feature[:, ORDER])
 
 
-@every_parameter_free_method
-@pytest.mark.parametrize("m", range(len(TEACHERS)))
+@pytest.mark.parametrize(
+    ("name", "m"),
+    seldom(
+        product(PARAMETER_FREE, range(len(TEACHERS))),
+        {*zip(PARAMETER_FREE, cycle(range(len(TEACHERS))))},
+    ),
+)
 def test_identical_teachers_have_equal_weights(name: str, m: int) -> None:
     state = make_tiny_distiller().forward(batch())
     thrice = make_tiny_distiller(ensemble=chosen_teachers([m, m, m]))
@@ -171,8 +178,9 @@ def test_learning_changes_the_weights(name: str) -> None:
     assert not weighting(state).logit.allclose(before.logit, atol=1e-3)
 
 
-@every_method
-@pytest.mark.parametrize("learned", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "learned"), seldom(product(WEIGHTINGS, (1, 3)), {*zip(WEIGHTINGS, cycle((1, 3)))})
+)
 def test_resuming_equals_going_on(name: str, learned: int) -> None:
     distiller = make_tiny_distiller()
     uninterrupted, resumed = (made(name, distiller, seed=seed) for seed in (0, 1))

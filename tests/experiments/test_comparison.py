@@ -17,6 +17,7 @@ from experiments.comparison.plan import (
 from experiments.comparison.statistics import Spread
 from experiments.config import ExperimentConfig, parse_arguments, read_yaml, shipped_recipes
 from mtkd_env.errors import ConfigError
+from tiny import seldom
 
 # Measured by benchmark.py.
 COSTS = "table6c"
@@ -51,8 +52,12 @@ def parts(name: str) -> list[Selection]:
     )
 
 
+# With settings and without, with a recipe, pools, views and sources of data of their own.
+OFTEN = {"generalisation", "rewards", "specialists_cifar10", "table6a", "table7", "views"}
+
+
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", [path.stem for path in SHIPPED])
+@pytest.mark.parametrize("name", seldom([path.stem for path in SHIPPED], OFTEN))
 def test_shipped_comparisons_are_valid(name: str, whole: bool) -> None:
     loaded = [shipped(name, part) for part in ([EVERYTHING] if whole else parts(name))]
     comparison = loaded[0]

@@ -83,8 +83,10 @@ def train(env: MTKDVectorEnv, algo: str = "pg") -> list[Any]:
 
 
 @BAD
-@pytest.mark.parametrize("algo", ["uniform", "pg", "mmkd", "reinforce"])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30], ids=str)
+@pytest.mark.parametrize(
+    ("algo", "value"),
+    [("uniform", 1e30), ("pg", torch.nan), ("mmkd", torch.inf), ("reinforce", torch.nan)],
+)
 def test_a_bad_batch_is_as_if_it_had_never_been_drawn(algo: str, value: float) -> None:
     env, without = make_env(poisoned(value), on_nan="skip"), make_env(poisoned(None))
     assert train(env, algo) == train(without, algo)
@@ -235,8 +237,6 @@ def test_a_run_that_has_stopped_goes_on_skipping(small: str, tmp_path: Path) -> 
     folder = tmp_path / "run"
     with pytest.raises(FloatingPointError, match="of steps 1 to 4"):
         run_experiment(configuration(small, "pg"), Interrupting(), folder)
-    with pytest.MonkeyPatch.context() as during:
-        during.setattr(run, "draw_curves", lambda *_: None)
-        assert run.main(["--resume", str(folder), "--on-nan", "skip"]) == 0
+    assert run.main(["--resume", str(folder), "--on-nan", "skip"]) == 0
     assert_skips(configuration(small, "pg", "--on-nan", "skip"), tmp_path / "whole")
     assert_same(tmp_path / "whole", folder)

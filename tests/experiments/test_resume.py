@@ -407,19 +407,6 @@ def test_a_second_process_is_refused(small: str, tmp_path: Path) -> None:
     run_experiment(config, Interrupting(2, second), folder)
 
 
-def test_a_damaged_checkpoint_costs_an_epoch(
-    small: str, tmp_path: Path, whole: Callable[[str], Path]
-) -> None:
-    config, folder = configuration(small, "pg"), tmp_path / "run"
-    interrupted(config, folder, at=2 * STEPS + 2)
-    last = sorted((folder / "checkpoints").iterdir())[-1]
-    last.write_bytes(last.read_bytes()[:-7])
-    with pytest.warns(UserWarning, match="damaged"):
-        run_experiment(config, again := Interrupting(), folder, resume=True)
-    assert again.steps == 2 * STEPS
-    assert_same(whole("pg"), folder)
-
-
 # What cannot be kept, and what must not.
 
 
@@ -477,12 +464,6 @@ def test_the_last_checkpoint_is_from_before_what_went_wrong(
 # The program.
 
 
-def main(*flags: str) -> int:
-    with pytest.MonkeyPatch.context() as during:
-        during.setattr(run, "draw_curves", lambda *_: None)
-        return run.main(flags)
-
-
 def test_the_program_goes_on_with_a_run(
     small: str,
     tmp_path: Path,
@@ -491,15 +472,15 @@ def test_the_program_goes_on_with_a_run(
 ) -> None:
     config, folder = configuration(small, "pg"), tmp_path / "run"
     interrupted(config, folder)
-    assert main("--resume", str(folder), "--device", "cpu", "--checkpoint.minutes", "1") == 0
+    assert run.main(["--resume", str(folder), "--device", "cpu", "--checkpoint.minutes", "1"]) == 0
     assert str(folder) in capsys.readouterr().out
     assert_same(whole("pg"), folder)
     # A finished one is shown.
-    assert main(f"--resume={folder}") == 0
+    assert run.main([f"--resume={folder}"]) == 0
 
 
 def test_a_run_folder_as_output_is_gone_on_with(small: str, crashed: Path, tmp_path: Path) -> None:
-    assert main("--config", small, "--algo", "uniform", "--output", str(crashed)) == 0
+    assert run.main(["--config", small, "--algo", "uniform", "--output", str(crashed)]) == 0
     assert (crashed / "result.json").exists()
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == [crashed]
 
@@ -521,7 +502,7 @@ def test_flags_that_would_make_another_run_are_refused(
     midway: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main("--resume", str(midway), *flags) == 2
+    assert run.main(["--resume", str(midway), *flags]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("error: ")
     assert message in shown
@@ -529,7 +510,7 @@ def test_flags_that_would_make_another_run_are_refused(
 
 
 def test_a_folder_without_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main("--resume", str(tmp_path / "none")) == 2
+    assert run.main(["--resume", str(tmp_path / "none")]) == 2
     assert "--resume: " in (shown := capsys.readouterr().err)
     assert "No such file" in shown
 
@@ -545,12 +526,12 @@ def test_a_stopped_program_says_how_to_go_on(
             terminate()
 
     monkeypatch.setattr(run.ConsoleProgress, "step", stopping)
-    assert main("--config", small, "--algo", "pg", "--output", str(tmp_path)) == 143
+    assert run.main(["--config", small, "--algo", "pg", "--output", str(tmp_path)]) == 143
     (folder,) = tmp_path.iterdir()
     expected = f"stopped after step 2; to go on: run.py --resume {folder}\n"
     assert capsys.readouterr().err.endswith(expected)
     monkeypatch.undo()
-    assert main("--resume", str(folder)) == 0
+    assert run.main(["--resume", str(folder)]) == 0
 
 
 # Processes that are killed.

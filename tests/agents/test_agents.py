@@ -42,7 +42,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS, Weighting
-from tiny import NUM_ENVS, TEACHERS, generator
+from tiny import NUM_ENVS, TEACHERS, generator, seldom
 
 M = len(TEACHERS)
 
@@ -512,7 +512,8 @@ def test_the_oracle_needs_a_positive_temperature(temperature: float) -> None:
         Oracle(started_env(), temperature=temperature)
 
 
-@pytest.mark.parametrize("name", sorted({*AGENTS, *WEIGHTINGS}))
+# Methods are one agent with other weightings.
+@pytest.mark.parametrize("name", seldom(sorted({*AGENTS, *WEIGHTINGS}), {*AGENTS, "aver", "mmkd"}))
 class TestEveryAgent:
     def test_learns_for_exactly_the_given_epochs(self, name: str) -> None:
         env = started_env()

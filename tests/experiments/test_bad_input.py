@@ -199,6 +199,7 @@ def test_unknown_names_are_refused_with_the_nearest(
 ARGUMENTS: dict[str, tuple[str, str, Words]] = {
     "optimizer": ("pg", "{optimizer: adm}", ("optimizer", "did you mean 'adam'?")),
     "loss": ("pg", "{loss: clippd}", ("loss", "did you mean 'clipped'?")),
+    "word for a rate": ("pg", "{lr: x}", ("agent.arguments.lr", "expected float, got 'x'")),
     "negative rate": ("pg", "{lr: -1}", ("agent.arguments.lr", ">= 0", "-1")),
     "no width": ("pg", "{hidden: 0}", ("hidden", "at least 1", "0")),
     "no passes": ("pg", "{passes: 0}", ("passes", "at least 1", "0")),
@@ -216,6 +217,7 @@ ARGUMENTS: dict[str, tuple[str, str, Words]] = {
     "no start": ("amtmlkd", "{start: 0}", ("start", "> 0", "0")),
     "argument of a library": ("ppo", "{n_stepss: 3}", ("n_stepss", "did you mean 'n_steps'?")),
     "rate of a library": ("ppo", "{learning_rate: -1}", ("ppo", "learning rate", "-1")),
+    "other actions": ("dqn", "{}", ("dqn cannot be built",)),
     "actions of a library": ("qrdqn", "{}", ("qrdqn", "Discrete")),
 }
 

@@ -371,45 +371,6 @@ def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None
 
 # Mistakes.
 
-MISTAKES = {
-    "method": (["--algo", "nope"], "agent: unknown name 'nope'"),
-    "second method": (["--algo", "aver,ppoo"], "did you mean 'ppo'?"),
-    "flag": (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),
-    "argument": (["--algo", "pg", "--agent.arguments.lrr", "1"], "agent.arguments.lrr"),
-    "value": (["--algo", "pg", "--agent.arguments.lr", "x"], "expected float, got 'x'"),
-    "method for other actions": (["--algo", "dqn"], "dqn cannot be built"),
-    "dataset": (["--data.dataset", "digit"], "did you mean 'digits'?"),
-    "student": (["--student.network", "resnet9"], "did you mean 'resnet8'?"),
-    "width": (["--student.width", "0"], "width: expected a finite number > 0"),
-    "reward": (["--env.reward", "papper"], "did you mean 'paper'?"),
-    "fusion": (["--env.fusion", "[1, 1, 1]"], "fusion: expected 3 coefficients"),
-    "warm-up": (["--warmup.weights", "one"], "warmup: unknown weights 'one'; did you mean 'ones'?"),
-    "temperature": (["--distillation.temperature", "0"], "temperature: expected a finite number"),
-    "momentum": (["--optimizer.momentum", "-1"], "momentum: expected a number >= 0, got -1"),
-    "batch": (["--data.batch_size", "1000"], "batch_size: expected 1 to 64"),
-    "device": (["--device", "cuda:99"], "device: cannot use 'cuda:99'"),
-    "no teachers": (["--teachers.teachers", "[]"], "teachers: expected at least one"),
-    "checkpoint": (
-        ["--teachers.teachers", '[{"network": "resnet8", "checkpoint": "/no/such.pt"}]'],
-        "/no/such.pt: no such checkpoint",
-    ),
-    "file": (["--config", "/no/such.yaml"], "/no/such.yaml: No such file"),
-}
-
-
-@pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_told_in_one_line_and_leave_no_folder(
-    case: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags, message = MISTAKES[case]
-    assert start(*flags) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith("error: ")
-    assert shown.endswith("\n")
-    assert shown.count("\n") == 1
-    assert message in shown
-    assert list(tmp_path.iterdir()) == []
-
 
 @pytest.mark.parametrize("flag", ["--output", "--cache"])
 def test_a_file_cannot_be_a_folder(

@@ -174,7 +174,7 @@ def test_every_agent_and_three_of_its_rivals_are_measured_by_default() -> None:
     shipped = {path.stem for path in CONFIGS.glob("algo/*.yaml")}
     official = {name for name in shipped if name.endswith("_official")}
     classical = {*WEIGHTINGS, "none", "aver_kd", "aekd_logit", "logit_mean"}
-    of_specialists = {"heldout_pg", "gated_pg", "pretrained_pg"}
+    of_specialists = {"consensus_pg", "heldout_pg", "gated_pg", "pretrained_pg"}
     assert set(methods[3:]) == {*AGENTS, *shipped} - classical - official - of_specialists
 
 

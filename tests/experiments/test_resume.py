@@ -336,7 +336,7 @@ def test_a_run_of_another_configuration_is_left_alone(
     config, folder = configuration(small, "uniform"), whole("uniform") if finished else midway
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     other = replace(config, seed=3, student=replace(config.student, width=0.25))
-    message = "another configuration: student.width 0.25 instead of 0.125, seed 3 instead of 0$"
+    message = "another configuration: seed 3 instead of 0, student.width 0.25 instead of 0.125$"
     with pytest.raises(ConfigError, match=message):
         run_experiment(other, Interrupting(), folder, resume=True)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -441,6 +441,7 @@ def test_agents_from_the_shell(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_pictures")
 def test_the_reward_signal_from_the_shell(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

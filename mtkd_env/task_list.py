@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from mtkd_env.action import PRIOR
 from mtkd_env.computing import Computing
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_name, errors_of
@@ -173,7 +174,8 @@ class TaskList:
         source: A YAML file, or its content. `base` holds arguments of `assemble` for all tasks,
             `draw` what of them is drawn; `tasks` and `held_out` hold by name what each says
             otherwise, likewise, with a `draw` of its own. Nested keys are merged, but for the
-            arguments of another data set.
+            arguments of another data set. Without a fusion of its own, `base.env` has the prior
+            `consensus`.
         num_envs: B, in place of the batch size of the data.
         computing: Where and in what all is computed, over what the file says.
 
@@ -236,7 +238,9 @@ class TaskList:
         computing: Mapping[str, Any] | None,
     ) -> Values:
         base = self._arguments("base", given)
-        base["env"] = {"observation": RELATIVE, **base.get("env", {})}
+        env = base.get("env", {})
+        begun = {} if "fusion" in env else {"fusion": PRIOR, "prior": "consensus"}
+        base["env"] = {"observation": RELATIVE, **begun, **env}
         base["computing"] = {**base.get("computing", {}), **(computing or {})}
         size = {} if num_envs is None else {"batch_size": num_envs}
         base["data"] = {"batch_size": 64, **base.get("data", {}), **size}

@@ -5,11 +5,10 @@ and with what it returns. That was most of what small tensors cost.
 """
 
 from collections.abc import Callable
-from dataclasses import is_dataclass
 from functools import wraps
 from inspect import isgeneratorfunction
 from types import FunctionType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import jaxtyping
 from beartype import beartype
@@ -18,28 +17,18 @@ AXES = jaxtyping.jaxtyped("context")
 
 
 def jaxtyped(function: Any = None, /, **options: Any) -> Any:
-    """Takes the place of `jaxtyping.jaxtyped`, which keeps properties and generators."""
+    """Takes the place of `jaxtyping.jaxtyped`, which keeps classes, properties and generators."""
     if function is None:
         return lambda decorated: _checked(decorated, options)
     return AXES if isinstance(function, str) else _checked(function, options)
 
 
 def _checked(function: Any, options: dict[str, Any], full: Any = jaxtyping.jaxtyped) -> Any:
-    if is_dataclass(function) and isinstance(vars(function).get("__init__"), FunctionType):
-        function.__init__ = _checked(function.__init__, options)
-        return function
     hints = _hints(function)
     if hints is None:
         return full(**options)(function)
     function.__annotations__ = hints
-    typed = beartype(function)
-    return _with_switch(function, typed) if any(map(_of_tensors, hints.values())) else typed
-
-
-def _of_tensors(hint: Any) -> bool:
-    """Whether what a hint says may be a stand-in for a tensor, or binds axes."""
-    own = getattr(hint, "__module__", "").split(".")[0] not in {"builtins", "typing", "pathlib"}
-    return any(map(_of_tensors, get_args(hint))) if get_args(hint) else own
+    return _with_switch(function, beartype(function))
 
 
 def _hints(function: Any) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def untrained(count: int) -> dict[str, Any]:
 
 TASKS: dict[str, Any] = {
     "base": {
-        "env": {"reward": "heldout", "fusion": "generator"},
+        "env": {"reward": "heldout"},
         "data": {"train_size": 96, "labelled": 80, "batch_size": 48},
         "student": {"network": "cnn3", "width": 0.25},
         "optimizer": {"epochs": 2},

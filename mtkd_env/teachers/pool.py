@@ -456,14 +456,17 @@ class _Teacher:
         _make_folder(folder)
         permuted = self.spec.kind == "permuted"
         report = workshop.progress
-        train_teacher(
-            self.network,
-            stream,
-            workshop.pool.recipe,
-            relabel=class_cycle(self._outputs, self.spec.seed) if permuted else None,
-            partial=path.with_suffix(".partial"),
-            progress=None if report is None else partial(report, self.label),
-        )
+        try:
+            train_teacher(
+                self.network,
+                stream,
+                workshop.pool.recipe,
+                relabel=class_cycle(self._outputs, self.spec.seed) if permuted else None,
+                partial=path.with_suffix(".partial"),
+                progress=None if report is None else partial(report, self.label),
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"teachers.{self.label}: {error}") from error
         if distributed.rank() == 0:
             keep(self.network, path, made_from)
         return path

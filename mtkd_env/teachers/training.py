@@ -1,5 +1,6 @@
 """Trains one teacher by cross-entropy; interrupted training goes on where it stopped."""
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -103,6 +104,9 @@ def train_teacher(
             interruption and removed at the end.
         progress: Called after every epoch with epochs done, epochs in all and the mean
             training cross-entropy [nats].
+
+    Raises:
+        FloatingPointError: That became NaN or infinite; what was kept is of the epoch before.
     """
     # A copy where norms are synchronised, which the teacher is to be without.
     learner = distributed.synchronize_norms(deepcopy(network)) if distributed.active() else network
@@ -122,6 +126,11 @@ def train_teacher(
     parallel = distributed.data_parallel(learner.train())
     while stream.epoch < recipe.epochs:
         mean = _train_epoch(parallel, stream, optimizer, schedule, relabel, recipe.label_smoothing)
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the training cross-entropy became {mean} in epoch {stream.epoch}; a lower "
+                "teachers.recipe.lr may help"
+            )
         if partial is not None and distributed.rank() == 0:
             save_checkpoint(partial, {name: part.state_dict() for name, part in parts.items()})
         if progress is not None:

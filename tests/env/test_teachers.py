@@ -536,6 +536,13 @@ def test_interrupted_pool_resumes_and_leaves_only_whole_files(tmp_path: Path) ->
     assert states_equal(resumed.ensemble, uninterrupted.ensemble)
 
 
+def test_a_teacher_whose_training_goes_wrong_is_named_and_not_kept(tmp_path: Path) -> None:
+    spec = pool_spec(recipe=replace(RECIPE, lr=1e30))
+    with pytest.raises(FloatingPointError, match=r"^teachers\.resnet8: .* in epoch 1; a lower"):
+        build_pool(spec, training_set(LEARNABLE), cache=tmp_path)
+    assert cached(tmp_path) == set()
+
+
 def test_the_default_cache_is_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -121,6 +121,7 @@ def test_compiled_teachers_say_the_same() -> None:
     torch.testing.assert_close(ensemble(INPUTS).logits, expected.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_missing_compiler_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()

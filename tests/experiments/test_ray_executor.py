@@ -183,6 +183,7 @@ def test_a_run_that_is_interrupted_may_keep_what_it_has(address: str, tmp_path: 
     assert (tmp_path / "kept").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_resources_that_no_node_has_are_told_at_once(address: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no node has 0\.5 CPUs and 2 GPUs; see --cpus-per-run"):
         RayExecutor(address, RunResources(0.5, 2.0), shared=[tmp_path])
@@ -197,6 +198,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+@pytest.mark.slow
 def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
     pytest.importorskip("ray", reason="needs the extra 'ray'")
     with pytest.raises(ConfigError, match=f"--address: cannot connect to {address}: "):

@@ -126,11 +126,6 @@ def train_teacher(
     parallel = distributed.data_parallel(learner.train())
     while stream.epoch < recipe.epochs:
         mean = _train_epoch(parallel, stream, optimizer, schedule, relabel, recipe.label_smoothing)
-        if not math.isfinite(mean):
-            raise FloatingPointError(
-                f"the training cross-entropy became {mean} in epoch {stream.epoch}; a lower "
-                "teachers.recipe.lr may help"
-            )
         if partial is not None and distributed.rank() == 0:
             save_checkpoint(partial, {name: part.state_dict() for name, part in parts.items()})
         if progress is not None:
@@ -161,4 +156,10 @@ def _train_epoch(
         optimizer.step()
         schedule.step()
         terms.append(loss.detach())
-    return float(distributed.mean(torch.stack(terms).mean()))
+    mean = float(distributed.mean(torch.stack(terms).mean()))
+    if not math.isfinite(mean):
+        raise FloatingPointError(
+            f"the training cross-entropy became {mean} in epoch {stream.epoch}; a lower "
+            "teachers.recipe.lr may help"
+        )
+    return mean

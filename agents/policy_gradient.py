@@ -509,23 +509,22 @@ class Transition:
 
 def lesson_of(known: Transition, labelled: Labelled | None) -> Lesson:
     """What a step was learned from, wherever that was."""
-    seen, advantages, prior = known.observation, known.advantages, prior_in(known.evidence)
-    if labelled is None:
-        return Lesson(seen, advantages, seen[:0], advantages[:0], prior, prior[:0])
+    seen, advantages = known.observation, known.advantages
+    beside = labelled or Labelled(seen[:0], {}, advantages[:0])
     return Lesson(
         seen,
         advantages,
-        labelled.observation,
-        labelled.teacher_cross_entropy,
-        prior,
-        prior_in(labelled.evidence),
+        beside.observation,
+        beside.teacher_cross_entropy,
+        prior_in(known.evidence, advantages),
+        prior_in(beside.evidence, beside.teacher_cross_entropy),
     )
 
 
-def prior_in(evidence: Evidence) -> Float[Tensor, "B P"]:
-    """The prior of each teacher in both heads; no columns where there is none."""
+def prior_in(evidence: Evidence, beside: Float[Tensor, "B M"]) -> Float[Tensor, "B P"]:
+    """The prior of each teacher in both heads; no columns, beside as many rows, without one."""
     if PRIOR not in evidence:
-        return torch.empty(0, 0)
+        return beside[:, :0]
     prior = evidence[PRIOR]
     return torch.stack([prior.logit, prior.feature], dim=2).flatten(1)
 
@@ -611,9 +610,10 @@ class PolicyGradient(LearningAgent[Transition]):
         if settings.loss == "clipped":
             # The policy is still the one that acted; after a warm-up it is as if it had.
             old = [generated_weights(self.act(known.observation)) for known in steps]
+        plain = self._is_plain
         for _ in range(settings.passes):
             for known, before in zip(steps, old, strict=False):
-                if self._is_plain:
+                if plain:
                     self._descend_plainly(known)
                     continue
                 labelled = self.look_at_labelled()

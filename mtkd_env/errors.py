@@ -20,11 +20,12 @@ def errors_of(place: object) -> Iterator[None]:
 
     Raises:
         ConfigError: One that was raised in the block, with the place in front.
+        FloatingPointError: Likewise.
     """
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"{place}: {error}") from error
+    except (ConfigError, FloatingPointError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

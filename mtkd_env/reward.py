@@ -299,14 +299,10 @@ class RewardFunction:
 
     def advantages(self, rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
         """A: rewards by the rule's normalisation, or the one that replaces it."""
-        return self._advantages(rewards, self._deviation)
-
-    def _advantages(
-        self, rewards: Float[Tensor, "B M"], deviation: RunningDeviation | None
-    ) -> Float[Tensor, "B M"]:
         advantages = self._normalize(rewards)
-        return advantages if deviation is None else deviation(advantages)
+        return advantages if self._deviation is None else self._deviation(advantages)
 
+    @torch.no_grad()
     def __call__(
         self, state: DistillState, weights: TeacherWeights, updated: DistillState | None = None
     ) -> Rewards:
@@ -317,22 +313,12 @@ class RewardFunction:
             weights: The executed weights.
             updated: The batch after it; must be given where `needs_update`.
         """
-        return self._pay(state, weights, updated, self._deviation)
-
-    @torch.no_grad()
-    def _pay(
-        self,
-        state: DistillState,
-        weights: TeacherWeights,
-        updated: DistillState | None,
-        deviation: RunningDeviation | None,
-    ) -> Rewards:
         after = state if updated is None else replace(updated, direction=state.direction)
         raw = teacher = self.teacher_rewards(after if self._after else state)
         if self.rule.sample is not None:
             reward = self.rule.sample(state, after, weights, self.distillation)
             raw = reward.unsqueeze(1).expand_as(teacher)
-        advantages = self._advantages(raw, deviation)
+        advantages = self.advantages(raw)
         return Rewards(teacher, advantages, expected_advantage(weights, advantages))
 
     def when_asked(
@@ -342,8 +328,10 @@ class RewardFunction:
 
         Of several processes, which make them together, at once; else only if asked for.
         """
-        # The deviation as it is now: it never writes into its value.
-        pay = partial(self._pay, state, weights, updated, copy(self._deviation))
+        # With the deviation as it is now: it never writes into its value.
+        now = copy(self)
+        now._deviation = copy(self._deviation)
+        pay = partial(now, state, weights, updated)
         if not distributed.active():
             return pay
         rewards = pay()

@@ -28,6 +28,7 @@ from mtkd_env.registration import PARTS, assemble
 from mtkd_env.teachers import PoolSpec
 from mtkd_env.teachers.pool import read_pool_spec
 from mtkd_env.teachers.preparation import Progress
+from mtkd_env.weighting.consensus import CONSENSUS
 
 # Parts that all tasks share, since the spaces and the device are the same for all.
 SHARED = ("env", "computing")
@@ -239,7 +240,7 @@ class TaskList:
     ) -> Values:
         base = self._arguments("base", given)
         env = base.get("env", {})
-        begun = {} if "fusion" in env else {"fusion": PRIOR, "prior": "consensus"}
+        begun = {} if "fusion" in env else {"fusion": PRIOR, "prior": CONSENSUS}
         base["env"] = {"observation": RELATIVE, **begun, **env}
         base["computing"] = {**base.get("computing", {}), **(computing or {})}
         size = {} if num_envs is None else {"batch_size": num_envs}

@@ -456,7 +456,7 @@ class _Teacher:
         _make_folder(folder)
         permuted = self.spec.kind == "permuted"
         report = workshop.progress
-        try:
+        with self._errors():
             train_teacher(
                 self.network,
                 stream,
@@ -465,8 +465,6 @@ class _Teacher:
                 partial=path.with_suffix(".partial"),
                 progress=None if report is None else partial(report, self.label),
             )
-        except FloatingPointError as error:
-            raise FloatingPointError(f"teachers.{self.label}: {error}") from error
         if distributed.rank() == 0:
             keep(self.network, path, made_from)
         return path

@@ -19,7 +19,7 @@ from mtkd_env.weighting.amtmlkd import AMTMLKD
 from mtkd_env.weighting.aver import Aver
 from mtkd_env.weighting.base import Weighting
 from mtkd_env.weighting.camkd import CAMKD
-from mtkd_env.weighting.consensus import Consensus
+from mtkd_env.weighting.consensus import CONSENSUS, Consensus
 from mtkd_env.weighting.coverage import Coverage
 from mtkd_env.weighting.ebkd import EBKD
 from mtkd_env.weighting.entropy import Entropy
@@ -39,7 +39,7 @@ WEIGHTINGS: Mapping[str, Callable[..., Weighting]] = {
     "aver": Aver,
     "camkd": CAMKD,
     "confidence": partial(Evidence, fusion="confidence"),
-    "consensus": Consensus,
+    CONSENSUS: Consensus,
     "coverage": Coverage,
     "divergence": partial(Evidence, fusion="divergence"),
     "ebkd": EBKD,

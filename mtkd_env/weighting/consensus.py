@@ -1,14 +1,14 @@
 """CONSENSUS: a teacher counts more the nearer it is to what all of them say together."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtkd_env.distiller import Distiller
-from mtkd_env.errors import check_positive
 from mtkd_env.losses import divergence_from
-from mtkd_env.types import DistillState, TeacherWeights
-from mtkd_env.weighting.base import Weighting
+from mtkd_env.types import DistillState
+from mtkd_env.weighting.entropy import Doubt
+
+# Its name in the table of weightings.
+CONSENSUS = "consensus"
 
 # ε: the share of every teacher's answer that is taken as a guess, so that none has a veto.
 GUESSED = 0.05
@@ -37,31 +37,15 @@ def pooled_opinion(
     return (answers - usual.unsqueeze(1)).sum(0).log_softmax(-1)
 
 
-class Consensus(Weighting):
+class Consensus(Doubt):
     """softmax over the teachers of −s KL(p^m ‖ q), q their `pooled_opinion`, in both heads.
 
     Needs no label: P_m is taken over all of the student's images, once. For teachers that know
-    different things, alone or as what an agent begins with (`env.prior`).
-
-    Args:
-        distiller: See `Weighting`.
-        seed: Unused.
-        sharpness: s.
-
-    Raises:
-        ConfigError: A sharpness that is not positive.
+    different things, alone or as what an agent begins with (`env.prior`). See `Doubt`.
     """
 
-    def __init__(self, distiller: Distiller, *, seed: int = 0, sharpness: float = 1.0) -> None:
-        super().__init__(distiller, seed=seed)
-        check_positive(sharpness=sharpness)
-        self._sharpness = sharpness
-
-    @torch.no_grad()
-    def __call__(self, state: DistillState) -> TeacherWeights:
-        """Weights by consensus, the same in both heads."""
+    def doubts(self, state: DistillState) -> Float[Tensor, "B M"]:
+        """The divergences."""
         probabilities = state.teachers.logits.float().softmax(-1)
         together = pooled_opinion(probabilities, self.distiller.reference.class_probabilities)
-        apart = divergence_from(probabilities, together)
-        weights = (-self._sharpness * apart).softmax(1)
-        return TeacherWeights(logit=weights, feature=weights)
+        return divergence_from(probabilities, together)

@@ -1,6 +1,10 @@
 """ENTROPY: teachers that have little doubt count more, as sharply as wanted."""
 
+from abc import abstractmethod
+
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import check_positive
@@ -9,11 +13,8 @@ from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
 
 
-class Entropy(Weighting):
-    """softmax over the teachers of −s H, with the entropy H of their predictions, in both heads.
-
-    What ensembles of teachers that know different things are often weighted by; needs no label.
-    `ebkd` is the published rule of the same kind, nearly flat for many teachers.
+class Doubt(Weighting):
+    """softmax over the teachers of −s times how much each is doubted, in both heads.
 
     Args:
         distiller: See `Weighting`.
@@ -29,9 +30,24 @@ class Entropy(Weighting):
         check_positive(sharpness=sharpness)
         self._sharpness = sharpness
 
+    @abstractmethod
+    def doubts(self, state: DistillState) -> Float[Tensor, "B M"]:
+        """How much each teacher is doubted, of every sample [nats]."""
+
     @torch.no_grad()
     def __call__(self, state: DistillState) -> TeacherWeights:
-        """Weights by entropy, the same in both heads."""
-        entropy = predictive_entropy(state.teachers.logits, state.teachers.known)
-        weights = (-self._sharpness * entropy).softmax(1)
+        """The weights, the same in both heads."""
+        weights = (-self._sharpness * self.doubts(state)).softmax(1)
         return TeacherWeights(logit=weights, feature=weights)
+
+
+class Entropy(Doubt):
+    """softmax over the teachers of −s H, with the entropy H of their predictions, in both heads.
+
+    What ensembles of teachers that know different things are often weighted by; needs no label.
+    `ebkd` is the published rule of the same kind, nearly flat for many teachers. See `Doubt`.
+    """
+
+    def doubts(self, state: DistillState) -> Float[Tensor, "B M"]:
+        """The entropies."""
+        return predictive_entropy(state.teachers.logits, state.teachers.known)

@@ -13,10 +13,7 @@ from mtkd_env.seeding import seeded
 from mtkd_env.shared_policy import SharedPolicy
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
-from mtkd_env.weighting.consensus import Consensus
-
-# What a policy may have begun with, which needs no label either.
-PRIOR = "consensus"
+from mtkd_env.weighting.consensus import CONSENSUS, Consensus
 
 
 class Pretrained(Weighting):
@@ -48,7 +45,8 @@ class Pretrained(Weighting):
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{file.path}: expected an agent with policy 'shared'") from None
         seen = {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": "shared"}
-        begun = {"prior": PRIOR} if "prior" in spaces else {}
+        # What a policy may have begun with, which needs no label either.
+        begun = {"prior": CONSENSUS} if "prior" in spaces else {}
         file.check({**spaces, **seen, **begun, "outputs": "logits"})
         file.load_into(network, "policy")
         self._prior = Consensus(distiller) if begun else None

@@ -38,7 +38,6 @@ __all__ = [
     "Network",
     "StudentSpec",
     "build_network",
-    "check_network",
     "check_network_arguments",
     "cut_at",
     "find_network",
@@ -111,15 +110,6 @@ def find_network(name: Named, kind: str = "network") -> Callable[..., Network]:
     known = f"{', '.join(sorted(NETWORKS))}; torchvision:MODEL, timm:MODEL, module:Class"
     hint = exact or did_you_mean(name, NETWORKS)
     raise ConfigError(f"unknown {kind} {name!r}{hint} (known: {known})")
-
-
-def check_network(name: Named, kind: str = "network") -> None:
-    """Checks that there is a network of a name, without making it; see `find_network`.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    find_network(name, kind)
 
 
 def has_weights(name: Named) -> bool:
@@ -201,7 +191,7 @@ class StudentSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_network(self.network, "student")
+        find_network(self.network, "student")
         check_network_arguments(self.network, self.arguments, "arguments")
 
     @property

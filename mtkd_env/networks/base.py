@@ -15,6 +15,9 @@ from mtkd_env.types import NetworkOutput
 class Network(nn.Module, ABC):
     """An image classifier split at its last feature map.
 
+    Networks of the table are made of what is said of each, and then by keyword of `num_classes`,
+    `in_channels` of the images (3 by default) and `width`, a factor > 0 on all their channels.
+
     Attributes:
         num_classes: C, the number of logits.
         feature_dim: D, the width of the classifier's input.
@@ -54,6 +57,13 @@ class Network(nn.Module, ABC):
     def library_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """A `state_dict` of this network, in the names that its own library gives its tensors."""
         return dict(state)
+
+    def _classify_mean(self, channels: int, num_classes: int) -> None:
+        """Adds what a network with the head that there is by default ends in, and draws weights."""
+        self.num_classes = num_classes
+        self.feature_dim = self.map_channels = channels
+        self.classifier = nn.Linear(channels, num_classes)
+        initialise_convolutions(self)
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:

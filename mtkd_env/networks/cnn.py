@@ -5,7 +5,7 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled
+from mtkd_env.networks.base import Network, scaled
 
 CHANNELS = (16, 32, 64)
 
@@ -15,12 +15,6 @@ class CNN(Network):
 
     Args:
         channels: Channels of each convolution.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all of `channels`.
-
-    Raises:
-        ConfigError: A width that is not positive.
     """
 
     def __init__(
@@ -36,11 +30,8 @@ class CNN(Network):
         for before, after in pairwise([in_channels, *(scaled(one, width) for one in channels)]):
             convolution = nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
             layers += [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
-        self.num_classes = num_classes
-        self.feature_dim = self.map_channels = after
         self.body = nn.Sequential(*layers)
-        self.classifier = nn.Linear(after, num_classes)
-        initialise_convolutions(self)
+        self._classify_mean(after, num_classes)
 
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last convolution, after its ReLU."""

@@ -48,10 +48,11 @@ class CutNetwork(ForeignNetwork):
 def trace(model: nn.Module, name: str, layer: str | None = None) -> fx.GraphModule:
     """The graph of a model's own forward and of its `nn.Sequential`s; all other modules are whole.
 
-    Whole modules keep their code, and with it what they do in training alone.
+    Whole modules keep their code, and with it what they do in training alone. The model is left in
+    training mode.
 
     Args:
-        model: The model; left in training mode.
+        model: The model.
         name: The network's name, for errors.
         layer: A module that must be one node of the graph, however deep it lies.
 
@@ -71,11 +72,7 @@ def trace(model: nn.Module, name: str, layer: str | None = None) -> fx.GraphModu
 
 
 def check_layer(model: nn.Module, layer: str, name: str) -> None:
-    """Checks that a model has a layer.
-
-    Raises:
-        ConfigError: It has none of that name.
-    """
+    """Checks that a model has a layer of a name."""
     names = [one for one, _ in model.named_modules() if one]
     if layer not in names:
         hint = did_you_mean(layer, names)
@@ -84,11 +81,7 @@ def check_layer(model: nn.Module, layer: str, name: str) -> None:
 
 
 def layer_node(traced: fx.GraphModule, layer: str, name: str) -> str:
-    """Name of the node that is a layer's last call.
-
-    Raises:
-        ConfigError: The forward pass does not call it.
-    """
+    """Name of the node that is a layer's last call; the forward has to call it."""
     calls = [one.name for one in traced.graph.nodes if one.target == layer]
     if not calls:
         raise ConfigError(f"'{name}': its forward never calls the layer '{layer}'")
@@ -102,9 +95,6 @@ def last_map_node(traced: fx.GraphModule, image_shape: Sequence[int], name: str)
         traced: The model.
         image_shape: (K, H, W) of images that are large enough for the map to have pixels.
         name: The network's name, for errors.
-
-    Raises:
-        ConfigError: The logits are not a linear layer's.
     """
     node = _classifier_node(traced, name)
     # Shapes are all that is needed, so a copy without numbers will do.
@@ -160,15 +150,13 @@ def _cannot_be_followed(name: str, reason: str) -> ConfigError:
 
 def _classifier_node(traced: fx.GraphModule, name: str) -> fx.Node:
     logits = traced.graph.output_node().args[0]
-    if not isinstance(logits, fx.Node) or not _is_linear(traced, logits):
-        raise ConfigError(f"'{name}': expected logits from an nn.Linear at its end")
-    return logits
-
-
-def _is_linear(traced: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op != "call_module":
-        return False
-    return isinstance(traced.get_submodule(str(node.target)), nn.Linear)
+    if (
+        isinstance(logits, fx.Node)
+        and logits.op == "call_module"
+        and isinstance(traced.get_submodule(str(logits.target)), nn.Linear)
+    ):
+        return logits
+    raise ConfigError(f"'{name}': expected logits from an nn.Linear at its end")
 
 
 def _part(

@@ -43,9 +43,6 @@ def tokens(count: int, prefix: int | None = None) -> Layout:
         count: N.
         prefix: Number of tokens before those of the patches; by default what N exceeds the
             nearest smaller square by.
-
-    Raises:
-        ConfigError: The patches are no square.
     """
     before = count - math.isqrt(count) ** 2 if prefix is None else prefix
     side = math.isqrt(count - before)
@@ -89,20 +86,20 @@ class ForeignNetwork(Network):
     def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
         """Pooling and classifier."""
         feature, logits = self._classify(self._layout.from_map(feature_map))
-        return NetworkOutput(logits=logits, feature=feature, feature_map=feature_map)
+        return NetworkOutput(logits, feature, feature_map)
 
     def forward(self, inputs: Float[Tensor, "B K H W"]) -> NetworkOutput:
         """Logits, pooled feature and last feature map of normalised images."""
+        last, feature, logits = self._pass(inputs)
+        return NetworkOutput(logits, feature, self._layout.to_map(last))
+
+    def _pass(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the pooling takes, feature and logits."""
         last = self._last(inputs)
-        feature, logits = self._classify(last)
-        feature_map = self._layout.to_map(last)
-        return NetworkOutput(logits=logits, feature=feature, feature_map=feature_map)
+        return last, *self._classify(last)
 
     def native_state(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The given `state_dict`, or the wrapped classifier's own in the names it has here.
-
-        Those begin with the part of this network that a tensor is in.
-        """
+        """The given `state_dict`, or the wrapped classifier's own in the names it has here."""
         own = self.state_dict()
         if own.keys() <= state.keys():
             return state
@@ -158,12 +155,7 @@ def noise_image(image_shape: Sequence[int], network: nn.Module) -> Float[Tensor,
 
 @contextmanager
 def taking_images(name: str, image_shape: Sequence[int]) -> Iterator[None]:
-    """Lets what a network raises on its first images become an error that names both.
-
-    Args:
-        name: The network's name.
-        image_shape: (K, H, W) of the images.
-    """
+    """Lets what a network raises on its first images (K, H, W) become an error that names both."""
     try:
         yield
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:

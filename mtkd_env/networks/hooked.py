@@ -4,12 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks.foreign import ForeignNetwork, noise_image, taking_images
-from mtkd_env.types import NetworkOutput
 
 ADVICE = "a subclass of mtkd_env.networks.Network says itself what is what (docs/networks.md)"
 
@@ -52,12 +50,6 @@ class HookedNetwork(ForeignNetwork):
         self._measure(name, image_shape)
         self._check_cut()
 
-    def forward(self, inputs: Float[Tensor, "B K H W"]) -> NetworkOutput:
-        """Logits, pooled feature and last feature map of normalised images."""
-        last, feature, logits = self._pass(inputs)
-        feature_map = self._layout.to_map(last)
-        return NetworkOutput(logits=logits, feature=feature, feature_map=feature_map)
-
     def _last(self, inputs: Tensor) -> Tensor:
         return self._pass(inputs)[0]
 
@@ -66,7 +58,7 @@ class HookedNetwork(ForeignNetwork):
         return self._pass(black, last)[1:]
 
     def _pass(self, inputs: Tensor, given: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the feature layer gives, what the classifier takes, and the logits."""
+        """As of `ForeignNetwork`; if a map is given, what is said of it whatever the inputs."""
         self._given = given
         try:
             logits = _logits(self.model(inputs), self._expected, self._name)

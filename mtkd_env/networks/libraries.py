@@ -51,12 +51,7 @@ def _build(
     image_size: tuple[int, int] | None = None,
     **arguments: Any,
 ) -> Network:
-    """A freshly initialised classifier; `arguments` are further ones of the library's own.
-
-    Raises:
-        ConfigError: Another width than 1, arguments that the library does not take, images of a
-            size that the model does not take, or a model that cannot be cut.
-    """
+    """A freshly initialised classifier; `arguments` are further ones of the library's own."""
     name = f"{library}:{model}"
     check_fixed_width(width, name)
     made = LIBRARIES[library].classifier(model, num_classes, in_channels, arguments)
@@ -66,10 +61,6 @@ def _build(
 
 def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of weights that a network's library publishes, such as `IMAGENET1K_V1`.
-
-    Args:
-        name: Name of the network.
-        weights: Name of the weights.
 
     Raises:
         ConfigError: There are no weights of that name, or they cannot be downloaded.
@@ -89,24 +80,16 @@ def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
 def published_input(name: str, weights: str | None) -> Mapping[str, Any]:
     """What the images are like that a network's library has trained its weights on.
 
-    Args:
-        name: Name of the network.
-        weights: Name of the weights.
-
-    Returns:
-        `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
+    `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
     """
     found: Mapping[str, Any] = _of_published("input_of", name, weights) or {}
     return found
 
 
 def published_accuracy(name: str, weights: str | None, class_names: Sequence[str]) -> float | None:
-    """The accuracy that a network's library publishes with its weights, as a share.
+    """The share of images of these classes that a network's library publishes its weights to get.
 
-    Args:
-        name: Name of the network.
-        weights: Name of the weights.
-        class_names: Those of the images; None is published for others.
+    None if it publishes no such weights, or their accuracy on images of other classes.
     """
     found: float | None = _of_published("accuracy_of", name, weights, class_names)
     return found

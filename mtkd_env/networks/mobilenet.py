@@ -12,11 +12,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import check_positive
 from mtkd_env.networks import published
-from mtkd_env.networks.base import (
-    Network,
-    initialise_convolutions,
-    replace_input_convolution,
-)
+from mtkd_env.networks.base import Network, initialise_convolutions, replace_input_convolution
 from mtkd_env.types import NetworkOutput
 
 # Expansion, channels, blocks and stride of each stage.
@@ -35,15 +31,7 @@ class MobileNetV2(Network):
     """Stem, inverted residuals down to a linear bottleneck, a last 1x1 convolution.
 
     The feature map is the linear bottleneck, which takes negative values; the last convolution is
-    a part of the head.
-
-    Args:
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all channels; below 1 the last convolution keeps its 1280.
-
-    Raises:
-        ConfigError: A width that is not positive.
+    a part of the head; at a width below 1 it keeps its 1280 channels.
     """
 
     signed_map = True
@@ -79,9 +67,7 @@ class MobileNetV2(Network):
     def head(self, feature_map: Float[Tensor, "B K H W"]) -> NetworkOutput:
         """The last convolution, global average pooling and a linear classifier."""
         feature = self.last(feature_map).mean(dim=(2, 3))
-        return NetworkOutput(
-            logits=self.classifier(feature), feature=feature, feature_map=feature_map
-        )
+        return NetworkOutput(self.classifier(feature), feature, feature_map)
 
 
 def _block(inp: int, oup: int, stride: int, expand_ratio: int, norm_layer: Any = None) -> nn.Module:

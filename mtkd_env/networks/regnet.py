@@ -42,14 +42,7 @@ Y_400MF = RegNetShape((1, 2, 7, 12), (32, 64, 160, 384), group_width=16, squeeze
 class RegNet(Network):
     """Stem convolution and four stages of grouped bottlenecks at strides 1, 1, 2, 2.
 
-    Args:
-        shape: Its stages.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all channels, the stem's included; rounded to whole groups.
-
-    Raises:
-        ConfigError: A width that is not positive.
+    Channels, the stem's included, are rounded to whole groups.
     """
 
     def __init__(

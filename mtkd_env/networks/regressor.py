@@ -105,10 +105,6 @@ class FeatureProjection(nn.Module):
 
     The projection of the ND paper (see `losses.norm_direction`) without its dropout, so that a
     student depends on its seed alone; nothing at all where the widths agree.
-
-    Args:
-        in_features: Width of the student's feature.
-        out_features: Width of the teacher's feature.
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled, subsample
+from mtkd_env.networks.base import Network, scaled, subsample
 
 NARROW = (16, 16, 32, 64)
 DOUBLE = (16, 32, 64, 128)
@@ -29,12 +29,6 @@ class ResidualNetwork(Network):
         block: Torchvision's class of them, `BasicBlock` or `Bottleneck`.
         blocks: Their number in each stage.
         channels: Channels of the stem and of the stages, without a block's own expansion.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all of `channels`.
-
-    Raises:
-        ConfigError: A width that is not positive.
     """
 
     published_names = published.RESNET
@@ -55,8 +49,6 @@ class ResidualNetwork(Network):
         kind = getattr(resnet, block)
         stem, *inner = (scaled(count, width) for count in channels)
         outer = [stem, *(count * kind.expansion for count in inner)]
-        self.num_classes = num_classes
-        self.feature_dim = self.map_channels = outer[-1]
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False),
             nn.BatchNorm2d(stem),
@@ -66,8 +58,7 @@ class ResidualNetwork(Network):
         self.stages = nn.Sequential(
             *(_stage(kind, *stage, 2 if number else 1) for number, stage in enumerate(stages))
         )
-        self.classifier = nn.Linear(outer[-1], num_classes)
-        initialise_convolutions(self)
+        self._classify_mean(outer[-1], num_classes)
 
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last stage, after its last ReLU."""
@@ -80,12 +71,9 @@ class ResNet(ResidualNetwork):
     Args:
         depth: Number of layers with weights, shortcuts not counted.
         channels: Channels of the stem and of the three stages.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all of `channels`.
 
     Raises:
-        ConfigError: A depth that is not 6n + 2, or a width that is not positive.
+        ConfigError: A depth that is not 6n + 2.
     """
 
     def __init__(
@@ -100,14 +88,8 @@ class ResNet(ResidualNetwork):
         blocks, rest = divmod(depth - 2, 6)
         if blocks < 1 or rest:
             raise ConfigError(f"depth: expected 6n + 2 (8, 14, 20, ...), found {depth}")
-        super().__init__(
-            "BasicBlock",
-            (blocks,) * 3,
-            channels,
-            num_classes=num_classes,
-            in_channels=in_channels,
-            width=width,
-        )
+        given = {"num_classes": num_classes, "in_channels": in_channels}
+        super().__init__("BasicBlock", (blocks,) * 3, channels, **given, width=width)
 
 
 # That of ImageNet, with the stem and the stride of the first stage for small images.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled
+from mtkd_env.networks.base import Network, scaled
 
 REPEATS = (4, 8, 4)
 X1_0 = (24, 116, 232, 464, 1024)
@@ -26,15 +26,8 @@ class ShuffleNetV1(Network):
     """Stem and three stages of units with grouped 1x1 convolutions, which halve the resolution.
 
     As in the networks that distillation papers compare on CIFAR, a ReLU also follows the 3x3
-    convolution of a unit, and the first grouped convolution of all is not grouped.
-
-    Args:
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all channels, rounded to multiples of 12.
-
-    Raises:
-        ConfigError: A width that is not positive.
+    convolution of a unit, and the first grouped convolution of all is not grouped. Channels are
+    rounded to multiples of 12.
     """
 
     published_names = published.RESNET
@@ -42,7 +35,6 @@ class ShuffleNetV1(Network):
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
         super().__init__()
         stem, *stages = (scaled(count, width, V1_MULTIPLE) for count in V1_CHANNELS)
-        self.num_classes = num_classes
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, stem, kernel_size=1, bias=False),
             nn.BatchNorm2d(stem),
@@ -51,16 +43,13 @@ class ShuffleNetV1(Network):
         self.stages = nn.Sequential()
         before = stem
         for number, (wanted, count) in enumerate(zip(stages, REPEATS, strict=True)):
-            channels = max(
-                wanted, before + V1_MULTIPLE
-            )  # so that something stands beside the pooled
+            # So that something stands beside the pooled.
+            channels = max(wanted, before + V1_MULTIPLE)
             first = _Unit(before, channels, stride=2, groups=GROUPS if number else 1)
             rest = (_Unit(channels, channels, stride=1, groups=GROUPS) for _ in range(count - 1))
             self.stages.append(nn.Sequential(first, *rest))
             before = channels
-        self.feature_dim = self.map_channels = before
-        self.classifier = nn.Linear(before, num_classes)
-        initialise_convolutions(self)
+        self._classify_mean(before, num_classes)
 
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the last stage, after its ReLU."""
@@ -97,13 +86,8 @@ class ShuffleNetV2(Network):
     """Stem, three stages of shuffled units that halve the resolution, a last 1x1 convolution.
 
     Args:
-        channels: Channels of the stem, of the three stages and of the last convolution.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all of `channels`, rounded to even numbers: a unit splits them in half.
-
-    Raises:
-        ConfigError: A width that is not positive.
+        channels: Channels of the stem, of the three stages and of the last convolution; rounded to
+            even numbers, as a unit splits them in half.
     """
 
     published_names = published.SHUFFLENET_V2

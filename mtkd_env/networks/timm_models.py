@@ -1,12 +1,12 @@
 """Every classifier of timm as a network of this package; timm is optional."""
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, errors_of
+from mtkd_env.imports import optional
 from mtkd_env.networks.foreign import ForeignNetwork
 
 PREFIX = "timm:"
@@ -17,25 +17,12 @@ WEIGHTS = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_ov
 
 def _timm() -> Any:
     """The package, which takes seconds to import."""
-    try:
-        return importlib.import_module("timm")
-    except ImportError:
-        raise ConfigError(
-            "networks named 'timm:...' need timm; install it with pip install 'mtkd-env[timm]'"
-        ) from None
+    with errors_of("networks named 'timm:...'"):
+        return optional("timm")
 
 
 class TimmNetwork(ForeignNetwork):
-    """A classifier of timm, in the two parts that timm gives every model.
-
-    Args:
-        model: The classifier.
-        name: The network's name, for errors.
-        image_shape: (K, H, W) of the images.
-
-    Raises:
-        ConfigError: The classifier cannot take such images.
-    """
+    """A classifier of timm, in the two parts that timm gives every model; see `_measure`."""
 
     def __init__(self, model: nn.Module, *, name: str, image_shape: Sequence[int]) -> None:
         super().__init__()

@@ -7,12 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtkd_env.networks import published
-from mtkd_env.networks.base import (
-    Network,
-    initialise_convolutions,
-    replace_input_convolution,
-    scaled,
-)
+from mtkd_env.networks.base import Network, replace_input_convolution, scaled
 
 CHANNELS = (64, 128, 256, 512, 512)
 POOLED_STAGES = 3
@@ -25,12 +20,6 @@ class VGG(Network):
 
     Args:
         repeats: The convolutions of each stage.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all channels.
-
-    Raises:
-        ConfigError: A width that is not positive.
     """
 
     published_names = published.VGG
@@ -46,8 +35,6 @@ class VGG(Network):
         from torchvision.models.vgg import make_layers
 
         super().__init__()
-        self.num_classes = num_classes
-        self.feature_dim = self.map_channels = scaled(CHANNELS[-1], width)
         self.stages = nn.Sequential()
         before = in_channels
         for number, (count, channels) in enumerate(zip(repeats, CHANNELS, strict=True)):
@@ -56,8 +43,7 @@ class VGG(Network):
             replace_input_convolution(stage, before)
             self.stages.append(stage)
             before = scaled(channels, width)
-        self.classifier = nn.Linear(self.feature_dim, num_classes)
-        initialise_convolutions(self)
+        self._classify_mean(before, num_classes)
 
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the fifth stage, after its last ReLU."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import published
-from mtkd_env.networks.base import Network, initialise_convolutions, scaled, subsample
+from mtkd_env.networks.base import Network, scaled, subsample
 
 
 class WideResNet(Network):
@@ -17,12 +17,9 @@ class WideResNet(Network):
     Args:
         depth: d, the number of layers with weights.
         widen: k, the factor on the channels 16, 32, 64 of the groups, not on the stem's 16.
-        num_classes: C, the number of logits.
-        in_channels: Channels of the images.
-        width: Factor on all channels, the stem's included.
 
     Raises:
-        ConfigError: A depth that is not 6n + 4, or a width that is not positive.
+        ConfigError: A depth that is not 6n + 4.
     """
 
     published_names = published.WIDE_RESNET
@@ -42,8 +39,6 @@ class WideResNet(Network):
             raise ConfigError(f"depth: expected 6n + 4 (10, 16, 22, ...), found {depth}")
         channels = (16, 16 * widen, 32 * widen, 64 * widen)
         stem, first, second, third = (scaled(count, width) for count in channels)
-        self.num_classes = num_classes
-        self.feature_dim = self.map_channels = third
         self.stem = nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False)
         self.groups = nn.Sequential(
             _group(stem, first, blocks, stride=1),
@@ -51,8 +46,7 @@ class WideResNet(Network):
             _group(second, third, blocks, stride=2),
         )
         self.activation = _norm_relu(third)
-        self.classifier = nn.Linear(third, num_classes)
-        initialise_convolutions(self)
+        self._classify_mean(third, num_classes)
 
     def features(self, inputs: Float[Tensor, "B K H W"]) -> Float[Tensor, "B K2 H2 W2"]:
         """Output of the third group, after the final batch norm and ReLU."""

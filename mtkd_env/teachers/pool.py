@@ -37,7 +37,7 @@ from mtkd_env.files import (
     whole_path,
 )
 from mtkd_env.imports import IN_MEMORY, Named, Trust, check_trusted, is_in_memory, name_of
-from mtkd_env.networks import build_network, check_network, check_network_arguments, has_weights
+from mtkd_env.networks import build_network, check_network_arguments, has_weights
 from mtkd_env.networks.libraries import published_accuracy, published_input
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import PLAIN, Options, build, default_values, field_names
@@ -129,7 +129,6 @@ class TeacherSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_network(self.network)
         check_name(KINDS, self.kind, "kind of teacher")
         check_network_arguments(self.network, self.arguments, "arguments")
         if self.checkpoint is not None and user_path(self.checkpoint).exists():

@@ -16,7 +16,7 @@ from torchvision.models import WeightsEnum
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import save_checkpoint
-from mtkd_env.networks import Network, build_network, check_network
+from mtkd_env.networks import Network, build_network, find_network
 from mtkd_env.networks.cut import last_map_node, trace
 from mtkd_env.networks.foreign import CHANNELS_LAST, tokens
 from mtkd_env.networks.hooked import HookedNetwork
@@ -275,7 +275,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_a_name_without_a_network_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=UNKNOWN[name]):
-        check_network(name, "student")
+        find_network(name, "student")
 
 
 WRONG: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -318,9 +318,9 @@ def test_a_network_that_cannot_be_made_says_why(case: str) -> None:
 def test_networks_of_timm_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
-        ConfigError, match=r"need timm; install it with pip install 'mtkd-env\[timm"
+        ConfigError, match=r"needs timm; install it with pip install 'mtkd-env\[timm"
     ):
-        check_network("timm:deit_tiny_patch16_224")
+        find_network("timm:deit_tiny_patch16_224")
 
 
 # In their roles.

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.networks import Network, build_network, check_network
+from mtkd_env.networks import Network, build_network, find_network
 from mtkd_env.networks.libraries import published_input
 from mtkd_env.networks.timm_models import download, weight_names
 from mtkd_env.teachers import TeacherEnsemble
@@ -104,11 +104,11 @@ def test_the_ensemble_folds_models_of_timm(model: str) -> None:
 
 
 def test_names_of_timm_are_checked_with_the_nearest() -> None:
-    check_network("timm:deit_tiny_patch16_224")
+    find_network("timm:deit_tiny_patch16_224")
     with pytest.raises(ConfigError, match="did you mean 'timm:deit_tiny_patch16_224'"):
-        check_network("timm:deit_tny_patch16_224")
+        find_network("timm:deit_tny_patch16_224")
     with pytest.raises(ConfigError, match="'fb_in1k' may be the checkpoint of a teacher"):
-        check_network("timm:deit_tiny_patch16_224.fb_in1k")
+        find_network("timm:deit_tiny_patch16_224.fb_in1k")
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -2,8 +2,8 @@
 
 - `runs.py` finds them; `naming.py` groups them by what their results say that they are.
 - `page.py`: the page; `sections.py`: its sections, which are made by
-- `summary.py` (results and cost), `paper.py` (the paper's table beside them), `curves.py`,
-  `breakdown.py` (weights by class), `exhibits.py` (images), `configurations.py`.
+- `curves.py` (and cost), `breakdown.py` (weights by class), `exhibits.py` (images), `paper.py` (the
+  paper's table beside the results), `configurations.py`.
 - `style.py`, `svg.py`: how pictures look and become part of the page; `table.py`: tables of texts;
   `templates`: its HTML.
 """

@@ -1,8 +1,6 @@
 """Mean weights by class, and by whether the teacher is right."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,41 +24,23 @@ TEACHER_HEIGHT, FRAME = 0.24, 0.75
 SYMBOLS = {"logit": ("o", "●", "○"), "feature": ("s", "■", "□")}
 
 
-@dataclass(frozen=True)
-class Breakdown:
-    """Mean weights of the last epoch over all seeds of a group; NaN where there is no sample.
-
-    Attributes:
-        by_class: Weights by head, class and teacher (2, C, M).
-        right: Weights of teachers that are right, by head (2, M).
-        wrong: Weights of teachers that are wrong, by head (2, M).
-        right_count: Number of samples that each teacher has right (M,).
-        wrong_count: Number of samples that each teacher has wrong (M,).
-    """
-
-    by_class: Array
-    right: Array
-    wrong: Array
-    right_count: Array
-    wrong_count: Array
-
-
 def has_breakdown(group: Group) -> bool:
     """Whether any of the runs has recorded what its mean weights are made of."""
     return any(run.breakdown is not None for run in group.runs)
 
 
-def breakdown_of(group: Group) -> Breakdown:
-    """The mean over all samples of all seeds that have recorded it."""
-    records = [run.breakdown for run in group.runs if run.breakdown is not None]
-    right, right_count = _pooled([record["right"] for record in records])
-    wrong, wrong_count = _pooled([record["wrong"] for record in records])
-    by_class, _ = _pooled([record["class"] for record in records])
-    return Breakdown(by_class, right, wrong, right_count, wrong_count)
+def pooled(group: Group, kind: str) -> tuple[Array, Array]:
+    """Mean weights of the last epoch over all samples of all seeds that have recorded them.
 
+    Args:
+        group: The runs.
+        kind: `class`, or `right` or `wrong` for the samples that a teacher has so.
 
-def _pooled(parts: Sequence[Mapping[str, Any]]) -> tuple[Array, Array]:
-    """Mean weights of both heads, and the numbers of samples that they are means of."""
+    Returns:
+        Weights by head (2, M), or (2, C, M) of `class`, NaN where there is no sample; and the
+        numbers of samples (M) or (C).
+    """
+    parts = [run.breakdown[kind] for run in group.runs if run.breakdown is not None]
     counts = np.array([part["count"] for part in parts], dtype=float)
     # None becomes NaN; it counts nothing.
     means = np.array([[part[head] for head in HEADS] for part in parts], dtype=float)
@@ -81,7 +61,7 @@ def classes_of(groups: Sequence[Group]) -> ClassTable:
         group.method: [run.breakdown for run in group.runs if run.breakdown] for group in pools
     }
     weighted = [group for group in pools if not is_uniform(group)]
-    return class_table(lines, {g.method: breakdown_of(g).by_class for g in weighted})
+    return class_table(lines, {g.method: pooled(g, "class")[0] for g in weighted})
 
 
 def knows_classes(group: Group) -> bool:
@@ -115,13 +95,13 @@ def draw_by_correctness(groups: Sequence[Group], palette: Palette) -> Figure:
 
 
 def _draw_correctness(axes: Axes, group: Group, palette: Palette) -> None:
-    found = breakdown_of(group)
+    right, wrong = (pooled(group, kind)[0] for kind in ("right", "wrong"))
     for place, teacher in enumerate(group.teachers):
         colour = palette.teachers[teacher]
         for head, (symbol, _, _) in SYMBOLS.items():
             row = HEADS.index(head)
             level = place + (row - 0.5) * 0.4
-            ends = found.right[row, place], found.wrong[row, place]
+            ends = right[row, place], wrong[row, place]
             axes.plot(ends, [level, level], "-", color=colour, linewidth=0.8)
             axes.plot(ends[0], level, symbol, color=colour, markersize=4.5)
             axes.plot(ends[1], level, symbol, color=colour, markersize=4.5, fillstyle="none")
@@ -135,12 +115,12 @@ def correctness_table(groups: Sequence[Group]) -> PageTable:
     """The numbers of `draw_by_correctness`."""
     kinds = [f"{head} weight, {kind}" for head in HEADS for kind in ("right", "wrong")]
     rows: list[list[str]] = []
-    for group in groups:
-        found = breakdown_of(group)
-        shares = found.right_count / (found.right_count + found.wrong_count)
-        weights = np.stack([found.right, found.wrong], axis=1)
+    for group in filter(has_breakdown, groups):
+        (right, rights), (wrong, wrongs) = (pooled(group, kind) for kind in ("right", "wrong"))
+        shares = rights / (rights + wrongs)
+        weights = np.stack([right, wrong], axis=1)
         for place, teacher in enumerate(group.teachers):
-            counts = [f"{100 * shares[place]:.1f} %", str(int(found.wrong_count[place]))]
+            counts = [f"{100 * shares[place]:.1f} %", str(int(wrongs[place]))]
             own = [number(weight) for weight in weights[..., place].flat]
             rows.append([group.method, teacher, *counts, *own])
     return PageTable(["method", "teacher", "images right", "images wrong", *kinds], rows)

@@ -42,12 +42,11 @@ def configurations(settings: Sequence[Setting]) -> list[Configuration]:
 
 def _values(group: Group) -> dict[str, str]:
     """The values of a group as text; several values of one key in one text."""
-    keys = dict.fromkeys(key for run in group.runs for key in run.config)
-    return {key: " | ".join(_texts(group.runs, key)) for key in keys}
-
-
-def _texts(runs: Sequence[FinishedRun], key: str) -> list[str]:
-    return list(dict.fromkeys(describe(run.config[key]) for run in runs if key in run.config))
+    found: dict[str, dict[str, None]] = {}
+    for run in group.runs:
+        for key, value in run.config.items():
+            found.setdefault(key, {})[describe(value)] = None
+    return {key: " | ".join(texts) for key, texts in found.items()}
 
 
 def version_table(runs: Sequence[FinishedRun]) -> PageTable:

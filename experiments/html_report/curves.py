@@ -1,4 +1,4 @@
-"""What changes over the epochs, with the spread over runs; named as in TensorBoard."""
+"""What changes over the epochs, with the spread over runs, named as in TensorBoard; and cost."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from experiments.comparison.statistics import spread
+from experiments.comparison.summary import Summary
 from experiments.drawing import drawn
 from experiments.html_report.naming import Group
 from experiments.html_report.runs import FinishedRun
@@ -40,13 +41,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Series:
-    """A number over the epochs; mean and standard deviation over the seeds that came so far.
-
-    Attributes:
-        epochs: The epochs, from 1.
-        mean: Mean at every epoch.
-        std: Standard deviation, 0 of a single seed.
-    """
+    """Mean and standard deviation, 0 of a single seed, over the seeds that came so far."""
 
     epochs: Array
     mean: Array
@@ -95,12 +90,6 @@ def panels(count: int, height: float = PANEL_HEIGHT) -> tuple[Figure, list[Axes]
     return figure, axes[:count]
 
 
-def _over_epochs(figure: Figure, axes: Sequence[Axes], label: str) -> None:
-    figure.supxlabel("epoch", fontsize=8.5)
-    figure.supylabel(label, fontsize=8.5)
-    axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-
-
 def _draw_band(axes: Axes, at: Array, found: Series, colour: str, line: str = "-") -> None:
     # A single epoch is a point.
     mark = "o" if len(at) == 1 else None
@@ -115,22 +104,14 @@ def _draw_band(axes: Axes, at: Array, found: Series, colour: str, line: str = "-
 def draw_lines(
     groups: Sequence[Group], x: Value, y: Value, palette: Palette, labels: tuple[str, str]
 ) -> Figure:
-    """All methods in one plot, mean and standard deviation over runs, each with its name.
-
-    Args:
-        groups: The methods.
-        x: What to draw against.
-        y: What to draw.
-        palette: Colours of the methods.
-        labels: What both axes say.
-    """
+    """All methods in one plot, mean and standard deviation over runs, each with its name."""
     figure = Figure(figsize=(PLOT_WIDTH, plot_height(len(groups))), layout="constrained")
     axes = figure.subplots()
     curves = [(group, series(group.runs, x), series(group.runs, y)) for group in groups]
     for group, at, found in curves:
         _draw_band(axes, at.mean, found, palette.methods[group.method])
-    low, high = settled_range([found for _, _, found in curves])
-    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(low, high))
+    limits = settled_range([found for _, _, found in curves])
+    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=limits)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     ends = [(at.mean[-1], found.mean[-1], group.method) for group, at, found in curves]
     label_ends(axes, ends, palette)
@@ -203,18 +184,31 @@ def is_uniform(group: Group) -> bool:
 
 def draw_weights(groups: Sequence[Group], palette: Palette) -> Figure:
     """A panel for every method: the mean weight of each teacher of the first pool, per head."""
-    figure, axes = panels(len(groups))
-    for group, panel in zip([group.one_pool for group in groups], axes, strict=True):
-        for teacher in group.teachers:
-            for head, line in LINES.items():
-                found = series(group.runs, entry(f"weights/{head}/{teacher}"))
-                _draw_band(panel, found.epochs, found, palette.teachers[teacher], line)
+    pools = [group.one_pool for group in groups]
+    colours = [{name: palette.teachers[name] for name in group.teachers} for group in pools]
+    figure, axes = _draw_by_head(pools, "weights", colours)
+    for group, panel in zip(pools, axes, strict=True):
         panel.axhline(1 / len(group.teachers), color=GUIDE_COLOUR, linestyle=":", linewidth=1)
-        panel.set_title(drawn(group.method))
     # A band may reach beyond what a weight can be.
     axes[0].set_ylim(0, min(axes[0].get_ylim()[1], 1.03))
-    _over_epochs(figure, axes, "weights/logit, weights/feature")
     return figure
+
+
+def _draw_by_head(
+    groups: Sequence[Group], kind: str, colours: Sequence[Mapping[str, str]]
+) -> tuple[Figure, list[Axes]]:
+    """A panel for every method, with the numbers of a kind that have a colour, per head."""
+    figure, axes = panels(len(groups))
+    for group, own, panel in zip(groups, colours, axes, strict=True):
+        for name, colour in own.items():
+            for head, line in LINES.items():
+                found = series(group.runs, entry(f"{kind}/{head}/{name}"))
+                _draw_band(panel, found.epochs, found, colour, line)
+        panel.set_title(drawn(group.method))
+    figure.supxlabel("epoch", fontsize=8.5)
+    figure.supylabel(", ".join(f"{kind}/{head}" for head in LINES), fontsize=8.5)
+    axes[0].xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    return figure, axes
 
 
 # Coefficients of the fusion.
@@ -233,12 +227,30 @@ def learns_fusion(group: Group) -> bool:
 def draw_fusion(groups: Sequence[Group], palette: Palette) -> Figure:
     """A panel for every method: the coefficients γ of the fusion, per head."""
     del palette
-    figure, axes = panels(len(groups))
-    for group, panel in zip(groups, axes, strict=True):
-        for part, colour in PART_COLOURS.items():
-            for head, line in LINES.items():
-                found = series(group.runs, entry(f"fusion/{head}/{part}"))
-                _draw_band(panel, found.epochs, found, colour, line)
-        panel.set_title(drawn(group.method))
-    _over_epochs(figure, axes, "fusion/logit, fusion/feature")
+    return _draw_by_head(groups, "fusion", [PART_COLOURS] * len(groups))[0]
+
+
+# Cost.
+
+
+def draw_cost(summaries: Sequence[Summary], palette: Palette) -> Figure:
+    """Result against seconds; bars are standard deviations over pools or seeds."""
+    figure = Figure(figsize=(PLOT_WIDTH, plot_height(len(summaries))), layout="constrained")
+    axes = figure.subplots()
+    for summary in summaries:
+        reached, seconds = summary.last, summary.seconds
+        axes.errorbar(
+            seconds.mean,
+            100 * reached.mean,
+            xerr=seconds.std,
+            yerr=None if reached.std is None else 100 * reached.std,
+            fmt="o",
+            markersize=6,
+            elinewidth=0.8,
+            color=palette.methods[summary.method],
+        )
+    axes.set(xlabel="seconds of the training", ylabel=f"{summaries[0].metric} [%]")
+    axes.margins(0.05, 0.08)
+    ends = [(s.seconds.mean, 100 * s.last.mean, s.method) for s in summaries]
+    label_ends(axes, ends, palette)
     return figure

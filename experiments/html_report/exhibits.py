@@ -9,9 +9,8 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 
-from experiments.gallery import Array, Gallery
+from experiments.gallery import Array, Gallery, read_gallery
 from experiments.html_report.naming import Group
-from experiments.html_report.runs import FinishedRun
 
 # Cards of a run, and pixels of an image's side that the page has room for.
 MOST_CARDS, LARGEST_SIDE = 12, 96
@@ -19,15 +18,11 @@ MOST_CARDS, LARGEST_SIDE = 12, 96
 
 @dataclass(frozen=True)
 class Exhibit:
-    """The cards of one run.
+    """Images of the last training batch of one run.
 
-    Attributes:
-        method: Label of its method.
-        seed: Its seed.
-        cards: Images of its last training batch: the `source` of each, a data URI, its position
-            `index` among the dataset's training images, its class `target`, and of the `teachers`
-            name, whether it has the class right, weights in the logit and in the feature term.
-        score: Its agent score.
+    Of each card the `source`, a data URI, its position `index` among the dataset's training images,
+    its class `target`, and of the `teachers` name, whether it has the class right, weights in the
+    logit and in the feature term.
     """
 
     method: str
@@ -39,14 +34,11 @@ class Exhibit:
 def make_exhibit(group: Group) -> Exhibit | None:
     """The cards of the first seed that has recorded images; none if none has."""
     for run in group.runs:
-        if (gallery := run.gallery) is not None:
-            return _exhibit(group, run, gallery)
+        if (gallery := read_gallery(run.folder)) is not None:
+            cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
+            score = getattr(run.result, "score", 0.0)
+            return Exhibit(group.method, run.result.seed, cards, score)
     return None
-
-
-def _exhibit(group: Group, run: FinishedRun, gallery: Gallery) -> Exhibit:
-    cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
-    return Exhibit(group.method, run.result.seed, cards, getattr(run.result, "score", 0.0))
 
 
 def telling(correct: Array) -> list[int]:

@@ -6,11 +6,13 @@ keys of their configurations that differ tell them apart.
 
 import csv
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from experiments.comparison.statistics import Seeds
+from experiments.comparison.summary import Summary, adjust, summarize, varying_of
 from experiments.config import PLACE, algo_layers
 from experiments.html_report.runs import FinishedRun, describe
 from experiments.running.folder import flat
@@ -34,12 +36,7 @@ FIRST = ("none", BASELINE)
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one method in one setting.
-
-    Attributes:
-        method: Label of the method.
-        runs: One for each pool and seed, in ascending order.
-    """
+    """The runs of one method in one setting, one for each pool and seed in ascending order."""
 
     method: str
     runs: Sequence[FinishedRun]
@@ -76,6 +73,7 @@ class Setting:
         groups: Its methods.
         baseline: What the others are compared with, if it was run.
         differences: Keys that are not the same in all settings, and their values in this one.
+        summaries: What each method came to.
     """
 
     letter: str
@@ -83,6 +81,7 @@ class Setting:
     groups: Sequence[Group]
     baseline: Group | None
     differences: Mapping[str, str]
+    summaries: Sequence[Summary] = ()
 
     @property
     def heading(self) -> str:
@@ -92,12 +91,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Grouping:
-    """All runs, grouped.
-
-    Attributes:
-        settings: The settings, in the order of the page.
-        repeated: Names of runs that a later one with the same configuration and seeds replaces.
-    """
+    """All runs, in the order of the page, and the names of those that a later one replaces."""
 
     settings: Sequence[Setting]
     repeated: Sequence[str]
@@ -134,26 +128,27 @@ def group_runs(runs: Sequence[FinishedRun]) -> Grouping:
         setting: [Group(method, [own[n] for n in sorted(own)]) for method, own in methods.items()]
         for setting, methods in named.items()
     }
-    return Grouping(_settings(groups, plans), repeated)
+    return Grouping(summarized(_settings(groups, plans)), repeated)
 
 
-Plan = Sequence[Mapping[str, str]]
+# The baseline by setting and method, in the order of a comparison's table.
+Plan = Mapping[tuple[str, str], str]
 
 
 def _plan(origin: Path) -> Plan:
     """The table of the comparison that the runs of a folder are of; empty if they are of none."""
     try:
         with (origin.parent / "comparison.csv").open(encoding="utf-8", newline="") as file:
-            return [row for row in csv.DictReader(file) if {"setting", "method"} <= row.keys()]
+            rows = [row for row in csv.DictReader(file) if {"setting", "method"} <= row.keys()]
     except (OSError, ValueError):
-        return []
+        return {}
+    return {(row["setting"], row["method"]): row.get("baseline", "") for row in rows}
 
 
 def _rank(run: FinishedRun, plan: Plan) -> tuple[int, str, int, str]:
     """Where a run belongs among others: as in the comparison's table, or else by its labels."""
     setting, method = run.result.setting, run.result.method
-    pairs = [(row["setting"], row["method"]) for row in plan]
-    place = pairs.index((setting, method)) if (setting, method) in pairs else len(pairs)
+    place = [*plan, (setting, method)].index((setting, method))
     return place, setting, FIRST.index(method) if method in FIRST else len(FIRST), method
 
 
@@ -163,11 +158,28 @@ def _settings(named: Mapping[str, Sequence[Group]], plans: Mapping[Path, Plan]) 
     settings = []
     for number, ((name, groups), values) in enumerate(zip(named.items(), common, strict=True)):
         letter = chr(ord("A") + number % 26) * (1 + number // 26) if len(named) > 1 else ""
-        rows = plans[groups[0].runs[0].folder.parent]
-        baseline = baseline_of(groups, rows[0].get("baseline", "") if rows else "")
+        plan = plans[groups[0].runs[0].folder.parent]
+        baseline = baseline_of(groups, next(iter(plan.values()), ""))
         told = {key: describe(values[key]) for key in keys if key in values}
         settings.append(Setting(letter, name, groups, baseline, told))
     return settings
+
+
+def summarized(settings: Sequence[Setting]) -> list[Setting]:
+    """The settings with a summary of every method, corrected for all differences of the page."""
+    varying = varying_of(run.result for s in settings for group in s.groups for run in group.runs)
+    every = [
+        summarize(
+            (group.method, setting.name),
+            group.results,
+            setting.baseline.results if setting.baseline else {},
+            varying,
+        )
+        for setting in settings
+        for group in setting.groups
+    ]
+    left = iter(adjust(every))
+    return [replace(s, summaries=list(islice(left, len(s.groups)))) for s in settings]
 
 
 def _common(runs: Sequence[FinishedRun]) -> dict[str, Any]:
@@ -218,7 +230,9 @@ def _labels(runs: Sequence[FinishedRun], *, several: bool) -> dict[str, tuple[st
     more = _details(runs, alike, _of_setting)
     settings = {name: ", ".join(filter(None, (given[name], more[name]))) for name in given}
     pairs = {run.name: (settings[run.name], run.result.method) for run in runs}
-    of_method = _details(runs, pairs, _of_method)
+    of_method = _details(
+        runs, pairs, lambda run: {k: v for k, v in run.config.items() if k.startswith(OF_METHOD)}
+    )
     return {
         name: (setting, f"{method} ({of_method[name]})" if of_method[name] else method)
         for name, (setting, method) in pairs.items()
@@ -243,10 +257,6 @@ def _of_setting(run: FinishedRun) -> dict[str, Any]:
     layers = algo_layers(run.result.method) if _is_plain(run) else []
     own = {key for layer in layers for key in flat(layer.values)}
     return {k: v for k, v in run.config.items() if k not in own and not k.startswith(OF_METHOD)}
-
-
-def _of_method(run: FinishedRun) -> dict[str, Any]:
-    return {k: value for k, value in run.config.items() if k.startswith(OF_METHOD)}
 
 
 def _details(

@@ -7,27 +7,30 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import mtkd_env
-from experiments.comparison.summary import NOTHING, difference_text, interval_text, p_text, text_of
-from experiments.html_report.naming import Grouping, group_runs
+from experiments.comparison.statistics import paired_difference
+from experiments.comparison.summary import (
+    NOTHING,
+    POOLS,
+    Results,
+    difference_text,
+    interval_text,
+    p_text,
+    text_of,
+)
+from experiments.html_report.naming import Grouping, Setting, group_runs
 from experiments.html_report.runs import Found
 from experiments.html_report.sections import SECTIONS, Contents
 from experiments.html_report.style import drawing, make_palette
-from experiments.html_report.summary import outcome, summarize_settings
 from experiments.html_report.table import number
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(found: Found, title: str) -> str:
-    """The whole page as text.
-
-    Args:
-        found: The runs.
-        title: Its heading.
-    """
+    """The whole page as text, under a heading."""
     grouping = group_runs(found.runs)
-    settings = list(zip(grouping.settings, summarize_settings(grouping.settings), strict=True))
-    contents = Contents(settings, make_palette(grouping.methods, grouping.teachers))
+    palette = make_palette(grouping.methods, grouping.teachers)
+    contents = Contents(grouping.settings, palette)
     with drawing():
         sections = [make(contents) for make in SECTIONS]
     return (
@@ -35,7 +38,7 @@ def render(found: Found, title: str) -> str:
         .get_template("page.html")
         .render(
             title=title,
-            outcomes=[(setting, outcome(setting, found)) for setting, found in settings],
+            outcomes=[(setting, outcome(setting)) for setting in grouping.settings],
             facts=facts(grouping),
             notes=notes(found, grouping),
             sections=sections,
@@ -61,6 +64,40 @@ def _environment() -> Environment:
         "number": number,
     }
     return environment
+
+
+def outcome(setting: Setting) -> str:
+    """Which method is ahead of which by how much, and whether that may be chance.
+
+    Methods with fewer pools or seeds than others are not in it.
+    """
+    most = max(len(summary.values) for summary in setting.summaries)
+    ranked = [s for s in setting.summaries if len(s.values) == most]
+    ranked.sort(key=lambda summary: -summary.last.mean)
+    best, baseline = ranked[0], setting.baseline and setting.baseline.method
+    against = [s for s in ranked[1:] if s.method == baseline or s is ranked[1]]
+    results = {group.method: group.results for group in setting.groups}
+    ahead = [
+        _margin(results[best.method], results[other.method], other.method, best.varying)
+        for other in sorted(against, key=lambda other: other.last.mean)
+    ]
+    number = f"n = {most} {best.varying if most > 1 else best.varying.removesuffix('s')}"
+    reached = f"{best.method} reaches {100 * best.last.mean:.2f} % {best.metric}"
+    return f"{reached}{': ' if ahead else ''}{' and '.join(ahead)}, {number}."
+
+
+def _margin(own: Results, other: Results, method: str, varying: str) -> str:
+    """A paired difference in points, with what it is worth."""
+    values = [{seeds: each.last for seeds, each in results.items()} for results in (own, other)]
+    found = paired_difference(*values, by_pool=varying == POOLS)
+    if found is None:
+        return f"not measured with any seed of {method}"
+    ahead = f"{100 * found.mean:z.2f} points ahead of {method}"
+    if found.interval is None:
+        return f"{ahead} (no interval)"
+    low, high = found.interval
+    chance = "" if low > 0 else ": may be chance"
+    return f"{ahead} (95 % interval {100 * low:z.2f} to {100 * high:z.2f}{chance})"
 
 
 def facts(grouping: Grouping) -> list[str]:

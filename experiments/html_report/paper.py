@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from experiments.comparison.statistics import Spread
-from experiments.comparison.summary import NOTHING, Summary, text_of
+from experiments.comparison.summary import NOTHING, text_of
 from experiments.html_report.naming import Setting
 from experiments.html_report.table import PageTable
 
@@ -17,26 +17,18 @@ TABLE_6A = {
 }
 
 
-def paper_rows(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> list[list[str]]:
-    """The rows of Table 6(a); an algorithm with several methods or settings has one for each.
-
-    Algorithm, the paper's accuracy, ours, over how many pools or seeds, our method and setting.
-    """
+def paper_table(settings: Sequence[Setting]) -> PageTable | None:
+    """A row for each algorithm, method and setting; none if none of its algorithms was run."""
+    headings = ["algorithm", "paper [%]", "ours [%]", "n", "our method", "setting"]
     rows: list[list[str]] = []
     for algo, figure in TABLE_6A.items():
-        paper = [algo, text_of(figure)]
         ours = [
             [text_of(s.last, scale=100), str(len(s.values)), s.method, setting.heading or NOTHING]
-            for setting, summaries in settings
-            for s in summaries
+            for setting in settings
+            for s in setting.summaries
             if s.algo == algo
         ]
-        rows += [paper + one for one in ours or [["not run", NOTHING, NOTHING, NOTHING]]]
-    return rows
-
-
-def paper_table(settings: Sequence[tuple[Setting, Sequence[Summary]]]) -> PageTable | None:
-    """The table; none if none of its algorithms was run."""
-    headings = ["algorithm", "paper [%]", "ours [%]", "n", "our method", "setting"]
-    run = any(s.algo in TABLE_6A for _, summaries in settings for s in summaries)
-    return PageTable(headings, paper_rows(settings)) if run else None
+        missing = [["not run", NOTHING, NOTHING, NOTHING]]
+        rows += [[algo, text_of(figure), *one] for one in ours or missing]
+    run = any(s.algo in TABLE_6A for setting in settings for s in setting.summaries)
+    return PageTable(headings, rows) if run else None

@@ -10,10 +10,10 @@ import yaml
 
 from experiments.config import read_yaml
 from experiments.experiment import METRIC, Result
-from experiments.gallery import Gallery, read_gallery
-from experiments.running.folder import flat
-from experiments.running.log import read_rows
-from experiments.running.result import RunResult, read_result
+from experiments.running.folder import CONFIG, flat
+from experiments.running.log import ROWS, read_rows
+from experiments.running.result import RESULT, RunResult, read_result
+from experiments.training import BREAKDOWN
 from experiments.transfer.program import TaskResult
 from experiments.transfer.progress import EVALUATED
 from mtkd_env.errors import ConfigError
@@ -57,21 +57,10 @@ class FinishedRun:
         """Name of the network that was trained."""
         return getattr(self.result, "student", "") or str(self.config.get("model", ""))
 
-    @property
-    def gallery(self) -> Gallery | None:
-        """Images with their weights, read from disk; none of older runs."""
-        return read_gallery(self.folder)
-
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to.
-
-    Attributes:
-        runs: The finished runs, sorted by name.
-        unreadable: Why other folders were left out, by their names: a result of another version, or
-            a file that is lost or damaged.
-    """
+    """The finished runs, sorted by name; and why other folders were left out, by their names."""
 
     runs: Sequence[FinishedRun]
     unreadable: Mapping[str, str]
@@ -87,7 +76,7 @@ def find_runs(root: Path) -> Found:
         raise ConfigError(f"{root}: no such folder of runs")
     runs: list[FinishedRun] = []
     unreadable: dict[str, str] = {}
-    for folder in sorted(path.parent for path in root.rglob("result.json")):
+    for folder in sorted(path.parent for path in root.rglob(RESULT)):
         try:
             runs.append(_read_run(folder, root))
         except ConfigError as error:
@@ -95,7 +84,7 @@ def find_runs(root: Path) -> Found:
     if not runs:
         first = next(iter(unreadable.values()), "")
         others = f"; could not read {len(unreadable)}, of which {first}" if unreadable else ""
-        raise ConfigError(f"{root}: expected finished runs, folders with result.json{others}")
+        raise ConfigError(f"{root}: expected finished runs, folders with {RESULT}{others}")
     return Found(runs, unreadable)
 
 
@@ -110,21 +99,18 @@ def _read_run(folder: Path, root: Path) -> FinishedRun:
         ConfigError: A file of it was lost or damaged, or is of another version; says which.
     """
     result = _read_result(folder)
-    config = read_yaml(folder / "config.yaml", "config")
+    config = read_yaml(folder / CONFIG, "config")
     try:
         rows = read_rows(folder)
     except OSError as error:
         raise ConfigError(f"{error.filename}: {error.strerror}") from error
     if not rows:
-        raise ConfigError(f"{folder / 'metrics.jsonl'}: expected rows, found none")
-    return FinishedRun(
-        folder=folder,
-        name=_name(folder, root),
-        result=result,
-        config=flat(config),
-        rows=rows,
-        breakdown=_read_breakdown(folder),
-    )
+        raise ConfigError(f"{folder / ROWS}: expected rows, found none")
+    try:
+        breakdown = read_rows(folder, BREAKDOWN)[-1]
+    except (OSError, ValueError, IndexError):
+        breakdown = None
+    return FinishedRun(folder, _name(folder, root), result, flat(config), rows, breakdown)
 
 
 def _read_result(folder: Path) -> RunResult:
@@ -137,13 +123,6 @@ def _read_result(folder: Path) -> RunResult:
             raise error from None
     assert result is not None  # Its file is there.
     return result
-
-
-def _read_breakdown(folder: Path) -> Mapping[str, Any] | None:
-    try:
-        return read_rows(folder, "breakdown.jsonl")[-1]
-    except (OSError, ValueError, IndexError):
-        return None
 
 
 def describe(value: Any) -> str:

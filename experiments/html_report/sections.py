@@ -6,14 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.comparison.summary import Summary
 from experiments.html_report import breakdown, curves
 from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.exhibits import make_exhibit
 from experiments.html_report.naming import Group, Setting
 from experiments.html_report.paper import paper_table
 from experiments.html_report.style import GUIDE_COLOUR, Palette
-from experiments.html_report.summary import draw_cost
 from experiments.html_report.svg import Key, Picture, inline
 
 HEAD_KEYS = (Key("logit head", "#222222"), Key("feature head", "#222222", "dashed"))
@@ -26,7 +24,7 @@ RIGHT_KEYS = tuple(
 PART_KEYS = tuple(Key(part, colour) for part, colour in curves.PART_COLOURS.items())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Section:
     """A section of the page.
 
@@ -36,29 +34,25 @@ class Section:
         intro: What it shows.
         template: The file that shows it.
         content: What the file is given; nothing where there is nothing to show.
-        missing: Why there may be nothing to show.
+        missing: Why there may be nothing to show; of methods with equal weights nothing needs to be
+            said.
         is_open: Whether it is shown before anybody asks for it.
     """
 
     anchor: str
     title: str
     intro: str
-    template: str
-    content: Any
-    missing: str
+    template: str = "pictures.html"
+    content: Any = None
+    missing: str = ""
     is_open: bool = False
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What all sections are made from.
+    """What all sections are made from."""
 
-    Attributes:
-        settings: The settings and what their methods came to.
-        palette: Their colours.
-    """
-
-    settings: Sequence[tuple[Setting, Sequence[Summary]]]
+    settings: Sequence[Setting]
     palette: Palette
 
 
@@ -66,57 +60,39 @@ def _always(group: Group) -> bool:
     return bool(group.runs)
 
 
-@dataclass(frozen=True)
-class Chart:
+@dataclass(frozen=True, kw_only=True)
+class Chart(Section):
     """A section with one picture for every setting.
 
     Attributes:
-        anchor: Its name in links.
-        title: Its heading.
-        intro: What it shows.
         about: What a picture shows, for those who cannot see it.
         draw: Draws the methods of a setting.
         keep: Whether there is something to draw of a method.
-        otherwise: Why there is not; of methods with equal weights nothing needs to be said.
-        numbers: The numbers that a picture ends with, likewise.
+        numbers: The numbers that a picture ends with, for those who cannot see it.
         legend: What colours and marks mean that are no method's.
         names_teachers: Whether the teachers' colours belong to the legend.
         is_wide: Whether a picture takes the whole width of a page.
-        is_open: Whether it is shown before anybody asks for it.
     """
 
-    anchor: str
-    title: str
-    intro: str
     about: str
     draw: Callable[[Sequence[Group], Palette], Figure]
     keep: Callable[[Group], bool] = _always
-    otherwise: str = ""
     numbers: Callable[[Sequence[Group]], str] | None = None
     legend: Sequence[Key] = ()
     names_teachers: bool = False
     is_wide: bool = True
-    is_open: bool = False
 
     def section(self, contents: Contents) -> Section:
         """The section, with the pictures of all settings that there is something to draw of."""
         pictures = [
             self._picture(setting, kept, contents.palette)
-            for setting, _ in contents.settings
+            for setting in contents.settings
             if (kept := [group for group in setting.groups if self.keep(group)])
         ]
         teachers = contents.palette.teachers.items() if self.names_teachers else ()
         legend = [*(Key(name, colour) for name, colour in teachers), *self.legend]
         content = {"pictures": pictures, "legend": legend, "wide": self.is_wide}
-        return Section(
-            self.anchor,
-            self.title,
-            self.intro,
-            "pictures.html",
-            content if pictures else None,
-            self.otherwise,
-            self.is_open,
-        )
+        return replace(self, content=content if pictures else None)
 
     def _picture(self, setting: Setting, kept: Sequence[Group], palette: Palette) -> Picture:
         numbers = self.numbers(kept) if self.numbers else ""
@@ -125,7 +101,7 @@ class Chart:
         figure = self.draw(kept, palette)
         svg = inline(figure, f"{self.anchor}-{setting.letter}", f"{about}.{end}")
         left_out = ", ".join(group.method for group in setting.groups if group not in kept)
-        note = f"Not in it: {left_out} ({self.otherwise})." if left_out else ""
+        note = f"Not in it: {left_out} ({self.missing})." if left_out else ""
         return Picture(setting, svg, note)
 
 
@@ -161,7 +137,7 @@ BY_CLASS = Chart(
     about="Accuracy of teachers and students by class, and every method's weights by class",
     draw=breakdown.draw_by_class,
     keep=breakdown.knows_classes,
-    otherwise="equal weights, or not recorded",
+    missing="equal weights, or not recorded",
     numbers=lambda groups: breakdown.classes_of(groups).asked,
     is_open=True,
 )
@@ -175,7 +151,7 @@ SCORE = Chart(
     about="Agent score of every method over the epochs",
     draw=curves.draw_score,
     keep=_has_own_weights,
-    otherwise="equal weights, or none",
+    missing="equal weights, or none",
     numbers=lambda groups: curves.ending(groups, lambda _: "score"),
     is_wide=False,
 )
@@ -190,7 +166,7 @@ UPDATES = Chart(
     about="Agent score of every method against the updates of its policy",
     draw=curves.draw_by_updates,
     keep=curves.learns_in_updates,
-    otherwise="no updates of a policy",
+    missing="no updates of a policy",
     is_wide=False,
 )
 WEIGHTS = Chart(
@@ -203,7 +179,7 @@ WEIGHTS = Chart(
     about="Mean weight of each teacher over the epochs, for every method",
     draw=curves.draw_weights,
     keep=_has_own_weights,
-    otherwise="equal weights, or none",
+    missing="equal weights, or none",
     legend=(*HEAD_KEYS, UNIFORM_KEY),
     names_teachers=True,
 )
@@ -218,7 +194,7 @@ CORRECTNESS = Chart(
     about="Mean weight of each teacher where it is right and where it is wrong, for every method",
     draw=breakdown.draw_by_correctness,
     keep=_has_varied_breakdown,
-    otherwise="equal weights, or not recorded",
+    missing="equal weights, or not recorded",
     legend=(*RIGHT_KEYS, UNIFORM_KEY),
     names_teachers=True,
 )
@@ -229,7 +205,7 @@ FUSION = Chart(
     about="Coefficients of the fusion over the epochs",
     draw=curves.draw_fusion,
     keep=curves.learns_fusion,
-    otherwise="env.fusion is not learnable",
+    missing="env.fusion is not learnable",
     legend=(*PART_KEYS, *HEAD_KEYS),
 )
 
@@ -238,9 +214,9 @@ FUSION = Chart(
 
 
 def _results(contents: Contents) -> Section:
-    summaries = [summary for _, found in contents.settings for summary in found]
+    summaries = [summary for setting in contents.settings for summary in setting.summaries]
     metrics = list(dict.fromkeys(summary.metric for summary in summaries))
-    baselines = {setting.baseline.method for setting, _ in contents.settings if setting.baseline}
+    baselines = {setting.baseline.method for setting in contents.settings if setting.baseline}
     return Section(
         anchor="results",
         title="Results",
@@ -261,28 +237,25 @@ def _results(contents: Contents) -> Section:
             "scored": any(summary.score for summary in summaries),
             "palette": contents.palette,
         },
-        missing="",
         is_open=True,
     )
 
 
 def _correctness(contents: Contents) -> Section:
     section = CORRECTNESS.section(contents)
-    recorded = [
-        (setting, [group for group in setting.groups if breakdown.has_breakdown(group)])
-        for setting, _ in contents.settings
+    tables = [
+        (setting, breakdown.correctness_table(setting.groups)) for setting in contents.settings
     ]
-    tables = [(setting, breakdown.correctness_table(groups)) for setting, groups in recorded]
     content = section.content and {**section.content, "tables": tables}
     return replace(section, template="correctness.html", content=content)
 
 
 def _cost(contents: Contents) -> Section:
     pictures = []
-    for setting, summaries in contents.settings:
-        numbers = (f"{s.method} {s.seconds.mean:.4g} s, {s.last.mean:.2%}" for s in summaries)
-        about = f"Result against seconds of training. {setting.heading} {'; '.join(numbers)}"
-        figure = draw_cost(summaries, contents.palette)
+    for setting in contents.settings:
+        pairs = (f"{s.method} {s.seconds.mean:.4g} s, {s.last.mean:.2%}" for s in setting.summaries)
+        about = f"Result against seconds of training. {setting.heading} {'; '.join(pairs)}"
+        figure = curves.draw_cost(setting.summaries, contents.palette)
         pictures.append(Picture(setting, inline(figure, f"cost-{setting.letter}", about)))
     return Section(
         anchor="cost",
@@ -292,16 +265,14 @@ def _cost(contents: Contents) -> Section:
             "machine that each run had, and of what else it was doing. Bars are standard "
             "deviations over pools or seeds."
         ),
-        template="pictures.html",
         content={"pictures": pictures, "legend": [], "wide": False},
-        missing="",
     )
 
 
 def _gallery(contents: Contents) -> Section:
     made = [
         (setting, [exhibit for group in setting.groups if (exhibit := make_exhibit(group))])
-        for setting, _ in contents.settings
+        for setting in contents.settings
     ]
     exhibits = [(setting, found) for setting, found in made if found]
     return Section(
@@ -334,7 +305,7 @@ def _paper(contents: Contents) -> Section:
 
 
 def _configuration(contents: Contents) -> Section:
-    settings = [setting for setting, _ in contents.settings]
+    settings = contents.settings
     runs = [run for setting in settings for group in setting.groups for run in group.runs]
     return Section(
         anchor="configuration",
@@ -345,7 +316,6 @@ def _configuration(contents: Contents) -> Section:
         ),
         template="configuration.html",
         content={"configurations": configurations(settings), "versions": version_table(runs)},
-        missing="",
     )
 
 

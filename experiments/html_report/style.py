@@ -52,12 +52,7 @@ def drawing() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True)
 class Palette:
-    """One colour for every method and every teacher, the same in all pictures.
-
-    Attributes:
-        methods: Colours by method.
-        teachers: Colours by teacher.
-    """
+    """One colour for every method and every teacher, the same in all pictures."""
 
     methods: Mapping[str, str]
     teachers: Mapping[str, str]

@@ -18,13 +18,7 @@ IDENTIFIER = re.compile(r"(\bid=\"|url\(#|href=\"#)")
 
 @dataclass(frozen=True)
 class Key:
-    """An entry of a legend.
-
-    Attributes:
-        label: What it stands for.
-        colour: Its colour.
-        mark: `solid`, `dashed` or `dotted` for a line, or the character of a symbol.
-    """
+    """An entry of a legend; its mark is a line's style, or the character of a symbol."""
 
     label: str
     colour: str
@@ -33,13 +27,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of one setting.
-
-    Attributes:
-        setting: The setting.
-        svg: The picture.
-        note: What else is to be said about it.
-    """
+    """A picture of one setting, and what else is to be said about it."""
 
     setting: Setting
     svg: Markup

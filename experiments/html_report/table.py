@@ -18,12 +18,7 @@ WIDE = 7
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table.
-
-    Attributes:
-        headings: Headings of the columns.
-        rows: Their texts, row by row.
-    """
+    """Headings of columns, and their texts row by row."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str | Markup]]

@@ -18,16 +18,15 @@ from matplotlib.figure import Figure
 from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
 from experiments.comparison.summary import text_of
-from experiments.html_report.breakdown import breakdown_of, correctness_table
+from experiments.html_report.breakdown import correctness_table, pooled
 from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
 from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
 from experiments.html_report.page import render
-from experiments.html_report.paper import TABLE_6A, paper_rows
+from experiments.html_report.paper import TABLE_6A, paper_table
 from experiments.html_report.runs import describe, find_runs
 from experiments.html_report.style import drawing, make_palette, spread_out
-from experiments.html_report.summary import summarize_settings
 from experiments.html_report.svg import inline
 from experiments.running.folder import flat
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
@@ -565,7 +564,7 @@ def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
         write_run(tmp_path / f"aver{seed}", "--algo", "aver", "--seed", str(seed), last=accuracy)
     for seed, accuracy in ((1, 0.75), (2, 1.0)):
         write_run(tmp_path / f"pg{seed}", "--algo", "pg", "--seed", str(seed), last=accuracy)
-    (baseline, ours) = summarize_settings(grouped(tmp_path).settings)[0]
+    baseline, ours = grouped(tmp_path).settings[0].summaries
     assert baseline.difference is None
     assert ours.difference is not None
     assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
@@ -582,7 +581,7 @@ def test_pools_of_teachers_are_no_settings(tmp_path: Path) -> None:
             write_run(tmp_path / f"{algo}{pool}{seed}", *flags, pool=pool, last=last)
     grouping = grouped(tmp_path)
     assert [setting.name for setting in grouping.settings] == [""]
-    (_, ours) = summarize_settings(grouping.settings)[0]
+    _, ours = grouping.settings[0].summaries
     assert (ours.varying, len(ours.values)) == ("pools", 2)
     assert ours.difference is not None
     assert ours.difference.interval == t_interval([0.1875, 0.5625])
@@ -651,13 +650,14 @@ def test_seeds_are_weighed_by_their_numbers_of_samples(tmp_path: Path) -> None:
         made["wrong"]["count"][1] = count
         made["wrong"]["logit"][1] = weight
         (folder / "breakdown.jsonl").write_text(json.dumps(made) + "\n", encoding="utf-8")
-    found = breakdown_of(one_group(tmp_path))
-    assert found.wrong[0, 1] == pytest.approx((0.2 + 3 * 0.6) / 4)
-    assert found.wrong_count.tolist() == [0, 4]
-    assert math.isnan(found.wrong[0, 0])
-    assert found.by_class.shape == (2, CLASSES, len(TEACHERS))
-    assert np.isnan(found.by_class[:, -1]).all()
-    assert found.by_class[0, 1].tolist() == pytest.approx([0.6, 0.4])
+    wrong, count = pooled(one_group(tmp_path), "wrong")
+    assert wrong[0, 1] == pytest.approx((0.2 + 3 * 0.6) / 4)
+    assert count.tolist() == [0, 4]
+    assert math.isnan(wrong[0, 0])
+    by_class, _ = pooled(one_group(tmp_path), "class")
+    assert by_class.shape == (2, CLASSES, len(TEACHERS))
+    assert np.isnan(by_class[:, -1]).all()
+    assert by_class[0, 1].tolist() == pytest.approx([0.6, 0.4])
 
 
 def test_rows_of_correctness_are_the_breakdowns(tmp_path: Path) -> None:
@@ -725,9 +725,9 @@ def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
 def test_the_papers_table_has_a_row_for_each_of_our_methods(tmp_path: Path) -> None:
     for reward in ("paper", "alignment"):
         write_run(tmp_path / reward, "--algo", "pg", "--env.reward", reward)
-    settings = grouped(tmp_path).settings
-    rows = paper_rows(list(zip(settings, summarize_settings(settings), strict=True)))
-    assert [row[0] for row in rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
+    table = paper_table(grouped(tmp_path).settings)
+    assert table is not None
+    assert [row[0] for row in table.rows] == ["pg", "pg", "dpg", "ddpg", "ppo"]
     assert TABLE_6A["ppo"] == Spread(78.28, 0.08)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mtkd_env.computing import Computing
-from mtkd_env.data import BatchStream, ImageData, evaluation_batches
+from mtkd_env.data import BatchStream, DataSpec, ImageData
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import EnvSpec, MTKDVectorEnv
 from mtkd_env.networks.base import Network
@@ -97,6 +97,12 @@ def data(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1, test: int = 40) -> ImageDa
         flip=False,
         crop_padding=1,
     )
+
+
+def load_dataset(
+    name: Any, /, *, test_fraction: float = 0.0, augmentation: str | None = None, **arguments: Any
+) -> Any:
+    return DataSpec(name, arguments, test_fraction=test_fraction, augmentation=augmentation).load()
 
 
 def training_set(train: int = NUM_ENVS * STEPS_PER_EPOCH + 1) -> TrainingSet:
@@ -296,8 +302,7 @@ class Told:
 def _evaluated(part: str, device: torch.device | str = "cpu") -> Any:
     images = training_set()
     split = images.splits.train if part == "train" else images.splits.test
-    mean, std = images.data.mean, images.data.std
-    return evaluation_batches(split, 16, mean=mean, std=std, device=device)
+    return images.data.evaluation_batches(split, 16, device=device)
 
 
 def make_state(

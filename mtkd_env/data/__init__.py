@@ -11,7 +11,7 @@ Data know neither what is trained on them nor how.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from mtkd_env.data.dataset import ImageData, ImageSet
 from mtkd_env.data.image_files import ImageFiles
 from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import LabelSpec, Split, Splits
-from mtkd_env.data.stream import BatchStream, StreamState, evaluation_batches
+from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError, check_arguments
 from mtkd_env.files import user_path, whole_path
@@ -39,10 +39,6 @@ __all__ = [
     "Mixing",
     "Split",
     "Splits",
-    "StreamState",
-    "dataset_arguments",
-    "evaluation_batches",
-    "load_dataset",
     "load_training_images",
 ]
 
@@ -126,11 +122,16 @@ class DataSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        arguments = dataset_arguments(self.dataset, self.arguments, "arguments")
+        load = DATASET.find(self.dataset)
+        check_arguments(load, self.arguments, "arguments")
+        arguments = typed(load, self.arguments, "arguments")
+        parameters = inspect.signature(load).parameters
+        for key in arguments.keys() & parameters.keys():
+            # So that a run's configuration means the same from another working directory.
+            if isinstance(arguments[key], str) and Path in get_args(parameters[key].annotation):
+                arguments[key] = whole_path(arguments[key])
         object.__setattr__(self, "arguments", arguments)
-        Mixing(self.mixup, self.cutmix)
-        ViewSet(self.views, self.view_seed)
-        _ = self.labels
+        _ = self.mixing, self.view_set, self.labels
 
     def load(self) -> ImageSet[Any]:
         """The dataset, with test images and the augmentation.
@@ -167,60 +168,6 @@ class DataSpec(Options):
     def view_set(self) -> ViewSet:
         """Which of its views an image is seen in."""
         return ViewSet(self.views, self.view_seed)
-
-
-def dataset_arguments(name: Named, arguments: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Arguments of a dataset, checked without loading it.
-
-    Args:
-        name: What `DATASET` finds.
-        arguments: Arguments of the dataset itself.
-        path: Where they stand, for errors.
-
-    Returns:
-        The same in the types that the dataset says; paths mean the same from another working
-        directory.
-
-    Raises:
-        ConfigError: An unknown name, or an argument that the dataset does not take or that is of
-            another type.
-    """
-    load = DATASET.find(name)
-    check_arguments(load, arguments, path)
-    parameters = inspect.signature(load).parameters
-    return {
-        key: whole_path(value)
-        if isinstance(value, str)
-        and key in parameters
-        and Path in get_args(parameters[key].annotation)
-        else value
-        for key, value in typed(load, arguments, path).items()
-    }
-
-
-def load_dataset(
-    name: Named,
-    /,
-    *,
-    test_fraction: float = 0.0,
-    augmentation: str | None = None,
-    **arguments: Any,
-) -> ImageSet[Any]:
-    """A dataset; see `DataSpec`.
-
-    Args:
-        name: What `DATASET` finds.
-        test_fraction: Share of the training images to report on.
-        augmentation: Name of the augmentation.
-        **arguments: Arguments of the dataset itself, such as `path`.
-
-    Raises:
-        ConfigError: A name or an argument that `dataset_arguments` refuses, an argument that is
-            missing, or images that cannot be read.
-    """
-    named = dataset_arguments(name, arguments, name_of(name))
-    spec = DataSpec(name, named, test_fraction=test_fraction, augmentation=augmentation)
-    return spec.load()
 
 
 def load_training_images(path: str, data: ImageSet[Any]) -> Any:

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import Any, Generic
+from typing import Generic
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
+from mtkd_env.data.augment import normalize
 from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import (
@@ -26,12 +27,13 @@ from mtkd_env.data.split import (
     Split,
     Splits,
     divide,
+    shard_rows,
     test_division,
     train_targets,
 )
-from mtkd_env.data.stream import BatchStream, evaluation_batches
+from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import FRESH, DrawnViews, MemoryViews, Views, ViewSet
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_at_least_1, check_name
 from mtkd_env.files import digest_of
 from mtkd_env.types import UNKNOWN, Batch
 
@@ -87,7 +89,7 @@ class ImageSet(ABC, Generic[S]):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Names what training and evaluation depend on; where the images are does not count."""
+        """SHA-256 of all that training and evaluation depend on, but names and places."""
 
     @property
     @abstractmethod
@@ -160,12 +162,13 @@ class ImageSet(ABC, Generic[S]):
         parts = divide(whole.targets, val_fraction, seed, train_size, labels, reserved)
         seen = train_targets(whole.targets, parts, labels, self.num_classes)
         train = whole.take(parts.train).relabelled(seen)
-        own = len(parts.heldout)
         return Splits(
             train=train,
             val=whole.take(parts.val) if len(parts.val) else val,
             test=test,
-            labelled=whole.take(parts.heldout) if own else train.take(_positions(seen != UNKNOWN)),
+            labelled=whole.take(parts.heldout)
+            if len(parts.heldout)
+            else train.take((seen != UNKNOWN).nonzero().squeeze(1)),
         )
 
     def stream(
@@ -179,17 +182,7 @@ class ImageSet(ABC, Generic[S]):
         mixing: Mixing = UNMIXED,
         view_set: ViewSet = FRESH,
     ) -> BatchStream:
-        """Endless augmented batches of a split; see `BatchStream` for the arguments.
-
-        Args:
-            split: The images.
-            batch_size: Images in every batch, over all processes.
-            device: Where the batches are made.
-            seed: Seed of order and augmentation.
-            shard: Which process this is, and of how many.
-            mixing: How images are mixed.
-            view_set: Which views of them are seen.
-        """
+        """Endless augmented batches of a split; see `BatchStream` for the arguments."""
         return BatchStream(
             self.views(split, torch.device(device), view_set),
             batch_size=batch_size,
@@ -201,17 +194,17 @@ class ImageSet(ABC, Generic[S]):
 
     @abstractmethod
     def views(self, split: S, device: torch.device, view_set: ViewSet) -> Views:
-        """Augmented views of a split.
-
-        Raises:
-            ConfigError: A set of views that the images do not have.
-        """
+        """Augmented views of a split; a `ConfigError` for a set of views that it does not have."""
 
     @abstractmethod
     def evaluation_batches(
         self, split: S, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE
     ) -> Iterator[Batch]:
-        """One unaugmented pass over a split in its order; each of several processes has a part."""
+        """One unaugmented pass over a split in its order; the last batch may be smaller.
+
+        Of several processes, each passes over a part of its own. To pass often without copying the
+        images each time, give a split that is on the device.
+        """
 
     @abstractmethod
     def pixels(self, split: S, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
@@ -333,11 +326,7 @@ class ImageData(ImageSet[Split]):
         )
 
     def augmented(self, name: str) -> "ImageData":
-        """The same under another augmentation.
-
-        Raises:
-            ConfigError: It has none of that name, or that is for other images.
-        """
+        """The same under another augmentation, which may be for images of 1 or 3 channels only."""
         check_name(AUGMENTATIONS, name, "augmentation")
         if name in DRAWN and self.image_shape[0] not in {1, 3}:
             raise _wrong("augmentation", "images of 1 or 3 channels", self.image_shape[0])
@@ -356,14 +345,24 @@ class ImageData(ImageSet[Split]):
             view_set=view_set,
         )
         drawn = DRAWN.get(self.augmentation)
-        return DrawnViews(crops, _transform(drawn)) if drawn else crops
+        if drawn is None:
+            return crops
+        from torchvision.transforms import v2
+
+        return DrawnViews(crops, getattr(v2, drawn)())
 
     def evaluation_batches(
         self, split: Split, batch_size: int, *, device: torch.device | str, shard: Shard = WHOLE
     ) -> Iterator[Batch]:
         """One unaugmented pass over a split."""
-        return evaluation_batches(
-            split, batch_size, mean=self.mean, std=self.std, device=device, shard=shard
+        check_at_least_1(batch_size=batch_size)
+        split, mean, std = split.to(device), self.mean.to(device), self.std.to(device)
+        positions = torch.arange(len(split), device=device)
+        rows = shard_rows(len(split), shard)
+        parts = (part[rows].split(batch_size) for part in (split.images, split.targets, positions))
+        return (
+            Batch(normalize(images, mean, std), targets, index)
+            for images, targets, index in zip(*parts, strict=True)
         )
 
     def pixels(self, split: Split, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
@@ -371,20 +370,12 @@ class ImageData(ImageSet[Split]):
         return split.images[positions]
 
 
-def _positions(mask: Tensor) -> Int64[Tensor, " N"]:
-    return mask.nonzero().squeeze(1)
-
-
 def _wrong(what: str, expected: str, found: object) -> ConfigError:
     return ConfigError(f"{what}: expected {expected}, found {found}")
 
 
 def check_more_images(data: ImageSet[Split], images: Tensor, targets: Tensor) -> None:
-    """Checks that further training images are of the shape and the classes of a dataset.
-
-    Raises:
-        ConfigError: They are not; names the array.
-    """
+    """Checks that further training images are of the shape and the classes of a dataset."""
     _check_images("x_train", images)
     if images.shape[1:] != data.image_shape:
         expected = f"images of shape {data.image_shape} as in {data.name}"
@@ -393,11 +384,7 @@ def check_more_images(data: ImageSet[Split], images: Tensor, targets: Tensor) ->
 
 
 def check_same_length(part: str, images: Tensor, targets: Tensor) -> None:
-    """Checks that there is a label, known or not, for every image.
-
-    Raises:
-        ConfigError: There is not; names the array of the part.
-    """
+    """Checks that there is a label, known or not, for every image."""
     if len(images) != len(targets):
         raise _wrong(f"y_{part}", f"{len(images)} labels as in x_{part}", len(targets))
 
@@ -428,10 +415,3 @@ def _check_targets(what: str, targets: Tensor, num_classes: int, *, missing: boo
     if low < least or high >= num_classes:
         found = low if low < least else high
         raise _wrong(what, f"labels from 0 to {num_classes - 1}", found)
-
-
-def _transform(name: str) -> Any:
-    """One of torchvision's, which is imported when it is used."""
-    from torchvision.transforms import v2
-
-    return getattr(v2, name)()

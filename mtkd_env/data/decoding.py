@@ -62,15 +62,7 @@ class View:
         return self.make(image if self.choose is None else self.choose(image.size).of(image))
 
     def read(self, path: str, *, exif: bool) -> Tensor:
-        """Of an image file.
-
-        Args:
-            path: The file.
-            exif: Whether it is turned as its EXIF data says.
-
-        Raises:
-            ConfigError: It cannot be read; names it.
-        """
+        """Of an image file, turned as its EXIF data says if `exif`."""
         if self.choose is None:
             return self.make(read_image(path, exif=exif))
         return self.make(read_part(path, self.choose, exif=exif))
@@ -85,13 +77,7 @@ def central_view(image_size: int, resize: int, interpolation: str) -> View:
 
 
 def _random_part(image_size: int, scaled: bool, size: tuple[int, int]) -> Part:
-    """What torchvision's `RandomResizedCrop` would cut out.
-
-    Args:
-        image_size: What it will be resized to [pixels].
-        scaled: Whether it may have been made smaller before, down to that.
-        size: Width and height of the image.
-    """
+    """What torchvision's `RandomResizedCrop` would cut out of an image of such width and height."""
     from torchvision.transforms import v2
 
     # Only the size of an image is looked at.
@@ -131,10 +117,6 @@ def deit_view(image_size: int, *, scaled: bool = False) -> View:
     The augmentation of DeiT (Touvron et al., 2021), appendix, table 9. Its RandAugment is timm's,
     whose scale of ten levels is kept; torchvision's always applies both of the operations that it
     draws, where timm's skips each with probability 1/2, and never adds to dark pixels alone.
-
-    Args:
-        image_size: Height and width [pixels].
-        scaled: Whether images may be decoded smaller; see `reading.read_part`.
     """
     from torchvision.transforms import InterpolationMode, v2
 
@@ -206,13 +188,7 @@ class Ahead:
 
     @classmethod
     def within(cls, prefetch_bytes: int, chunk_bytes: int, workers: int) -> "Ahead":
-        """As much as fits into some memory, but at least one chunk.
-
-        Args:
-            prefetch_bytes: Bytes that all chunks made ahead may take together.
-            chunk_bytes: Bytes of one chunk.
-            workers: Processes that may decode.
-        """
+        """As much as fits into some memory, but at least one chunk, by at most so many workers."""
         chunks = max(1, prefetch_bytes // chunk_bytes)
         workers = min(workers, chunks)
         return cls(workers, min(MOST_AHEAD, chunks // workers) if workers else 0)
@@ -283,18 +259,7 @@ def made(
 def decode(
     requests: Iterable[Request], view: View, ahead: Ahead, *, pin: bool, exif: bool = False
 ) -> Iterator[Tensor]:
-    """A tensor of views for every request, in order; the workers end with the iteration.
-
-    Args:
-        requests: What the tensors hold.
-        view: What is made of each image.
-        ahead: How much is decoded ahead.
-        pin: Whether tensors lie where a GPU can fetch them without the host's waiting.
-        exif: Whether images are turned as their EXIF data says.
-
-    Raises:
-        ConfigError: An image that cannot be read, named; or a worker that was killed.
-    """
+    """A tensor of views for every request, in order; see `made` and `View.read`."""
     return made(
         partial(_views, view, exif),
         requests,

@@ -58,8 +58,6 @@ class FileSplit(ImageSplit):
     Attributes:
         root: Folder that the names are relative to.
         names: Name of each file.
-        targets: Class of each image.
-        index: Position of each image among those of its folder.
     """
 
     root: Path
@@ -75,10 +73,6 @@ class FileSplit(ImageSplit):
         """A part of the split."""
         names = [self.names[position] for position in positions.tolist()]
         return FileSplit(self.root, names, self.targets[positions], self.index[positions])
-
-    def numbered(self) -> "FileSplit":
-        """The same images, as what others are taken from."""
-        return replace(self, index=torch.arange(len(self)))
 
     def contents(self) -> Iterator[bytes]:
         """Name, size and class of each file; to read the pixels would take longer than an epoch."""
@@ -180,7 +174,7 @@ class ImageFiles(ImageSet[FileSplit]):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of names, sizes and classes of the files, and of what is made of them."""
+        """That of names, sizes and classes of the files, and of what is made of them."""
         sizes = (self.image_size, self.resize, self.interpolation)
         flags = [name for name in ("exif", "scaled") if getattr(self, name)]
         settings = (*sizes, self.augmentation, self.repeats, *flags)
@@ -195,22 +189,15 @@ class ImageFiles(ImageSet[FileSplit]):
 
     def with_test(self, train: FileSplit, test: FileSplit) -> "ImageFiles":
         """The same with other images to train on and to report on."""
-        return replace(self, train=train.numbered(), test=test.numbered())
+        train, test = (replace(one, index=torch.arange(len(one))) for one in (train, test))
+        return replace(self, train=train, test=test)
 
     def augmented(self, name: str) -> "ImageFiles":
-        """The same under another augmentation.
-
-        Raises:
-            ConfigError: It has none of that name.
-        """
+        """The same under another augmentation."""
         return replace(self, augmentation=name)
 
     def views(self, split: FileSplit, device: torch.device, view_set: ViewSet) -> Views:
-        """Augmented views of images that worker processes decode.
-
-        Raises:
-            ConfigError: Few views of images that occur several times in an epoch.
-        """
+        """Augmented views of images that worker processes decode."""
         if view_set.count is not None and self.repeats > 1:
             raise ConfigError(
                 f"views: expected none where repeats is {self.repeats}, since all of an image's "
@@ -254,15 +241,7 @@ class ImageFiles(ImageSet[FileSplit]):
 
 
 class FileViews(SeededViews):
-    """Views of image files.
-
-    Args:
-        data: How images are decoded.
-        split: Which ones.
-        device: Where the batches are needed.
-        augment: False gives central views.
-        view_set: Which views of them are seen.
-    """
+    """Views of image files; central ones without `augment`."""
 
     def __init__(
         self,

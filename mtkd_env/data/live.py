@@ -71,11 +71,7 @@ class LiveImages(ImageData):
         return replace(images, places=train.places)
 
     def augmented(self, name: str) -> "LiveImages":
-        """The same; to what is drawn nothing is done.
-
-        Raises:
-            ConfigError: An augmentation is asked for.
-        """
+        """The same; to what is drawn nothing is done."""
         if name != NONE:
             raise ConfigError(
                 f"augmentation: expected none, because {self.name} itself draws its images at "
@@ -91,14 +87,7 @@ class LiveImages(ImageData):
 
 
 class LiveViews(SeededViews):
-    """Images that are drawn under a seed each.
-
-    Args:
-        data: What draws them.
-        split: Which ones.
-        device: Where the batches are needed.
-        view_set: Which views of them are seen.
-    """
+    """Images that are drawn under a seed each."""
 
     def __init__(
         self, data: LiveImages, split: LiveSplit, device: torch.device, view_set: ViewSet

@@ -63,28 +63,17 @@ def loader(found: Any) -> Callable[..., ImageSet[Any]]:
         found: What `fits`.
     """
     named = name_of(found)
+    if not _makes(found):
+        return partial(collected, found, named)
 
     def load(**arguments: Any) -> ImageSet[Any]:
-        if not _makes(found):
-            return collected(found, named, **arguments)
         made = found(**arguments)
         if not fits(made) or _makes(made):
             raise ConfigError(f"'{named}' gives {made!r}, expected {EXPECTED}")
         return collected(made, named)
 
-    signature: Any = found if _makes(found) else _arguments
-    load.__wrapped__ = signature  # type: ignore[attr-defined]  # what `inspect.signature` follows
+    load.__wrapped__ = found  # type: ignore[attr-defined]  # what `inspect.signature` follows
     return load
-
-
-def _arguments(
-    name: str | None = None,
-    flip: bool | None = None,
-    crop_padding: int | None = None,
-    num_classes: int | None = None,
-    workers: int = 0,
-) -> None:
-    """Those of images that are there already."""
 
 
 def collected(

@@ -50,11 +50,7 @@ class Preprocessing(Options):
         return self.normalized(self.pixels(image).unsqueeze(0)).squeeze(0)
 
     def pixels(self, image: Image.Image | str | Path) -> UInt8[Tensor, "K H W"]:
-        """An image, or that of a file, as bytes of the size that the network sees.
-
-        Raises:
-            ConfigError: See above.
-        """
+        """An image, or that of a file, as bytes of the size that the network sees; see above."""
         channels, height, width = self.image_shape
         if channels not in MODES:
             raise ConfigError(f"images with {channels} channels are not read from pictures")

@@ -69,11 +69,7 @@ def is_image(name: str) -> bool:
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, of which the pixels are not read yet.
-
-    Raises:
-        ConfigError: It cannot be read, there or in the block; names it.
-    """
+    """An image file, of which the pixels are not read yet, and may be in the block."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_planes(image)
@@ -126,13 +122,9 @@ def read_image(path: str | Path, *, exif: bool = False) -> Image.Image:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an image.
+    """A part of an image, from left and top until before right and bottom [pixels].
 
     Attributes:
-        left: Where it begins [pixels].
-        top: Likewise.
-        right: Where it has ended [pixels].
-        bottom: Likewise.
         needed: The least height and width [pixels] that will do; by default all that it has.
     """
 
@@ -207,22 +199,14 @@ def colors(image: Image.Image, *, exif: bool = False) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """An image as bytes (K, H, W): of one channel if it is grey, else of three.
-
-    Raises:
-        ValueError: The range of its numbers is not known.
-    """
+    """An image as bytes (K, H, W): of one channel if it is grey, else of three; see `colors`."""
     shown = np.asarray(colors(image)).transpose(2, 0, 1)
     grey = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
     return np.ascontiguousarray(shown[:1] if grey else shown)
 
 
 def _bytes(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey values of 16 bits or of floats, as bytes.
-
-    Raises:
-        ValueError: Their range is not known.
-    """
+    """Grey values of 16 bits or of floats, as bytes; a `ValueError` if their range is not known."""
     values = np.asarray(image)
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in SCALED_TO_16_BITS):
         return ((values.astype(np.int64) + LEVELS // 2) // LEVELS).astype(np.uint8)

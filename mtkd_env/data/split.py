@@ -58,13 +58,7 @@ class ImageSplit(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Split(ImageSplit):
-    """Images in memory.
-
-    Attributes:
-        images: Unnormalised images.
-        targets: Class of each image.
-        index: Position of each image in the array it was taken from.
-    """
+    """Images in memory, unnormalised."""
 
     images: UInt8[Tensor, "N K H W"]
     targets: Int64[Tensor, " N"]
@@ -107,14 +101,8 @@ class Splits(Generic[S]):
 class LabelSpec:
     """Which labels of the student's images are there, and which of them are wrong.
 
-    Attributes:
-        labelled: Number of images that keep their label, as they come, or 0; all of them by
-            default. What is held out for choices and for rewards is taken from these.
-        labelled_seed: Seed of that choice; not the run's, so that all runs know the same labels.
-        heldout: Labelled images to set apart, which no loss sees and whose labels are never wrong:
-            what the reward `heldout` and the gate look at, instead of those that are trained on.
-        label_noise: Share of the other labels that are drawn anew, uniformly over all classes.
-        label_noise_seed: Seed of which ones, and of what they become.
+    What is held out for choices and for rewards is taken from the labelled images, and noise is in
+    the labels of the others; see the options of `DataSpec` of the same names.
 
     Raises:
         ConfigError: A negative count or seed, or a share outside [0, 1].
@@ -259,14 +247,7 @@ def _labelled(
 def train_targets(
     targets: Int64[Tensor, " N"], division: Division, labels: LabelSpec, num_classes: int
 ) -> Int64[Tensor, " T"]:
-    """The labels that the student's images have: hidden ones are gone, some may be wrong.
-
-    Args:
-        targets: Class of every training image.
-        division: What they are for.
-        labels: Which labels are there.
-        num_classes: C.
-    """
+    """The labels that the student's images have: hidden ones are gone, some may be wrong."""
     seen = torch.full_like(targets, UNKNOWN)
     known = targets[division.labelled]
     seen[division.labelled] = with_noise(
@@ -278,14 +259,7 @@ def train_targets(
 def with_noise(
     targets: Int64[Tensor, " N"], share: float, num_classes: int, seed: int
 ) -> Int64[Tensor, " N"]:
-    """Labels of which a share is drawn anew, uniformly over all C classes; 1/C of those stay right.
-
-    Args:
-        targets: The labels.
-        share: Share of them to draw anew.
-        num_classes: C.
-        seed: Seed of which ones, and of what they become.
-    """
+    """Labels of which a share is drawn anew, uniformly over all C classes; 1/C of it stays."""
     if share == 0:
         return targets
     random = torch.Generator().manual_seed(derive_seed(seed, "label noise"))

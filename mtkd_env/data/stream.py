@@ -1,35 +1,24 @@
-"""Batches on one device: an endless, seeded, resumable stream to train on, and a plain pass.
+"""Batches on one device: an endless, seeded, resumable stream to train on.
 
 A stream decides which images come when; how a view of an image is made is the business of its
 `Views`. All random numbers of an epoch are drawn on the CPU, so that they are the same on every
 device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
-from mtkd_env.data.augment import normalize
 from mtkd_env.data.mixing import Mixer
-from mtkd_env.data.split import WHOLE, Shard, Split, shard_rows
+from mtkd_env.data.split import WHOLE, Shard, shard_rows
 from mtkd_env.data.views import LARGEST_SEED, Views
-from mtkd_env.errors import ConfigError, check_at_least_1
+from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed
 from mtkd_env.types import Batch
-
-
-class StreamState(TypedDict):
-    """Where a stream is; `samples` and `batch_size` guard against another stream's state."""
-
-    generator: Tensor
-    epoch: int
-    step: int
-    samples: int
-    batch_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +57,9 @@ class BatchStream(Iterator[Batch]):
             keeps its length, so that others do not occur.
 
     Attributes:
-        views: What makes the batches.
-        teaching: What lets them bring the teachers' outputs along; nothing by default. It does not
-            change where the stream is.
-        batch_size: Number of images in every batch, over all processes.
-        local_batch_size: Number of them that this process gets.
+        teaching: What lets batches bring the teachers' outputs along; nothing by default. It does
+            not change where the stream is.
+        local_batch_size: Number of images in a batch that this process gets.
         samples: Number of images in the split.
         steps_per_epoch: Number of batches in an epoch.
         epoch: Number of completed epochs.
@@ -123,7 +110,9 @@ class BatchStream(Iterator[Batch]):
         batches, self._batches = self._batches or self._epoch_batches(), None
         batch = next(batches)
         self._batches = batches
-        self._advance()
+        self.step += 1
+        if self.step == self.steps_per_epoch:
+            self._begin(self.epoch + 1, step=0)
         return batch
 
     @property
@@ -136,8 +125,11 @@ class BatchStream(Iterator[Batch]):
         self._generator.manual_seed(derive_seed(seed, "stream"))
         self._begin(epoch=0, step=0)
 
-    def state_dict(self) -> StreamState:
-        """All that the next batches depend on, the same in each of several processes."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next batches depend on, the same in each of several processes.
+
+        `samples` and `batch_size` guard against another stream's state.
+        """
         return {
             "generator": self._start,  # Made anew for every epoch, and never written into.
             "epoch": self.epoch,
@@ -146,7 +138,7 @@ class BatchStream(Iterator[Batch]):
             "batch_size": self.batch_size,
         }
 
-    def load_state_dict(self, state: StreamState) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where another stream over the same split was.
 
         Raises:
@@ -167,11 +159,6 @@ class BatchStream(Iterator[Batch]):
         self.epoch, self.step = epoch, step
         self._start = self._generator.get_state()
         self._batches = None
-
-    def _advance(self) -> None:
-        self.step += 1
-        if self.step == self.steps_per_epoch:
-            self._begin(self.epoch + 1, step=0)
 
     def _epoch_batches(self) -> Iterator[Batch]:
         """This process's rows of the batches that the epoch still holds."""
@@ -207,31 +194,3 @@ class BatchStream(Iterator[Batch]):
         # Within a batch the views of an image lie apart, where mixing does not pair them.
         batch, copy = places // self.batch_size, places % self._repeats
         return repeated[torch.argsort(batch * self._repeats + copy, stable=True)]
-
-
-def evaluation_batches(
-    split: Split,
-    batch_size: int,
-    *,
-    mean: Float32[Tensor, " K"],
-    std: Float32[Tensor, " K"],
-    device: torch.device | str,
-    shard: Shard = WHOLE,
-) -> Iterator[Batch]:
-    """One pass over a split in its order, normalised only; the last batch may be smaller.
-
-    Of several processes, each passes over a part of its own. To pass often without copying the
-    images each time, give a split that is on the device.
-
-    Raises:
-        ConfigError: A batch size below 1.
-    """
-    check_at_least_1(batch_size=batch_size)
-    split, mean, std = split.to(device), mean.to(device), std.to(device)
-    positions = torch.arange(len(split), device=device)
-    rows = shard_rows(len(split), shard)
-    parts = (part[rows].split(batch_size) for part in (split.images, split.targets, positions))
-    return (
-        Batch(normalize(images, mean, std), targets, index)
-        for images, targets, index in zip(*parts, strict=True)
-    )

@@ -20,12 +20,7 @@ LARGEST_SEED = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class ViewSet:
-    """Which of its views an image is seen in.
-
-    Attributes:
-        count: Views of each image, one after the other in the epochs; None for a new one at
-            random every time.
-        seed: Seed of the choice of so many.
+    """Which of its views an image is seen in: `views` and `view_seed` of `DataSpec`.
 
     Raises:
         ConfigError: A count below 1, or a negative seed.
@@ -46,14 +41,10 @@ FRESH = ViewSet()
 class Views(ABC):
     """Makes batches of normalised views of the images of a split.
 
-    Args:
-        targets: Class of each image, where the batches are made.
-        view_set: Which of the views are seen.
-
     Attributes:
         count: Number of views that an image has, 0 to count - 1; None where they have no numbers.
-        targets: Class of each image.
-        device: Where the batches are made.
+        targets: Class of each image, where the batches are made.
+        device: That place.
         view_set: Which of the views are seen.
         chosen: Of a few views only, those of each image in their turn: numbers, or seeds that make
             them; on the host.
@@ -111,12 +102,8 @@ class Views(ABC):
 class SeededViews(Views):
     """Views that are each made from a seed; see `Views`.
 
-    Args:
-        targets: Class of each image, where the batches are made.
-        view_set: Which of the views are seen. A view depends on the image's place among all of its
-            dataset, on its number and on the seed of the set.
-        index: That place, on the CPU.
-        alike: Whether all views of an image are the same one.
+    One of a few views depends on the image's place among all of its dataset (`index`, on the CPU),
+    on its number and on the seed of the set. Where all are `alike`, there is one.
     """
 
     def __init__(
@@ -169,9 +156,6 @@ class MemoryViews(Views):
         padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
         view_set: Which of the views are seen.
-
-    Raises:
-        ConfigError: More views than there are.
     """
 
     def __init__(
@@ -245,9 +229,6 @@ class DrawnViews(Views):
     Args:
         crops: The crops and mirrors.
         transform: Changes an image of bytes (K, H, W), by torch's global generator of the CPU.
-
-    Raises:
-        ConfigError: Some views only, which these images do not have.
     """
 
     def __init__(self, crops: MemoryViews, transform: Callable[[Tensor], Tensor]) -> None:

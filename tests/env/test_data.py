@@ -14,18 +14,11 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 
 from fake_datasets import FAKES, IN_MEMORY
-from mtkd_env.data import (
-    BatchStream,
-    ImageData,
-    Split,
-    digits,
-    evaluation_batches,
-    load_dataset,
-    npz,
-)
+from mtkd_env.data import BatchStream, ImageData, Split, digits, npz
 from mtkd_env.data.augment import Crops, normalize
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
+from tiny import load_dataset
 
 DIGITS_DIGEST = "dceb30033c91cc32f3045b75223179c7a1f07f925e063601b72438795de00fc6"
 DIGITS_STREAM = "795ae9471dadfa5c0f90e3a4b15cb6245761d96c2ac1d1fb56f39e0d5de816ee"
@@ -223,7 +216,7 @@ def test_unknown_dataset_is_named_with_the_nearest() -> None:
 
 
 def test_unknown_dataset_argument_is_named_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"npz\.pth: unknown key; did you mean 'path'"):
+    with pytest.raises(ConfigError, match=r"arguments\.pth: unknown key; did you mean 'path'"):
         load_dataset("npz", pth="x")
 
 
@@ -641,8 +634,7 @@ def test_stream_never_waits_for_the_gpu() -> None:
 
 
 def evaluation(split: Split, batch_size: int, data: ImageData) -> list[Batch]:
-    passed = evaluation_batches(split, batch_size, mean=data.mean, std=data.std, device="cpu")
-    return list(passed)
+    return list(data.evaluation_batches(split, batch_size, device="cpu"))
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 10, 100])

@@ -19,7 +19,7 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms import v2
 
 from fake_datasets import IMAGE_SIZE, RESIZE, draw, write_images
-from mtkd_env.data import BatchStream, ImageFiles, Mixing, decoding, load_dataset
+from mtkd_env.data import BatchStream, ImageFiles, Mixing, decoding
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import (
     CHUNK,
@@ -38,6 +38,7 @@ from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 from mtkd_env.types import Batch
+from tiny import load_dataset
 
 BATCH = 8
 CLASSES = ("cat", "dog", "fox")
@@ -373,8 +374,8 @@ def test_workers_end_with_their_stream_or_pass(load: Callable[..., ImageFiles]) 
 @pytest.mark.slow
 def test_program_that_ends_in_mid_epoch_ends_quietly(root: Path) -> None:
     program = f"""
-from mtkd_env.data import load_dataset
-data = load_dataset("folder", root={str(root)!r}, workers=2)
+from mtkd_env.data import DataSpec
+data = DataSpec("folder", {{"root": {str(root)!r}, "workers": 2}}).load()
 stream = data.stream(data.train, batch_size=4, device="cpu", seed=0)
 next(stream)
 passing = data.evaluation_batches(data.test, 4, device="cpu")

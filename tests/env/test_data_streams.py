@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from fake_datasets import FAKES
-from mtkd_env.data import BatchStream, ImageSet, Mixing, load_dataset
+from mtkd_env.data import BatchStream, ImageSet, Mixing
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
+from tiny import load_dataset
 
 BATCH = 6
 BOTH = Mixing(mixup=0.8, cutmix=1.0)

@@ -22,11 +22,12 @@ from fake_datasets import (
     write_fashion_mnist,
     write_images,
 )
-from mtkd_env.data import DATASETS, ImageData, ImageFiles, ImageSet, load_dataset
+from mtkd_env.data import DATASETS, ImageData, ImageFiles, ImageSet
 from mtkd_env.data.download import data_folder
 from mtkd_env.data.folder import _names
 from mtkd_env.errors import ConfigError
 from mtkd_env.registration import ENV_NAMES
+from tiny import load_dataset
 
 DOWNLOADED = ("cifar10", "cifar100", "fashion_mnist")
 KINDS: dict[str, Any] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "fashion_mnist": FashionMNIST}
@@ -377,7 +378,7 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
         ({"augmentation": "diet"}, "unknown augmentation 'diet'; did you mean 'deit'"),
         ({"repeats": 0}, "repeats: expected at least 1, got 0"),
         ({"workers": -1}, "workers: expected a finite number >= 0, got -1"),
-        ({"worker": 1}, r"folder\.worker: unknown key; did you mean 'workers'"),
+        ({"worker": 1}, r"arguments\.worker: unknown key; did you mean 'workers'"),
     ],
 )
 def test_value_that_cannot_be_used_is_named(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fake_datasets import write_images
 from mtkd_env import losses
-from mtkd_env.data import ImageData, load_dataset
+from mtkd_env.data import ImageData
 from mtkd_env.data.split import Split
 from mtkd_env.distiller import Distillation, Distiller
 from mtkd_env.errors import ConfigError
@@ -35,6 +35,7 @@ from tiny import (
     batch,
     data,
     generator,
+    load_dataset,
     make_tiny_distiller,
     make_tiny_env,
     perturb,

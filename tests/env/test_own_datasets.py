@@ -16,13 +16,13 @@ from torch.utils.data import Dataset, TensorDataset
 
 from fake_datasets import write_images
 from mtkd_env import DataSpec, assemble
-from mtkd_env.data import ImageData, load_dataset
+from mtkd_env.data import ImageData
 from mtkd_env.data.dataset import AUGMENTATIONS, DRAWN
 from mtkd_env.data.split import test_division as division
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import all_seeded
 from mtkd_env.types import UNKNOWN
-from tiny import data, label
+from tiny import data, label, load_dataset
 from users_objects import SIZE, Squares, squares
 
 

@@ -10,7 +10,6 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from torchvision.datasets.folder import pil_loader
 
-from mtkd_env.data import load_dataset
 from mtkd_env.data.reading import (
     BITS,
     ORIENTATION,
@@ -24,6 +23,7 @@ from mtkd_env.data.reading import (
     visible,
 )
 from mtkd_env.errors import ConfigError
+from tiny import load_dataset
 
 # Every value of 16 bits, and what each is in 8.
 RAMP = np.arange(2**16, dtype=np.uint16).reshape(256, 256)

@@ -13,14 +13,14 @@ from torchvision import models
 import mtkd_env
 from fake_datasets import write_images
 from mtkd_env import ConfigError, load_student
-from mtkd_env.data import ImageSet, load_dataset
+from mtkd_env.data import ImageSet
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.files import DESCRIPTION, TENSORS
 from mtkd_env.networks import build_network
 from mtkd_env.networks.base import Network
 from mtkd_env.student import FILES, STEMS, save_student
 from students import describe
-from tiny import data, generator
+from tiny import data, generator, load_dataset
 
 # What they are made of; of every kind of names one.
 NETWORKS: dict[str, dict[str, Any]] = {

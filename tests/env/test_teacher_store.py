@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fake_datasets import write_images
-from mtkd_env.data import BatchStream, Mixing, load_dataset
+from mtkd_env.data import BatchStream, Mixing
 from mtkd_env.data.views import FRESH, MemoryViews, ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import build_network
@@ -29,6 +29,7 @@ from tiny import (
     CLASSES,
     NUM_ENVS,
     TEACHERS,
+    load_dataset,
     make_tiny_distiller,
     make_tiny_env,
     teachers,

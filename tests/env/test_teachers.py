@@ -11,7 +11,6 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from mtkd_env.data import evaluation_batches
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.files import load_checkpoint, save_checkpoint
@@ -63,9 +62,7 @@ def states_equal(first: nn.Module, second: nn.Module) -> bool:
 
 
 def accuracy(module: Network, images: TrainingSet) -> float:
-    mean, std = images.data.mean, images.data.std
-    batches = evaluation_batches(images.splits.test, 64, mean=mean, std=std, device="cpu")
-    return evaluate(module, batches).accuracy
+    return evaluate(module, images.evaluation_batches(images.splits.test, "cpu")).accuracy
 
 
 # The ensemble.

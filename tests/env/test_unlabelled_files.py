@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from fake_datasets import draw, write_images
-from mtkd_env.data import ImageFiles, load_dataset, npz
+from mtkd_env.data import ImageFiles, npz
 from mtkd_env.data.split import LabelSpec
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import UNKNOWN
+from tiny import load_dataset
 
 LABELS = np.arange(12) % 3
 

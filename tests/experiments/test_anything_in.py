@@ -32,7 +32,6 @@ from experiments.transfer.backbones import load_backbone
 from experiments.transfer.coco import read_coco
 from experiments.transfer.label_maps import load_label_maps
 from experiments.transfer.segmentation import SegmentationConfig
-from mtkd_env.data import load_dataset
 from mtkd_env.data.reading import read_image
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import (
@@ -45,6 +44,7 @@ from mtkd_env.files import (
     write_text,
 )
 from mtkd_env.teachers.pool import load_pool_spec
+from tiny import load_dataset
 
 few = settings(max_examples=12, derandomize=True, database=None, deadline=None)
 many = settings(max_examples=60, derandomize=True, database=None, deadline=None)

@@ -22,11 +22,11 @@ import tiny
 from experiments import compare, run, train_teachers
 from experiments.config import ExperimentConfig
 from fake_datasets import write_cifar, write_fashion_mnist, write_images
-from mtkd_env.data import load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from mtkd_env.networks import build_network
 from mtkd_env.teachers import load_pool_spec
+from tiny import load_dataset
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 

@@ -12,7 +12,7 @@ from benchmarking import config_of, one_line_error, read, start
 from experiments.benchmarks import Request
 from experiments.benchmarks.scaling import AXES, Point, Scaling, Setting
 from experiments.benchmarks.synthetic import on_noise, write_noise
-from mtkd_env.data import load_dataset
+from tiny import load_dataset
 
 SETTING = Setting(teachers=2, batch=16, width=1.0, size=8)
 

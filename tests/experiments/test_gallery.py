@@ -16,9 +16,10 @@ from experiments.gallery import (
 )
 from fake_datasets import write_images
 from known_optimum import started_env
-from mtkd_env.data import ImageData, load_dataset
+from mtkd_env.data import ImageData
 from mtkd_env.types import TeacherWeights
 from run_folders import gallery
+from tiny import load_dataset
 
 NAMES = ("none", "one", "two", "three")
 

@@ -18,7 +18,7 @@ from experiments.config import ExperimentConfig
 from experiments.config.experiment import AgentConfig
 from experiments.transfer.detection import DetectionConfig
 from experiments.transfer.segmentation import SegmentationConfig
-from mtkd_env.data import DataSpec, load_dataset
+from mtkd_env.data import DataSpec
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError
@@ -26,6 +26,7 @@ from mtkd_env.networks import build_network
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, build, default_values
 from mtkd_env.teachers import TeacherSpec
+from tiny import load_dataset
 
 
 @pytest.fixture(autouse=True)

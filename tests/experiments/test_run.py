@@ -23,7 +23,6 @@ from experiments.running.log import read_rows
 from experiments.training import BestStudent
 from mtkd_env import load_student
 from mtkd_env.agent_file import load_agent
-from mtkd_env.data import evaluation_batches, load_dataset
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import evaluate
 from mtkd_env.files import load_checkpoint
@@ -33,7 +32,7 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers import TrainingSet
 from sketches import pictures
-from tiny import seldom
+from tiny import load_dataset, seldom
 
 pytestmark = pytest.mark.usefixtures("_parsed_once")
 
@@ -204,10 +203,7 @@ class TestEveryMethod:
         student = small_student()
         student.load_state_dict(load_checkpoint(done.folder / "student.safetensors"))
         data = load_dataset("digits")
-        batches = evaluation_batches(
-            data.split().test, 64, mean=data.mean, std=data.std, device="cpu"
-        )
-        found = evaluate(student, batches)
+        found = evaluate(student, data.evaluation_batches(data.split().test, 64, device="cpu"))
         assert found.accuracy == result_of(done.folder)["last"]
 
     def test_keeps_an_agent_that_can_be_read(self, done: Run) -> None:

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 from mtkd_env.data import BatchStream
-from mtkd_env.data.stream import StreamState
 from mtkd_env.distiller import Distiller
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
@@ -78,7 +77,7 @@ class Row(BatchStream):
     def reseed(self, seed: int) -> None:
         self._whole.reseed(seed)
 
-    def state_dict(self) -> StreamState:
+    def state_dict(self) -> dict[str, Any]:
         return self._whole.state_dict()
 
 

@@ -1,7 +1,7 @@
 """Datasets of images with a class for every pixel: where they lie and what their labels mean."""
 
 import colorsys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.datasets import Cityscapes
 
 from experiments.transfer.label_views import IGNORED, Labelled, as_tensors, random_view
-from mtkd_env.data.reading import image_files, is_image, open_image, read_image, visible
+from mtkd_env.data.reading import image_files, open_image, read_image
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.files import user_path
 
@@ -29,29 +29,6 @@ BYTES = ("L", "P")
 
 # Step in hue from one class to the next.
 GOLDEN = 0.618034
-
-CITYSCAPES_LAYOUT = (
-    "expected leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and "
-    "gtFine/{train,val}/CITY/*_gtFine_labelIds.png"
-)
-ADE20K_LAYOUT = (
-    "expected images/{training,validation}/*.jpg and annotations/{training,validation}/*.png of "
-    "SceneParse150 (ADEChallengeData2016)"
-)
-COCO_STUFF_LAYOUT = (
-    "expected {train2017,val2017}/*.jpg and stuffthingmaps/{train2017,val2017}/*.png, or the same "
-    "in images/ and annotations/"
-)
-FOLDER_LAYOUT = (
-    "expected images/{train,val}/*.jpg or *.png, and of each a labels/{train,val}/*.png of the "
-    "same name, whose pixels hold classes from 0 on and 255 where none counts"
-)
-
-ADE20K_CLASSES = 150
-
-# Of COCO-Stuff's 182 labels, the things that occur in no label map, such as hat and window.
-COCO_STUFF_LABELS = 182
-COCO_STUFF_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})
 
 
 class Pair(NamedTuple):
@@ -124,98 +101,130 @@ class LabelMaps:
         return as_tensors(*self.read(self.val[position]))
 
 
-def load_cityscapes(root: Path) -> LabelMaps:
-    """Cityscapes (Cordts et al., 2016) with its fine labels: the 19 classes that are evaluated."""
-    kinds = [kind for kind in Cityscapes.classes if kind.id >= 0]
-    trained = sorted((kind.train_id, kind) for kind in kinds if kind.train_id != IGNORED)
-    return LabelMaps(
-        name="cityscapes",
-        num_classes=len(trained),
-        classes=_table({kind.id: kind.train_id for kind in kinds}),
-        train=_cityscapes_pairs(root, "train"),
-        val=_cityscapes_pairs(root, "val"),
-        colors=torch.tensor([kind.color for _, kind in trained], dtype=torch.uint8),
-    )
+class Dataset(NamedTuple):
+    """Where the files of a dataset lie, and what their labels mean.
 
-
-def _cityscapes_pairs(root: Path, part: str) -> tuple[Pair, ...]:
-    pictured, labelled = (
-        _folder(root, [f"{kind}/{part}"], CITYSCAPES_LAYOUT) for kind in ("leftImg8bit", "gtFine")
-    )
-    ends = "_leftImg8bit.png", "_gtFine_labelIds.png"
-    pairs = [
-        Pair(str(pictured / name), str(labelled / (name.removesuffix(ends[0]) + ends[1])))
-        for name in image_files(pictured)
-        if name.endswith(ends[0])
-    ]
-    return _checked(pairs, pictured, CITYSCAPES_LAYOUT)
-
-
-def load_ade20k(root: Path) -> LabelMaps:
-    """ADE20K (Zhou et al., 2017) as SceneParse150: 150 classes from 1 on, 0 is none of them."""
-    classes = {0: IGNORED, **{label: label - 1 for label in range(1, ADE20K_CLASSES + 1)}}
-    folders = (["images/{}"], ["annotations/{}"])
-    return _paired("ade20k", root, classes, folders, ("training", "validation"), ADE20K_LAYOUT)
-
-
-def load_coco_stuff(root: Path) -> LabelMaps:
-    """COCO-Stuff-164k (Caesar et al., 2018): 80 things and 91 kinds of stuff, 171 classes.
-
-    The labels of `stuffthingmaps`, in their order without those that do not occur, as
-    MMSegmentation numbers them; 255 is none of them.
-    """
-    used = [label for label in range(COCO_STUFF_LABELS) if label not in COCO_STUFF_UNUSED]
-    classes = {IGNORED: IGNORED, **{label: number for number, label in enumerate(used)}}
-    folders = (["{}", "images/{}"], ["stuffthingmaps/{}", "annotations/{}"])
-    parts = ("train2017", "val2017")
-    return _paired("coco_stuff", root, classes, folders, parts, COCO_STUFF_LAYOUT)
-
-
-def load_folder(root: Path, classes: int) -> LabelMaps:
-    """A user's own images: `root/images/{train,val}/*` and `root/labels/{train,val}/*.png`."""
-    known = {IGNORED: IGNORED, **{label: label for label in range(classes)}}
-    folders = (["images/{}"], ["labels/{}"])
-    return _paired(root.resolve().name, root, known, folders, ("train", "val"), FOLDER_LAYOUT)
-
-
-def _paired(
-    name: str,
-    root: Path,
-    classes: Mapping[int, int],
-    folders: tuple[list[str], list[str]],
-    parts: tuple[str, str],
-    layout: str,
-) -> LabelMaps:
-    """A dataset of images and of label maps that have the same names.
-
-    Args:
-        name: Its name.
-        root: Where it lies.
-        classes: Class of each value that a label map may hold.
-        folders: Of a part's images, and of its label maps, the names that the folder may have.
+    Attributes:
+        images: Names that the folder of a part's images may have.
+        labels: Likewise of their label maps, which have the same names.
         parts: Names of the parts to train and to evaluate on.
-        layout: What must lie there, for errors.
+        classes: Class of each value that a label map may hold, or `IGNORED`.
+        expected: What must lie there, in words.
+        ends: What the names of images end in, and those of label maps in its place.
+        colors: Colour of each class in pictures; distinct ones by default.
     """
-    train, val = (_pairs(root, part, folders, layout) for part in parts)
-    count = len(classes) - 1  # One value is ignored.
-    return LabelMaps(name, count, _table(classes), train, val, distinct_colors(count))
 
+    images: Sequence[str]
+    labels: Sequence[str]
+    parts: tuple[str, str]
+    classes: Mapping[int, int]
+    expected: str
+    ends: tuple[str, str] = ("", "")
+    colors: Sequence[tuple[int, int, int]] | None = None
+
+    def load(self, name: str, root: Path) -> LabelMaps:
+        """What lies in a folder."""
+        train, val = (self._pairs(root, part) for part in self.parts)
+        count = len({*self.classes.values()} - {IGNORED})
+        table = tuple(self.classes.get(value, UNKNOWN) for value in range(256))
+        colors = (
+            distinct_colors(count)
+            if self.colors is None
+            else torch.tensor(self.colors, dtype=torch.uint8)
+        )
+        return LabelMaps(name, count, table, train, val, colors)
+
+    def _pairs(self, root: Path, part: str) -> tuple[Pair, ...]:
+        """The images of a part, each with its label map."""
+        pictured, labelled = (
+            self._folder(root, part, names) for names in (self.images, self.labels)
+        )
+        own, other = self.ends
+        stems = {name: name.rpartition(".")[0] for name in image_files(pictured)}
+        pairs = tuple(
+            Pair(str(pictured / name), str(labelled / f"{stem.removesuffix(own)}{other}.png"))
+            for name, stem in stems.items()
+            if stem.endswith(own)
+        )
+        if not pairs:
+            raise ConfigError(f"{pictured}: holds no images; {self.expected}")
+        for pair in pairs:
+            if not Path(pair.labels).is_file():
+                raise ConfigError(
+                    f"{pair.labels}: no such label map of {pair.image}; {self.expected}"
+                )
+        return pairs
+
+    def _folder(self, root: Path, part: str, names: Sequence[str]) -> Path:
+        """The first of some folders that is there."""
+        folders = [root / name.format(part) for name in names]
+        found = next((folder for folder in folders if folder.is_dir()), None)
+        if found is None:
+            looked = " and ".join(map(str, folders))
+            raise ConfigError(
+                f"{looked}: no such folder (--data says where to look); {self.expected}"
+            )
+        return found
+
+
+# Of COCO-Stuff's 182 labels, the things that occur in no label map, such as hat and window.
+COCO_STUFF_LABELS = 182
+COCO_STUFF_UNUSED = frozenset({11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90})
+
+ADE20K_CLASSES = 150
+
+CITYSCAPES = [kind for kind in Cityscapes.classes if kind.id >= 0]
+
+# Datasets whose classes are known.
+LABELLED: Mapping[str, Dataset] = {
+    # Cordts et al., 2016: the 19 classes that are evaluated, of the fine labels.
+    "cityscapes": Dataset(
+        images=["leftImg8bit/{}"],
+        labels=["gtFine/{}"],
+        parts=("train", "val"),
+        classes={kind.id: kind.train_id for kind in CITYSCAPES},
+        expected="expected leftImg8bit/{train,val}/CITY/*_leftImg8bit.png and "
+        "gtFine/{train,val}/CITY/*_gtFine_labelIds.png",
+        ends=("_leftImg8bit", "_gtFine_labelIds"),
+        colors=[
+            kind.color
+            for kind in sorted(CITYSCAPES, key=lambda kind: kind.train_id)
+            if kind.train_id != IGNORED
+        ],
+    ),
+    # Zhou et al., 2017, as SceneParse150: 150 classes from 1 on, 0 is none of them.
+    "ade20k": Dataset(
+        images=["images/{}"],
+        labels=["annotations/{}"],
+        parts=("training", "validation"),
+        classes={0: IGNORED, **{label: label - 1 for label in range(1, ADE20K_CLASSES + 1)}},
+        expected="expected images/{training,validation}/*.jpg and "
+        "annotations/{training,validation}/*.png of SceneParse150 (ADEChallengeData2016)",
+    ),
+    # COCO-Stuff-164k (Caesar et al., 2018), 80 things and 91 kinds of stuff: the labels of
+    # `stuffthingmaps` without those that do not occur, as MMSegmentation numbers them.
+    "coco_stuff": Dataset(
+        images=["{}", "images/{}"],
+        labels=["stuffthingmaps/{}", "annotations/{}"],
+        parts=("train2017", "val2017"),
+        classes={
+            label: number
+            for number, label in enumerate(sorted({*range(COCO_STUFF_LABELS)} - COCO_STUFF_UNUSED))
+        }
+        | {IGNORED: IGNORED},
+        expected="expected {train2017,val2017}/*.jpg and stuffthingmaps/{train2017,val2017}/*.png, "
+        "or the same in images/ and annotations/",
+    ),
+}
 
 FOLDER = "folder"
-
-# Readers of the datasets whose classes are known.
-LABELLED: Mapping[str, Callable[[Path], LabelMaps]] = {
-    "cityscapes": load_cityscapes,
-    "ade20k": load_ade20k,
-    "coco_stuff": load_coco_stuff,
-}
 
 
 def load_label_maps(name: str, root: Path, classes: int | None = None) -> LabelMaps:
     """A dataset.
 
     Args:
-        name: Name in `LABELLED`, or `folder`.
+        name: Name in `LABELLED`, or `folder` for a user's own images.
         root: Where it lies.
         classes: Number of classes of a folder.
 
@@ -225,56 +234,24 @@ def load_label_maps(name: str, root: Path, classes: int | None = None) -> LabelM
     """
     check_name([*LABELLED, FOLDER], name, "dataset")
     root = user_path(root)
-    if name == FOLDER:
-        if classes is None or not 2 <= classes <= MOST_CLASSES:
-            raise ConfigError(f"classes: expected 2 to {MOST_CLASSES} for a folder, got {classes}")
-        return load_folder(root, classes)
-    if classes is not None:
-        raise ConfigError(f"classes: expected none for {name}, which has its own, got {classes}")
-    return LABELLED[name](root)
-
-
-def _pairs(
-    root: Path, part: str, folders: tuple[list[str], list[str]], layout: str
-) -> tuple[Pair, ...]:
-    """The images of a part, each with the label map of the same name; see `_paired`."""
-    pictured, labelled = (
-        _folder(root, [form.format(part) for form in forms], layout) for forms in folders
+    if name != FOLDER:
+        if classes is not None:
+            raise ConfigError(
+                f"classes: expected none for {name}, which has its own, got {classes}"
+            )
+        return LABELLED[name].load(name, root)
+    if classes is None or not 2 <= classes <= MOST_CLASSES:
+        raise ConfigError(f"classes: expected 2 to {MOST_CLASSES} for a folder, got {classes}")
+    own = Dataset(
+        images=["images/{}"],
+        labels=["labels/{}"],
+        parts=("train", "val"),
+        classes={IGNORED: IGNORED, **{label: label for label in range(classes)}},
+        expected="expected images/{train,val}/*.jpg or *.png, and of each a "
+        "labels/{train,val}/*.png of the same name, whose pixels hold classes from 0 on and 255 "
+        "where none counts",
     )
-    return _checked(
-        [
-            Pair(str(path), str(labelled / f"{path.stem}.png"))
-            for path in visible(pictured)
-            if is_image(path.name)
-        ],
-        pictured,
-        layout,
-    )
-
-
-def _folder(root: Path, names: list[str], layout: str) -> Path:
-    """The first of some folders that is there."""
-    folders = [root / name for name in names]
-    found = next((folder for folder in folders if folder.is_dir()), None)
-    if found is None:
-        looked = " and ".join(map(str, folders))
-        raise ConfigError(f"{looked}: no such folder (--data says where to look); {layout}")
-    return found
-
-
-def _checked(pairs: list[Pair], folder: Path, layout: str) -> tuple[Pair, ...]:
-    """The pairs of a folder's images, if there are any and all have their label maps."""
-    if not pairs:
-        raise ConfigError(f"{folder}: holds no images; {layout}")
-    for pair in pairs:
-        if not Path(pair.labels).is_file():
-            raise ConfigError(f"{pair.labels}: no such label map of {pair.image}; {layout}")
-    return tuple(pairs)
-
-
-def _table(classes: Mapping[int, int]) -> tuple[int, ...]:
-    """The class of every value of a byte."""
-    return tuple(classes.get(value, UNKNOWN) for value in range(256))
+    return own.load(root.resolve().name, root)
 
 
 def distinct_colors(count: int) -> UInt8[Tensor, "K 3"]:

@@ -52,12 +52,11 @@ def random_view(
     generator = torch.Generator().manual_seed(seed)
     share, top, left, mirror = torch.rand(4, generator=generator).tolist()
     scale = SCALES[0] + (SCALES[1] - SCALES[0]) * share
-    rows = _stretch(image.height, size[0], scale, top)
-    columns = _stretch(image.width, size[1], scale, left)
-    box = (rows.begin, columns.begin, rows.length, columns.length)
+    row, rows, height = _stretch(image.height, size[0], scale, top)
+    column, columns, width = _stretch(image.width, size[1], scale, left)
     # Scales nothing but the part.
     parts = [
-        functional.resized_crop(part, *box, [rows.scaled, columns.scaled], interpolation)
+        functional.resized_crop(part, row, column, rows, columns, [height, width], interpolation)
         for part, interpolation in (
             (image, InterpolationMode.BILINEAR),
             (labels, InterpolationMode.NEAREST),
@@ -69,15 +68,7 @@ def random_view(
     return Labelled(padded(pixels, size, FILL), padded(classes[None], size, [IGNORED])[0])
 
 
-class _Stretch(NamedTuple):
-    """Rows or columns of an image, and how many they are scaled to."""
-
-    begin: int
-    length: int
-    scaled: int
-
-
-def _stretch(side: int, wanted: int, scale: float, place: float) -> _Stretch:
+def _stretch(side: int, wanted: int, scale: float, place: float) -> tuple[int, int, int]:
     """As many rows as give so many once they are scaled, or all that there are.
 
     Args:
@@ -85,11 +76,14 @@ def _stretch(side: int, wanted: int, scale: float, place: float) -> _Stretch:
         wanted: Rows of the view.
         scale: Factor on them.
         place: Where to begin, from 0 to 1.
+
+    Returns:
+        The first row, the number of rows, and how many they are scaled to.
     """
     length = max(1, round(wanted / scale))
     if length < side:
-        return _Stretch(int(place * (side - length + 1)), length, wanted)
-    return _Stretch(0, side, min(wanted, max(1, round(side * scale))))
+        return int(place * (side - length + 1)), length, wanted
+    return 0, side, min(wanted, max(1, round(side * scale)))
 
 
 def as_tensors(image: Image.Image, labels: Image.Image) -> Labelled:
@@ -100,29 +94,15 @@ def as_tensors(image: Image.Image, labels: Image.Image) -> Labelled:
 def padded(
     pixels: UInt8[Tensor, "K H W"], size: tuple[int, int], fill: Sequence[int]
 ) -> UInt8[Tensor, "K H2 W2"]:
-    """An image in the upper left corner of a larger one.
-
-    Args:
-        pixels: The image.
-        size: Height and width of the larger one [pixels].
-        fill: What else it holds, channel by channel.
-    """
-    height, width = pixels.shape[1:]
-    larger = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *size)
-    larger[:, :height, :width] = pixels
-    return larger
+    """An image in the upper left corner of a larger one, filled channel by channel."""
+    height, width = (larger - side for larger, side in zip(size, pixels.shape[1:], strict=True))
+    return functional.pad(pixels, [0, 0, width, height], list(fill))
 
 
 def fitted(
     pixels: UInt8[Tensor, "3 H W"], size: tuple[int, int], interpolation: InterpolationMode
 ) -> UInt8[Tensor, "3 H2 W2"]:
-    """An image scaled to fit into a white frame.
-
-    Args:
-        pixels: The image.
-        size: Height and width of the frame [pixels].
-        interpolation: How it is scaled.
-    """
+    """An image scaled to fit into a white frame of a height and width [pixels]."""
     scale = min(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
     scaled = [max(1, round(scale * side)) for side in pixels.shape[1:]]
     return padded(functional.resize(pixels, scaled, interpolation), size, [255, 255, 255])

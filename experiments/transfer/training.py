@@ -1,10 +1,9 @@
 """Trains the network of a `VisionTask`, from its beginning or from a checkpoint to its end."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torchvision
@@ -25,7 +24,6 @@ from experiments.transfer.task import VisionTask
 from mtkd_env import distributed
 from mtkd_env.computing import find_device
 from mtkd_env.files import save_checkpoint, write_atomically
-from mtkd_env.optimization import Recipe
 from mtkd_env.precision import autocast, check_precision, widen
 from mtkd_env.seeding import derive_seed
 
@@ -58,16 +56,15 @@ def run_task(
         resume: Whether it may hold this run.
         out: Where the progress is shown; by default the program's console.
     """
-    return TaskRun(config, partial(make_task, config), out).complete(folder, resume=resume)
+    return TaskRun(config, make_task, out).complete(folder, resume=resume)
 
 
 class TaskRun(KeptRun[TransferConfig, TaskResult]):
-    """The training of a task's network.
+    """The training of a task's network; arguments are those of `run_task`.
 
-    Args:
-        config: The run.
-        make_task: Makes the task.
-        out: Where the progress is shown; by default the program's console.
+    Attributes:
+        model: The network.
+        steps: SGD steps so far.
     """
 
     program = "the same program"
@@ -80,12 +77,16 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
     def __init__(
         self,
         config: TransferConfig,
-        make_task: Callable[[torch.device], VisionTask],
+        make_task: Callable[[Any, torch.device], VisionTask],
         out: Console | None,
     ) -> None:
         super().__init__(config)
         self._make_task = make_task
         self._progress = TaskProgress(out or console(quiet=distributed.rank() != 0))
+        self.steps = 0
+        # Names of the loss's terms, and their values in every step since the last row.
+        self._terms: list[str] = []
+        self._window: list[Tensor] = []
 
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""
@@ -94,8 +95,9 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             torch.set_num_threads(config.threads)
         self._device = find_device(config.device)
         check_precision(config.precision, self._device)
-        self._task = self._make_task(self._device)
+        self._task = self._make_task(config, self._device)
         self.program = self._task.program
+        # With steps in place of epochs.
         self._recipe = config.schedule.recipe(self._task.steps_per_epoch)
         return {
             "number of steps in an epoch": self._task.steps_per_epoch,
@@ -103,20 +105,23 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             "device": self._device.type,
         }
 
-    def trainee(self, log: MetricsLog) -> "_Training":
-        """The network's training, at its beginning."""
-        self._training = _Training(
-            self.config, self._task, self._recipe, log, self._progress, self._device
-        )
-        return self._training
+    def trainee(self, log: MetricsLog) -> Self:
+        """The run itself, at its beginning."""
+        self._log = log
+        self.model = distributed.synchronize_norms(self._task.model.to(self._device))
+        _make_equal(self.model)
+        self._optimizer, self._rates = self._recipe.build(self.model, steps_per_epoch=1)
+        fp16 = self.config.precision == "fp16"
+        self._scaler = GradScaler(self._device.type, enabled=fp16)
+        return self
 
     def write(self, folder: Path) -> None:
         """Writes the network."""
-        save_checkpoint(folder / "model.pt", {"network": self._training.model.state_dict()})
+        save_checkpoint(folder / "model.pt", {"network": self.model.state_dict()})
 
     def result(self, log: MetricsLog) -> TaskResult:
         """What the training came to; the best step is chosen by the main metric."""
-        config, model = self.config, self._training.model
+        config = self.config
         judged = [row for row in log.rows if metrics_of(row)]
         metrics = metrics_of(judged[-1])
         main = next(iter(metrics))
@@ -135,46 +140,9 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             versions=versions(torchvision),
             metrics=metrics,
             best_metrics=metrics_of(best),
-            steps=self._training.steps,
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            steps=self.steps,
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
         )
-
-
-class _Training:
-    """The training of a task's network; a `Trainee`.
-
-    Args:
-        config: The run.
-        task: The task.
-        recipe: How its network is trained, with steps in place of epochs.
-        log: The run's log, as far as it is written.
-        progress: What is told how it goes.
-        device: Where to compute.
-    """
-
-    def __init__(
-        self,
-        config: TransferConfig,
-        task: VisionTask,
-        recipe: Recipe,
-        log: MetricsLog,
-        progress: TaskProgress,
-        device: torch.device,
-    ) -> None:
-        self._config = config
-        self._task = task
-        self._recipe = recipe
-        self._log = log
-        self._progress = progress
-        self._device = device
-        self.model = distributed.synchronize_norms(task.model.to(device))
-        _make_equal(self.model)
-        self._optimizer, self._rates = recipe.build(self.model, steps_per_epoch=1)
-        self._scaler = GradScaler(device.type, enabled=config.precision == "fp16")
-        self.steps = 0
-        # Names of the loss's terms, and their values in every step since the last row.
-        self._terms: list[str] = []
-        self._window: list[Tensor] = []
 
     @property
     def epochs(self) -> int:
@@ -201,14 +169,14 @@ class _Training:
             at_rest()
             # Every step draws numbers of its own, whatever was drawn before it.
             purpose = f"step {self.steps} of process {distributed.rank()}"
-            torch.manual_seed(derive_seed(self._config.seed, purpose))
+            torch.manual_seed(derive_seed(self.config.seed, purpose))
             self._train_step(next(batches))
             self._progress.step()
             if self._row_is_due():
                 self._write_row()
 
     def _train_step(self, batch: Any) -> None:
-        with autocast(self._config.precision, self._device):
+        with autocast(self.config.precision, self._device):
             named = self._task.losses(batch)
         terms = torch.stack([widen(term) for term in named.values()])
         total = terms.sum()
@@ -235,8 +203,8 @@ class _Training:
         ended = self.steps % self._task.steps_per_epoch == 0
         return (
             ended
-            and self._config.evaluate_every > 0
-            and self.epochs % self._config.evaluate_every == 0
+            and self.config.evaluate_every > 0
+            and self.epochs % self.config.evaluate_every == 0
         )
 
     def _write_row(self) -> None:
@@ -281,7 +249,7 @@ class _Training:
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        with autocast(self._config.precision, self._device):
+        with autocast(self.config.precision, self._device):
             metrics = self._task.evaluate()
             if distributed.rank() == 0:
                 self._show(self._task.pictures(PICTURES))

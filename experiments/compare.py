@@ -17,8 +17,9 @@ all nodes share, and the project must be installed on each of them.
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -119,26 +120,21 @@ def make_execution(
     Raises:
         ConfigError: Resources that cannot be asked for.
     """
-    retries = arguments.retries
+    jobs = arguments.jobs or 1
+    threads = 1 if jobs > 1 else None
+    make: Callable[[], Executor]
     if arguments.executor == "ray":
         cpus = 1.0 if arguments.cpus_per_run is None else arguments.cpus_per_run
         resources = RunResources(cpus, arguments.gpus_per_run)
         shared = {path for run in comparison.runs for path in comparison.kind.shared(run.config)}
-
-        def on_ray() -> Executor:
-            folders = [output, *sorted(shared)]
-            return RayExecutor(arguments.address, resources, most=arguments.jobs, shared=folders)
-
-        return Execution(
-            comparison, output, on_ray, out, threads=resources.threads, retries=retries
+        folders = [output, *sorted(shared)]
+        make = partial(
+            RayExecutor, arguments.address, resources, most=arguments.jobs, shared=folders
         )
-    jobs = arguments.jobs or 1
-    threads = 1 if jobs > 1 else None
-
-    def local() -> Executor:
-        return HereExecutor() if distributed.launched() else LocalExecutor(jobs, output)
-
-    return Execution(comparison, output, local, out, threads=threads, retries=retries)
+        threads = resources.threads
+    else:
+        make = HereExecutor if distributed.launched() else partial(LocalExecutor, jobs, output)
+    return Execution(comparison, output, make, out, threads=threads, retries=arguments.retries)
 
 
 def _report(comparison: Comparison, output: Path, out: Console) -> None:

@@ -1,6 +1,6 @@
 """Has the runs of a comparison done that are not finished, and their teachers before them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from mtkd_env.files import remove_unfinished, write_text
 ERROR = "error.txt"
 
 
-class Execution:
-    """Does the runs of a comparison that are not finished.
+class Execution(Board):
+    """Does the runs of a comparison that are not finished, and shows how that goes.
 
     Args:
         comparison: The comparison.
@@ -44,14 +44,14 @@ class Execution:
         retries: int = 0,
     ) -> None:
         left = distributed.agree([run for run in comparison.runs if run.result is None])
+        self._planned = {run.task(threads): run for run in left}
+        finished = len(comparison.runs) - len(left)
+        super().__init__(out, runs=list(self._planned), finished=finished)
         self._kind = comparison.kind
         self._output = output
         self._folders = [run.folder for run in comparison.runs]
         self._make_executor = make_executor
         self._retries = retries
-        self._runs = {run.task(threads): run for run in left}
-        finished = len(comparison.runs) - len(left)
-        self._board = Board(out, runs=list(self._runs), finished=finished)
         self.failures: list[tuple[PlannedRun, Failure]] = []
 
     def work(self) -> None:
@@ -63,7 +63,7 @@ class Execution:
         """
         for folder in self._folders:
             remove_unfinished(folder)
-        if not self._runs:
+        if not self._planned:
             return
         with ExitStack() as stack:
             _make_folder(self._output)
@@ -71,45 +71,38 @@ class Execution:
                 stack.enter_context(run_lock(self._output))
             executor = self._make_executor()
             stack.callback(executor.close)
-            stack.enter_context(self._board)
+            stack.enter_context(self)
             failed = self._train_teachers(executor)
             for task, failure in failed.items():
                 self.started(task)
                 self.ended(task, failure)
-            tasks = [task for task in self._runs if task not in failed]
+            tasks = [task for task in self._planned if task not in failed]
             work_off(tasks, executor, self, retries=self._retries)
 
     def _train_teachers(self, executor: Executor) -> dict[Task, Failure]:
         """One pool after the other, since they share teachers; gives the runs that lack theirs."""
-        runs, lacking = list(self._runs.values()), dict[int, Failure]()
+        runs, lacking = list(self._planned.values()), dict[int, Failure]()
         log = self._output / "teachers.jsonl"
         for pool, users in self._kind.teachers([run.config for run in runs], log):
-            failures = work_off([pool], executor, self._board, retries=self._retries)
+            failures = work_off([pool], executor, self, retries=self._retries)
             for failure in failures.values():
                 told = Failure(f"{pool.name}: {failure.message}", failure.details)
                 lacking |= dict.fromkeys(users, told)
-        return {task: lacking[n] for n, task in enumerate(self._runs) if n in lacking}
+        return {task: lacking[n] for n, task in enumerate(self._planned) if n in lacking}
 
     def started(self, task: Task) -> None:
         """A run is about to begin, or to go on; why it failed before is no longer true."""
-        (self._runs[task].folder / ERROR).unlink(missing_ok=True)
-        self._board.started(task)
-
-    def retried(self, task: Task, failure: Failure) -> None:
-        """A run has lost its process and waits for another one."""
-        self._board.retried(task, failure)
+        if task in self._planned:
+            (self._planned[task].folder / ERROR).unlink(missing_ok=True)
+        super().started(task)
 
     def ended(self, task: Task, failure: Failure | None) -> None:
         """A run has ended; its folder says why, if it failed."""
-        if failure is not None:
-            run = self._runs[task]
+        if failure is not None and task in self._planned:
+            run = self._planned[task]
             self.failures.append((run, failure))
             write_text(run.folder / ERROR, f"{failure.message}\n\n{failure.details}")
-        self._board.ended(task, failure)
-
-    def look(self, tasks: Sequence[Task]) -> None:
-        """The tasks that are being done."""
-        self._board.look(tasks)
+        super().ended(task, failure)
 
 
 def _make_folder(folder: Path) -> None:

@@ -4,14 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from experiments.comparison.plan import Comparison
-from experiments.comparison.statistics import (
-    Seeds,
-    bootstrap_interval,
-    independent,
-    interquartile_mean,
-    spread,
-)
-from experiments.running.result import RunResult
+from experiments.comparison.statistics import bootstrap_interval, interquartile_mean
+from experiments.comparison.summary import Summary
 
 # Of the metric: where ceiling and baseline are nearer, noise would be divided by next to nothing.
 LEAST_GAP = 0.005
@@ -21,9 +15,6 @@ NOTE = (
     "mean over all settings and draws, and its 95 % stratified bootstrap interval (Agarwal et al., "
     "2021)."
 )
-
-# Metric by pair of seeds, by method and setting.
-Values = Mapping[tuple[str, str], Mapping[Seeds, float]]
 
 
 @dataclass(frozen=True)
@@ -44,24 +35,25 @@ class NormalisedScore:
 
 
 def normalised_scores(
-    comparison: Comparison, finished: Sequence[RunResult]
+    comparison: Comparison, summaries: Sequence[Summary]
 ) -> list[NormalisedScore]:
     """A score of every method with finished runs, best first; none without a ceiling.
 
     Settings in which the ceiling is not `LEAST_GAP` above the baseline do not count: there is
     nothing to win.
     """
-    values: dict[tuple[str, str], dict[Seeds, float]] = {}
-    for result in finished:
-        values.setdefault((result.method, result.setting), {})[result.seeds] = result.last
-    gaps = _gaps(comparison, values)
+    gaps = {
+        s.setting: s.difference.mean
+        for s in summaries
+        if s.method == comparison.ceiling and s.difference and s.difference.mean >= LEAST_GAP
+    }
     found = []
     for method in comparison.methods:
-        groups = {
-            setting: _differences(values, (method, setting), (str(comparison.baseline), setting))
-            for setting in gaps
+        scores = {
+            s.setting: [value / gaps[s.setting] for value in _ahead(s)]
+            for s in summaries
+            if s.method == method and s.setting in gaps and _ahead(s)
         }
-        scores = {s: [d / gaps[s] for d in own] for s, own in groups.items() if own}
         if scores:
             every = [score for own in scores.values() for score in own]
             interval = bootstrap_interval([*scores.values()], interquartile_mean)
@@ -70,31 +62,16 @@ def normalised_scores(
     return sorted(found, key=lambda one: one.score, reverse=True)
 
 
-def _gaps(comparison: Comparison, values: Values) -> dict[str, float]:
-    if comparison.baseline is None or comparison.ceiling is None:
-        return {}
-    pairs = {
-        setting: _differences(values, (comparison.ceiling, setting), (comparison.baseline, setting))
-        for setting in comparison.settings
-    }
-    gaps = {setting: spread(own).mean for setting, own in pairs.items() if own}
-    return {setting: gap for setting, gap in gaps.items() if gap >= LEAST_GAP}
+def _ahead(summary: Summary) -> Sequence[float]:
+    """The differences to the baseline; its own are zero."""
+    if summary.method == summary.baseline:
+        return [0.0] * len(summary.values)
+    return summary.difference.values if summary.difference else []
 
 
-def _differences(values: Values, method: tuple[str, str], baseline: tuple[str, str]) -> list[float]:
-    """Differences of what was drawn independently of each other."""
-    own, other = values.get(method, {}), values.get(baseline, {})
-    common = {seeds: own[seeds] - other[seeds] for seeds in own if seeds in other}
-    return independent(common, by_pool=len({pool for pool, _ in common}) > 1)
-
-
-def score_lines(comparison: Comparison, finished: Sequence[RunResult]) -> list[list[str]]:
+def score_lines(comparison: Comparison, summaries: Sequence[Summary]) -> list[list[str]]:
     """The table: a heading and a row for each method; empty without a ceiling."""
-    scores = normalised_scores(comparison, finished)
-    if not scores:
-        return []
-    rows = [["method", "normalised score", "95 % interval", "settings", "n"]]
-    return rows + [
+    rows = [
         [
             one.method,
             f"{one.score:z.2f}",
@@ -102,5 +79,7 @@ def score_lines(comparison: Comparison, finished: Sequence[RunResult]) -> list[l
             str(len(one.settings)),
             str(sum(one.settings.values())),
         ]
-        for one in scores
+        for one in normalised_scores(comparison, summaries)
     ]
+    headings = ["method", "normalised score", "95 % interval", "settings", "n"]
+    return [headings, *rows] if rows else []

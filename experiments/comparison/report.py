@@ -214,7 +214,7 @@ def print_comparison(
     for group in _by_setting(comparison, summaries).values():
         out.print(comparison_table(comparison, group, out.width))
     out.print(_note(summaries))
-    if scores := score_lines(comparison, finished):
+    if scores := score_lines(comparison, summaries):
         table = plain_table(OVERALL, scores[0][:1], scores[0][1:])
         for row in scores[1:]:
             table.add_row(*row)
@@ -223,7 +223,7 @@ def print_comparison(
     out.print(f"kept in {folder}", soft_wrap=True)
 
 
-def markdown(comparison: Comparison, summaries: Sequence[Summary], finished: Finished = ()) -> str:
+def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     """The tables of all settings in Markdown, and the scores over all of them."""
     parts = [f"# {comparison.title}\n"]
     for setting, group in _by_setting(comparison, summaries).items():
@@ -233,7 +233,7 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary], finished: Fin
         heading = f"## {setting}\n\n" if setting else ""
         parts.append(heading + markdown_table(rows))
     parts.append(_note(summaries) + "\n")
-    if scores := score_lines(comparison, finished):
+    if scores := score_lines(comparison, summaries):
         parts += [f"## {OVERALL}\n\n{markdown_table(scores)}", _score_note(comparison) + "\n"]
     return "\n".join(parts)
 
@@ -268,7 +268,7 @@ def summary_row(summary: Summary) -> dict[str, object]:
         "best_mean": summary.best.mean,
         "best_std": summary.best.std,
         "baseline": summary.baseline,
-        "difference_n": difference and difference.n,
+        "difference_n": difference and len(difference.values),
         "difference_mean": difference and difference.mean,
         "difference_low": low,
         "difference_high": high,
@@ -297,7 +297,7 @@ def write_comparison(comparison: Comparison, finished: Finished, folder: Path) -
     summaries = summaries_of(comparison, finished)
     write_text(folder / "comparison.csv", csv_text([*map(summary_row, summaries)]))
     write_text(folder / "runs.csv", csv_text([*map(run_row, finished)]))
-    write_text(folder / "comparison.md", markdown(comparison, summaries, finished))
+    write_text(folder / "comparison.md", markdown(comparison, summaries))
     draw_comparison(comparison, summaries, folder / "comparison.png")
 
 

@@ -34,16 +34,16 @@ class Difference:
     """How far one method is ahead of another on the pools and seeds that both were run with.
 
     Attributes:
-        mean: Mean of the differences.
+        values: The independent differences: of pools, or of the seeds of a single pool.
+        mean: Their mean.
         interval: 95 % t interval of the mean; see `t_interval`.
-        n: Number of independent differences: of pools, or of the seeds of a single pool.
         p: Two-sided p of the t test of no difference, below 0.05 where the interval excludes zero;
             none without an interval.
     """
 
+    values: Sequence[float]
     mean: float
     interval: tuple[float, float] | None
-    n: int
     p: float | None
 
 
@@ -112,9 +112,9 @@ def paired_difference(
     differences = independent(common, by_pool)
     if not differences:
         return None
-    mean, n, error = spread(differences).mean, len(differences), _standard_error(differences)
-    p = None if error is None else 2 * float(t.sf(abs(mean) / error, n - 1))
-    return Difference(mean, t_interval(differences), n, p)
+    mean, error = spread(differences).mean, _standard_error(differences)
+    p = None if error is None else 2 * float(t.sf(abs(mean) / error, len(differences) - 1))
+    return Difference(differences, mean, t_interval(differences), p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

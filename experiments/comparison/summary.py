@@ -169,7 +169,8 @@ def difference_text(summary: Summary) -> str:
     if (difference := summary.difference) is None:
         return NOTHING
     text = f"{100 * difference.mean:+z.2f} {interval_text(difference.interval, '+z.2f')}".strip()
-    return text if difference.n == len(summary.values) else f"{text} (n = {difference.n})"
+    n = len(difference.values)
+    return text if n == len(summary.values) else f"{text} (n = {n})"
 
 
 def p_text(p: float | None) -> str:

@@ -219,7 +219,7 @@ def test_over_pools_n_is_their_number() -> None:
     assert aver.values == [0.515625, 0.640625, 0.765625]
     assert aver.interval == t_interval(aver.values)
     assert pg.difference is not None
-    assert (pg.difference.mean, pg.difference.n) == (pytest.approx(0.3125 / 3), 3)
+    assert (pg.difference.mean, len(pg.difference.values)) == (pytest.approx(0.3125 / 3), 3)
     assert pg.difference.interval == t_interval([0.125, 0.125, 0.0625])
 
 

@@ -567,7 +567,7 @@ def test_a_summary_compares_common_seeds_alone(tmp_path: Path) -> None:
     baseline, ours = grouped(tmp_path).settings[0].summaries
     assert baseline.difference is None
     assert ours.difference is not None
-    assert (ours.difference.mean, ours.difference.n) == (0.125, 1)
+    assert (ours.difference.mean, len(ours.difference.values)) == (0.125, 1)
     assert not ours.is_certain
     assert ours.last == Spread(0.875, pytest.approx(0.25 / math.sqrt(2)))
 

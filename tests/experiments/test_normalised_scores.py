@@ -41,7 +41,7 @@ def finished() -> list[RunResult]:
 
 
 def test_the_baseline_is_0_the_ceiling_1_and_where_nothing_can_be_won_does_not_count() -> None:
-    scores = normalised_scores(COMPARISON, finished())
+    scores = normalised_scores(COMPARISON, summaries_of(COMPARISON, finished()))
     assert [one.method for one in scores] == ["gate", "pg", "aver"]
     assert [one.score for one in scores] == pytest.approx([1.0, 0.5, 0.0])
     assert all(one.settings == {"skewed": 3} for one in scores)
@@ -49,13 +49,14 @@ def test_the_baseline_is_0_the_ceiling_1_and_where_nothing_can_be_won_does_not_c
 
 
 def test_without_a_ceiling_there_are_no_scores() -> None:
-    assert normalised_scores(replace(COMPARISON, ceiling=None), finished()) == []
+    without = replace(COMPARISON, ceiling=None)
+    assert normalised_scores(without, summaries_of(without, finished())) == []
 
 
 def test_scores_are_printed_and_written() -> None:
     out = StringIO()
     print_comparison(console(file=out, width=200), COMPARISON, finished(), Path("runs"))
-    text = markdown(COMPARISON, summaries_of(COMPARISON, finished()), finished())
+    text = markdown(COMPARISON, summaries_of(COMPARISON, finished()))
     assert "| pg | 0.50 | [0.50, 0.50] | 1 | 3 |" in text
     for shown in (out.getvalue(), text):
         assert "Over all settings" in shown

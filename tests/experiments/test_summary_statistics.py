@@ -61,19 +61,19 @@ def test_differences_are_those_of_scipys_paired_test() -> None:
     interval = test.confidence_interval(0.95)
     found = paired_difference(ours, others)
     assert found is not None
-    assert (found.mean, found.n) == (pytest.approx(0.55 / 3), 3)
+    assert (found.mean, len(found.values)) == (pytest.approx(0.55 / 3), 3)
     assert found.interval == pytest.approx((interval.low, interval.high))
     assert found.p == pytest.approx(test.pvalue)
 
 
 def test_a_difference_that_is_the_same_for_all_seeds_says_nothing_of_its_spread() -> None:
     found = paired_difference({(0, 0): 0.5, (0, 1): 0.75}, {(0, 0): 0.25, (0, 1): 0.5})
-    assert found == Difference(0.25, None, 2, None)
+    assert found == Difference([0.25, 0.25], 0.25, None, None)
 
 
 def test_one_common_seed_gives_a_difference_without_an_interval() -> None:
     assert paired_difference({(0, 0): 0.5, (0, 1): 1.0}, {(0, 0): 0.25}) == Difference(
-        0.25, None, 1, None
+        [0.25], 0.25, None, None
     )
 
 
@@ -94,7 +94,7 @@ def test_differences_are_paired_by_pool_and_seed() -> None:
     others = {(0, 0): 0.5, (0, 1): 0.25, (1, 0): 0.25, (1, 1): 0.1, (3, 0): 0.9}
     found = paired_difference(ours, others, by_pool=True)
     assert found is not None
-    assert (found.mean, found.n) == (0.5, 2)
+    assert (found.mean, len(found.values)) == (0.5, 2)
     assert found.interval == t_interval([0.25, 0.75])
 
 

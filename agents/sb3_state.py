@@ -235,12 +235,8 @@ def _logged(model: BaseAlgorithm) -> dict[str, dict[str, Any]]:
         for name, value in logger.name_to_value.items()
         if isinstance(value, int | float | np.number)
     }
-    return {
-        "name_to_value": numbers,
-        "name_to_count": {name: logger.name_to_count[name] for name in numbers},
-        "name_to_excluded": {
-            name: logger.name_to_excluded[name]
-            for name in numbers
-            if name in logger.name_to_excluded
-        },
+    others = {
+        table: {name: entry for name, entry in getattr(logger, table).items() if name in numbers}
+        for table in ("name_to_count", "name_to_excluded")
     }
+    return {"name_to_value": numbers, **others}

@@ -74,11 +74,7 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pa
 
 
 def check_not_negative(**numbers: int | float) -> None:
-    """Checks numbers by their names.
-
-    Raises:
-        ConfigError: One is negative, infinite or NaN.
-    """
+    """Raises a `ConfigError` if a number, by its name, is negative, infinite or NaN."""
     for name, number in numbers.items():
         # Written so that NaN fails.
         if not 0 <= number < math.inf:
@@ -86,33 +82,21 @@ def check_not_negative(**numbers: int | float) -> None:
 
 
 def check_positive(**numbers: int | float) -> None:
-    """Checks numbers by their names.
-
-    Raises:
-        ConfigError: One is not above 0, infinite or NaN.
-    """
+    """Raises a `ConfigError` if a number, by its name, is not above 0, infinite or NaN."""
     for name, number in numbers.items():
         if not 0 < number < math.inf:
             raise ConfigError(f"{name}: expected a finite number > 0, got {number}")
 
 
 def check_at_least_1(**counts: int) -> None:
-    """Checks counts by their names.
-
-    Raises:
-        ConfigError: One is below 1.
-    """
+    """Raises a `ConfigError` if a count, by its name, is below 1."""
     for name, count in counts.items():
         if count < 1:
             raise ConfigError(f"{name}: expected at least 1, got {count}")
 
 
 def check_shape(what: str, found: Any, expected: Iterable[int]) -> None:
-    """Checks what a function of the user's gives.
-
-    Raises:
-        ConfigError: It is no tensor of the shape.
-    """
+    """Raises a `ConfigError` if what a function of the user's gives is no tensor of a shape."""
     shape = getattr(found, "shape", None)
     if shape is None or tuple(shape) != tuple(expected):
         got = type(found).__name__ if shape is None else tuple(shape)
@@ -120,14 +104,7 @@ def check_shape(what: str, found: Any, expected: Iterable[int]) -> None:
 
 
 def check_choice(known: Collection[str], **names: str) -> None:
-    """Checks that values, by their names, are among the known ones.
-
-    Raises:
-        ConfigError: One is not; names the nearest one and all of them.
-    """
+    """As `check_name`, of values by their names."""
     for key, name in names.items():
-        if name not in known:
-            hint = did_you_mean(name, known)
-            raise ConfigError(
-                f"{key}: unknown name {name!r}{hint} (known: {', '.join(sorted(known))})"
-            )
+        with errors_of(key):
+            check_name(known, name, "name")

@@ -10,7 +10,7 @@ import re
 import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from itertools import repeat
 from numbers import Integral, Real
@@ -95,9 +95,8 @@ def typed(
     Raises:
         ConfigError: A value of another type; named as `path.argument`.
     """
-    of_class = isinstance(target, type)
-    signature = _class_signature(target) if of_class else inspect.signature(target)
-    parameters = signature.parameters
+    signature = _class_signature if isinstance(target, type) else inspect.signature
+    parameters = signature(target).parameters
     return {
         name: fitted(
             plain(value),
@@ -158,19 +157,16 @@ def default_values(kind: type) -> Mapping[str, Any]:
 @cache
 def _defaults(kind: type) -> Mapping[str, Any]:
     """Made once, because those that are options have defaults of their own, and so on."""
-    found = {entry.name: _default(entry) for entry in fields(kind)}
+    found = {
+        entry.name: entry.default if entry.default_factory is MISSING else entry.default_factory()
+        for entry in fields(kind)
+    }
     return types.MappingProxyType(
         {name: value for name, value in found.items() if value is not MISSING}
     )
 
 
-@cache
-def _class_signature(kind: type) -> inspect.Signature:
-    return inspect.signature(kind)
-
-
-def _default(entry: Field[Any]) -> Any:
-    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+_class_signature = cache(inspect.signature)
 
 
 def fitted(value: Any, annotation: Any, path: str, default: Any = None) -> Any:

@@ -60,17 +60,7 @@ ENV_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What an environment is assembled from.
-
-    Attributes:
-        data: The images.
-        teachers: The pool.
-        student: The student.
-        optimizer: Its optimiser and schedule.
-        distillation: What the teachers add to its loss.
-        env: What the agent sees, does and is paid for.
-        computing: Where and in what all is computed.
-    """
+    """What an environment is assembled from: the arguments of `assemble`, as options."""
 
     data: DataSpec
     teachers: PoolSpec
@@ -186,7 +176,7 @@ def assemble(
     """
     given = {
         "data": data,
-        "teachers": _read(teachers),
+        "teachers": load_pool_spec(teachers) if isinstance(teachers, str | Path) else teachers,
         "student": student,
         "optimizer": optimizer,
         "distillation": distillation,
@@ -227,11 +217,6 @@ def _assembled(parts: Parts, progress: Progress) -> Assembly:
         progress=progress,
     )
     return Assembly(make_learner(images, stream, pool.ensemble, parts), images, pool, fidelities)
-
-
-def _read(teachers: Teachers) -> Any:
-    """The pool of a YAML file; anything else as it is."""
-    return load_pool_spec(teachers) if isinstance(teachers, str | Path) else teachers
 
 
 def student_maker(data: ImageSet[Any], student: StudentSpec) -> Callable[..., Network]:
@@ -287,18 +272,8 @@ def make_learner(
 
 
 def prior_of(distiller: Distiller, named: Any) -> Prior | None:
-    """Weights that an action adds to.
-
-    Args:
-        distiller: What they are the weights of.
-        named: What `WEIGHTING` finds, or None.
-
-    Raises:
-        ConfigError: An unknown name, or something else.
-    """
-    if named is None:
-        return None
-    return replace(WEIGHTING, what="prior").find(named)(distiller)
+    """Weights that an action adds to: a weighting that `WEIGHTING` finds, or None."""
+    return None if named is None else replace(WEIGHTING, what="prior").find(named)(distiller)
 
 
 def load_images(data: DataSpec, teachers: PoolSpec | None = None) -> TrainingSet:
@@ -315,20 +290,15 @@ def load_images(data: DataSpec, teachers: PoolSpec | None = None) -> TrainingSet
 
 
 def check_labels(images: TrainingSet, data: DataSpec, distillation: Distillation) -> None:
-    """Checks that the labels are there that a student's training asks for.
-
-    Raises:
-        ConfigError: They are not.
-    """
-    if images.complete:
-        return
-    if data.mixing:
-        key = "mixup" if data.mixup else "cutmix"
-        raise ConfigError(f"data.{key}: needs the label of every image, and some are missing")
-    if distillation.needs_directions:
-        raise ConfigError(
-            "distillation.feature: 'nd' needs the label of every image, and some are missing"
-        )
+    """Checks that the labels are there that a student's training asks for."""
+    needing = {
+        "data.mixup:": data.mixup,
+        "data.cutmix:": data.cutmix,
+        "distillation.feature: 'nd'": distillation.needs_directions,
+    }
+    for what, needed in needing.items():
+        if needed and not images.complete:
+            raise ConfigError(f"{what} needs the label of every image, and some are missing")
 
 
 def make_env(
@@ -375,11 +345,7 @@ def warn_of_one(num_envs: int | None) -> None:
 
 
 def refuse_single(**keywords: Any) -> NoReturn:
-    """What `gymnasium.make` finds behind the registered ids.
-
-    Raises:
-        ConfigError: Always; says what to use instead.
-    """
+    """What `gymnasium.make` finds behind the registered ids: says what to use instead."""
     del keywords
     raise ConfigError(
         "gymnasium.make: expected gymnasium.make_vec(id, num_envs=64), since the environment is a "

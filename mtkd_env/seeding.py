@@ -54,12 +54,9 @@ def seeded(seed: int) -> Iterator[None]:
     Module constructors draw from the global generator of the CPU; this is the one place that
     seeds it.
     """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-    finally:
-        torch.set_rng_state(state)
 
 
 @contextmanager
@@ -109,15 +106,9 @@ def module_states(device: torch.device) -> list[Tensor]:
 @contextmanager
 def continued(states: list[Tensor], device: torch.device) -> Iterator[None]:
     """Runs a block from states that `module_states` gave; leaves the generators as they were."""
-    before = module_states(device)
-    _set_module_states(states, device)
-    try:
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.set_rng_state(states[0].cpu())
+        if on_gpu:
+            torch.cuda.set_rng_state(states[1].cpu(), device)
         yield
-    finally:
-        _set_module_states(before, device)
-
-
-def _set_module_states(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0].cpu())
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1].cpu(), device)

@@ -81,12 +81,12 @@ class StudentDescription(Options):
         Raises:
             ConfigError: It cannot be made.
         """
-        channels, *image_size = self.preprocessing.image_shape
+        channels, height, width = self.preprocessing.image_shape
         return build_network(
             self.network,
             num_classes=self.num_classes,
             in_channels=channels,
-            image_size=(image_size[0], image_size[1]),
+            image_size=(height, width),
             width=self.width,
             seed=seed,
             **self.arguments,
@@ -95,10 +95,6 @@ class StudentDescription(Options):
 
 class Student(nn.Module):
     """A trained student.
-
-    Args:
-        network: The network.
-        about: What it is.
 
     Attributes:
         network: The network, which gives its features beside the logits.
@@ -157,12 +153,9 @@ def save_student(
 
 def plain_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors on the CPU that share memory with no other, which safetensors refuses."""
-    return {name: _plain(tensor) for name, tensor in state.items()}
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    wide = tensor.detach().float() if tensor.is_floating_point() else tensor
-    return wide.cpu().clone(memory_format=torch.contiguous_format)
+    wide = {name: one.float() if one.is_floating_point() else one for name, one in state.items()}
+    layout = torch.contiguous_format
+    return {name: one.detach().cpu().clone(memory_format=layout) for name, one in wide.items()}
 
 
 def load_student(
@@ -195,11 +188,7 @@ def load_student(
 def describe_student(
     folder: str | Path, which: str | None = None
 ) -> tuple[Path, StudentDescription]:
-    """The file of a student's tensors, and what it says of itself; arguments as of `load_student`.
-
-    Raises:
-        ConfigError: See `load_student`.
-    """
+    """The file of a student's tensors, and what it says of itself; see `load_student`."""
     path = _find(user_path(folder), which)
     about = read_description(path)
     with errors_of(path.with_suffix(DESCRIPTION)):

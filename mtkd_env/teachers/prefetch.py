@@ -32,24 +32,12 @@ def batches_at_once(prefetch: int | None, batch_size: int, device: torch.device)
     return max(1, IMAGES_AT_ONCE // batch_size) if device.type == "cuda" else 1
 
 
-class PrefetchedTeachers:
-    """Lets the batches of a stream bring the teachers' outputs along, asked for several at once.
-
-    Args:
-        teachers: The teachers.
-        count: Batches in a call.
-    """
-
-    def __init__(self, teachers: TeacherEnsemble, count: int) -> None:
-        self._teachers = teachers
-        self._count = count
-
-    def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
-        """The batches, each with the outputs on it."""
-        del plan
-        while group := list(islice(batches, self._count)):
-            known = self._teachers(torch.cat([batch.inputs for batch in group]))
-            size = len(group[0].targets)
-            for place, batch in enumerate(group):
-                part = known.take(slice(place * size, (place + 1) * size))
-                yield replace(batch, teachers=part)
+def ask_together(
+    teachers: TeacherEnsemble, count: int, batches: Iterator[Batch], _plan: EpochPlan
+) -> Iterator[Batch]:
+    """The batches of an epoch, each with the teachers' outputs on it, asked for so many at once."""
+    while group := list(islice(batches, count)):
+        known = teachers(torch.cat([batch.inputs for batch in group]))
+        size = len(group[0].targets)
+        for place, batch in enumerate(group):
+            yield replace(batch, teachers=known.take(slice(place * size, (place + 1) * size)))

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -15,9 +16,9 @@ from mtkd_env.files import cache_folder
 from mtkd_env.networks import has_weights
 from mtkd_env.precision import FULL, INT8
 from mtkd_env.teachers.pool import PoolSpec, TeacherPool, build_pool
-from mtkd_env.teachers.prefetch import PrefetchedTeachers, batches_at_once
+from mtkd_env.teachers.prefetch import ask_together, batches_at_once
 from mtkd_env.teachers.quantization import Fidelity, Note, quantize_teachers
-from mtkd_env.teachers.store import StoredTeachers, StoreSpec, TeacherStore, store_folder
+from mtkd_env.teachers.store import StoredTeachers, StoreSpec, store_folder
 from mtkd_env.teachers.training import TrainingSet
 
 # Enough training images for steady scales of int8 teachers, and how many are looked at together.
@@ -89,17 +90,17 @@ def prepare_teachers(
         pool.ensemble.compile_for(together * stream.local_batch_size, computing.compile)
     if spec.store:
         about = _about(pool, images, stream.views.view_set, spec.store)
-        store = TeacherStore(
+        stream.teaching = store = StoredTeachers(
             pool.ensemble,
             stream.views,
             spec.store,
             batch_size=together * stream.local_batch_size,
             folder=store_folder(cache, about) if spec.store.place == "disk" else None,
         )
-        progress.note(f"store of teacher outputs, when full: {_sizes(store.sizes)}")
-        stream.teaching = StoredTeachers(store)
+        sizes = ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in store.sizes.items())
+        progress.note(f"store of teacher outputs, when full: {sizes}")
     elif together > 1:
-        stream.teaching = PrefetchedTeachers(pool.ensemble, together)
+        stream.teaching = partial(ask_together, pool.ensemble, together)
     return pool, fidelities
 
 
@@ -133,10 +134,6 @@ def _quantize(
         images.evaluation_batches(images.splits.test, "cpu"),
         note=note,
     )
-
-
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} {size / 1e6:,.1f} MB" for kind, size in sizes.items())
 
 
 def _about(

@@ -257,8 +257,10 @@ class DiskRows:
         self._parts.append(rows)
 
 
-class TeacherStore:
+class StoredTeachers:
     """What the teachers say of every view of every image, computed when first asked for.
+
+    Called by a stream, it lets the batches bring the outputs along.
 
     The key of an image's view is view · images + image, where of a few views only their turn
     stands for the view; so more views have the keys of fewer, and some more. Rows are rounded to
@@ -354,11 +356,6 @@ class TeacherStore:
         for turn, block in torch.stack([turns, blocks], dim=1).unique(dim=0).tolist():
             yield turn * images + torch.arange(images)[block * size : (block + 1) * size]
 
-    @property
-    def device(self) -> torch.device:
-        """Where the images are, and what is taken."""
-        return self._views.device
-
     def take(self, keys: Int64[Tensor, " B"], *, maps: bool = True) -> TeacherOutputs:
         """Outputs that are known, in float32 on the device of the images.
 
@@ -367,12 +364,30 @@ class TeacherStore:
             maps: Whether with the feature maps, which are most of it.
         """
         width = self._layout.width if maps else self._layout.begin_of_maps
-        rows = self._rows.take(keys, width).to(self.device, non_blocking=True)
+        rows = self._rows.take(keys, width).to(self._views.device, non_blocking=True)
         return self._layout.unpack(rows.float())
 
-    def publish(self) -> None:
-        """Lets other processes have what was computed since the last call."""
-        self._rows.publish()
+    def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
+        """The batches, each with the outputs on it; missing ones are computed for several."""
+        keys = self.keys(plan.order, plan.views)
+        there = keys.to(self._views.device, non_blocking=True)
+        for begin in range(0, len(plan.rows), GROUP):
+            group = plan.rows[begin : begin + GROUP]
+            self.fill(torch.cat([keys[rows] for rows in group]))
+            # Before the last batch is given out: after it nobody comes back.
+            if begin + GROUP >= len(plan.rows):
+                self._rows.publish()
+            for rows in group:
+                yield replace(next(batches), teachers=self.take(keys[rows]), keys=there[rows])
+
+    def recall(self, keys: Int64[Tensor, " B"]) -> TeacherOutputs:
+        """Logits and features that a batch of these keys has brought along, the same numbers again.
+
+        Computed again are only those of batches that another process had, before a checkpoint.
+        """
+        keys = keys.cpu()
+        self.fill(keys)
+        return self.take(keys, maps=False)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -420,47 +435,8 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-class StoredTeachers:
-    """Lets the batches of a stream bring the teachers' outputs along.
-
-    Args:
-        store: Where the outputs are.
-    """
-
-    def __init__(self, store: TeacherStore) -> None:
-        self._store = store
-
-    def __call__(self, batches: Iterator[Batch], plan: EpochPlan) -> Iterator[Batch]:
-        """The batches, each with the outputs on it; missing ones are computed for several."""
-        keys = self._store.keys(plan.order, plan.views)
-        there = keys.to(self._store.device, non_blocking=True)
-        for begin in range(0, len(plan.rows), GROUP):
-            group = plan.rows[begin : begin + GROUP]
-            self._store.fill(torch.cat([keys[rows] for rows in group]))
-            # Before the last batch is given out: after it nobody comes back.
-            if begin + GROUP >= len(plan.rows):
-                self._store.publish()
-            for rows in group:
-                known = self._store.take(keys[rows])
-                yield replace(next(batches), teachers=known, keys=there[rows])
-
-    def recall(self, keys: Int64[Tensor, " B"]) -> TeacherOutputs:
-        """Logits and features that a batch of these keys has brought along, the same numbers again.
-
-        Computed again are only those of batches that another process had, before a checkpoint.
-        """
-        keys = keys.cpu()
-        self._store.fill(keys)
-        return self._store.take(keys, maps=False)
-
-
 def store_folder(cache: Path, about: Mapping[str, Any]) -> Path:
-    """Folder of a store on disk, which says what the store was made from.
-
-    Args:
-        cache: Folder of everything that is kept.
-        about: All that the rows depend on, as plain values.
-    """
+    """Folder of a store on disk, which says what the store was made from: plain values."""
     text = json.dumps({"version": LAYOUT_VERSION, **about}, sort_keys=True, indent=2)
     folder = cache / "teacher_outputs" / hashlib.sha256(text.encode()).hexdigest()[:16]
     if not (folder / "about.json").exists():

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 
 from mtkd_env import distributed, losses
 from mtkd_env.data.dataset import ImageSet
-from mtkd_env.data.mixing import UNMIXED, Mixing
 from mtkd_env.data.split import Splits
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.data.views import FRESH, ViewSet
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
@@ -45,27 +43,14 @@ class TrainingSet:
         return bool((self.splits.train.targets != UNKNOWN).all())
 
     def stream(
-        self,
-        batch_size: int,
-        device: torch.device,
-        seed: int,
-        *,
-        mixing: Mixing = UNMIXED,
-        view_set: ViewSet = FRESH,
+        self, batch_size: int, device: torch.device, seed: int, **keywords: Any
     ) -> BatchStream:
-        """Endless augmented batches of the training images; see `BatchStream`.
+        """Endless augmented batches of the training images; further keywords of `ImageSet.stream`.
 
         Of several processes, each gets its part of every batch.
         """
-        return self.data.stream(
-            self.splits.train,
-            batch_size=batch_size,
-            device=device,
-            seed=seed,
-            shard=distributed.shard(),
-            mixing=mixing,
-            view_set=view_set,
-        )
+        own = {"seed": seed, "shard": distributed.shard(), **keywords}
+        return self.data.stream(self.splits.train, batch_size=batch_size, device=device, **own)
 
     def evaluation_batches(self, split: Any, device: torch.device | str) -> Iterator[Batch]:
         """One unaugmented pass over a part; each of several processes has its share of it."""

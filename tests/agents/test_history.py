@@ -17,7 +17,7 @@ from mtkd_env.data.views import FRESH, MemoryViews, ViewSet
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.observation import ShortObservation
 from mtkd_env.teachers import StoreSpec
-from mtkd_env.teachers.store import StoredTeachers, TeacherStore
+from mtkd_env.teachers.store import StoredTeachers
 from processes import Pair, two_processes
 from tiny import NUM_ENVS, TEACHERS, make_tiny_env, teachers, training_set
 
@@ -36,8 +36,8 @@ def stored_env(
     assert isinstance(stream.views, MemoryViews)
     on_disk = folder if place == "disk" else None
     spec = StoreSpec(place=place)
-    store = TeacherStore(teachers(), stream.views, spec, batch_size=NUM_ENVS, folder=on_disk)
-    stream.teaching = StoredTeachers(store)
+    store = StoredTeachers(teachers(), stream.views, spec, batch_size=NUM_ENVS, folder=on_disk)
+    stream.teaching = store
     env = make_tiny_env(batches=stream, **kwargs)
     if not short:
         env.observer.shorten = lambda _: None
@@ -175,7 +175,7 @@ def test_no_teacher_is_asked_again(place: str, tmp_path: Path) -> None:
     trained(made("pg", env))
     stored = env.stream.teaching
     assert isinstance(stored, StoredTeachers)
-    assert stored._store.computed == 2 * STEPS * NUM_ENVS
+    assert stored.computed == 2 * STEPS * NUM_ENVS
 
 
 def test_without_outputs_in_it_or_without_a_store_an_observation_is_kept_whole(

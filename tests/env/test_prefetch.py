@@ -1,6 +1,7 @@
 """Facts of teachers that are asked about several batches at once."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from mtkd_env.computing import Computing
 from mtkd_env.data import BatchStream, Mixing
 from mtkd_env.errors import ConfigError
-from mtkd_env.teachers.prefetch import IMAGES_AT_ONCE, PrefetchedTeachers, batches_at_once
+from mtkd_env.teachers.prefetch import IMAGES_AT_ONCE, ask_together, batches_at_once
 from mtkd_env.types import TeacherOutputs
 from tiny import NUM_ENVS, make_tiny_env, teachers, training_set
 
@@ -27,7 +28,7 @@ def make_stream(**arguments: Any) -> BatchStream:
 
 def prefetching(count: int, **arguments: Any) -> BatchStream:
     stream = make_stream(**arguments)
-    stream.teaching = PrefetchedTeachers(teachers(), count)
+    stream.teaching = partial(ask_together, teachers(), count)
     return stream
 
 

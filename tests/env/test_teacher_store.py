@@ -20,7 +20,6 @@ from mtkd_env.teachers import StoreSpec, TeacherEnsemble
 from mtkd_env.teachers.store import (
     RowLayout,
     StoredTeachers,
-    TeacherStore,
     check_store,
     store_folder,
 )
@@ -55,16 +54,16 @@ def make_store(
     view_set: ViewSet = FRESH,
     ensemble: TeacherEnsemble | None = None,
     **changes: Any,
-) -> TeacherStore:
+) -> StoredTeachers:
     spec = replace(EXACT, **changes)
     views = make_stream(view_set).views
     on_disk = folder if spec.place == "disk" else None
-    return TeacherStore(ensemble or teachers(), views, spec, batch_size=NUM_ENVS, folder=on_disk)
+    return StoredTeachers(ensemble or teachers(), views, spec, batch_size=NUM_ENVS, folder=on_disk)
 
 
-def stored_stream(store: TeacherStore, view_set: ViewSet = FRESH, seed: int = 0) -> BatchStream:
+def stored_stream(store: StoredTeachers, view_set: ViewSet = FRESH, seed: int = 0) -> BatchStream:
     stream = make_stream(view_set, seed)
-    stream.teaching = StoredTeachers(store)
+    stream.teaching = store
     return stream
 
 
@@ -130,7 +129,7 @@ def test_what_another_store_had_is_computed_when_it_is_recalled(tmp_path: Path) 
     batch = next(stored_stream(make_store(tmp_path, TWO), TWO))
     empty = make_store(tmp_path, TWO)
     assert batch.keys is not None
-    found = StoredTeachers(empty).recall(batch.keys)
+    found = empty.recall(batch.keys)
     assert_equal(found, replace(outputs_of(batch), feature_maps=()))
     assert empty.computed >= NUM_ENVS
 
@@ -441,8 +440,8 @@ def test_images_in_files_bring_what_the_teachers_say_of_their_views(tmp_path: Pa
     ensemble = TeacherEnsemble([network], ["one"])
     stream = data.stream(data.train, batch_size=4, device="cpu", seed=0, view_set=TWO)
     check_store(EXACT, stream)
-    store = TeacherStore(ensemble, stream.views, EXACT, batch_size=4)
-    stream.teaching = StoredTeachers(store)
+    store = StoredTeachers(ensemble, stream.views, EXACT, batch_size=4)
+    stream.teaching = store
     for _ in range(3 * stream.steps_per_epoch):
         batch = next(stream)
         assert batch.teachers is not None

@@ -9,14 +9,13 @@ The run's folder holds the agent, for `--algo pretrained --agent.load FOLDER` of
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from experiments.agent_run import ALL, GAIN, AgentRun, AgentRunConfig, run_folder
-from experiments.config import CONFIGS, make_parser, parse_files, read_yaml, take
+from experiments.config import CONFIGS, file_layer, parse_values, take
 from experiments.console import ConsoleProgress, console
 from experiments.running.failures import program
 from experiments.running.folder import CONFIG
@@ -24,6 +23,12 @@ from mtkd_env.files import user_path
 from mtkd_env.imports import TRUST, trust_of
 
 PROGRAM = "train_agent.py"
+
+ABOUT = (
+    "Lets an agent learn over many tasks, a student each. Layers, later ones win: "
+    "configs/agent/ALGO.yaml, --config files, flags. --resume FOLDER goes on with an "
+    f"unfinished run. {TRUST} lets files name a module:Name of any module."
+)
 
 # Heights of the chart, the lowest first.
 BARS = "▁▂▃▄▅▆▇█"
@@ -74,21 +79,15 @@ def parse(argv: Sequence[str]) -> tuple[AgentRunConfig, Path | None]:
     resumed, flags = take([flag for flag in argv if flag != TRUST], "--resume")
     named, flags = take(flags, "--config")
     folder = user_path(resumed[-1]) if resumed else None
-    files = [("--resume", folder / CONFIG)] if folder else []
-    files += [("--config", user_path(path)) for path in named]
-    contents = [read_yaml(path, flag) for flag, path in files]
-    in_files = [str(content["algo"]) for content in contents if "algo" in content]
+    layers = [file_layer(folder / CONFIG, flag="--resume")] if folder else []
+    layers += [file_layer(user_path(path)) for path in named]
+    in_files = [str(layer.values["algo"]) for layer in layers if "algo" in layer.values]
     algo = [AgentRunConfig.algo, *in_files, *take(flags, "--algo")[0]][-1]
     shipped = CONFIGS / "agent" / f"{algo}.yaml"
-    first = [str(shipped)] if shipped.is_file() and folder is None else []
-    about = (
-        "Lets an agent learn over many tasks, a student each. Layers, later ones win: "
-        "configs/agent/ALGO.yaml, --config files, flags. --resume FOLDER goes on with an "
-        f"unfinished run. {TRUST} lets files name a module:Name of any module."
-    )
+    if shipped.is_file() and folder is None:
+        layers.insert(0, file_layer(shipped))
     with trust.applied():
-        make = partial(make_parser, AgentRunConfig, PROGRAM, about, first)
-        config = parse_files(AgentRunConfig, files, flags, make)
+        config = parse_values(AgentRunConfig, layers, flags, PROGRAM, ABOUT)
         config.check_agent()
     return config, folder
 

@@ -5,8 +5,6 @@ import gc
 import signal
 import tempfile
 from collections.abc import Generator
-from copy import deepcopy
-from typing import Any
 
 import jaxtyping
 import pytest
@@ -117,31 +115,6 @@ def _pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     from sketches import draw_pictures
 
     draw_pictures(monkeypatch)
-
-
-# What configurations come to, by what the parser is asked.
-PARSED: dict[str, Any] = {}
-
-
-@pytest.fixture
-def _parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parses a configuration that many tests share only once; what is refused is parsed again.
-
-    Not for tests that change a file between two readings of a configuration that names it.
-    """
-    from experiments.config import parsing
-
-    parse = parsing._parse
-
-    def parsed(algo: str, layers: Any, *others: Any) -> parsing.ExperimentConfig:
-        # Whatever the layers are called.
-        contents = [(layer.source, layer.values, layer.shipped) for layer in layers]
-        key = repr((algo, contents, others))
-        if key not in PARSED:
-            PARSED[key] = parse(algo, layers, *others)
-        return deepcopy(PARSED[key])
-
-    monkeypatch.setattr(parsing, "_parse", parsed)
 
 
 @pytest.fixture

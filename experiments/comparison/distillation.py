@@ -13,7 +13,6 @@ from experiments.config import (
     Layer,
     algo_layers,
     build_config,
-    mapping_layer,
     read_flags,
     recipe_layers,
 )
@@ -71,7 +70,7 @@ class Distillation(Kind):
     def _layer(self, entry: Entry, key: str, values: Mapping[str, Any]) -> Layer:
         if isinstance(pool := values.get("teachers"), str):
             values = {**values, "teachers": str(entry.path.parent / user_path(pool))}
-        return mapping_layer(f"{entry.path}: {key}", dict(values))
+        return Layer(f"{entry.path}: {key}", values)
 
     def of_pool(self, config: ExperimentConfig, pool: int) -> ExperimentConfig:
         """The configuration with the pool of teachers that a seed makes, and labels of its own."""

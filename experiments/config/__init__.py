@@ -7,7 +7,7 @@ has further ones around the method's. Arguments of the agent are merged key by k
 is replaced.
 
 - `experiment.py`: the options; `layers.py`: the files and parts that values come from;
-  `parsing.py`: the command line; `choices.py`: the names that its help says.
+  `parsing.py`: the command line; `help.py`: what its help says.
 """
 
 from experiments.config.experiment import (
@@ -21,7 +21,6 @@ from experiments.config.layers import (
     Layer,
     algo_layers,
     file_layer,
-    mapping_layer,
     read_yaml,
     recipe_layers,
     shipped_recipes,
@@ -29,9 +28,8 @@ from experiments.config.layers import (
 from experiments.config.parsing import (
     Flags,
     build_config,
-    make_parser,
     parse_arguments,
-    parse_files,
+    parse_values,
     read_flags,
     take,
 )
@@ -47,10 +45,8 @@ __all__ = [
     "algo_layers",
     "build_config",
     "file_layer",
-    "make_parser",
-    "mapping_layer",
     "parse_arguments",
-    "parse_files",
+    "parse_values",
     "read_flags",
     "read_yaml",
     "recipe_layers",

@@ -42,9 +42,6 @@ PLACE = (
     *("data.arguments.download", "data.arguments.workers", "data.arguments.prefetch_bytes"),
 )
 
-# Keys of paths and labels, in which nothing is the name of an object.
-TEXTS = ("output", "cache", "recipe", "method", "setting")
-
 # More are a mistake, and more than a process can start.
 MOST_THREADS = 4096
 

@@ -1,18 +1,16 @@
 """Where the values of a configuration come from: files, and parts of them, one over the other."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
-
-from experiments.config.experiment import ExperimentConfig
 from mtkd_env.errors import ConfigError, check_name, errors_of
-from mtkd_env.files import load_yaml, parse_yaml, path_or_name, to_yaml, user_path
-from mtkd_env.options import as_fields
-from mtkd_env.teachers.pool import PoolSpec, TeacherSpec
+from mtkd_env.files import load_yaml, path_or_name, user_path
+from mtkd_env.imports import check_trusted, whole_name
+from mtkd_env.options import as_fields, build, default_values
+from mtkd_env.teachers.pool import PoolSpec, read_pool_spec
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -21,12 +19,16 @@ RECIPES = CONFIGS / "recipe"
 # How the names of pools' files end.
 YAML = (".yaml", ".yml")
 
-# Parts of a configuration that hold keys and values; the teachers' may also be the name of a file.
-SECTIONS = {
-    entry.name
-    for entry in fields(ExperimentConfig)
-    if entry.name != "teachers" and is_dataclass(entry.type)
-}
+# The mapping that is merged key by key; others are replaced.
+MERGED = "agent.arguments"
+
+# Keys of paths and labels, in which nothing is the name of an object.
+TEXTS = ("output", "cache", "recipe", "method", "setting")
+
+# How near a key must be to what was typed to be what was meant.
+NEAR = 0.6
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,94 +37,165 @@ class Layer:
 
     Attributes:
         name: What errors call it, such as a file's path.
-        values: Keys and values, some of those of `ExperimentConfig`.
-        source: What the parser reads: a file's path, or the values as YAML.
-        shipped: Whether it belongs to the program, whose help shows its values.
+        values: Keys and values; keys of parts may stand behind dots.
     """
 
     name: str
     values: Mapping[str, Any]
-    source: str
-    shipped: bool = False
-
-    def __post_init__(self) -> None:
-        for section in SECTIONS & self.values.keys():
-            self._check_mapping(section, self.values[section])
-        self._check_mapping("agent.arguments", self.agent_arguments)
-
-    def _check_mapping(self, key: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            raise ConfigError(f"{self.name}: {key}: expected keys and values, found {value!r}")
-
-    @property
-    def agent_arguments(self) -> dict[str, Any]:
-        """Arguments of the agent, which are merged key by key."""
-        arguments: dict[str, Any] = self.values.get("agent", {}).get("arguments", {})
-        return arguments
 
 
-def file_layer(path: Path, *, flag: str = "--config", shipped: bool = False) -> Layer:
+def file_layer(path: Path, *, flag: str = "--config") -> Layer:
     """The keys and values of a YAML file, which errors say `flag` has named."""
     values = read_yaml(path, flag)
-    if shipped:  # The parser's help names the file.
-        return Layer(str(path), values, str(path), shipped)
     if isinstance(pool := values.get("teachers"), str):
-        values["teachers"] = pool = str((path.parent / user_path(pool)).absolute())
-    return Layer(
-        str(path), values, for_parser(values | ({"teachers": whole_pool(pool)} if pool else {}))
-    )
+        values["teachers"] = str((path.parent / user_path(pool)).absolute())
+    return Layer(str(path), values)
 
 
-def whole_pool(given: Any) -> Any:
-    """A pool with keys and values wherever it may be given in another form.
+def merged(
+    kind: type, layers: Iterable[Layer], flags: Iterable[tuple[str, Any]] = ()
+) -> dict[str, Any]:
+    """What layers say together of the fields of a class, and flags over them.
 
-    The parser knows no other: it would take a teacher's network alone for the name of a class.
-
-    Args:
-        given: The pool, or its file; anything else is for the parser to refuse.
+    Raises:
+        ConfigError: A key that the class does not have, or a part that is none; names the layer.
     """
-    if isinstance(given, str) and given.endswith(YAML) and user_path(given).is_file():
-        given = load_yaml(user_path(given))
-    if not isinstance(given, Mapping | list):
-        return given
-    pool = as_fields(PoolSpec, given)
-    if isinstance(teachers := pool.get("teachers"), list):
-        pool["teachers"] = [
-            as_fields(TeacherSpec, one) if isinstance(one, str) else one for one in teachers
-        ]
-    return pool
-
-
-def for_parser(values: Any) -> str:
-    """Keys and values as a text that the parser reads as the same ones."""
-    return to_yaml(_quoted(values))
-
-
-def _quoted(values: Any) -> Any:
-    """The same with quotes around texts that the parser would take for something else: `"0"`.
-
-    It looks into every text once more; what it leaves of these, `plain_values` makes texts again.
-    """
-    if isinstance(values, Mapping):
-        return {key: _quoted(value) for key, value in values.items()}
-    if isinstance(values, list):
-        return [_quoted(value) for value in values]
-    if isinstance(values, str) and not isinstance(yaml_value(values), str):
-        return json.dumps(values, ensure_ascii=False)
+    values: dict[str, Any] = {}
+    for layer in layers:
+        with errors_of(layer.name):
+            values = _laid_over(kind, values, layer.values)
+    for key, value in flags:
+        values = _laid_over(kind, values, {key: value})
     return values
 
 
-def yaml_value(text: str) -> Any:
-    """What a text says as YAML; the text itself if it is none."""
+def configured(kind: type[T], layers: Sequence[Layer], flags: Sequence[tuple[str, Any]]) -> T:
+    """The object of a class whose fields some layers say, and flags over them.
+
+    Raises:
+        ConfigError: An unknown key, a value that cannot be, or one that names what is not to be
+            trusted; names the layer that it stands in.
+    """
+    values = merged(kind, layers, flags)
     try:
-        return parse_yaml(text)
-    except yaml.YAMLError:
-        return text
+        return _built(kind, values)
+    except ConfigError as error:
+        if name := _culprit(kind, layers, flags, str(error)):
+            raise ConfigError(f"{name}: {error}") from error
+        raise
 
 
-def mapping_layer(name: str, values: Mapping[str, Any]) -> Layer:
-    """Keys and values that are part of something else, which `name` says."""
-    return Layer(name, values, to_yaml(dict(values)))
+def _culprit(
+    kind: type, layers: Sequence[Layer], flags: Iterable[tuple[str, Any]], message: str
+) -> str | None:
+    """Name of the last layer that brings the message about; none where a flag does."""
+    needed = [flag for flag in flags if flag[0].partition(".")[0] not in default_values(kind)]
+    if _problem(kind, merged(kind, layers, needed)) == message:
+        for layer in reversed(layers):
+            others = merged(kind, [one for one in layers if one is not layer], needed)
+            if _problem(kind, others) != message:
+                return layer.name
+    return None
+
+
+def _built(kind: type[T], values: Mapping[str, Any]) -> T:
+    check_trusted({name: value for name, value in values.items() if name not in TEXTS})
+    return build(kind, _whole_names(values))
+
+
+def _problem(kind: type, values: Mapping[str, Any]) -> str | None:
+    try:
+        _built(kind, values)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _whole_names(values: Any) -> Any:
+    """The same with names of objects as they are from any working folder."""
+    if isinstance(values, Mapping):
+        return {key: _whole_names(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [_whole_names(value) for value in values]
+    return whole_name(values) if isinstance(values, str) else values
+
+
+def _laid_over(
+    kind: type, under: Mapping[str, Any], over: Mapping[str, Any], path: str = ""
+) -> dict[str, Any]:
+    """Values over others; of parts, and of what is `MERGED`, key by key."""
+    types = {entry.name: entry.type for entry in fields(kind)}
+    values = dict(under)
+    for dotted, value in over.items():
+        name, _, rest = dotted.partition(".")
+        key = f"{path}{name}"
+        if name not in types:
+            known = [f"{path}{one}" for one in keys_of(kind)]
+            raise ConfigError(f"{key}: unknown key{did_you_mean(key, known)}")
+        given = {rest: value} if rest else value
+        part = types[name]
+        if isinstance(part, type) and is_dataclass(part):
+            own = _fields(part, given, key)
+            values[name] = _laid_over(part, values.get(name, {}), own, f"{key}.")
+        elif rest or key == MERGED:
+            values[name] = _mapping_over(values.get(name), given, key)
+        else:
+            values[name] = value
+    return values
+
+
+def _fields(part: Any, given: Any, key: str) -> dict[str, Any]:
+    """Fields by name, of any form that a part may be given in: a pool also as its file.
+
+    Raises:
+        ConfigError: Something else.
+    """
+    if given is None:
+        raise ConfigError(f"{key}: expected keys and values, got None")
+    if part is PoolSpec and isinstance(given, str) and given.endswith(YAML):
+        with errors_of(key):
+            read_pool_spec(given)
+        given = load_yaml(user_path(given))
+    return as_fields(part, given, key)
+
+
+def _mapping_over(under: Any, over: Any, key: str) -> dict[str, Any]:
+    """A mapping over another, whose keys may stand behind dots.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    if not isinstance(over, Mapping):
+        raise ConfigError(f"{key}: expected keys and values, got {over!r}")
+    values = dict(under) if isinstance(under, Mapping) else {}
+    for dotted, value in over.items():
+        name, _, rest = dotted.partition(".")
+        values[name] = _mapping_over(values.get(name), {rest: value}, key) if rest else value
+    return values
+
+
+def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
+    """The keys of a class and those of its parts, behind dots."""
+    for entry in fields(kind):
+        yield f"{prefix}{entry.name}"
+        if is_dataclass(entry.type):
+            yield from keys_of(entry.type, f"{prefix}{entry.name}.")
+
+
+def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
+    """`'; did you mean ...?'` for the nearest by its whole name or by its last part, or nothing.
+
+    Of several that are as near, it is the shortest.
+    """
+    nearness = {
+        key: max(
+            SequenceMatcher(None, name.replace("-", "_"), part.replace("-", "_")).ratio()
+            for part in (key, key.rpartition(".")[2])
+        )
+        for key in known
+    }
+    best = max(nearness, key=lambda key: (nearness[key], -len(key), key))
+    return f"; did you mean '{mark}{best}'?" if nearness[best] >= NEAR else ""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -142,7 +215,7 @@ def recipe_layers(recipe: str | None) -> list[Layer]:
         return [file_layer(path, flag="--recipe")]
     shipped = shipped_recipes()
     check_name(shipped, recipe, "recipe")
-    return [file_layer(shipped[recipe], shipped=True)]
+    return [file_layer(shipped[recipe])]
 
 
 def shipped_methods() -> dict[str, Path]:
@@ -153,7 +226,7 @@ def shipped_methods() -> dict[str, Path]:
 def algo_layers(algo: str) -> list[Layer]:
     """What a method brings along: configs/algo/<algo>.yaml, or nothing."""
     shipped = shipped_methods()
-    return [file_layer(shipped[algo], shipped=True)] if algo in shipped else []
+    return [file_layer(shipped[algo])] if algo in shipped else []
 
 
 def read_yaml(path: Path, flag: str) -> dict[str, Any]:

@@ -4,15 +4,14 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from experiments.config import (
     CONFIGS,
     RunConfig,
-    make_parser,
-    parse_files,
+    file_layer,
+    parse_values,
     take,
 )
 from experiments.console import console
@@ -183,13 +182,14 @@ def parse(kind: type[Config], argv: Sequence[str], program: str) -> tuple[Config
     first, last = [], []
     if resumed:
         folder = user_path(resumed[-1])
-        first, last = [("--resume", folder / CONFIG)], ["--output", str(folder)]
+        first = [file_layer(folder / CONFIG, flag="--resume")]
+        last = ["--output", str(folder)]
     elif recipes:
         path = path_or_name(recipes[-1]) or lookup(shipped, recipes[-1], "recipe")
-        first, last = [("--recipe", path)], ["--recipe", recipes[-1]]
-    files = [*first, *(("--config", user_path(path)) for path in named)]
-    make = partial(make_parser, kind, program, about)
-    return parse_files(kind, files, _one_length([*flags, *last]), make), bool(resumed)
+        first, last = [file_layer(path, flag="--recipe")], ["--recipe", recipes[-1]]
+    layers = [*first, *(file_layer(user_path(path)) for path in named)]
+    flags = _one_length([*flags, *last])
+    return parse_values(kind, layers, flags, program, about), bool(resumed)
 
 
 def _one_length(flags: Sequence[str]) -> list[str]:

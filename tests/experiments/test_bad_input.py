@@ -28,8 +28,6 @@ from mtkd_env.networks import build_network
 from mtkd_env.teachers import load_pool_spec
 from tiny import load_dataset
 
-pytestmark = pytest.mark.usefixtures("_parsed_once")
-
 # A run that would end well in seconds if the case were none.
 SMOKE = """
 algo: aver
@@ -268,7 +266,7 @@ VALUES: dict[str, tuple[str, Words]] = {
         "--optimizer.nesterov=maybe",
         ("optimizer.nesterov: expected bool", "maybe"),
     ),
-    "word for a number or nothing": ("--threads=all", ("threads: expected one of int, null",)),
+    "word for a number or nothing": ("--threads=all", ("threads: expected int or None",)),
     "number for keys": ("--data.arguments=3", ("data.arguments: expected dict", "3")),
     "number for arguments": ("--agent.arguments=3", ("agent.arguments", "keys and values", "3")),
     "nothing for a method": ("--algo=", ("--algo",)),
@@ -341,7 +339,7 @@ YAMLS: dict[str, tuple[bytes, Words]] = {
     "unknown key in a section": (b"data: {mixp: 1}\n", ("mixp", "did you mean 'data.mixup'?")),
     "number for a key": (b"1: 2\n", ("1",)),
     "nothing in a section": (b"optimizer:\n", ("optimizer: expected keys and values", "None")),
-    "list for a section": (b"env: [1]\n", ("env: expected keys and values", "[1]")),
+    "list for a section": (b"agent: [1]\n", ("agent: expected AgentConfig or its fields", "[1]")),
     "list for a number": (b"seed: [1]\n", ("seed: expected int", "[1]")),
     "number that is none": (b"distillation: {beta: .nan}\n", ("distillation.beta", "nan")),
     "unknown method": (b"algo: ppoo\n", ("agent", "did you mean 'ppo'?")),

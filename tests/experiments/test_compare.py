@@ -27,8 +27,6 @@ from experiments.running.result import read_result
 from experiments.training import Progress
 from tasks import Inline
 
-pytestmark = pytest.mark.usefixtures("_parsed_once")
-
 THREE = """
 methods:
   aver: {}

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
-from experiments.config.choices import NAMES
+from experiments.config.help import NAMES
 from experiments.experiment import make_folder
 from mtkd_env.data import DATASETS
 from mtkd_env.errors import ConfigError
@@ -157,6 +157,13 @@ def test_numbers_in_scientific_notation_are_numbers(flags: tuple[str, ...]) -> N
     assert parse(*flags).agent.arguments["lr"] == 0.0005
 
 
+def test_texts_of_flags_are_what_was_typed() -> None:
+    flags = ["--method", "a #b", "--setting", "null", "--cache", "null"]
+    config = parse(*flags, "--data.dataset", "npz", "--data.arguments.name", "x #y: [z")
+    assert (config.method, config.setting, config.cache) == ("a #b", "null", None)
+    assert config.data.arguments == {"name": "x #y: [z"}
+
+
 def test_numbers_in_scientific_notation_are_numbers_in_files_too(write: WriteFile) -> None:
     path = write("agent: {arguments: {lr: 5e-4}}\noptimizer: {lr: 1e-2}\n")
     config = parse("--algo", "pg", "--config", path)
@@ -272,7 +279,7 @@ FLAGS = {
     "fraction for a count": ("--optimizer.epochs 1.5", ["optimizer.epochs", "int", "1.5"]),
     "not a number": ("--optimizer.lr nan", ["optimizer.lr", "nan"]),
     "word for a switch": ("--optimizer.nesterov maybe", ["optimizer.nesterov", "bool", "maybe"]),
-    "number for a list": ("--optimizer.milestones 1", ["optimizer.milestones", "tuple"]),
+    "number for a list": ("--optimizer.milestones 1", ["optimizer.milestones", "list"]),
     "no epochs": ("--optimizer.epochs 0", ["epochs: expected at least 1, got 0"]),
     "negative rate": ("--optimizer.lr -1", ["lr: expected a number >= 0, got -1"]),
     "negative seed": ("--seed -1", ["seed: expected a finite number >= 0, got -1"]),
@@ -288,13 +295,13 @@ FLAGS = {
     "flag for a method": ("--algo --seed 1", ["--algo: expected a value"]),
     "no file": ("--seed 1 --config", ["--config: expected a value"]),
     "empty method": ("--algo pg,", ["--algo: expected names", "'pg,'"]),
-    "no arguments": ("--agent.arguments 3", ["agent.arguments: expected keys", "'3'"]),
+    "no arguments": ("--agent.arguments 3", ["agent.arguments: expected keys", "got 3"]),
     "broken arguments": ("--agent.arguments {a", ["agent.arguments: expected keys", "'{a'"]),
 }
 
 FILES = {
     "unknown key": ("optimizer: {lrr: 1}", ["lrr", "did you mean 'optimizer.lr'?"]),
-    "unknown section": ("optimzer: {lr: 1}", ["optimzer", "did you mean 'optimizer.lr'?"]),
+    "unknown section": ("optimzer: {lr: 1}", ["optimzer", "did you mean 'optimizer'?"]),
     "unknown key at the top": ("sed: 1", ["sed", "did you mean 'seed'?"]),
     "unknown key of a teacher": (
         "teachers: {teachers: [{netwrk: resnet8}]}",
@@ -308,14 +315,20 @@ FILES = {
     "list": ("- a\n- b\n", ["expected keys and values, found ['a', 'b']"]),
     "text": ("just text", ["expected keys and values, found 'just text'"]),
     "broken": ("a: [1\nb: 2\n", ["not valid YAML"]),
-    "number for a section": ("optimizer: 3", ["optimizer: expected keys and values, found 3"]),
-    "nothing in a section": ("agent:\n", ["agent: expected keys and values, found None"]),
+    "number for a section": (
+        "optimizer: 3",
+        ["optimizer: expected Recipe or its fields by name, got 3"],
+    ),
+    "nothing in a section": ("agent:\n", ["agent: expected keys and values, got None"]),
     "number for arguments": (
         "agent: {arguments: 3}",
-        ["agent.arguments: expected keys and values, found 3"],
+        ["agent.arguments: expected keys and values, got 3"],
     ),
-    "list for the agent": ("agent: [1]", ["agent: expected keys and values, found [1]"]),
-    "number for a key": ("1: 2", ["Option '1' is not accepted"]),
+    "list for the agent": (
+        "agent: [1]",
+        ["agent: expected AgentConfig or its fields by name, got [1]"],
+    ),
+    "number for a key": ("1: 2", ["1: unknown key"]),
 }
 
 

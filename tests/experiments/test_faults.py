@@ -40,8 +40,6 @@ from tiny import SB3_ARGUMENTS
 
 __all__ = ["crashed", "midway", "small", "whole"]
 
-pytestmark = pytest.mark.usefixtures("_parsed_once")
-
 
 Shown = pytest.CaptureFixture[str]
 

@@ -11,8 +11,8 @@ import yaml
 
 from experiments.config import (
     ExperimentConfig,
+    Layer,
     build_config,
-    mapping_layer,
     parse_arguments,
     read_flags,
 )
@@ -57,7 +57,7 @@ def test_what_can_be_imported_is_recorded_by_its_name_and_read_again() -> None:
     assert text["student"]["network"] == "users_networks:Plain"
     assert text["distillation"]["logit"] == {"kd": 1.0, f"{HERE}:gap": 0.5}
     assert text["env"]["observation"] == ["gaps", f"{HERE}:gap"]
-    again = build_config(text["algo"], [mapping_layer("run", text)], read_flags(["--trust"]))
+    again = build_config(text["algo"], [Layer("run", text)], read_flags(["--trust"]))
     assert (again.to_yaml(), again.digest) == (config.to_yaml(), config.digest)
 
 

@@ -33,8 +33,6 @@ from mtkd_env.files import load_checkpoint
 from mtkd_env.vector import StepRecord
 from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN, seldom
 
-pytestmark = pytest.mark.usefixtures("_parsed_once")
-
 EPOCHS, STEPS = 3, 4
 
 EVERY = ("none", "mmkd", "uniform", "aver", "camkd", "amtmlkd", "reinforce", "dpg", "reference")

@@ -34,8 +34,6 @@ from mtkd_env.teachers import TrainingSet
 from sketches import pictures
 from tiny import load_dataset, seldom
 
-pytestmark = pytest.mark.usefixtures("_parsed_once")
-
 SMOKE = """
 teachers:
   teachers:

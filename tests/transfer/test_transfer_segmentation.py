@@ -655,7 +655,7 @@ def test_a_recipe_of_another_program_is_named(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("modell: pspnet\n")
     flags = ["--recipe", str(recipe), "--data", "images", "--output", "here"]
-    with pytest.raises(ConfigError, match=r"mine\.yaml: unknown key 'modell'; did you mean"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: modell: unknown key; did you mean"):
         parse(SegmentationConfig, flags, "segmentation.py")
 
 
@@ -675,7 +675,7 @@ def test_a_length_in_a_flag_takes_the_place_of_the_other() -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--crops", "64"], "unrecognized arguments: --crops 64; did you mean '--crop'"),
+        (["--crops", "64"], "--crops: unknown flag; did you mean '--crop'"),
         (["--recipe", "cityscape"], "unknown recipe 'cityscape'; did you mean 'cityscapes'"),
         (["--recipe", "mine.yaml"], "--recipe: mine.yaml: No such file"),
         (["--model", "psp"], "unknown segmenter 'psp'; did you mean 'pspnet'"),

@@ -1,13 +1,19 @@
-"""What the help says of options beside their docstrings: the names and arguments they may have."""
+"""The help: options by their docstrings, and the names and arguments that they may have."""
 
 import inspect
 import re
 from argparse import Action
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from agents import AGENTS
 from agents.base import WARMUP_WEIGHTS
-from experiments.config.layers import shipped_methods, shipped_recipes
+from experiments.config.experiment import ExperimentConfig
+from experiments.config.layers import Layer, merged, shipped_methods, shipped_recipes
+from experiments.verbs import as_called
 from mtkd_env.compilation import MODES
 from mtkd_env.data import DATASETS
 from mtkd_env.env import CHOICES
@@ -41,6 +47,38 @@ NAMES: Mapping[str, Collection[str]] = {
     **{f"{part}.optimizer": OPTIMIZERS for part in ("optimizer", "teachers.recipe")},
     **{f"{part}.schedule": SCHEDULES for part in ("optimizer", "teachers.recipe")},
 }
+
+
+def show_help(kind: type, layers: Iterable[Layer], program: str, about: str) -> None:
+    """Prints the flags for the fields of a class, with the values that layers give them.
+
+    Args:
+        kind: The class.
+        layers: The layers.
+        program: The program's name.
+        about: What is said of it.
+    """
+    parser = ArgumentParser(
+        prog=as_called(program),
+        description=f"{about} --debug shows where an error came from.",
+        default_env=False,
+    )
+    parser.add_argument("--config", help="YAML file; may be given several times")
+    parser.add_argument("--print_config", action="store_true", help="print all values, and exit")
+    parser.add_class_arguments(kind)
+    if kind is ExperimentConfig:
+        describe(parser._actions)
+    parser.set_defaults(dict(_leaves(kind, merged(kind, layers))))
+    parser.print_help()
+
+
+def _leaves(kind: Any, values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Values by their keys, those of parts behind dots."""
+    for entry in fields(kind):
+        if entry.name in values and is_dataclass(entry.type):
+            yield from _leaves(entry.type, values[entry.name], f"{prefix}{entry.name}.")
+        elif entry.name in values:
+            yield f"{prefix}{entry.name}", values[entry.name]
 
 
 def describe(actions: Iterable[Action]) -> None:

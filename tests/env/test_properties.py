@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from experiments.config import ExperimentConfig, build_config, mapping_layer, read_flags
+from experiments.config import ExperimentConfig, Layer, build_config, read_flags
 from mtkd_env import losses
 from mtkd_env.action import FUSIONS, WeightFusion
 from mtkd_env.data import BatchStream
@@ -175,7 +175,7 @@ def test_coefficients_are_taken_if_they_lie_on_the_simplex(
 
 def parse(values: Mapping[str, Any]) -> ExperimentConfig:
     teachers = {"teachers": [{"network": "resnet8", "width": 0.5}]}
-    layers = [mapping_layer("base", {"teachers": teachers}), mapping_layer("given", values)]
+    layers = [Layer("base", {"teachers": teachers}), Layer("given", values)]
     return build_config("aver", layers, read_flags([]))
 
 

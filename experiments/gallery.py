@@ -1,6 +1,6 @@
 """A few training images and the weights that a run gave its teachers on them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,7 @@ class Gallery:
     logit: Array
     feature: Array
     correct: Array
-    names: Array = field(default_factory=lambda: np.array([], dtype=str))
-
-    def __post_init__(self) -> None:
-        if not len(self.names):
-            object.__setattr__(self, "names", self.targets.astype(str))
+    names: Array
 
 
 def collect_gallery(record: StepRecord, data: ImageSet[Any], split: Any) -> Gallery:
@@ -105,7 +101,6 @@ def read_gallery(folder: Path) -> Gallery | None:
     try:
         # NumPy leaves a damaged file open if it opens it itself.
         with (folder / FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            known = Gallery.__dataclass_fields__.keys() & set(arrays.files)
-            return Gallery(**{name: arrays[name] for name in known})
+            return Gallery(**arrays)
     except (*UNREADABLE, TypeError):
         return None

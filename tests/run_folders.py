@@ -132,4 +132,5 @@ def gallery(teachers: int, channels: int = 1) -> Gallery:
         logit=weights,
         feature=weights[::-1].copy(),
         correct=correct,
+        names=np.array(["0", "1", "2", "0"]),
     )

@@ -14,7 +14,7 @@ from rich.text import Text
 from experiments.comparison.normalised import NOTE as SCORE_NOTE
 from experiments.comparison.normalised import score_lines
 from experiments.comparison.plan import Comparison
-from experiments.comparison.statistics import Seeds, Spread
+from experiments.comparison.statistics import Seeds
 from experiments.comparison.summary import (
     NOTHING,
     POOLS,
@@ -138,31 +138,28 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Colu
             _Column("p (Holm)", lambda s: p_text(s.adjusted_p), room=2),
         ]
     if any(summary.score for summary in summaries):
-        columns.append(_Column("agent score", lambda s: _score(s.score), room=1))
+        columns.append(
+            _Column("agent score", lambda s: _number(s.score and s.score.mean, "z.3f"), room=1)
+        )
     columns += [_Column(f"weight {name}", _weight(name), room=3) for name in teachers_of(summaries)]
     if baseline is None:
         columns.append(_Column("seconds", lambda s: f"{s.seconds.mean:.1f}", room=2))
     else:
-        columns.append(_Column(f"seconds / {baseline}", lambda s: _ratio(s.slowness), room=2))
+        heading = f"seconds / {baseline}"
+        columns.append(_Column(heading, lambda s: _number(s.slowness, ".2f"), room=2))
     if comparison.paper:
-        columns.append(_Column(comparison.paper_title, lambda s: _paper(s.paper)))
+        columns.append(
+            _Column(comparison.paper_title, lambda s: text_of(s.paper) if s.paper else NOTHING)
+        )
     return columns
 
 
-def _score(score: Spread | None) -> str:
-    return NOTHING if score is None else f"{score.mean:z.3f}"
-
-
-def _paper(figure: Spread | None) -> str:
-    return NOTHING if figure is None else text_of(figure)
-
-
 def _weight(teacher: str) -> Callable[[Summary], str]:
-    return lambda s: f"{s.weights[teacher]:.3f}" if teacher in s.weights else NOTHING
+    return lambda s: _number(s.weights.get(teacher), ".3f")
 
 
-def _ratio(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"
+def _number(value: float | None, form: str) -> str:
+    return NOTHING if value is None else format(value, form)
 
 
 def _by_setting(comparison: Comparison, summaries: Sequence[Summary]) -> dict[str, list[Summary]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
 import numpy as np
 from scipy.stats import t, trim_mean
@@ -49,10 +50,7 @@ class Difference:
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and standard deviation (ddof = 1)."""
-    mean = math.fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, None)
-    return Spread(mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)))
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else None)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:

@@ -2,7 +2,6 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,18 +74,13 @@ def print_status(console: Console, comparison: Comparison) -> None:
     now = time.time()
     statuses = [run_status(run, now) for run in comparison.runs]
     counts = Counter(status.state for status in statuses)
-    told = [status for status in statuses if status.worth_a_line]
-    if told:
-        console.print(_table(told))
+    if told := [status for status in statuses if status.worth_a_line]:
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for heading in ("run", "state", "last epoch", "ago", "why"):
+            table.add_column(heading, overflow="fold")
+        for status in told:
+            ago = "" if status.silence is None else duration(max(0.0, status.silence))
+            table.add_row(status.run.name, status.state, status.progress, ago, status.error)
+        console.print(table)
     summary = ", ".join(f"{counts[state]} {state}" for state in State)
     console.print(f"{comparison.title}: {len(statuses)} runs: {summary}")
-
-
-def _table(statuses: Sequence[RunStatus]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for heading in ("run", "state", "last epoch", "ago", "why"):
-        table.add_column(heading, overflow="fold")
-    for status in statuses:
-        ago = "" if status.silence is None else duration(max(0.0, status.silence))
-        table.add_row(status.run.name, status.state, status.progress, ago, status.error)
-    return table

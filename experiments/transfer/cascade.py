@@ -73,7 +73,23 @@ class CascadeRoIHeads(nn.Module):
             num_classes: Classes, the background included.
             channels: Channels of the feature maps.
         """
-        stages = [_stage(single, stage, num_classes, channels) for stage in STAGES]
+        height, width = single.box_roi_pool.output_size
+        stages = [
+            RoIHeads(
+                single.box_roi_pool,
+                TwoMLPHead(channels * height * width, WIDTH),
+                FastRCNNPredictor(WIDTH, num_classes),
+                fg_iou_thresh=stage.overlap,
+                bg_iou_thresh=stage.overlap,
+                batch_size_per_image=single.fg_bg_sampler.batch_size_per_image,
+                positive_fraction=single.fg_bg_sampler.positive_fraction,
+                bbox_reg_weights=stage.coder,
+                score_thresh=single.score_thresh,
+                nms_thresh=single.nms_thresh,
+                detections_per_img=single.detections_per_img,
+            )
+            for stage in STAGES
+        ]
         return cls(stages, [stage.weight for stage in STAGES])
 
     def forward(
@@ -129,23 +145,6 @@ class CascadeRoIHeads(nn.Module):
             {"boxes": boxes, "labels": labels, "scores": scores}
             for boxes, scores, labels in zip(*found, strict=True)
         ]
-
-
-def _stage(single: RoIHeads, stage: Stage, num_classes: int, channels: int) -> RoIHeads:
-    height, width = single.box_roi_pool.output_size
-    return RoIHeads(
-        single.box_roi_pool,
-        TwoMLPHead(channels * height * width, WIDTH),
-        FastRCNNPredictor(WIDTH, num_classes),
-        fg_iou_thresh=stage.overlap,
-        bg_iou_thresh=stage.overlap,
-        batch_size_per_image=single.fg_bg_sampler.batch_size_per_image,
-        positive_fraction=single.fg_bg_sampler.positive_fraction,
-        bbox_reg_weights=stage.coder,
-        score_thresh=single.score_thresh,
-        nms_thresh=single.nms_thresh,
-        detections_per_img=single.detections_per_img,
-    )
 
 
 def _predict(

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -95,17 +94,15 @@ class DetectionTask(VisionTask):
 
     def batches(self, epoch: int, begin: int = 0) -> Iterator[Batch]:
         """The images with something on them in a new order; the last ones may be left out."""
-        config = self._config
-        batches = training_batches(
+        for batch in training_batches(
             self._train,
             self._reading,
-            batch_size=config.batch_size,
-            seed=config.seed,
+            batch_size=self._config.batch_size,
+            seed=self._config.seed,
             epoch=epoch,
             begin=begin,
             shard=distributed.shard(),
-        )
-        for batch in batches:
+        ):
             targets = [
                 {name: value.to(self._device, non_blocking=True) for name, value in target.items()}
                 for _, target in batch
@@ -121,30 +118,27 @@ class DetectionTask(VisionTask):
     def evaluate(self) -> dict[str, float]:
         """COCO's mean average precision of boxes, and of masks if the detector makes them."""
         precision = AveragePrecision(masks=self._reading.masks)
-        for batch in self._judged(distributed.shard()):
+        size = self._config.batch_size // distributed.processes()
+        shard = distributed.shard()
+        for batch in evaluation_batches(self._val, self._reading, batch_size=size, shard=shard):
             precision.add(self.predict(batch), [truth for _, truth in batch])
         return precision.values()
 
     def pictures(self, count: int) -> UInt8[Tensor, "N 3 P Q"]:
         """Detections beside the truth, of the first images to judge by."""
-        names = self._train.class_names
-        rows: list[Tensor] = []
-        for batch in islice(self._judged((0, 1)), count):
-            for (image, truth), found in zip(batch, self.predict(batch), strict=True):
-                rows.append(beside_truth(image, found, truth, names))
-            if len(rows) >= count:
-                break
-        return torch.stack(rows[:count])
+        rows = []
+        for position in range(min(count, len(self._val.images))):
+            truth = self._val.truth(position, masks=self._reading.masks)
+            image = self._val.image(position)
+            (found,) = self.predict([(image, truth)])
+            rows.append(beside_truth(image, found, truth, self._train.class_names))
+        return torch.stack(rows)
 
     @torch.no_grad()
     def predict(self, batch: Sequence[Example]) -> list[Target]:
         """Boxes, labels, scores and perhaps masks that are found on images, on the CPU."""
         found: list[Target] = self.model(self._images(batch))
         return [{name: value.cpu() for name, value in one.items()} for one in found]
-
-    def _judged(self, shard: tuple[int, int]) -> Iterator[list[Example]]:
-        size = self._config.batch_size // distributed.processes()
-        return evaluation_batches(self._val, self._reading, batch_size=size, shard=shard)
 
     def _images(self, batch: Sequence[Example]) -> list[Float32[Tensor, "3 _ _"]]:
         """Images in [0, 1] on the device, which the detector itself normalises and resizes."""

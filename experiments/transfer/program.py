@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -219,21 +219,12 @@ def run_main(
         config, resume = parse(kind, argv, program)
         with together(config.device):
             out = console(quiet=distributed.rank() != 0)
-            out.print(f"begins with {_begun(config)}", soft_wrap=True)
+            random = f"a random {config.backbone} (--weights would say which to begin with)"
+            known = f"the {config.backbone} of {config.weights}"
+            out.print(f"begins with {known if config.weights else random}", soft_wrap=True)
             result = run(config, Path(config.output), resume=resume)
-            out.print(f"{_summary(result.metrics)}; written to {config.output}", soft_wrap=True)
+            metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+            out.print(f"{metrics}; written to {config.output}", soft_wrap=True)
         return 0
 
     return run_program(main, argv, "a run folder without result.json is unfinished")
-
-
-def _begun(config: TransferConfig) -> str:
-    """What a network begins with, in words."""
-    if config.weights is None:
-        return f"a random {config.backbone} (--weights would say which to begin with)"
-    return f"the {config.backbone} of {config.weights}"
-
-
-def _summary(metrics: Mapping[str, float]) -> str:
-    """The metrics of a finished run in a line."""
-    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_at_least_1, check_choice, check_not_negative
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options
 
@@ -52,25 +52,18 @@ class Schedule(Options):
                 "expected either epochs or iterations, got "
                 f"epochs {self.epochs} and iterations {self.iterations}"
             )
-        for name, (fits, expected) in self._ranges().items():
-            if not fits:
-                raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)}")
+        check_choice(("step", "poly"), kind=self.kind)
+        for length in ("epochs", "iterations"):
+            if (count := getattr(self, length)) is not None:
+                check_at_least_1(**{length: count})
+        for end in self.milestones:
+            check_at_least_1(milestones=end)
+        check_not_negative(warmup_steps=self.warmup_steps)
+        if not 0 <= self.warmup_factor <= 1:
+            raise ConfigError(
+                f"warmup_factor: expected a share in [0, 1], got {self.warmup_factor}"
+            )
         self.recipe(1 + self.warmup_steps)
-
-    def _ranges(self) -> dict[str, tuple[bool, str]]:
-        """Whether each value that `Recipe` does not check is in its range, and that in words."""
-        length = self.epochs if self.iterations is None else self.iterations
-        return {
-            "kind": (self.kind in ("step", "poly"), "step or poly"),
-            "iterations" if self.epochs is None else "epochs": ((length or 0) >= 1, "at least 1"),
-            "milestones": (all(end >= 1 for end in self.milestones), "numbers from 1"),
-            "warmup_steps": (self.warmup_steps >= 0, "at least 0"),
-            "warmup_factor": (0 <= self.warmup_factor <= 1, "a share in [0, 1]"),
-        }
-
-    def steps(self, steps_per_epoch: int) -> int:
-        """SGD steps of the training."""
-        return self.iterations or (self.epochs or 0) * steps_per_epoch
 
     def recipe(self, steps_per_epoch: int) -> Recipe:
         """The same with steps in place of epochs.
@@ -78,7 +71,7 @@ class Schedule(Options):
         Raises:
             ConfigError: The warm-up is longer than the training.
         """
-        steps = self.steps(steps_per_epoch)
+        steps = self.iterations or (self.epochs or 0) * steps_per_epoch
         if self.warmup_steps > steps:
             raise ConfigError(
                 f"warmup_steps: expected 0 to {steps}, all steps of the training, got "

@@ -89,14 +89,6 @@ def test_images_in_files_are_decoded(tmp_path: Path) -> None:
     assert found.names.tolist() == [("cat", "dog")[target] for target in found.targets]
 
 
-def test_a_gallery_of_an_older_version_has_numbers_for_names(tmp_path: Path) -> None:
-    arrays = vars(gallery(2))
-    np.savez(tmp_path / FILE, **{name: arrays[name] for name in arrays if name != "names"})
-    found = read_gallery(tmp_path)
-    assert found is not None
-    assert found.names.tolist() == [str(target) for target in found.targets]
-
-
 def test_a_gallery_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = gallery(3)
     write_gallery(made, tmp_path)

@@ -172,12 +172,12 @@ BAD_SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
         {"epochs": None, "iterations": -1},
         "iterations: expected at least 1, got -1",
     ),
-    "kind": ({"kind": "cosine"}, "kind: expected step or poly, got cosine"),
+    "kind": ({"kind": "cosine"}, "kind: unknown name 'cosine' (known: poly, step)"),
     "milestones": (
         {"milestones": (0, 3)},
-        "milestones: expected numbers from 1, got (0, 3)",
+        "milestones: expected at least 1, got 0",
     ),
-    "warmup_steps": ({"warmup_steps": -1}, "warmup_steps: expected at least 0, got -1"),
+    "warmup_steps": ({"warmup_steps": -1}, "warmup_steps: expected a finite number >= 0, got -1"),
     "warmup_factor": (
         {"warmup_factor": 2.0},
         "warmup_factor: expected a share in [0, 1], got 2.0",

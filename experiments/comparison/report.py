@@ -139,7 +139,9 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Colu
         ]
     if any(summary.score for summary in summaries):
         columns.append(
-            _Column("agent score", lambda s: _number(s.score and s.score.mean, "z.3f"), room=1)
+            _Column(
+                "agent score", lambda s: _number(s.score.mean if s.score else None, "z.3f"), room=1
+            )
         )
     columns += [_Column(f"weight {name}", _weight(name), room=3) for name in teachers_of(summaries)]
     if baseline is None:

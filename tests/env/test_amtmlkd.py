@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 from math import log
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from mtkd_env.errors import ConfigError
 from mtkd_env.losses import kd_divergence
 from mtkd_env.types import DistillState
 from mtkd_env.weighting.amtmlkd import AMTMLKD, LatentFactors, mixture_divergence
@@ -167,3 +169,17 @@ def test_the_penalty_alone_draws_the_weights_to_one_over_m() -> None:
     for _ in range(400):
         weighting.after_update(state)
     torch.testing.assert_close(weighting(state).logit, torch.full((NUM_ENVS, M), 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"lr": -1.0}, "lr: expected a finite number >= 0, got -1.0"),
+        ({"penalty": float("inf")}, "penalty: expected a finite number >= 0, got inf"),
+        ({"pooling": "maxx"}, "pooling: unknown name 'maxx'; did you mean 'max'"),
+        ({"start": 0.0}, "start: expected a finite number > 0, got 0.0"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        AMTMLKD(make_tiny_distiller(), **arguments)

@@ -405,6 +405,10 @@ BAD_YAML = {
     "no truth value": ("!!bool maybe", "KeyError"),
     "no number": ("!!int ''", "IndexError"),
     "too many digits": ("9" * 5000, "ValueError"),
+    "two documents": ("a: 1\n---\na: 2", "a single document"),
+    "an object": ("!!python/object/apply:os.getpid []", "expected a plain value"),
+    "bytes": ("!!binary aGk=", "expected a plain value"),
+    "a tab": ("a:\n\tb: 1", "cannot start any token"),
 }
 
 

@@ -274,6 +274,12 @@ def test_counts_below_one_are_refused(name: str) -> None:
         MMKD(make_tiny_distiller(), **{name: 0})
 
 
+@pytest.mark.parametrize(("name", "value"), [("lr", -1.0), ("weight_decay", float("nan"))])
+def test_negative_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name}: expected a finite number >= 0, got {value}"):
+        MMKD(make_tiny_distiller(), **{name: value})
+
+
 def test_a_buffer_that_cannot_hold_a_batch_is_refused() -> None:
     distiller = make_tiny_distiller()
     weighting = MMKD(distiller, buffer_size=NUM_ENVS - 1)

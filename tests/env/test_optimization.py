@@ -351,6 +351,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "weight_decay": ({"weight_decay": math.inf}, "a number >= 0, got inf"),
     "decay": ({"decay": -1.0}, "a number >= 0, got -1.0"),
     "milestones": ({"milestones": (150.0,)}, "fractions of the training in (0, 1], got (150.0,)"),
+    "milestones that are none": (
+        {"milestones": (math.nan,)},
+        "fractions of the training in (0, 1], got (nan,)",
+    ),
     "betas": ({"betas": (0.9, 1.0)}, "two numbers in [0, 1), got (0.9, 1.0)"),
     "min_lr": ({"min_lr": 0.1}, "0 to lr = 0.05, got 0.1"),
     "warmup_lr": ({"warmup_lr": 0.1}, "0 to lr = 0.05, got 0.1"),

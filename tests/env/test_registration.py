@@ -271,6 +271,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"logit": {"kd": -1.0}},
         r"distillation\.logit\.kd: expected a finite number >= 0, got -1.0",
     ),
+    "device": ({"device": "cudda"}, "device: cannot use 'cudda'"),
+    "device without numbers": ({"device": "meta"}, "device: .*'meta'"),
+    "width": ({"width": -1.0}, "width: expected a finite number > 0, got -1.0"),
+    "teacher twice": ({"teachers": ["vgg8", "vgg8"]}, "'vgg8' is used more than once"),
     "num_envs": ({"num_envs": 1000}, "expected 1 to 9, the number of images, found 1000"),
     "teacher": ({"teachers": ["resnet9"]}, r"teachers\.teachers\.0: unknown network 'resnet9'"),
     "teacher key": (

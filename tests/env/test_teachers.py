@@ -763,32 +763,52 @@ def test_a_pool_without_recipe_has_the_papers(tmp_path: Path) -> None:
     assert spec == PoolSpec((TeacherSpec("resnet8"),))
 
 
-@pytest.mark.parametrize(
-    ("text", "named"),
-    [
-        ("teachers: [{network: resnet8, widths: 2}]", "widths"),
-        ("teachers: [{network: resnet8}]\nrecipes: {lr: 0.1}", "recipes"),
-        ("teachers: [{network: resnet8}]\nrecipe: {lrr: 0.1}", "lrr"),
-        ("teachers: [{network: resnet8, width: wide}]", "wide"),
-        ("teachers: [{network: resnet8, kind: brokn}]", "brokn"),
-        ("teachers: [{network: resnet8}]\nrecipe: {epochs: 0}", r"recipe\.epochs: expected at"),
-        (
-            "teachers: [{network: resnet8, arguments: {x: 1}}]",
-            r"teachers\.0\.arguments\.x: unknown",
-        ),
-        ("teachers: [{network: resnet8}]\nseed: -1", r"seed: expected a finite number >= 0"),
-        ("", "expected keys and values"),
-        ("just text", "expected keys and values"),
-        ("teachers: [", "YAML"),
-    ],
-)
-def test_a_description_that_cannot_be_read_names_file_and_key(
-    tmp_path: Path, text: str, named: str
-) -> None:
-    with pytest.raises(ConfigError, match=rf"pool\.yaml: (.|\n)*{named}"):
-        load_pool_spec(written(tmp_path, text))
+ONE = "teachers: [{network: resnet8}]\n"
+
+UNUSABLE: dict[str, tuple[str, str]] = {
+    "empty": ("", "expected keys and values"),
+    "text": ("just text", "expected keys and values"),
+    "broken": ("teachers: [", "not valid YAML"),
+    "key twice": ("batch_size: 1\nbatch_size: 2", "'batch_size' is given twice"),
+    "no teacher": ("teachers: []", "teachers: expected at least one, got none"),
+    "number": ("teachers: 3", "teachers: expected .*3"),
+    "no network": ("teachers: [{name: a}]", "'network'"),
+    "key": (ONE + "batchsize: 3", "batchsize"),
+    "key of a teacher": (
+        "teachers: [{network: resnet8}, {network: resnet14, imges: 1}]",
+        r"teachers\.1\.imges: unknown key; did you mean 'images'",
+    ),
+    "key of the recipe": (ONE + "recipe: {lrr: 0.1}", r"recipe\.lrr"),
+    "argument": (
+        "teachers: [{network: resnet8, arguments: {channel: 3}}]",
+        r"teachers\.0\.arguments\.channel: unknown key; did you mean 'channels'",
+    ),
+    "word": (
+        "teachers: [{network: resnet8, width: wide}]",
+        r"0\.width: expected float, got 'wide'",
+    ),
+    "network": ("teachers: [{network: resnet9}]", "did you mean 'resnet8'"),
+    "kind": ("teachers: [{network: resnet8, kind: rndom}]", "did you mean 'random'"),
+    "one name": ("teachers: [resnet8, {network: resnet8, width: 0.5}]", "'resnet8' is used more"),
+    "name twice": (
+        "teachers: [{network: resnet8, name: a}, {network: vgg8, name: a}]",
+        "'a' is used more than once",
+    ),
+    "checkpoint": (
+        "teachers: [{network: resnet8, kind: random, checkpoint: a.pt}]",
+        r"teachers\.0\.checkpoint: a random teacher cannot have",
+    ),
+    "batch size": (ONE + "batch_size: 0", "batch_size: expected at least 1, got 0"),
+    "seed": (ONE + "seed: -1", "seed: expected a finite number >= 0"),
+    "epochs": (ONE + "recipe: {epochs: 0}", r"recipe\.epochs: expected at least 1"),
+    "schedule": (ONE + "recipe: {schedule: stp}", "recipe: unknown schedule 'stp'"),
+}
 
 
-def test_a_missing_description_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"gone\.yaml: no such file"):
-        load_pool_spec(tmp_path / "gone.yaml")
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_description_that_cannot_be_used_names_file_and_key(tmp_path: Path, case: str) -> None:
+    text, named = UNUSABLE[case]
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=rf"^{path}: .*{named}") as error:
+        load_pool_spec(path)
+    assert "\n" not in str(error.value)

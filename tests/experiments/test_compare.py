@@ -289,6 +289,7 @@ def test_mistakes_are_told_in_one_line_before_anything_starts(
         (["--jobs", "2", "table1"], "expected the comparison's file first, got '--jobs'"),
         (["tabel1"], "did you mean 'table1'?"),
         (["no/such.yaml"], "comparison: no/such.yaml: No such file"),
+        (["."], "unknown comparison '.'"),
     ],
     ids=str,
 )

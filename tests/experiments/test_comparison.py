@@ -338,6 +338,10 @@ MISTAKES: dict[str, tuple[str, list[str]]] = {
     "unknown key": ("methodss: {aver: {}}", ["unknown key 'methodss'; did you mean 'methods'?"]),
     "no method": ("title: None", ["methods: expected at least one"]),
     "list of methods": ("methods: [aver]", ["methods: expected keys and values, found ['aver']"]),
+    "list of settings": (
+        "methods: {aver: }\nsettings: [a]",
+        ["settings: expected keys and values"],
+    ),
     "number for a method": ("methods: {aver: 3}", ["methods.aver: expected keys and values"]),
     "unknown method": ("methods: {avr: {}}", ["methods.avr", "did you mean 'aver'?"]),
     "unknown algorithm": ("methods: {a: {algo: pgg}}", ["methods.a", "did you mean 'pg'?"]),

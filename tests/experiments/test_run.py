@@ -366,17 +366,6 @@ def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None
 # Mistakes.
 
 
-@pytest.mark.parametrize("flag", ["--output", "--cache"])
-def test_a_file_cannot_be_a_folder(
-    flag: str, start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    taken = tmp_path / "taken"
-    taken.touch()
-    assert start(flag, str(taken)) == 2
-    assert str(taken) in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [taken]
-
-
 def test_numbers_that_explode_are_told_in_one_line(
     start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

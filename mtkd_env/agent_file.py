@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_same_tensors, errors_of
 from mtkd_env.files import (
     DESCRIPTION,
     TENSORS,
@@ -77,13 +77,9 @@ class AgentFile:
         Raises:
             ConfigError: Its tensors are not those of the module; names one.
         """
-        found, expected = self.part(name), module.state_dict()
-        for key in dict.fromkeys([*expected, *found]):
-            shapes = [list(one[key].shape) if key in one else "none" for one in (expected, found)]
-            if shapes[0] != shapes[1]:
-                raise ConfigError(
-                    f"{self.path}: {name}.{key}: expected {shapes[0]}, found {shapes[1]}"
-                )
+        found = self.part(name)
+        with errors_of(f"{self.path}: {name}"):
+            check_same_tensors(found, module.state_dict())
         module.load_state_dict(found)
 
 

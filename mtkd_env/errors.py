@@ -103,6 +103,18 @@ def check_shape(what: str, found: Any, expected: Iterable[int]) -> None:
         raise ConfigError(f"{what}: expected a tensor of shape {tuple(expected)}, got {got}")
 
 
+def check_same_tensors(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Checks that tensors have the names and shapes of others.
+
+    Raises:
+        ConfigError: One is missing, too many or of another shape; names the first.
+    """
+    for name in dict.fromkeys([*expected, *found]):
+        wanted, got = (list(e[name].shape) if name in e else "none" for e in (expected, found))
+        if wanted != got:
+            raise ConfigError(f"{name}: expected {wanted}, found {got}")
+
+
 def check_choice(known: Collection[str], **names: str) -> None:
     """As `check_name`, of values by their names."""
     for key, name in names.items():

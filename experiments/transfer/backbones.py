@@ -1,14 +1,14 @@
 """A student's backbone: all of its tensors but the classifier's, in files and in other networks."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mtkd_env.errors import ConfigError
+from mtkd_env.errors import ConfigError, check_same_tensors, errors_of
 from mtkd_env.files import (
     file_digest,
     load_checkpoint,
@@ -28,9 +28,6 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 # Two numbers of classes; tensors whose shapes differ between them are the classifier's.
 CLASSES = (2, 3)
-
-# Names that a message gives of each kind; a wrong backbone has hundreds.
-NAMED = 5
 
 # Counters of batch norms, which nothing that normalises by its running statistics reads.
 COUNTER = ".num_batches_tracked"
@@ -79,7 +76,8 @@ def export_backbone(
     with Trust(None if trust else frozenset()).applied():
         network, other = (_skeleton(student, classes) for classes in CLASSES)
     kept = _kept(network, other)
-    _check_same(trained, kept, path, student.network)
+    with errors_of(f"{path}: not the '{student.network}' that it says"):
+        check_same_tensors({name: trained[name] for name in kept if name in trained}, kept)
     state = plain_tensors({name: trained[name] for name in kept})
     (output / ABOUT).unlink(missing_ok=True)
     save_checkpoint(output / TORCH, state)
@@ -108,23 +106,10 @@ def _skeleton(student: StudentDescription, classes: int) -> Network:
         ) from error
 
 
-def _kept(network: Network, other: Network) -> dict[str, torch.Size]:
-    """Names and shapes of the tensors that do not depend on the number of classes."""
+def _kept(network: Network, other: Network) -> dict[str, Tensor]:
+    """The tensors whose shapes do not depend on the number of classes."""
     own, theirs = (one.library_state(one.state_dict()) for one in (network, other))
-    return {name: one.shape for name, one in own.items() if theirs[name].shape == one.shape}
-
-
-def _check_same(
-    trained: Mapping[str, Tensor], kept: Mapping[str, torch.Size], path: Path, network: str
-) -> None:
-    """Checks that a student's file holds the backbone of the network that it says."""
-    for name, shape in kept.items():
-        found = tuple(trained[name].shape) if name in trained else "nothing"
-        if found != tuple(shape):
-            raise ConfigError(
-                f"{path}: not the '{network}' that it says: {name}: expected {tuple(shape)}, "
-                f"found {found}"
-            )
+    return {name: one for name, one in own.items() if theirs[name].shape == one.shape}
 
 
 def takers(student: StudentDescription, *, whole: bool = False) -> list[str]:
@@ -209,26 +194,11 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         ConfigError: A tensor of either is missing in the other, or has another shape; the module
             is as it was then.
     """
-    own = {name: t for name, t in module.state_dict().items() if not name.endswith(COUNTER)}
-    given = {name: t for name, t in state.items() if not name.endswith(COUNTER)}
-    shared = [name for name in own if name in given]
-    problems = {
-        "missing": [name for name in own if name not in given],
-        "unexpected": [name for name in given if name not in own],
-        "of another shape": [
-            f"{name} {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in shared
-            if given[name].shape != own[name].shape
-        ],
-    }
-    found = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
-    if found:
-        raise ConfigError(f"weights: not the backbone of this network; {'; '.join(found)}")
-    for name in shared:
-        own[name].copy_(given[name])
-
-
-def _some(names: Sequence[str]) -> str:
-    """`a, b and 5 more`."""
-    first = ", ".join(names[:NAMED])
-    return f"{first} and {len(names) - NAMED} more" if len(names) > NAMED else first
+    own, given = (
+        {name: tensor for name, tensor in one.items() if not name.endswith(COUNTER)}
+        for one in (module.state_dict(), state)
+    )
+    with errors_of("weights: not the backbone of this network"):
+        check_same_tensors(given, own)
+    for name, tensor in own.items():
+        tensor.copy_(given[name])

@@ -274,7 +274,7 @@ def test_the_student_of_another_network_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "resnet14", make_student("resnet8"))
     assert complaint(run) == (
         f"{run / 'student.safetensors'}: not the 'resnet14' that it says: "
-        "stages.0.1.conv1.weight: expected (16, 16, 3, 3), found nothing"
+        "stages.0.1.conv1.weight: expected [16, 16, 3, 3], found none"
     )
 
 
@@ -333,17 +333,28 @@ def layers() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
 
 
-def test_missing_unexpected_and_misshapen_tensors_are_named_and_nothing_is_filled() -> None:
-    module, state = layers(), dict(layers().state_dict())
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"0.bias": None}, "0.bias: expected [4], found none"),
+        ({"fc.weight": torch.zeros(2)}, "fc.weight: expected none, found [2]"),
+        (
+            {"2.weight": torch.zeros(2, 5, 1, 1)},
+            "2.weight: expected [2, 4, 1, 1], found [2, 5, 1, 1]",
+        ),
+    ],
+    ids=["missing", "unexpected", "of another shape"],
+)
+def test_a_tensor_that_does_not_fit_is_named_and_nothing_is_filled(
+    changes: dict[str, Tensor | None], message: str
+) -> None:
+    module = layers()
+    changed = {**layers().state_dict(), **changes}
+    state = {name: tensor for name, tensor in changed.items() if tensor is not None}
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    state["2.weight"] = torch.zeros(2, 5, 1, 1)
-    state["fc.weight"] = state.pop("0.bias")
     with pytest.raises(ConfigError) as error:
         fill(module, state)
-    assert str(error.value) == (
-        "weights: not the backbone of this network; missing: 0.bias; unexpected: fc.weight; "
-        "of another shape: 2.weight (2, 5, 1, 1) instead of (2, 4, 1, 1)"
-    )
+    assert str(error.value) == (f"weights: not the backbone of this network: {message}")
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name])
 

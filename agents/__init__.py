@@ -91,7 +91,7 @@ def check_agent(
     given: Named,
     arguments: Mapping[str, Any],
     *,
-    load: str | Path | AgentFile | None = None,
+    load: str | Path | None = None,
     learn: bool = True,
 ) -> None:
     """Checks an agent and its arguments, so that mistakes show before teachers are trained.
@@ -107,8 +107,7 @@ def check_agent(
     """
     if load is None and not learn:
         raise ConfigError("agent.learn: false needs agent.load, which says what to act with")
-    if load is not None:
-        read_agent(load)
+    _read_agent(load)
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
@@ -146,8 +145,8 @@ def build_agent(
     Raises:
         ConfigError: Unknown name or argument, or something that it cannot load.
     """
-    file = None if load is None else read_agent(load)
-    check_agent(given, arguments, load=file, learn=learn)
+    check_agent(given, arguments, load=load, learn=learn)
+    file = _read_agent(load)
     if file is None:
         return _made(given, env, seed, arguments)
     agent = _made(given, env, seed, {**_network_of(file.spaces, given), **arguments})
@@ -156,16 +155,9 @@ def build_agent(
     return agent if learn else Frozen(agent)
 
 
-def read_agent(load: str | Path | AgentFile) -> AgentFile:
-    """What another agent has learned, or was read already; see `build_agent`.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    if isinstance(load, AgentFile):
-        return load
+def _read_agent(load: str | Path | None) -> AgentFile | None:
     with errors_of("agent.load"):
-        return load_agent(load)
+        return None if load is None else load_agent(load)
 
 
 def _network_of(spaces: Mapping[str, Any], given: Named) -> dict[str, Any]:

@@ -42,23 +42,11 @@ class TeacherCritic(nn.Module):
         )
 
     def forward(
-        self, observation: Float[Tensor, "B F"], weights: TeacherWeights
-    ) -> Float[Tensor, " B"]:
-        """The value of each sample's weights."""
-        seen = self.trunk(observation.float())
-        values: Tensor = self.head(torch.cat([seen, weights.logit, weights.feature], dim=1))
-        return values.squeeze(1)
-
-
-class SharedTeacherCritic(SharedCritic):
-    """The same by one network that all teachers share; see `SharedCritic`."""
-
-    def forward(  # type: ignore[override] # weights, as of `TeacherCritic`
-        self, observation: Float[Tensor, "B F"], weights: TeacherWeights
-    ) -> Float[Tensor, " B"]:
-        """The value of each sample's weights."""
-        acted = torch.cat([weights.logit, weights.feature], dim=1)
-        return super().forward(observation, acted).squeeze(1)
+        self, observation: Float[Tensor, "B F"], weights: Float[Tensor, "B A"]
+    ) -> Float[Tensor, "B 1"]:
+        """The value of each sample's weights, logit head first; as of `SharedCritic`."""
+        values: Tensor = self.head(torch.cat([self.trunk(observation.float()), weights], dim=1))
+        return values
 
 
 def critic_loss(values: Float[Tensor, " B"], rewards: Float[Tensor, " B"]) -> Float[Tensor, ""]:
@@ -145,7 +133,7 @@ class DPG(LearningAgent[Tried]):
         features, teachers = RelativeObserver.features_per_teacher, len(env.teacher_names)
         with seeded(derive_seed(seed, "critic")):
             critic = (
-                SharedTeacherCritic(features, [settings.hidden])
+                SharedCritic(features, [settings.hidden])
                 if self.shared
                 else TeacherCritic(env.observer.width, teachers, settings.hidden)
             )
@@ -174,12 +162,20 @@ class DPG(LearningAgent[Tried]):
         noise = torch.randn(shape, device=logits.device, generator=generator)
         return logits + self.settings.noise_std * distributed.local_part(noise)
 
+    def values(
+        self, observation: Float[Tensor, "B F"], weights: TeacherWeights
+    ) -> Float[Tensor, " B"]:
+        """What the critic takes each sample's weights to be worth."""
+        acted = torch.cat([weights.logit, weights.feature], dim=1)
+        values: Tensor = self.critic(observation, acted)
+        return values.squeeze(1)
+
     def learn_from(self, history: History[Tried]) -> None:
         """Passes over the steps in their order, one of both optimisers for each."""
         for tried in chain.from_iterable(repeat(history, self.settings.passes)):
-            values = self.critic(tried.observation, tried.weights)
+            values = self.values(tried.observation, tried.weights)
             descend(self.critic_optimizer, [critic_loss(values, tried.rewards)])
             weights = generated_weights(self.policy(tried.observation))
-            loss = actor_loss(self.critic(tried.observation, weights))
+            loss = actor_loss(self.values(tried.observation, weights))
             bonus = self.settings.entropy_coef * mean_entropy(weights)
             descend(self.optimizer, [loss - bonus, *self.label_losses()])

@@ -107,22 +107,6 @@ def load_agent(named: str | Path) -> AgentFile:
     Raises:
         ConfigError: No agent is there, or its files are damaged or do not belong together.
     """
-    path = agent_path(named)
-    about = read_description(path)
-    if about.get("format") != FORMAT or not isinstance(about.get("spaces"), dict):
-        raise ConfigError(
-            f"{path.with_suffix(DESCRIPTION)}: expected an agent's spaces in format {FORMAT}, "
-            f"found format {about.get('format')!r}"
-        )
-    return AgentFile(path, about["spaces"], load_checkpoint(path), about.get("notes", {}))
-
-
-def agent_path(named: str | Path) -> Path:
-    """The file of tensors that a user means; see `load_agent`.
-
-    Raises:
-        ConfigError: There is none.
-    """
     path = SHIPPED if named == PRETRAINED else user_path(named)
     if path.is_dir():
         path /= FILE
@@ -131,4 +115,10 @@ def agent_path(named: str | Path) -> Path:
             f"{path}: no agent is there; expected a run's folder or an agent's {TENSORS}, or "
             f"'{PRETRAINED}'"
         )
-    return path
+    about = read_description(path)
+    if about.get("format") != FORMAT or not isinstance(about.get("spaces"), dict):
+        raise ConfigError(
+            f"{path.with_suffix(DESCRIPTION)}: expected an agent's spaces in format {FORMAT}, "
+            f"found format {about.get('format')!r}"
+        )
+    return AgentFile(path, about["spaces"], load_checkpoint(path), about.get("notes", {}))

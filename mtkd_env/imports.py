@@ -362,12 +362,11 @@ class Trust:
 _APPLIED: ContextVar[Trust | None] = ContextVar("trust", default=None)
 
 
-def check_trusted(values: Any, path: str = "") -> None:
+def check_trusted(values: Any) -> None:
     """Checks all names in some values, wherever they stand, before anything is imported.
 
     Args:
         values: Mappings, sequences and plain values, maybe from a file, and objects of such.
-        path: What comes before the names' places in errors.
 
     Raises:
         ConfigError: A name that is not to be trusted (see `Trust.applied`).
@@ -376,7 +375,7 @@ def check_trusted(values: Any, path: str = "") -> None:
         return
     for key, text in texts_in(values):
         if match := NAME.fullmatch(text):
-            trust.check(match, f"{path}{key}: ")
+            trust.check(match, f"{key}: ")
 
 
 def trust_of(argv: Iterable[str]) -> Trust:

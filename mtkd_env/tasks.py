@@ -20,7 +20,7 @@ from mtkd_env.registration import Quiet, warn_of_one
 from mtkd_env.seeding import derive_seed
 from mtkd_env.task_list import HELD_OUT, TRAINING, Task, TaskFamily, TaskList
 from mtkd_env.teachers.preparation import Progress
-from mtkd_env.types import TeacherWeights
+from mtkd_env.types import map_tensors
 from mtkd_env.vector import SharedStudentEnv, StepOutcome, StepRecord
 
 ID = "MTKD/Tasks-v0"
@@ -229,14 +229,10 @@ def widened_record(record: StepRecord, teachers: int) -> StepRecord:
     def wide(values: Tensor) -> Tensor:
         return pad(values, (0, missing))
 
-    def wide_weights(weights: TeacherWeights) -> TeacherWeights:
-        parts = {name: wide_weights(part) for name, part in weights.parts.items()}
-        return TeacherWeights(wide(weights.logit), wide(weights.feature), parts)
-
     losses, rewards = record.losses, record.rewards
     return replace(
         record.whole(),
-        weights=wide_weights(record.weights),
+        weights=map_tensors(wide, record.weights),
         losses=replace(losses, kd=wide(losses.kd), feature=wide(losses.feature)),
         rewards=replace(
             rewards, teacher=wide(rewards.teacher), advantages=wide(rewards.advantages)

@@ -70,13 +70,9 @@ FEATURE_TERMS: Mapping[str, Term] = {
 NEED_DIRECTIONS = frozenset({"nd"})
 
 
-def _kind(table: Mapping[str, Term], what: str) -> Kind[Term]:
-    expected = "a function of TermInputs that gives (B, M)"
-    return Kind(table, what, takes(1), expected)
-
-
-LOGIT_TERM = _kind(LOGIT_TERMS, "logit")
-FEATURE_TERM = _kind(FEATURE_TERMS, "feature")
+EXPECTED = "a function of TermInputs that gives (B, M)"
+LOGIT_TERM: Kind[Term] = Kind(LOGIT_TERMS, "logit", takes(1), EXPECTED)
+FEATURE_TERM: Kind[Term] = Kind(FEATURE_TERMS, "feature", takes(1), EXPECTED)
 
 
 def parse_terms(terms: Terms, kind: Kind[Term]) -> dict[Named, float]:

@@ -7,9 +7,8 @@ inner product is T (p_T(z_i) − p_T(z_i^m))ᵀ G [f_i; 1]. No label of sample i
 paper.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -59,27 +58,7 @@ def worth(
     return temperature * torch.einsum("mbc,bc->bm", pull, slope)
 
 
-class Direction(ABC):
-    """Finds G for every batch."""
-
-    @abstractmethod
-    def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
-        """G for a batch that has not been learned from yet; called once a batch."""
-
-    @abstractmethod
-    def reseed(self, seed: int) -> None:
-        """Starts all over, with a new student."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next directions depend on beside the student."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave."""
-
-
-class HeldOutDirection(LabelledDraws, Direction):
+class HeldOutDirection(LabelledDraws):
     """G of labelled images drawn anew for every batch, seen by the student in evaluation mode.
 
     Args:
@@ -133,7 +112,7 @@ class RunningMean:
         self.value = state["mean"]
 
 
-class CrossDirection(RunningMean, Direction):
+class CrossDirection(RunningMean):
     """G as the running mean of the training batches' own gradients; needs no further image.
 
     Labels of single samples that are wrong average out in it.
@@ -142,6 +121,10 @@ class CrossDirection(RunningMean, Direction):
     def __call__(self, state: DistillState) -> Float[Tensor, "C D1"]:
         """The mean, with the batch; of several processes, of all of theirs."""
         return self.update(distributed.mean(output_layer_gradient(state.student, state.batch)))
+
+
+# Finds G for every batch, once, before the student learns from it.
+Direction: TypeAlias = HeldOutDirection | CrossDirection
 
 
 class RunningDeviation(RunningMean):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mtkd_env.data.reading import Part, read_image, read_part
+from mtkd_env.data.reading import Part, read_image
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
 
@@ -63,9 +63,7 @@ class View:
 
     def read(self, path: str, *, exif: bool) -> Tensor:
         """Of an image file, turned as its EXIF data says if `exif`."""
-        if self.choose is None:
-            return self.make(read_image(path, exif=exif))
-        return self.make(read_part(path, self.choose, exif=exif))
+        return self.make(read_image(path, exif=exif, choose=self.choose))
 
 
 def central_view(image_size: int, resize: int, interpolation: str) -> View:
@@ -96,7 +94,7 @@ def standard_view(image_size: int, *, scaled: bool = False) -> View:
 
     Args:
         image_size: Height and width [pixels].
-        scaled: Whether images may be decoded smaller; see `reading.read_part`.
+        scaled: Whether images may be decoded smaller; see `reading.read_image`.
     """
     from torchvision.transforms import v2
 

@@ -58,19 +58,13 @@ class Download:
                 looked at.
         """
         try:
-            return self._parts(root)
+            train, test = (self.kind(root, train=part, download=False) for part in (True, False))
+            return train, test
         except FAILURES as error:
             if not download:
                 raise ConfigError(self._explain(root, error)) from error
         self._fetch(root)
-        try:
-            return self._parts(root)
-        except FAILURES as error:
-            raise ConfigError(self._explain(root, error)) from error
-
-    def _parts(self, root: Path) -> tuple[Any, Any]:
-        train, test = (self.kind(root, train=train, download=False) for train in (True, False))
-        return train, test
+        return self.read(root, download=False)
 
     def _fetch(self, root: Path) -> None:
         try:

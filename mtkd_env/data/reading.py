@@ -103,23 +103,6 @@ def _tags(image: Image.Image) -> Mapping[int, Any]:
     return tags
 
 
-def read_image(path: str | Path, *, exif: bool = False) -> Image.Image:
-    """The first picture of a file in colours of 8 bits a channel; what is transparent is not.
-
-    Integers of 16 bits are scaled by their range, floats from that of 0 to 1.
-
-    Args:
-        path: The file.
-        exif: Whether it is turned as its EXIF data says.
-
-    Raises:
-        ConfigError: It cannot be read, or its numbers have no known range; names it.
-    """
-    with _opened(path) as image:
-        image.load()
-        return colors(image, exif=exif)
-
-
 @dataclass(frozen=True)
 class Part:
     """A part of an image, from left and top until before right and bottom [pixels].
@@ -147,28 +130,32 @@ class Part:
         return image.crop((self.left // divisor, self.top // divisor, right, bottom))
 
 
-def read_part(
-    path: str | Path, choose: Callable[[tuple[int, int]], Part], *, exif: bool = False
+def read_image(
+    path: str | Path,
+    *,
+    exif: bool = False,
+    choose: Callable[[tuple[int, int]], Part] | None = None,
 ) -> Image.Image:
-    """A part of what `read_image` gives; of JPEGs maybe smaller, but no smaller than needed.
+    """The first picture of a file in colours of 8 bits a channel; what is transparent is not.
 
-    They are then decoded at a half, a quarter or an eighth of their height and width, which saves
-    most of the time that large photographs take. The part so begins and ends up to a pixel of the
-    smaller image further out.
+    Integers of 16 bits are scaled by their range, floats from that of 0 to 1. A part of a JPEG may
+    be smaller, but no smaller than needed: it is then decoded at a half, a quarter or an eighth of
+    its height and width, which saves most of the time that large photographs take. The part so
+    begins and ends up to a pixel of the smaller image further out.
 
     Args:
         path: The file.
-        choose: Gives the part, of width and height; called once.
-        exif: Whether the image is turned as its EXIF data says, before the part is chosen.
+        exif: Whether it is turned as its EXIF data says.
+        choose: Gives the part that is wanted, of width and height, after that; called once.
 
     Raises:
-        ConfigError: See `read_image`.
+        ConfigError: It cannot be read, or its numbers have no known range; names it.
     """
     with _opened(path) as image:
-        if not isinstance(image, JpegImageFile):
+        if choose is None or not isinstance(image, JpegImageFile):
             image.load()
             whole = colors(image, exif=exif)
-            return choose(whole.size).of(whole)
+            return whole if choose is None else choose(whole.size).of(whole)
         on_its_side = exif and image.getexif().get(ORIENTATION) in ON_THEIR_SIDE
         part = choose(image.size[::-1] if on_its_side else image.size)
         smaller = (image.width // part.divisor, image.height // part.divisor)

@@ -227,14 +227,19 @@ def _folded(network: nn.Module) -> nn.Module:
     return folded
 
 
-def _check_teachers(networks: Sequence[Network], names: Sequence[str]) -> None:
-    if not networks:
+def check_teacher_names(names: Sequence[str]) -> None:
+    """Checks that there are names, and none twice."""
+    if not names:
         raise ConfigError("teachers: expected at least one, got none")
-    if len(names) != len(networks):
-        raise ConfigError(f"teachers: {len(networks)} networks but {len(names)} names")
     for name in names:
         if list(names).count(name) > 1:
             raise ConfigError(f"teachers: the name '{name}' is used more than once")
+
+
+def _check_teachers(networks: Sequence[Network], names: Sequence[str]) -> None:
+    if networks and len(names) != len(networks):
+        raise ConfigError(f"teachers: {len(networks)} networks but {len(names)} names")
+    check_teacher_names(names)
     for name, network in zip(names, networks, strict=True):
         for key, parameter in network.named_parameters():
             if not parameter.isfinite().all():

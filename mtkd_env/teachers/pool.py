@@ -43,7 +43,7 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.options import PLAIN, Options, build, default_values, field_names
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
-from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.ensemble import TeacherEnsemble, check_teacher_names
 from mtkd_env.teachers.inputs import InputSpec, teacher_view
 from mtkd_env.teachers.known_classes import own_targets
 from mtkd_env.teachers.outputs import check_outputs
@@ -204,14 +204,10 @@ class PoolSpec(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.teachers:
-            raise ConfigError("teachers: expected at least one, got none")
         check_at_least_1(batch_size=self.batch_size)
         check_not_negative(seed=self.seed)
         names = [teacher.label for teacher in self.teachers]
-        for name in names:
-            if names.count(name) > 1:
-                raise ConfigError(f"teachers: the name '{name}' is used more than once")
+        check_teacher_names(names)
         if self.members is not None and len(set(self.members)) != max(1, len(self.members)):
             raise ConfigError(f"members: expected different names, got {list(self.members)}")
         for name in self.members or ():

@@ -11,7 +11,6 @@ from known_optimum import STEPS, advantages_of, known_env, scores, started_env, 
 from mtkd_env.action import generated_weights
 from mtkd_env.errors import ConfigError
 from mtkd_env.reward import expected_advantage
-from mtkd_env.types import TeacherWeights
 from tiny import NUM_ENVS, TEACHERS, generator
 
 M = len(TEACHERS)
@@ -50,11 +49,12 @@ def test_a_true_critic_gives_the_actor_half_the_gradient_of_equation_7() -> None
 def test_actor_gradient_is_that_of_the_deterministic_policy_gradient_theorem() -> None:
     critic, logits = TeacherCritic(7, M, hidden=16), draw(5, 2 * M).requires_grad_()
     observation = draw(5, 7, seed=2)
-    actor_loss(critic(observation, generated_weights(logits))).backward()
+    generated = generated_weights(logits)
+    actor_loss(critic(observation, torch.cat([generated.logit, generated.feature], 1))).backward()
     # ∇_w Q at the policy's own weights, then the Jacobian of both softmaxes.
     own = generated_weights(logits.detach())
     weights = [own.logit.requires_grad_(), own.feature.requires_grad_()]
-    slopes = torch.autograd.grad(critic(observation, TeacherWeights(*weights)).sum(), weights)
+    slopes = torch.autograd.grad(critic(observation, torch.cat(weights, 1)).sum(), weights)
     ascent = [
         w * (slope - (slope * w).sum(1, keepdim=True))
         for w, slope in zip(weights, slopes, strict=True)
@@ -66,8 +66,8 @@ def test_critic_sees_the_observation_and_both_heads() -> None:
     critic = TeacherCritic(7, M)
     observation = draw(5, 7).requires_grad_()
     weights = [draw(5, M, seed=s).softmax(1).requires_grad_() for s in (1, 2)]
-    values = critic(observation, TeacherWeights(*weights))
-    assert values.shape == (5,)
+    values = critic(observation, torch.cat(weights, 1))
+    assert values.shape == (5, 1)
     found = torch.autograd.grad(values.sum(), [observation, *weights])
     assert all(gradient.abs().sum() > 0 for gradient in found)
 
@@ -102,7 +102,7 @@ def test_the_policy_climbs_what_the_critic_believes() -> None:
 
     def believed() -> Tensor:
         weights = generated_weights(agent.policy(observation))
-        return agent.critic(observation, weights).mean()
+        return agent.values(observation, weights).mean()
 
     before = believed()
     agent.history.add(tried)
@@ -116,7 +116,7 @@ def test_the_critic_comes_to_know_the_rewards() -> None:
     agent.learn(15, ignore)
     tried = [agent.collect() for _ in range(10)]
     seen = agent.env.recall
-    errors = torch.stack([agent.critic(seen(t.observation), t.weights) - t.rewards for t in tried])
+    errors = torch.stack([agent.values(seen(t.observation), t.weights) - t.rewards for t in tried])
     rewards = torch.stack([t.rewards for t in tried])
     # On batches that it has not seen.
     assert errors.square().mean() < 0.1 * rewards.var()

@@ -19,7 +19,6 @@ from mtkd_env.data.reading import (
     image_files,
     is_hidden,
     read_image,
-    read_part,
     visible,
 )
 from mtkd_env.errors import ConfigError
@@ -218,7 +217,7 @@ def test_jpeg_is_decoded_as_small_as_its_part_may_become(
     Image.fromarray(RAMP.astype(np.uint8)).convert("RGB").save(tmp_path / "a.jpg")
     part = Part(16, 40, 16 + side, 40 + side, needed)
     assert part.divisor == divisor
-    found = read_part(tmp_path / "a.jpg", lambda _: part)
+    found = read_image(tmp_path / "a.jpg", choose=lambda _: part)
     whole = read_image(tmp_path / "a.jpg")
     # Up to one pixel more, where the part does not end with one.
     assert {-(-side // divisor), -(-side // divisor) + 1} >= set(found.size)
@@ -228,7 +227,7 @@ def test_jpeg_is_decoded_as_small_as_its_part_may_become(
     for name in ("a.png", "a.mpo"):
         frames = {"save_all": True, "append_images": [whole]} if name == "a.mpo" else {}
         whole.save(tmp_path / name, **frames)
-        size = read_part(tmp_path / name, lambda _: part).size
+        size = read_image(tmp_path / name, choose=lambda _: part).size
         assert size == (found.size if name == "a.mpo" else (side, side))
 
 
@@ -243,7 +242,7 @@ def test_part_is_chosen_from_the_image_as_it_is_turned(tmp_path: Path) -> None:
             sizes.append(size)
             return Part(1, 30, 30, 63)
 
-        found = read_part(tmp_path / name, choose, exif=True)
+        found = read_image(tmp_path / name, choose=choose, exif=True)
         assert sizes == [(32, 64)]
         turned = read_image(tmp_path / name, exif=True).crop((1, 30, 30, 63))
         assert (np.asarray(found) == np.asarray(turned)).all()
@@ -252,4 +251,4 @@ def test_part_is_chosen_from_the_image_as_it_is_turned(tmp_path: Path) -> None:
 def test_part_of_a_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"no image")
     with pytest.raises(ConfigError, match=r"a\.jpg: cannot be read as an image"):
-        read_part(tmp_path / "a.jpg", lambda size: Part(0, 0, *size))
+        read_image(tmp_path / "a.jpg", choose=lambda size: Part(0, 0, *size))

@@ -217,7 +217,7 @@ def test_the_weighting_does_what_the_frozen_agent_does(tmp_path: Path) -> None:
         ({"version": 0}, "the agent was made for version 0; expected version"),
         ({"outputs": "concentrations"}, "made for outputs concentrations; expected outputs logits"),
         ({"policy": "teacher"}, "made for policy teacher; expected policy shared"),
-        ({"hidden": 4}, "policy.trunk.each.0.weight: expected [4, 22], found [8, 22]"),
+        ({"hidden": 4}, "policy: trunk.each.0.weight: expected [4, 22], found [8, 22]"),
         ({"hidden": None}, "expected an agent with policy 'shared'"),
     ],
 )

@@ -49,9 +49,6 @@ class Inline:
         future.set_result(attempt(task.work))
         return future
 
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        return future.result()
-
     def close(self) -> None:
         self.closed = True
 

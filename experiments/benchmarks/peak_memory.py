@@ -6,7 +6,6 @@ import json
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from concurrent.futures import wait
 from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import partial
@@ -91,7 +90,7 @@ def alone(config: ExperimentConfig, epochs: int) -> dict[str, int]:
         log, result = (Path(folder) / name for name in ("process.log", "result.json"))
         work = partial(train, config, epochs, result)
         with closing(ProcessSlot(log)) as slot:
-            wait([slot.start(Task(config.algo, work, log=result, epochs=epochs))])
+            slot.start(Task(config.algo, work, log=result, epochs=epochs))
             failure = slot.result()
         if failure is not None:
             raise ConfigError(f"{config.algo}: {failure.message}") from RuntimeError(

@@ -72,10 +72,7 @@ class Executor(Protocol):
         """How many tasks it can do at a time, by now."""
 
     def start(self, task: Task) -> "Future[Failure | None]":
-        """Begins a task; there must be room."""
-
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        """How a task ended, once its future is done."""
+        """Begins a task, for which there must be room; gives how it ends."""
 
     def close(self) -> None:
         """Ends itself, and with it what it has not finished."""
@@ -102,7 +99,7 @@ def work_off(
             watcher.started(task)
             running[executor.start(task)] = task
         for future in _wait(running):
-            task, failure = running.pop(future), executor.collect(future)
+            task, failure = running.pop(future), future.result()
             if failure is not None and failure.died and deaths[task] < retries:
                 deaths[task] += 1
                 waiting.appendleft(task)

@@ -4,7 +4,7 @@ import importlib
 import os
 import socket
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -127,9 +127,9 @@ class RayExecutor:
                 f"--executor ray: no node has {self._resources.cpus:g} CPUs and "
                 f"{self._resources.gpus:g} GPUs; see --cpus-per-run and --gpus-per-run"
             )
-        checks = [self._remote.options(**_on_node(name)) for name in rooms]
-        for check in [check.remote(self._place, nothing).future() for check in checks]:
-            if (failure := self._outcome(check)) is not None:
+        on_nodes = [self._remote.options(**_on_node(name)) for name in rooms]
+        for check in [self._begin(remote, nothing) for remote in on_nodes]:
+            if (failure := check.result()) is not None:
                 raise ConfigError(failure.message)
 
     def room(self) -> int:
@@ -139,15 +139,14 @@ class RayExecutor:
 
     def start(self, task: Task) -> "Future[Failure | None]":
         """Begins a task on a node that has room, as soon as one has."""
-        reference = self._remote.remote(self._place, task.work)
-        future: Future[Failure | None] = reference.future()
-        self._running[future] = reference
-        return future
+        return self._begin(self._remote, task.work)
 
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        """How a task ended, once its future is done."""
-        del self._running[future]
-        return self._outcome(future)
+    def _begin(self, remote: Any, work: Callable[[], None]) -> "Future[Failure | None]":
+        reference = remote.remote(self._place, work)
+        ended: Future[Failure | None] = Future()
+        reference.future().add_done_callback(lambda done: ended.set_result(self._outcome(done)))
+        self._running[ended] = reference
+        return ended
 
     def _outcome(self, future: "Future[Failure | None]") -> Failure | None:
         errors = self._ray.exceptions
@@ -162,8 +161,9 @@ class RayExecutor:
     def close(self) -> None:
         """Interrupts what is not finished, which may first keep what it has; leaves the cluster."""
         with self._ends:
-            for reference in self._running.values():
-                self._ray.cancel(reference)
+            for ended, reference in self._running.items():
+                if not ended.done():
+                    self._ray.cancel(reference)
             wait(self._running, timeout=GRACE_SECONDS)
 
 

@@ -6,10 +6,10 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
-from multiprocessing.process import BaseProcess
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 from experiments.executors.base import GRACE_SECONDS, Failure, Task, attempt
@@ -32,10 +32,6 @@ class HereExecutor:
         future.set_result(None)
         return future
 
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        """How a task ended."""
-        return future.result()
-
     def close(self) -> None:
         """Does nothing."""
 
@@ -52,6 +48,7 @@ class LocalExecutor:
         self._slots = [ProcessSlot(folder / f"slot{number}.log") for number in range(1, jobs + 1)]
         self._idle = list(self._slots)
         self._busy: dict[Future[Failure | None], ProcessSlot] = {}
+        self._waiting = ThreadPoolExecutor(jobs)
 
     def room(self) -> int:
         """The number of jobs."""
@@ -60,25 +57,27 @@ class LocalExecutor:
     def start(self, task: Task) -> "Future[Failure | None]":
         """Begins a task in a process that has none."""
         slot = self._idle.pop(0)
-        future = slot.start(task)
+        slot.start(task)
+        future = self._waiting.submit(self._result, slot)
         self._busy[future] = slot
         return future
 
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        """How a task ended, once its future is done."""
-        slot = self._busy.pop(future)
+    def _result(self, slot: "ProcessSlot") -> Failure | None:
+        failure = slot.result()
         self._idle.append(slot)
-        return slot.result()
+        return failure
 
     def close(self) -> None:
         """Asks for the end of what is being done, and forces it after a while."""
-        for slot in self._busy.values():
-            slot.terminate()
+        for future, slot in self._busy.items():
+            if not future.done():
+                slot.terminate()
         try:
             wait(self._busy, timeout=GRACE_SECONDS)
         finally:
             for slot in self._slots:
                 slot.close()
+            self._waiting.shutdown()
 
 
 class ProcessSlot:
@@ -90,40 +89,34 @@ class ProcessSlot:
 
     def __init__(self, log: Path) -> None:
         self._log = log
-        self._executor: ProcessPoolExecutor | None = None
-        self._process: BaseProcess | None = None
-        self._future: Future[Failure | None] | None = None
+        self._process: SpawnProcess | None = None
+        self._busy = False
 
-    def start(self, task: Task) -> "Future[Failure | None]":
+    def start(self, task: Task) -> None:
         """Begins a task, in a process that is started if there is none."""
-        try:
-            self._future = self._submit(task)
-        except BrokenProcessPool:  # It died between two tasks.
-            self._end()
-            self._future = self._submit(task)
-        return self._future
-
-    def _submit(self, task: Task) -> "Future[Failure | None]":
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                1, mp_context=get_context("spawn"), initializer=_begin, initargs=(str(self._log),)
-            )
-        before = set(active_children())
-        with _interrupts_ignored():
-            future = self._executor.submit(_attempt, task.work)
-        self._process = next(iter(set(active_children()) - before), self._process)
-        return future
+        if self._process is None or not self._process.is_alive():
+            context = get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, str(self._log)))
+            with _interrupts_ignored():
+                self._process.start()
+            # Else nobody would notice that it has died.
+            theirs.close()
+        self._busy = True
+        with contextlib.suppress(BrokenPipeError):  # It has died since; `result` says so.
+            self._pipe.send(task.work)
 
     def result(self) -> Failure | None:
-        """How the task ended, once it has."""
-        assert self._future is not None
+        """How the task ended; waits until it has."""
+        assert self._process is not None
         try:
-            return self._future.result()
-        except BrokenProcessPool:
-            message = f"the process {self._end()}"
-            return Failure(message, f"What it printed: {self._log}\n", died=True)
-        finally:
-            self._future = None
+            failure: Failure | None = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            message = f"the process {_how(self._process.exitcode)}"
+            failure = Failure(message, f"What it printed: {self._log}\n", died=True)
+        self._busy = False
+        return failure
 
     def terminate(self) -> None:
         """Asks the process to end; its work may first keep what it has done."""
@@ -131,18 +124,13 @@ class ProcessSlot:
             self._process.terminate()
 
     def close(self) -> None:
-        """Ends the process at once, whatever it does."""
-        self._end()
-
-    def _end(self) -> str:
-        """Ends the process; says how it ended."""
-        if self._process is not None and self._future is not None and not self._future.done():
-            self._process.kill()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-        code = self._process.exitcode if self._process is not None else None
-        self._executor = self._process = None
-        return _how(code)
+        """Ends the process, at once if it does something."""
+        if self._process is not None:
+            if self._busy:
+                self._process.kill()
+            else:
+                self._pipe.close()
+            self._process.join()
 
 
 def _how(code: int | None) -> str:
@@ -165,12 +153,15 @@ def _interrupts_ignored() -> Iterator[None]:
 # What runs in the process.
 
 
-def _begin(log: str) -> None:
-    """Prepares a process: it prints into a file, and ends with the process that started it."""
+def _serve(pipe: "Connection[Failure | None, Callable[[], None]]", log: str) -> None:
+    """Does what it is sent; prints into a file, and ends with the process that started it."""
     with Path(log).open("a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    with contextlib.suppress(EOFError):
+        while True:
+            pipe.send(_attempt(pipe.recv()))
 
 
 def _attempt(work: Callable[[], None]) -> Failure | None:

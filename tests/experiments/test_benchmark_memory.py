@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -94,13 +93,10 @@ class Slot:
     def __init__(self, log: Path) -> None:
         self.log = log
 
-    def start(self, task: Any) -> "Future[None]":
+    def start(self, task: Any) -> None:
         self.failure = type(self).ended()
         if self.failure is None:
             task.work()
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
 
     def result(self) -> Failure | None:
         return self.failure

@@ -2,7 +2,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
 from functools import partial
 from multiprocessing import active_children
 from pathlib import Path
@@ -25,22 +25,17 @@ class Script:
     def __init__(self, outcomes: dict[str, list[Failure | None]], rooms: list[int]) -> None:
         self._outcomes = outcomes
         self._rooms = rooms
-        self._names: dict[Future[Failure | None], str] = {}
 
     def room(self) -> int:
         return self._rooms.pop(0) if len(self._rooms) > 1 else self._rooms[0]
 
     def start(self, task: Task) -> "Future[Failure | None]":
         future: Future[Failure | None] = Future()
-        future.set_result(None)
-        self._names[future] = task.name
+        future.set_result(self._outcomes[task.name].pop(0))
         return future
 
-    def collect(self, future: "Future[Failure | None]") -> Failure | None:
-        return self._outcomes[self._names.pop(future)].pop(0)
-
     def close(self) -> None:
-        assert not self._names
+        """Does nothing."""
 
 
 @pytest.fixture
@@ -163,7 +158,6 @@ def test_a_process_that_died_between_two_tasks_is_replaced(
     (process,) = active_children()
     process.kill()
     process.join()
-    time.sleep(0.2)  # Until the slot's executor has noticed.
     tasks = [make_task(name, partial(int, "2"), tmp_path) for name in ("two", "three")]
     assert work_off(tasks, executor, Notes()) == {}
 
@@ -191,8 +185,7 @@ def test_a_process_that_is_asked_to_end_has_died(executor: LocalExecutor, tmp_pa
     wait_for(tmp_path / "kept")
     (process,) = active_children()
     process.terminate()
-    wait([future], timeout=60)
-    failure = executor.collect(future)
+    failure = future.result(timeout=60)
     assert failure is not None
     assert failure.died
     assert "asked to end" in failure.message

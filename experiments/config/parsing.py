@@ -78,21 +78,21 @@ def _values(kind: type, flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
         name, equals, text = flag.removeprefix("--").partition("=")
         if name == flag.partition("=")[0]:
             raise ConfigError(f"unrecognized arguments: {flag}")
-        keys = [key for key in (name, SHORT.get(name, "")) if _type_of(kind, key) is not None]
+        keys = [key for key in (name, SHORT.get(name, "")) if type_of(kind, key) is not None]
         if not keys:
             known = {*keys_of(kind), *SHORT, *OTHERS}
             raise ConfigError(f"--{name}: unknown flag{did_you_mean(name, known, '--')}")
         value = text if equals else _value_of(f"--{name}", remaining)
-        yield keys[0], _read(value, _type_of(kind, keys[0]))
+        yield keys[0], _read(value, type_of(kind, keys[0]))
 
 
-def _type_of(kind: Any, key: str) -> Any:
+def type_of(kind: Any, key: str) -> Any:
     """The type of what a key stands for; none for one that there is not."""
     name, _, rest = key.partition(".")
     found = next((entry.type for entry in fields(kind) if entry.name == name), None)
     if not rest or found is None:
         return found
-    return _type_of(found, rest) if is_dataclass(found) else Any
+    return type_of(found, rest) if is_dataclass(found) else Any
 
 
 def _read(text: str, kind: Any) -> Any:

@@ -24,7 +24,12 @@ from mtkd_env.data.mixing import Mixing
 from mtkd_env.data.split import LabelSpec, Split, Splits
 from mtkd_env.data.stream import BatchStream
 from mtkd_env.data.views import ViewSet
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import (
+    ConfigError,
+    check_arguments,
+    check_at_least_1,
+    check_not_negative,
+)
 from mtkd_env.files import user_path, whole_path
 from mtkd_env.imports import Kind, Named, name_of
 from mtkd_env.options import Options, typed
@@ -131,6 +136,10 @@ class DataSpec(Options):
             if isinstance(arguments[key], str) and Path in get_args(parameters[key].annotation):
                 arguments[key] = whole_path(arguments[key])
         object.__setattr__(self, "arguments", arguments)
+        check_at_least_1(
+            batch_size=self.batch_size, train_size=1 if self.train_size is None else self.train_size
+        )
+        check_not_negative(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
         _ = self.mixing, self.view_set, self.labels
 
     def load(self) -> ImageSet[Any]:

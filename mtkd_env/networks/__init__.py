@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from mtkd_env.errors import ConfigError, check_arguments, did_you_mean
+from mtkd_env.errors import ConfigError, check_arguments, check_positive, did_you_mean
 from mtkd_env.imports import Named, check_is_there, name_of
 from mtkd_env.networks import own
 from mtkd_env.networks.base import Network
@@ -193,6 +193,8 @@ class StudentSpec(Options):
         super().__post_init__()
         find_network(self.network, "student")
         check_network_arguments(self.network, self.arguments, "arguments")
+        if self.width is not None:
+            check_positive(width=self.width)
 
     @property
     def factor(self) -> float:

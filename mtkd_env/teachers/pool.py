@@ -137,6 +137,7 @@ class TeacherSpec(Options):
         if self.data is not None:
             object.__setattr__(self, "data", whole_path(self.data))
         check_not_negative(seed=self.seed)
+        check_positive(width=self.width)
         if has_weights(self.network) and self.kind != "trained":
             raise ConfigError(f"network: a module that has been made cannot be {self.kind}")
         if self.checkpoint is not None and self.kind != "trained":

@@ -178,7 +178,7 @@ def test_files_in_place_of_folders_are_refused(
 
 TEACHERS: dict[str, tuple[str, Words]] = {
     "not a list": ("3", ("teachers", "3")),
-    "negative width": ("[{network: resnet8, width: -1}]", ("teachers.resnet8", "width", "-1")),
+    "negative width": ("[{network: resnet8, width: -1}]", ("teachers.teachers", "width", "-1")),
     "missing checkpoint behind one to train": (
         "[{network: vgg8, width: 0.1}, {network: resnet8, checkpoint: no.pt}]",
         ("teachers.resnet8", "no.pt", "no such checkpoint"),

@@ -4,13 +4,15 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
 from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
 from experiments.config.help import NAMES
+from experiments.config.layers import keys_of
+from experiments.config.parsing import type_of
 from experiments.experiment import make_folder
 from mtkd_env.data import DATASETS
 from mtkd_env.errors import ConfigError
@@ -37,6 +39,19 @@ def write(tmp_path: Path) -> WriteFile:
 def parse(*flags: str) -> ExperimentConfig:
     (config,) = parse_arguments(flags)
     return config
+
+
+# Numbers.
+
+TYPES = {key: type_of(ExperimentConfig, key) for key in keys_of(ExperimentConfig)}
+NUMBERS = [key for key, kind in TYPES.items() if {int, float} & {kind, *get_args(kind)}]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+@pytest.mark.parametrize("text", ["-1", ".nan"])
+def test_a_number_that_cannot_be_is_refused_by_its_whole_key(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        parse(f"--{key}={text}")
 
 
 # What is shipped.

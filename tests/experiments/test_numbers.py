@@ -218,5 +218,5 @@ def test_networks_and_datasets_are_given_pythons_numbers() -> None:
     assert network.feature_dim == 16
     with pytest.raises(ConfigError, match=r"^arguments\.channels: expected 4 values"):
         TeacherSpec("resnet8", arguments={"channels": channels[:3]})
-    with pytest.raises(ConfigError, match=r"^npz\.path: expected str, got 3"):
+    with pytest.raises(ConfigError, match=r"^arguments\.path: expected str, got 3"):
         load_dataset("npz", path=np.int64(3))

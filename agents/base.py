@@ -80,8 +80,6 @@ class Agent(ABC):
         arguments: Fields of `settings_type`.
 
     Attributes:
-        env: The environment.
-        seed: The seed.
         settings_type: The dataclass of its hyperparameters.
         settings: Its hyperparameters.
 
@@ -118,9 +116,6 @@ class Agent(ABC):
             steps: SGD steps of the student.
             weights: In `WARMUP_WEIGHTS`.
             at_rest: See `learn`.
-
-        Raises:
-            ConfigError: Unknown weights.
         """
         for _ in range(steps):
             at_rest()
@@ -265,11 +260,7 @@ class PolicyAgent(Agent):
         }
 
     def check_env(self, env: MTKDVectorEnv) -> None:
-        """Checks that the policy knows what is seen in an environment.
-
-        Raises:
-            ConfigError: It does not.
-        """
+        """Checks that the policy knows what is seen in an environment."""
         # Of many tasks, in which nothing else is seen.
         if not self.shared or not isinstance(env, MTKDVectorEnv):
             return

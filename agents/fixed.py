@@ -23,10 +23,7 @@ class OracleSettings(Settings):
     """Hyperparameters of `oracle`.
 
     Attributes:
-        temperature: τ.
-
-    Raises:
-        ConfigError: τ is not positive.
+        temperature: τ > 0.
     """
 
     temperature: float = 0.2

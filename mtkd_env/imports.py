@@ -111,11 +111,7 @@ def import_name(name: str, fits: Callable[[Any], bool], expected: str) -> Any:
 
 
 def _module(named: str) -> ModuleType:
-    """The module of a name, or of a file; one that is not installed may be in the working folder.
-
-    Raises:
-        ConfigError: There is no such file, or a module of its name has been imported already.
-    """
+    """The module of a name, or of a file; if not installed, it may be in the working folder."""
     package = package_of(named)
     if not named.endswith(SUFFIX):
         if importlib.util.find_spec(package) is None:
@@ -278,11 +274,7 @@ def is_in_memory(name: str) -> bool:
 
 
 def check_is_there(name: str, what: str) -> None:
-    """Checks a name that may come from a record.
-
-    Raises:
-        ConfigError: It `is_in_memory`.
-    """
+    """Checks that a name, which may come from a record, is not one that `is_in_memory`."""
     if is_in_memory(name):
         raise ConfigError(
             f"{what}: {name!r} was in the memory of the program that made the run; only a program "
@@ -333,11 +325,7 @@ class Trust:
     names: frozenset[str] | None = frozenset()
 
     def check(self, name: re.Match[str], path: str = "") -> None:
-        """Checks one name, a match of `NAME`.
-
-        Raises:
-            ConfigError: It is not to be trusted.
-        """
+        """Checks that one name, a match of `NAME`, is to be trusted."""
         module = _place(name[1])
         package = "" if module.endswith(SUFFIX) else package_of(module)
         if self.names is None or f"{module}:{name[2]}" in self.names or package in PROJECT:

@@ -26,21 +26,12 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.options import as_fields, build, field_names
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.seeding import derive_seed
-from mtkd_env.teachers import (
-    Fidelity,
-    PoolSpec,
-    Progress,
-    TeacherEnsemble,
-    TeacherPool,
-    TeacherSpec,
-    TrainingSet,
-    check_teacher_precision,
-    load_pool_spec,
-    prepare_teachers,
-)
-from mtkd_env.teachers.pool import own_images
+from mtkd_env.teachers.ensemble import TeacherEnsemble
+from mtkd_env.teachers.pool import PoolSpec, TeacherPool, TeacherSpec, load_pool_spec, own_images
+from mtkd_env.teachers.preparation import Progress, prepare_teachers
+from mtkd_env.teachers.quantization import Fidelity, check_teacher_precision
 from mtkd_env.teachers.store import check_store
-from mtkd_env.teachers.training import EVALUATION_BATCH
+from mtkd_env.teachers.training import EVALUATION_BATCH, TrainingSet
 from mtkd_env.terms import Distillation
 from mtkd_env.weighting import WEIGHTING
 

@@ -55,11 +55,7 @@ class Task:
     arguments: Mapping[str, Any]
 
     def make(self, progress: Progress | None = None) -> MTKDVectorEnv:
-        """Its environment; teachers that were never trained before are trained now and kept.
-
-        Raises:
-            ConfigError: It cannot be made; names the task.
-        """
+        """Its environment; teachers that were never trained before are trained now and kept."""
         with errors_of(f"task '{self.name}'"):
             return assemble(**self.arguments, progress=progress).env
 
@@ -93,11 +89,7 @@ class TaskFamily:
         return Task(self.name, arguments)
 
     def check(self) -> None:
-        """Builds all options of one of the tasks, without loading anything.
-
-        Raises:
-            ConfigError: One that cannot be.
-        """
+        """Builds all options of one of the tasks, to check them, without loading anything."""
         if min(self._asked) < 1:
             found = self.draws[MEMBERS]
             raise ConfigError(f"draw.{MEMBERS}: expected at least one teacher, got {found!r}")
@@ -184,8 +176,6 @@ class TaskList:
         training: Tasks to learn from.
         held_out: Tasks to look at while learning.
         options: What the agent sees, does and is paid for, in every task.
-        computing: Where and in what all is computed.
-        num_envs: B.
         most_teachers: The largest number of teachers of any task.
 
     Raises:

@@ -129,11 +129,7 @@ class TasksVectorEnv(SharedStudentEnv):
 
     @property
     def env(self) -> MTKDVectorEnv:
-        """The environment of the task that is there, for agents that act in one after the other.
-
-        Raises:
-            ConfigError: It cannot be made; names the task.
-        """
+        """The environment of the task that is there, for agents that act in one after the other."""
         if self._env is None:
             env = self.task.make(self._progress)
             env.reset(seed=self._student_seed)

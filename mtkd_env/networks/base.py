@@ -67,21 +67,13 @@ class Network(nn.Module, ABC):
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
-    """A channel count times a width factor, rounded to a multiple, of which it is at least one.
-
-    Raises:
-        ConfigError: `width` is not positive.
-    """
+    """A channel count times a factor > 0, rounded to a multiple, of which it is at least one."""
     check_positive(width=width)
     return multiple * max(1, round(channels * width / multiple))
 
 
 def check_fixed_width(width: float, name: str) -> None:
-    """Checks the width factor of a network whose channels are given.
-
-    Raises:
-        ConfigError: A factor other than 1.
-    """
+    """Checks that the width factor of a network whose channels are given is 1."""
     if width != 1:
         raise ConfigError(
             f"width: '{name}' has a fixed width, expected 1, found {width}; a student's is set by "

@@ -117,9 +117,6 @@ def _logits(output: Any, num_classes: int, name: str) -> Tensor:
 
     A tensor is the logits; so is the attribute or key `logits`; and of a tuple, list or dictionary
     the only part that is one row of C numbers for each image.
-
-    Raises:
-        ConfigError: They cannot be told; says what was found.
     """
     if isinstance(output, Tensor):
         return output

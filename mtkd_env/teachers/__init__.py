@@ -1,43 +1,26 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once.
 
 - `pool.py`: a pool from its description, each teacher by `training.py` or a file (`weights.py`);
-  `parts.py`: the images that it was raised on; `known_classes.py`, `inputs.py`: its classes and its
-  images; `outputs.py`: a first look at what it says.
-- `ensemble.py`: all of them behind one call; `prefetch.py`: about several batches at once;
-  `store.py`: what they said before; `quantization.py`: in int8.
-- `preparation.py`: all of that, for a student.
+  `parts.py`: the images that it was raised on; `inputs.py`: what it sees of the student's;
+  `outputs.py`: a first look at what it says.
+- `ensemble.py`: all of them behind one call; `store.py`: what they said before;
+  `quantization.py`: in int8.
+- `preparation.py`: all of that, for a student, and about several batches at once.
 """
 
 from mtkd_env.teachers.ensemble import TeacherEnsemble, class_means
-from mtkd_env.teachers.pool import (
-    PoolSpec,
-    TeacherPool,
-    TeacherSpec,
-    build_pool,
-    load_pool_spec,
-)
-from mtkd_env.teachers.preparation import Progress, prepare_teachers
-from mtkd_env.teachers.quantization import (
-    Fidelity,
-    Note,
-    check_teacher_precision,
-)
+from mtkd_env.teachers.pool import PoolSpec, TeacherPool, TeacherSpec, build_pool, load_pool_spec
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet
 
 __all__ = [
-    "Fidelity",
-    "Note",
     "PoolSpec",
-    "Progress",
     "StoreSpec",
     "TeacherEnsemble",
     "TeacherPool",
     "TeacherSpec",
     "TrainingSet",
     "build_pool",
-    "check_teacher_precision",
     "class_means",
     "load_pool_spec",
-    "prepare_teachers",
 ]

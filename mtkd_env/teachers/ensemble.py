@@ -6,7 +6,7 @@ from dataclasses import asdict
 from types import MappingProxyType
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
@@ -16,8 +16,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.networks.base import Network
 from mtkd_env.precision import FULL, PRECISIONS, autocast, widen, widened
 from mtkd_env.teachers.inputs import TeacherView
-from mtkd_env.teachers.known_classes import over_all_classes
-from mtkd_env.types import Batch, Known, TeacherOutputs
+from mtkd_env.types import UNKNOWN, UNKNOWN_LOGIT, Batch, Known, TeacherOutputs
 
 
 class TeacherEnsemble(nn.Module):
@@ -169,7 +168,7 @@ class TeacherEnsemble(nn.Module):
     def _stacked(self, logits: Sequence[Tensor]) -> Float[Tensor, "M B C"]:
         """Logits of all teachers, over all classes."""
         rows = [
-            over_all_classes(one, getattr(self, f"classes_{m}"), self.num_classes)
+            _over_all_classes(one, getattr(self, f"classes_{m}"), self.num_classes)
             for m, one in enumerate(logits)
         ]
         return torch.stack(rows)
@@ -197,6 +196,34 @@ def class_means(ensemble: TeacherEnsemble, batches: Iterable[Batch]) -> tuple[Te
     device = next(ensemble.parameters()).device
     count, *sums = [distributed.total(part.to(device)) for part in (count, *sums)]
     return tuple(total / count.clamp(min=1).unsqueeze(1) for total in sums)
+
+
+def _over_all_classes(
+    logits: Float[Tensor, "B own"], classes: Int64[Tensor, " own"] | None, num_classes: int
+) -> Float[Tensor, "B C"]:
+    """A teacher's logits, with `UNKNOWN_LOGIT` for the classes that it has no output for."""
+    if classes is None:
+        return logits
+    everywhere = logits.new_full((len(logits), num_classes), UNKNOWN_LOGIT)
+    return everywhere.index_copy(1, classes, logits)
+
+
+def own_targets(
+    targets: Int64[Tensor, " N"], classes: Sequence[int] | None, num_classes: int
+) -> Int64[Tensor, " N"]:
+    """Which of a teacher's outputs is of each image's class; `UNKNOWN` where none is.
+
+    Args:
+        targets: Classes of the images, `UNKNOWN` without a label.
+        classes: The class that each output is of; None if they are those of the data set.
+        num_classes: C.
+    """
+    if classes is None:
+        return targets
+    # One class more, at -1, which is that of images without a label.
+    outputs = torch.full((num_classes + 1,), UNKNOWN)
+    outputs[list(classes)] = torch.arange(len(classes))
+    return outputs.to(targets.device)[targets]
 
 
 class _Head(nn.Module):

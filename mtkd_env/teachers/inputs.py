@@ -79,9 +79,6 @@ class TeacherView(nn.Module):
         spec: What they are like, with nothing left open.
         mean: Mean of each channel of the student's images, in units of [0, 1].
         std: Standard deviation of each.
-
-    Attributes:
-        spec: What they are like.
     """
 
     _mean: Tensor

@@ -43,9 +43,8 @@ from mtkd_env.optimization import Recipe
 from mtkd_env.options import PLAIN, Options, build, default_values, field_names
 from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
-from mtkd_env.teachers.ensemble import TeacherEnsemble, check_teacher_names
+from mtkd_env.teachers.ensemble import TeacherEnsemble, check_teacher_names, own_targets
 from mtkd_env.teachers.inputs import InputSpec, teacher_view
-from mtkd_env.teachers.known_classes import own_targets
 from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
 from mtkd_env.teachers.store import StoreSpec
@@ -254,11 +253,7 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
 
 
 def read_pool_spec(path: Path | str) -> PoolSpec:
-    """The same where it is said already what files may name.
-
-    Raises:
-        ConfigError: See `load_pool_spec`.
-    """
+    """The same where it is said already what files may name."""
     path = user_path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")

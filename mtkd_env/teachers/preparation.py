@@ -4,25 +4,31 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from mtkd_env.compilation import NONE
 from mtkd_env.computing import Computing
-from mtkd_env.data.stream import BatchStream
+from mtkd_env.data.stream import BatchStream, EpochPlan
 from mtkd_env.data.views import ViewSet
 from mtkd_env.files import cache_folder
 from mtkd_env.networks import has_weights
 from mtkd_env.precision import FULL, INT8
+from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.teachers.pool import PoolSpec, TeacherPool, build_pool
-from mtkd_env.teachers.prefetch import ask_together, batches_at_once
 from mtkd_env.teachers.quantization import Fidelity, Note, quantize_teachers
 from mtkd_env.teachers.store import StoredTeachers, StoreSpec, store_folder
 from mtkd_env.teachers.training import TrainingSet
+from mtkd_env.types import Batch
 
 # Enough training images for steady scales of int8 teachers, and how many are looked at together.
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 256, 64
+
+# Images in a call of the teachers on a GPU, if nothing else was said: a call for many costs little
+# more there than one for a few, and teachers need not wait for the student.
+IMAGES_AT_ONCE = 512
 
 # Of the way from chance to all, what is near chance; below what a file states, what is far.
 NEAR, FAR = 0.1, 0.05
@@ -65,9 +71,6 @@ def prepare_teachers(
 
     Returns:
         The pool, and how near each int8 teacher is to what it was in float32.
-
-    Raises:
-        ConfigError: A teacher or a store that cannot be.
     """
     cache = cache_folder(computing.cache)
     in_int8 = computing.for_teachers == INT8
@@ -102,6 +105,31 @@ def prepare_teachers(
     elif together > 1:
         stream.teaching = partial(ask_together, pool.ensemble, together)
     return pool, fidelities
+
+
+def batches_at_once(prefetch: int | None, batch_size: int, device: torch.device) -> int:
+    """How many batches the teachers are asked about together.
+
+    Args:
+        prefetch: What the user wants; None for what suits the device: on a CPU only calls for small
+            images gain by being larger.
+        batch_size: Images in a batch.
+        device: Where the teachers are.
+    """
+    if prefetch is not None:
+        return prefetch
+    return max(1, IMAGES_AT_ONCE // batch_size) if device.type == "cuda" else 1
+
+
+def ask_together(
+    teachers: TeacherEnsemble, count: int, batches: Iterator[Batch], _plan: EpochPlan
+) -> Iterator[Batch]:
+    """The batches of an epoch, each with the teachers' outputs on it, asked for so many at once."""
+    while group := list(islice(batches, count)):
+        known = teachers(torch.cat([batch.inputs for batch in group]))
+        size = len(group[0].targets)
+        for place, batch in enumerate(group):
+            yield replace(batch, teachers=known.take(slice(place * size, (place + 1) * size)))
 
 
 def _accuracies(spec: PoolSpec, pool: TeacherPool) -> Iterator[str]:

@@ -19,8 +19,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import Evaluation, evaluation_of
 from mtkd_env.losses import cross_entropy
 from mtkd_env.precision import FULL, INT8, check_precision
-from mtkd_env.teachers.ensemble import TeacherEnsemble
-from mtkd_env.teachers.known_classes import own_targets
+from mtkd_env.teachers.ensemble import TeacherEnsemble, own_targets
 from mtkd_env.types import UNKNOWN, Batch
 
 # Called with a line about how the teachers are computed.

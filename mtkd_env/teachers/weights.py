@@ -90,11 +90,7 @@ def _stated_accuracy(content: Mapping[str, Any]) -> float | None:
 def _find_state(
     network: Network, content: Mapping[str, Any], chosen: str | None, source: str
 ) -> Found:
-    """The weights in a file that are the network's, or those that are nearest to it.
-
-    Raises:
-        ConfigError: Nothing of the chosen name, or several weights that fit.
-    """
+    """The weights in a file that are the network's, or those that are nearest to it."""
     found = list(_candidates(network, content))
     if chosen is not None:
         keys = EMA_KEYS if chosen == EMA else (chosen,)
@@ -121,13 +117,7 @@ def _missing(network: Network, state: Mapping[str, Any]) -> list[str]:
 
 
 def _candidates(network: Network, content: Mapping[str, Any], place: str = "") -> Iterator[Found]:
-    """What may be a network's weights: under known keys, or behind what names have in common.
-
-    Args:
-        network: The network.
-        content: What a file holds.
-        place: Where it stands.
-    """
+    """What may be a network's weights: under known keys, or behind what names have in common."""
     inner = [key for key, value in content.items() if isinstance(value, dict)]
     known = [key for key in STATE_KEYS if key in inner][:1]
     for key in known or [key for key in inner if key not in EMA_KEYS]:
@@ -147,13 +137,7 @@ def _candidates(network: Network, content: Mapping[str, Any], place: str = "") -
 
 
 def keep(network: Network, path: Path, made_from: str) -> None:
-    """Writes a trained teacher into the cache.
-
-    Args:
-        network: The teacher.
-        path: The file.
-        made_from: All that it depends on.
-    """
+    """Writes a trained teacher, and all that it depends on, into the cache."""
     state = network.state_dict()
     content = {"network": state, "made_from": made_from, "digest": weights_digest(state)}
     save_checkpoint(path, content)

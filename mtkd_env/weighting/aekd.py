@@ -126,8 +126,6 @@ class AEKD(Weighting):
     (`features=False`, or a state without a graph) the feature weights are 1/M.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         cap: Largest weight of a teacher, before feature weights are scaled back; 1/M and less
             give AVER. Published: 0.6.
         features: Whether the feature weights are solved for.

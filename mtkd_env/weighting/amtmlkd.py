@@ -80,8 +80,6 @@ class AMTMLKD(Weighting):
     adds no loss to the student's; the start, see docs/weightings.md.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Seed of the factors' start.
         lr: Learning rate of Adam.
         penalty: Coefficient of the squared length of the factors. Published: 0.1, under which they
             vanish here and the weights become 1/M.

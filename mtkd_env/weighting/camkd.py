@@ -21,12 +21,7 @@ class CAMKD(Weighting):
     there from the first epoch. The published α, β, T are 1, 50, 4.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         weight_norm: `simplex` or `official`.
-
-    Raises:
-        ConfigError: Unknown `weight_norm`.
     """
 
     needs_label = True

@@ -30,12 +30,7 @@ class EBKD(Weighting):
     feature terms, if there are any.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         weight_norm: `simplex` or `official`.
-
-    Raises:
-        ConfigError: Unknown `weight_norm`.
     """
 
     def __init__(

@@ -17,12 +17,7 @@ class Doubt(Weighting):
     """softmax over the teachers of −s times how much each is doubted, in both heads.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
-        sharpness: s.
-
-    Raises:
-        ConfigError: A sharpness that is not positive.
+        sharpness: s > 0.
     """
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, sharpness: float = 1.0) -> None:

@@ -16,12 +16,7 @@ class Evidence(Weighting):
     in the features.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         fusion: A name in `FUSIONS`, such as `confidence`, `divergence`, `confidence+divergence`.
-
-    Raises:
-        ConfigError: Unknown fusion.
     """
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, fusion: str) -> None:

@@ -24,8 +24,6 @@ class Fixed(Weighting):
     with the mean weights that an agent came to, this says what of its gain is left for the rest.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         weights: Share of each teacher in both heads: a number each in the teachers' order, or by
             name, where those left out get nothing. They are divided by their sum; by default all
             count the same.

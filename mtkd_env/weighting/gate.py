@@ -65,8 +65,6 @@ class Gate(Weighting):
     learning; the rival of agents that spend the same labels.
 
     Args:
-        distiller: See `Weighting`; its labelled images are learned from.
-        seed: Seed of the network's start and of the folds.
         hidden: Widths of the hidden layers.
         lr: Learning rate of Adam.
         weight_decay: L2 coefficient of Adam.

@@ -170,8 +170,6 @@ class MMKD(Weighting):
     length. The published α, β, T are 1, 100, 4.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Seed of the networks' start and of the buffer.
         meta_every: Batches between two meta-updates.
         virtual_steps: Virtual steps on the distillation terms.
         buffer_size: Samples in the buffer of hard samples.

@@ -23,8 +23,6 @@ class Pretrained(Weighting):
     file's JSON says what it was trained on.
 
     Args:
-        distiller: See `Weighting`.
-        seed: Unused.
         load: Folder of a run, or an agent's file, with a shared policy; by default the agent that
             is shipped.
 

@@ -23,7 +23,7 @@ from mtkd_env.observation import OBSERVATIONS
 from mtkd_env.optimization import Recipe
 from mtkd_env.reward import REWARDS, alignment_credit
 from mtkd_env.teachers import PoolSpec, TeacherEnsemble, TeacherSpec, TrainingSet, build_pool
-from mtkd_env.teachers.known_classes import own_targets
+from mtkd_env.teachers.ensemble import own_targets
 from mtkd_env.teachers.store import RowLayout
 from mtkd_env.types import UNKNOWN, TeacherWeights
 from mtkd_env.weighting import WEIGHTINGS

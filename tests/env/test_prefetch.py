@@ -11,7 +11,7 @@ from torch import Tensor
 from mtkd_env.computing import Computing
 from mtkd_env.data import BatchStream, Mixing
 from mtkd_env.errors import ConfigError
-from mtkd_env.teachers.prefetch import IMAGES_AT_ONCE, ask_together, batches_at_once
+from mtkd_env.teachers.preparation import IMAGES_AT_ONCE, ask_together, batches_at_once
 from mtkd_env.types import TeacherOutputs
 from tiny import NUM_ENVS, make_tiny_env, teachers, training_set
 

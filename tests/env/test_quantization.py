@@ -17,7 +17,8 @@ from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import INT8
 from mtkd_env.registration import load_images
-from mtkd_env.teachers import Progress, TeacherEnsemble, quantization
+from mtkd_env.teachers import TeacherEnsemble, quantization
+from mtkd_env.teachers.preparation import Progress
 from mtkd_env.teachers.quantization import check_teacher_precision, quantize
 from mtkd_env.teachers.training import TrainingSet, train_teacher
 from mtkd_env.types import Batch, NetworkOutput

@@ -27,10 +27,10 @@ from mtkd_env.teachers import (
     TeacherEnsemble,
     TeacherSpec,
     TrainingSet,
-    prepare_teachers,
 )
 from mtkd_env.teachers.inputs import InputSpec, TeacherView, teacher_view
 from mtkd_env.teachers.pool import build_pool
+from mtkd_env.teachers.preparation import prepare_teachers
 from tiny import CLASSES, Told, batch, perturb, training_set
 
 

@@ -1,7 +1,6 @@
 """What a run of distillation measures: sums on the device, one transfer an epoch."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,9 @@ from mtkd_env.vector import StepRecord
 HEADS = ("logit", "feature")
 
 SCALARS = ("loss/total", "loss/cross_entropy", "loss/kd", "loss/feature", "reward")
+
+# What weights are told of apart: by class, and by whether the teacher is right.
+PARTITION = ("class", "right", "wrong")
 
 # Steps whose sums are made together: one by one, their many small operations would take longer than
 # a small student's own.
@@ -44,23 +46,36 @@ def columns_of(record: StepRecord) -> dict[str, Tensor]:
     return columns
 
 
-class StepSums(ABC):
-    """Sums over all samples since the last reading; subscribes to an environment.
+def agent_score(means: Mapping[str, float]) -> dict[str, float]:
+    """r(w) / r(oracle) per head and together: 0 for uniform weights, 1 for the oracle's.
+
+    0 as well where the teachers cannot be told apart, as with a single one.
+    """
+    oracle = means["_score/oracle"]
+    scale = 1 / oracle if oracle > 0 else 0.0
+    scores = {f"score/{head}": means[f"_score/{head}"] * scale for head in HEADS}
+    return {"score": sum(scores.values()) / len(HEADS), **scores}
+
+
+class EpochMeter:
+    """Means over all steps since the last reading; subscribes to an environment.
 
     Nothing leaves the device before it is read.
+
+    Args:
+        teachers: Names of the M teachers.
+        num_classes: Number of classes C.
 
     Attributes:
         steps: Steps since the last reading.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, teachers: Sequence[str], num_classes: int) -> None:
+        self._teachers = list(teachers)
+        self._num_classes = num_classes
         self._sums: dict[str, Tensor] = {}
         self._waiting: list[Columns] = []
         self.steps = 0
-
-    @abstractmethod
-    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
-        """Sums over some samples, by name."""
 
     def __call__(self, record: StepRecord) -> None:
         """Takes a step into account."""
@@ -83,9 +98,41 @@ class StepSums(ABC):
     def _add_up(self) -> None:
         if not self._waiting:
             return
-        for name, value in self.sums_of(_joined(self._waiting)).items():
+        columns = _joined(self._waiting)
+        for name, value in (sums_of(columns) | parts_of(columns, self._num_classes)).items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self._waiting = []
+
+    def read(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """What there is to be said of the steps; starts over. Of several processes, of all samples.
+
+        Returns:
+            The means as numbers, vectors as one entry per teacher.
+            What the mean weights are made of: `teachers`; `class` with `count` (C) and both heads
+            (C, M); `right` and `wrong`, each with `count` (M) and both heads (M). A mean over no
+            samples is None.
+        """
+        sums = self.take()
+        breakdown: dict[str, Any] = {"teachers": self._teachers}
+        for part in PARTITION:
+            total, count = (distributed.total(sums.pop(name)) for name in (part, f"{part}/count"))
+            # One count for all teachers of a class, one for each teacher otherwise.
+            means = total / (count.unsqueeze(1) if part == "class" else count)
+            heads = zip(HEADS, _numbers(means.tolist()), strict=True)
+            breakdown[part] = {"count": count.long().tolist(), **dict(heads)}
+        return self._means(sums), breakdown
+
+    def _means(self, sums: Mapping[str, Tensor]) -> dict[str, float]:
+        flat = torch.cat([value.reshape(-1) for value in sums.values()]) / sums["_samples"]
+        numbers = iter(distributed.mean(flat).tolist())
+        means: dict[str, float] = {}
+        for name, value in sums.items():
+            if value.ndim == 0:
+                means[name] = next(numbers)
+            else:
+                means.update({f"{name}/{teacher}": next(numbers) for teacher in self._teachers})
+        scores = agent_score(means)
+        return {k: v for k, v in means.items() if not k.startswith("_")} | scores
 
     def state_dict(self) -> dict[str, Any]:
         """What has been added up since the last reading, by each of several processes."""
@@ -110,125 +157,52 @@ def _joined(steps: Sequence[Columns]) -> dict[str, Tensor]:
     return {name: torch.cat([step[name] for step in steps]) for name in (steps[0] if steps else ())}
 
 
-def agent_score(means: Mapping[str, float]) -> dict[str, float]:
-    """r(w) / r(oracle) per head and together: 0 for uniform weights, 1 for the oracle's.
+def sums_of(columns: Columns) -> dict[str, Tensor]:
+    """Sums of losses, rewards, weights, their entropies, and what the agent score is made of.
 
-    0 as well where the teachers cannot be told apart, as with a single one.
+    Its numerators and denominator: r(w) = Σ_m w · A with the centred advantages A of Equ. 8,
+    whatever the agent is paid by; the oracle puts all weight on the best teacher of every
+    sample.
     """
-    oracle = means["_score/oracle"]
-    scale = 1 / oracle if oracle > 0 else 0.0
-    scores = {f"score/{head}": means[f"_score/{head}"] * scale for head in HEADS}
-    return {"score": sum(scores.values()) / len(HEADS), **scores}
+    advantages = minmax_center(columns["teacher_rewards"])
+    samples = len(advantages)
+    # Of what there is for every teacher, the mean over them.
+    sums = {name: columns[name].view(samples, -1).mean(1).sum() for name in SCALARS}
+    for head in HEADS:
+        sums[f"weights/{head}"] = columns[f"weights/total/{head}"].sum(0)
+    sums["teacher_rewards"] = columns["teacher_rewards"].sum(0)
+    for name in columns:
+        if name.startswith("weights/"):
+            sums[name.replace("weights", "entropy")] = entropy(columns[name]).sum()
+    for head in HEADS:
+        sums[f"_score/{head}"] = (columns[f"weights/total/{head}"] * advantages).sum()
+    sums["_score/oracle"] = advantages.max(1).values.sum()
+    sums["_samples"] = advantages.new_full((), samples)
+    return sums
 
 
-class EpochMeter(StepSums):
-    """Means over all steps since the last reading.
+def parts_of(columns: Columns, num_classes: int) -> dict[str, Tensor]:
+    """Sums of both heads' weights by class and by whether the teacher is right.
 
-    Args:
-        teachers: Names of the M teachers.
+    Returns:
+        `class` (2, C, M) with `class/count` (C); `right` and `wrong` (2, M), each with its `count`
+        (M) of samples.
     """
-
-    def __init__(self, teachers: Sequence[str]) -> None:
-        super().__init__()
-        self._teachers = teachers
-
-    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
-        """Sums of losses, rewards, weights, their entropies, and what the agent score is made of.
-
-        Its numerators and denominator: r(w) = Σ_m w · A with the centred advantages A of Equ. 8,
-        whatever the agent is paid by; the oracle puts all weight on the best teacher of every
-        sample.
-        """
-        advantages = minmax_center(columns["teacher_rewards"])
-        samples = len(advantages)
-        # Of what there is for every teacher, the mean over them.
-        sums = {name: columns[name].view(samples, -1).mean(1).sum() for name in SCALARS}
-        for head in HEADS:
-            sums[f"weights/{head}"] = columns[f"weights/total/{head}"].sum(0)
-        sums["teacher_rewards"] = columns["teacher_rewards"].sum(0)
-        for name in columns:
-            if name.startswith("weights/"):
-                sums[name.replace("weights", "entropy")] = entropy(columns[name]).sum()
-        for head in HEADS:
-            sums[f"_score/{head}"] = (columns[f"weights/total/{head}"] * advantages).sum()
-        sums["_score/oracle"] = advantages.max(1).values.sum()
-        sums["_samples"] = advantages.new_full((), samples)
-        return sums
-
-    def read(self) -> dict[str, float]:
-        """The means as numbers, vectors as one entry per teacher; starts over.
-
-        Of several processes, those over the samples of all.
-        """
-        sums = self.take()
-        flat = torch.cat([value.reshape(-1) for value in sums.values()]) / sums["_samples"]
-        numbers = iter(distributed.mean(flat).tolist())
-        means: dict[str, float] = {}
-        for name, value in sums.items():
-            if value.ndim == 0:
-                means[name] = next(numbers)
-            else:
-                means.update({f"{name}/{teacher}": next(numbers) for teacher in self._teachers})
-        scores = agent_score(means)
-        return {k: v for k, v in means.items() if not k.startswith("_")} | scores
-
-
-class BreakdownMeter(StepSums):
-    """Mean weights by class, and by whether the teacher is right, over the steps of an epoch.
-
-    Args:
-        teachers: Names of the M teachers.
-        num_classes: Number of classes C.
-        device: Device of the environment.
-    """
-
-    def __init__(
-        self, teachers: Sequence[str], num_classes: int, device: torch.device | str
-    ) -> None:
-        super().__init__()
-        self._teachers = list(teachers)
-        self._classes = torch.arange(num_classes, device=device)
-
-    def sums_of(self, columns: Columns) -> dict[str, Tensor]:
-        """Sums of both heads' weights, numbers of samples.
-
-        Returns:
-            `class` (2, C, M) with `class/count` (C); `right` and `wrong` (2, M), each with its
-            `count` (M).
-        """
-        weights = torch.stack([columns[f"weights/total/{head}"] for head in HEADS]).float()
-        members = (self._classes.unsqueeze(1) == columns["targets"]).float()
-        right = columns["correct"].float()
-        # Of images without a label nobody knows who is right.
-        wrong = (columns["targets"] != UNKNOWN).unsqueeze(1) * (1 - right)
-        return {
-            "class": members @ weights,
-            "class/count": members.sum(1),
-            "right": (weights * right).sum(1),
-            "right/count": right.sum(0),
-            "wrong": (weights * wrong).sum(1),
-            "wrong/count": wrong.sum(0),
-        }
-
-    def read(self) -> dict[str, Any]:
-        """Means and numbers of samples by class and by correctness; starts over.
-
-        Returns:
-            `teachers`; `class` with `count` (C) and both heads (C, M); `right` and `wrong`, each
-            with `count` (M) and both heads (M). A mean over no samples is None.
-        """
-        sums = {name: distributed.total(value) for name, value in self.take().items()}
-        breakdown: dict[str, Any] = {"teachers": self._teachers}
-        for group in ("class", "right", "wrong"):
-            count = sums[f"{group}/count"]
-            # One count for all teachers of a class, one for each teacher otherwise.
-            means = sums[group] / (count.unsqueeze(1) if group == "class" else count)
-            values = dict(zip(HEADS, means, strict=True))
-            breakdown[group] = {
-                "count": count.long().tolist(),
-                **{head: _numbers(value.tolist()) for head, value in values.items()},
-            }
-        return breakdown
+    weights = torch.stack([columns[f"weights/total/{head}"] for head in HEADS]).float()
+    targets = columns["targets"]
+    classes = torch.arange(num_classes, device=targets.device)
+    members = (classes.unsqueeze(1) == targets).float()
+    right = columns["correct"].float()
+    # Of images without a label nobody knows who is right.
+    wrong = (targets != UNKNOWN).unsqueeze(1) * (1 - right)
+    return {
+        "class": members @ weights,
+        "class/count": members.sum(1),
+        "right": (weights * right).sum(1),
+        "right/count": right.sum(0),
+        "wrong": (weights * wrong).sum(1),
+        "wrong/count": wrong.sum(0),
+    }
 
 
 @torch.no_grad()

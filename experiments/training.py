@@ -11,7 +11,6 @@ from agents import Agent
 from agents.base import steps_left
 from experiments.config import ExperimentConfig
 from experiments.metrics import (
-    BreakdownMeter,
     EpochMeter,
     accuracy_by_class,
     fusion_coefficients,
@@ -120,10 +119,9 @@ class Training:
         self.best = BestStudent()
         # Finds the first step in which anything went wrong.
         self._watch = FiniteWatch()
-        self._meter = EpochMeter(env.teacher_names)
         self._num_classes = env.distiller.teachers.num_classes
-        self._breakdown = BreakdownMeter(env.teacher_names, self._num_classes, env.device)
-        for subscriber in (self._watch, self._meter, self._breakdown, progress.step):
+        self._meter = EpochMeter(env.teacher_names, self._num_classes)
+        for subscriber in (self._watch, self._meter, progress.step):
             env.subscribe(subscriber)
         self._begin_epoch()
 
@@ -180,7 +178,8 @@ class Training:
         env = self._env
         self.check_finite()
         row = {"epoch": self.epochs + 1, "lr": self._lr, "seconds": self._seconds()}
-        row |= self._meter.read() | fusion_coefficients(env.fusion)
+        means, breakdown = self._meter.read()
+        row |= means | fusion_coefficients(env.fusion)
         row["agent/updates"] = self._agent.updates
         if env.skips:
             row["skipped"] = env.distiller.skipped - self._skipped
@@ -191,7 +190,7 @@ class Training:
         check_row(row, env.steps)
         self.best.see(row, env.distiller.student)
         self._log.write(row)
-        line = {"epoch": row["epoch"], **self._breakdown.read()}
+        line = {"epoch": row["epoch"], **breakdown}
         if row["epoch"] == env.distiller.recipe.epochs and "test" in env.splits:
             accuracy = accuracy_by_class(env, self._num_classes)
             line |= {"classes": self._classes, "accuracy": accuracy}
@@ -220,7 +219,6 @@ class Training:
             "seconds": self._seconds(),
             "skipped": self._skipped,
             "meter": self._meter.state_dict(),
-            "breakdown": self._breakdown.state_dict(),
             "best": self.best.state_dict(),
             "teacher_seconds": self.teacher_seconds,
         }
@@ -233,6 +231,5 @@ class Training:
         self._skipped = state["skipped"]
         self._started = time.perf_counter() - state["seconds"]
         self._meter.load_state_dict(state["meter"], self._env.device)
-        self._breakdown.load_state_dict(state["breakdown"], self._env.device)
         self.best.load_state_dict(state["best"])
         self.teacher_seconds = state["teacher_seconds"]

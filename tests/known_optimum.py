@@ -150,10 +150,11 @@ def knowing(env: MTKDVectorEnv, known: tuple[tuple[int, ...], ...] = KNOWN) -> T
 
 def scores(agent: Agent, epochs: int) -> list[float]:
     """The agent's score in every epoch of learning."""
-    meter = EpochMeter(agent.env.teacher_names)
-    agent.env.subscribe(meter)
+    env = agent.env
+    meter = EpochMeter(env.teacher_names, env.distiller.teachers.num_classes)
+    env.subscribe(meter)
     found: list[float] = []
-    agent.learn(epochs, lambda: found.append(meter.read()["score"]))
+    agent.learn(epochs, lambda: found.append(meter.read()[0]["score"]))
     return found
 
 

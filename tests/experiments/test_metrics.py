@@ -1,5 +1,5 @@
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from agents import PolicyGradient, Uniform
 from experiments.metrics import (
+    PARTITION,
     TOGETHER,
-    BreakdownMeter,
     EpochMeter,
     agent_score,
     fusion_coefficients,
@@ -51,10 +51,10 @@ def record(weights: Any, rewards: Any, feature_weights: Any = None) -> StepRecor
 
 
 def scores_of(*records: StepRecord) -> dict[str, float]:
-    meter = EpochMeter([f"t{m}" for m in range(records[0].weights.logit.shape[1])])
+    meter = EpochMeter([f"t{m}" for m in range(records[0].weights.logit.shape[1])], 1)
     for each in records:
         meter(each)
-    return {name: value for name, value in meter.read().items() if name.startswith("score")}
+    return {name: value for name, value in meter.read()[0].items() if name.startswith("score")}
 
 
 # The agent score.
@@ -107,14 +107,14 @@ def test_agent_score_of_means() -> None:
 def test_agent_score_means_the_same_whatever_the_agent_is_paid_by(reward: str) -> None:
     env = started_env(reward=reward)
     records: list[StepRecord] = []
-    meter = EpochMeter(NAMES)
+    meter = EpochMeter(NAMES, CLASSES)
     env.subscribe(records.append)
     env.subscribe(meter)
     PolicyGradient(env).learn(1, lambda: None)
     advantages = torch.cat([minmax_center(each.rewards.teacher) for each in records])
     weights = torch.cat([each.weights.logit for each in records])
     expected = (weights * advantages).sum(1).mean() / advantages.max(1).values.mean()
-    assert meter.read()["score/logit"] == pytest.approx(float(expected), abs=1e-6)
+    assert meter.read()[0]["score/logit"] == pytest.approx(float(expected), abs=1e-6)
 
 
 # The meter.
@@ -127,12 +127,12 @@ def mean(tensors: list[Tensor]) -> Any:
 def test_means_are_those_of_all_samples() -> None:
     env = started_env(fusion="learnable")
     records: list[StepRecord] = []
-    meter = EpochMeter(NAMES)
+    meter = EpochMeter(NAMES, CLASSES)
     env.subscribe(records.append)
     env.subscribe(meter)
     PolicyGradient(env).learn(1, lambda: None)
     assert meter.steps == STEPS
-    found = meter.read()
+    found = meter.read()[0]
     losses = [each.losses for each in records]
     expected = {
         "loss/total": mean([each.total for each in losses]),
@@ -163,12 +163,12 @@ def test_means_are_those_of_all_samples() -> None:
 
 def test_names_are_unique_and_none_is_private() -> None:
     env = started_env()
-    meter = EpochMeter(NAMES)
+    meter = EpochMeter(NAMES, CLASSES)
     env.subscribe(meter)
     Uniform(env).warm_up(1)
-    sums = dict(meter.take())
+    sums = {n: v for n, v in meter.take().items() if not n.startswith(PARTITION)}
     Uniform(env).warm_up(1)
-    found = meter.read()
+    found = meter.read()[0]
     private = [name for name in sums if name.startswith("_")]
     assert len(found) == sum(value.numel() for value in sums.values()) - len(private) + 3
     assert not any(name.startswith("_") for name in found)
@@ -177,33 +177,32 @@ def test_names_are_unique_and_none_is_private() -> None:
 
 
 def test_reading_starts_over() -> None:
-    meter = EpochMeter(["a", "b"])
+    meter = EpochMeter(["a", "b"], 1)
     meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
     meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
-    assert meter.read()["weights/logit/a"] == 1
+    assert meter.read()[0]["weights/logit/a"] == 1
     assert meter.steps == 0
     meter(record([[0.0, 1.0]], [[1.0, 0.0]]))
-    found = meter.read()
+    found = meter.read()[0]
     assert (found["weights/logit/a"], found["weights/logit/b"]) == (0, 1)
     assert found["teacher_rewards/a"] == 1
 
 
 def test_metrics_keep_no_graph() -> None:
     env = started_env()
-    meter = EpochMeter(NAMES)
+    meter = EpochMeter(NAMES, CLASSES)
     env.subscribe(meter)
     PolicyGradient(env).learn(1, lambda: None)
     assert not any(value.requires_grad for value in meter.take().values())
 
 
 @pytest.mark.parametrize("after", [1, TOGETHER, TOGETHER + 1])
-@pytest.mark.parametrize("make", [EpochMeter, lambda names: BreakdownMeter(names, CLASSES, "cpu")])
-def test_a_meter_goes_on_bit_for_bit_wherever_it_was_interrupted(make: Any, after: int) -> None:
+def test_a_meter_goes_on_bit_for_bit_wherever_it_was_interrupted(after: int) -> None:
     numbers = torch.Generator().manual_seed(0)
     steps = [
         record(*torch.rand(2, 5, M, generator=numbers).tolist()) for _ in range(2 * TOGETHER + 3)
     ]
-    whole, first, second = make(NAMES), make(NAMES), make(NAMES)
+    whole, first, second = (EpochMeter(NAMES, CLASSES) for _ in range(3))
     for each in steps:
         whole(each)
     for each in steps[:after]:
@@ -217,7 +216,7 @@ def test_a_meter_goes_on_bit_for_bit_wherever_it_was_interrupted(make: Any, afte
 # What the mean weights are made of.
 
 
-def learnt_records(meter: BreakdownMeter | None = None) -> list[StepRecord]:
+def learnt_records(meter: EpochMeter | None = None) -> list[StepRecord]:
     """All steps of an epoch in which an agent learns."""
     env = started_env()
     records: list[StepRecord] = []
@@ -248,8 +247,8 @@ HEAD_NAMES = ["logit", "feature"]
 
 @pytest.mark.parametrize("head", HEAD_NAMES)
 def test_weights_by_class_are_those_of_a_loop_over_all_samples(head: str) -> None:
-    records = learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
-    found = meter.read()
+    records = learnt_records(meter := EpochMeter(NAMES, CLASSES))
+    found = meter.read()[1]
     assert found["teachers"] == list(NAMES)
     for c in range(CLASSES):
         rows = [
@@ -265,8 +264,8 @@ def test_weights_by_class_are_those_of_a_loop_over_all_samples(head: str) -> Non
 @pytest.mark.parametrize("head", HEAD_NAMES)
 @pytest.mark.parametrize("truth", ["right", "wrong"])
 def test_weights_by_correctness_are_those_of_a_loop_over_all_samples(truth: str, head: str) -> None:
-    records = learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
-    found = meter.read()[truth]
+    records = learnt_records(meter := EpochMeter(NAMES, CLASSES))
+    found = meter.read()[1][truth]
     for m in range(M):
         weights = [
             float(getattr(each.weights, head)[i, m])
@@ -284,9 +283,9 @@ def test_breakdown_by_hand() -> None:
         targets=torch.tensor([2, 0, 2]),
         correct=torch.tensor([[True, True], [False, True], [True, True]]),
     )
-    meter = BreakdownMeter(["a", "b"], 3, "cpu")
+    meter = EpochMeter(["a", "b"], 3)
     meter(made)
-    assert meter.read() == {
+    assert meter.read()[1] == {
         "teachers": ["a", "b"],
         "class": {
             "count": [1, 0, 2],
@@ -299,35 +298,37 @@ def test_breakdown_by_hand() -> None:
 
 
 def test_a_breakdown_starts_over_and_is_json() -> None:
-    meter = BreakdownMeter(["a", "b"], 1, "cpu")
+    meter = EpochMeter(["a", "b"], 1)
     meter(record([[1.0, 0.0]], [[1.0, 0.0]]))
-    assert json.loads(json.dumps(meter.read()))["class"]["logit"] == [[1, 0]]
+    assert json.loads(json.dumps(meter.read()[1]))["class"]["logit"] == [[1, 0]]
     meter(record([[0.0, 1.0]], [[1.0, 0.0]]))
-    assert meter.read()["class"] == {"count": [1], "logit": [[0, 1]], "feature": [[0, 1]]}
+    assert meter.read()[1]["class"] == {"count": [1], "logit": [[0, 1]], "feature": [[0, 1]]}
 
 
 def test_breakdowns_keep_no_graph() -> None:
-    learnt_records(meter := BreakdownMeter(NAMES, CLASSES, "cpu"))
+    learnt_records(meter := EpochMeter(NAMES, CLASSES))
     assert not any(value.requires_grad for value in meter.take().values())
 
 
 @pytest.mark.gpu
 def test_meters_do_not_wait_for_the_device() -> None:
-    made = learnt_records()[0]
+    made = learnt_records()[0].whole()
     on_device = replace(
-        made.whole(),
+        made,
         weights=TeacherWeights(made.weights.logit.cuda(), made.weights.feature.cuda()),
+        losses=LossTerms(*(terms.cuda() for terms in astuple(made.losses))),
+        rewards=Rewards(*(rewards.cuda() for rewards in astuple(made.rewards))),
         targets=made.targets.cuda(),
         correct=made.correct.cuda(),
     )
-    meter = BreakdownMeter(NAMES, CLASSES, "cuda")
+    meter = EpochMeter(NAMES, CLASSES)
     torch.cuda.set_sync_debug_mode("error")
     try:
         meter(on_device)
         meter(on_device)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert sum(meter.read()["class"]["count"]) == 2 * len(made.targets)
+    assert sum(meter.read()[1]["class"]["count"]) == 2 * len(made.targets)
 
 
 def test_coefficients_of_the_fusion_are_logged_where_they_are_learnt() -> None:
@@ -352,12 +353,12 @@ def test_coefficients_of_the_fusion_are_logged_where_they_are_learnt() -> None:
 
 def rows_of_a_run(folder: Path, epochs: int = 3) -> list[dict[str, Any]]:
     env = started_env()
-    meter = EpochMeter(NAMES)
+    meter = EpochMeter(NAMES, CLASSES)
     env.subscribe(meter)
     with MetricsLog(folder, None, LINES, "epoch") as log:
         for epoch in range(1, epochs + 1):
             Uniform(env).warm_up(STEPS)
-            log.write({"epoch": epoch, "lr": 0.1, **meter.read()})
+            log.write({"epoch": epoch, "lr": 0.1, **meter.read()[0]})
             # A row is there as soon as its epoch has ended.
             assert read_rows(folder) == log.rows
     return log.rows
@@ -485,15 +486,12 @@ def test_a_bad_value_of_a_row_is_named() -> None:
 
 
 @pytest.mark.parametrize("split", [1, 3])
-@pytest.mark.parametrize(
-    "make", [lambda: EpochMeter(NAMES), lambda: BreakdownMeter(NAMES, CLASSES, "cpu")]
-)
-def test_meters_go_on_from_their_state(make: Any, split: int) -> None:
+def test_meters_go_on_from_their_state(split: int) -> None:
     env = started_env()
     records: list[StepRecord] = []
     env.subscribe(records.append)
     PolicyGradient(env).learn(1, lambda: None)
-    whole, first, second = make(), make(), make()
+    whole, first, second = (EpochMeter(NAMES, CLASSES) for _ in range(3))
     for each in records:
         whole(each)
     for each in records[:split]:

@@ -33,12 +33,7 @@ def check_compile(mode: str, device: torch.device | str) -> None:
 
 
 def compiled(network: nn.Module, mode: str) -> nn.Module:
-    """A network with the same parameters whose calls are compiled at the first one of each shape.
-
-    Args:
-        network: The network; stays as it is.
-        mode: One of `MODES`.
-    """
+    """A network with the same parameters; its calls are compiled at the first one of each shape."""
     if mode == NONE:
         return network
     call = cast("nn.Module", torch.compile(network, dynamic=False, mode=mode))

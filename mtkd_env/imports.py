@@ -250,9 +250,6 @@ def is_users(found: Any) -> bool:
 def name_of(given: Named) -> str:
     """What records call something: its name, if that brings it back in another process.
 
-    Args:
-        given: A name, or an object.
-
     Returns:
         The name; `module:Name` of an object that is imported by it; for all other objects a text
         that `is_in_memory`, with the name of what they are or are made by.

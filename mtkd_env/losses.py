@@ -249,16 +249,11 @@ def prediction_cosine(
 def _pearson_distance(
     first: Tensor, second: Tensor, dim: int, counted: Tensor | None = None
 ) -> Tensor:
-    """1 − Pearson correlation along a dimension; 1 where a side does not vary.
+    """1 − Pearson correlation along a dimension of values that count, all by default; others are 0.
 
-    The smallest number stands beside the product of the lengths, as in the authors' code of DIST:
-    predictions that hardly vary then count less than in a cosine that only guards its division.
-
-    Args:
-        first: Any values.
-        second: As many values.
-        dim: The dimension.
-        counted: Which of the values count, all by default; the others are 0.
+    1 where a side does not vary. The smallest number stands beside the product of the lengths, as
+    in the authors' code of DIST: predictions that hardly vary then count less than in a cosine that
+    only guards its division.
     """
     if counted is None:
         first, second = (values - values.mean(dim, keepdim=True) for values in (first, second))

@@ -12,7 +12,13 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from mtkd_env.errors import ConfigError, check_arguments
+from mtkd_env.errors import (
+    ConfigError,
+    check_arguments,
+    check_at_least_1,
+    check_not_negative,
+    check_positive,
+)
 from mtkd_env.imports import Kind, Named, is_a, takes
 from mtkd_env.options import Options, typed
 
@@ -79,6 +85,11 @@ class Recipe(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_at_least_1(epochs=self.epochs)
+        signless = ("lr", "momentum", "weight_decay", "decay", "power")
+        check_not_negative(**{name: getattr(self, name) for name in signless})
+        if self.clip_norm is not None:
+            check_positive(clip_norm=self.clip_norm)
         for name, (fits, expected) in self._ranges().items():
             # Written so that NaN fails.
             if not fits:
@@ -92,26 +103,21 @@ class Recipe(Options):
 
     def _ranges(self) -> dict[str, tuple[bool, str]]:
         """Whether each value is in its range, and the range in words."""
-        clip = 1.0 if self.clip_norm is None else self.clip_norm
         return {
-            "epochs": (self.epochs >= 1, "at least 1"),
-            **{
-                name: (0 <= getattr(self, name) < math.inf, "a number >= 0")
-                for name in ("lr", "momentum", "weight_decay", "decay", "power")
-            },
             "milestones": (
                 all(0 < fraction <= 1 for fraction in self.milestones),
                 "fractions of the training in (0, 1]",
             ),
             "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
-            "min_lr": (0 <= self.min_lr <= self.lr, f"0 to lr = {self.lr}"),
+            **{
+                name: (0 <= getattr(self, name) <= self.lr, f"0 to lr = {self.lr}")
+                for name in ("min_lr", "warmup_lr")
+            },
             "warmup_epochs": (
                 0 <= self.warmup_epochs <= self.epochs,
                 f"0 to epochs = {self.epochs}",
             ),
-            "warmup_lr": (0 <= self.warmup_lr <= self.lr, f"0 to lr = {self.lr}"),
             "label_smoothing": (0 <= self.label_smoothing < 1, "a share in [0, 1)"),
-            "clip_norm": (0 < clip < math.inf, "a finite number > 0"),
         }
 
     def share(self, epoch: float) -> float:
@@ -205,12 +211,7 @@ def _begin_momentum(optimizer: Optimizer, *_: Any) -> None:
 
 @dataclass(frozen=True)
 class OfClass:
-    """Makes an optimiser of a class, with those values of a recipe that it has arguments for.
-
-    Attributes:
-        kind: The class, or a partial call of it.
-        fixed: Further arguments.
-    """
+    """Makes an optimiser of a class, with those values of a recipe that it has arguments for."""
 
     kind: Any
     fixed: Mapping[str, Any] = field(default_factory=dict)

@@ -120,12 +120,7 @@ class ReferenceImages:
 
 
 class LabelledDraws(RandomNumbers):
-    """Draws labelled images again and again, the same ones in each of several processes.
-
-    Args:
-        reference: What they are drawn from.
-        seed: Seed of what is drawn.
-    """
+    """Draws labelled images again and again, the same ones in each of several processes."""
 
     def __init__(self, reference: ReferenceImages, seed: int = 0) -> None:
         super().__init__(seed)

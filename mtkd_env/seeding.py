@@ -23,12 +23,7 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 
 class RandomNumbers:
-    """A generator of random numbers of its own, which can be saved.
-
-    Args:
-        seed: Seed of all of them.
-        device: Where the numbers are drawn.
-    """
+    """A generator of random numbers of its own on a device, which can be saved."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator(device)

@@ -66,23 +66,10 @@ IMAGENET = Layout(
 
 
 def loader(layout: Layout) -> Callable[..., ImageFiles]:
-    """What makes a dataset of `root`, `name` and those fields of `ImageFiles` that are `READING`.
-
-    Args:
-        layout: What its folder has.
-    """
+    """Makes a dataset of `root`, `name` and those fields of `ImageFiles` that are `READING`."""
 
     def load(root: str | Path | None = None, name: str | None = None, **reading: Any) -> ImageFiles:
-        """Images in a folder, which is listed; none of them is read.
-
-        Args:
-            root: The folder.
-            name: Name in reports; see `Layout`.
-            reading: How they are read.
-
-        Raises:
-            ConfigError: Missing folders, classes without images, or a value that cannot be used.
-        """
+        """Images in a folder, which is listed; none of them is read."""
         if root is None and layout.name is None:
             raise ConfigError("dataset 'folder': missing a required argument: 'root'")
         folder = found_root(None) / str(layout.name) if root is None else user_path(root)

@@ -53,12 +53,7 @@ READING = (
 
 @dataclass(frozen=True, eq=False)
 class FileSplit(ImageSplit):
-    """Images in files.
-
-    Attributes:
-        root: Folder that the names are relative to.
-        names: Name of each file.
-    """
+    """Images in files, whose names are relative to a folder."""
 
     root: Path
     names: Sequence[str]

@@ -57,11 +57,7 @@ def _makes(found: Any) -> bool:
 
 
 def loader(found: Any) -> Callable[..., ImageSet[Any]]:
-    """What makes a dataset of keyword arguments: those of the class or function, or `collected`'s.
-
-    Args:
-        found: What `fits`.
-    """
+    """Makes a dataset of keyword arguments: those of the class or function, or `collected`'s."""
     named = name_of(found)
     if not _makes(found):
         return partial(collected, found, named)

@@ -275,10 +275,6 @@ def test_division(targets: Int64[Tensor, " N"], fraction: float) -> tuple[Tensor
 
     The same ones every time; images without a label are trained on.
 
-    Args:
-        targets: Classes; `UNKNOWN` where there is no label.
-        fraction: The share.
-
     Raises:
         ConfigError: A share that leaves no images on one side.
     """

@@ -181,15 +181,11 @@ class MemoryViews(Views):
         padded = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
         self._crops = Crops(padded, (split.images.shape[2], split.images.shape[3]))
         self._mean, self._std = mean.to(device), std.to(device)
-        self.chosen = self._choose(view_set)
-
-    def _choose(self, view_set: ViewSet) -> Int64[Tensor, "N V"] | None:
-        """So many different views of every image; more views begin with the fewer ones."""
-        if view_set.count is None:
-            return None
-        generator = torch.Generator().manual_seed(derive_seed(view_set.seed, "views"))
-        order = torch.rand(len(self), self.count, generator=generator).argsort(1)
-        return order[:, : view_set.count].clone()
+        if view_set.count is not None:
+            # More views begin with the fewer ones.
+            generator = torch.Generator().manual_seed(derive_seed(view_set.seed, "views"))
+            order = torch.rand(len(self), self.count, generator=generator).argsort(1)
+            self.chosen = order[:, : view_set.count].clone()
 
     def _draw_new(
         self, order: Int64[Tensor, " N"], generator: torch.Generator

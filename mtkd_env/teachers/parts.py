@@ -107,16 +107,13 @@ def _counts(
 def class_positions(
     names: Sequence[str | int], class_names: Sequence[str], num_classes: int, key: str
 ) -> tuple[int, ...]:
-    """Classes by number or name.
+    """The numbers of classes that are given by number or name, none twice.
 
     Args:
-        names: Names or numbers, none twice.
+        names: Names or numbers.
         class_names: Name of each class; empty if they have none.
         num_classes: C.
         key: How messages call them.
-
-    Raises:
-        ConfigError: A class that does not exist, or one twice.
     """
     known = {name: position for position, name in enumerate(class_names)}
     found = []

@@ -178,11 +178,6 @@ class DiskRows:
 
     Every file is written once, as a whole, under a name that says what it holds, and mapped into
     memory. Rows that two processes have computed are there twice, which does no harm.
-
-    Args:
-        count: Number of keys.
-        dtype: Their type.
-        folder: Where the files are.
     """
 
     def __init__(self, count: int, dtype: torch.dtype, folder: Path) -> None:
@@ -327,14 +322,7 @@ class StoredTeachers:
         return self._views.inputs(index, views, [slice(*pair) for pair in pairwise(ends)])
 
     def fill(self, keys: Int64[Tensor, " N"]) -> None:
-        """Computes what is missing.
-
-        Args:
-            keys: On the host.
-
-        Raises:
-            ConfigError: An output is too large for the store's type.
-        """
+        """Computes what is missing of some keys, which are on the host."""
         known = self._rows.known(keys)
         if known.all():
             return

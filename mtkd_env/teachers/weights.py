@@ -172,13 +172,7 @@ def _other_classes(found: tuple[int, ...], expected: tuple[int, ...], num_classe
 
 
 def load_state(network: Network, given: Mapping[str, Any], source: str, place: str = "") -> None:
-    """Checks a state_dict tensor by tensor and loads it.
-
-    Args:
-        network: What it is loaded into.
-        given: The tensors.
-        source: The file that holds them, and
-        place: where in it, for errors.
+    """Checks a state_dict tensor by tensor and loads it; errors name its source and place there.
 
     Raises:
         ConfigError: A tensor that is missing, too many, or of another shape; names the source.

@@ -441,7 +441,7 @@ def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
 def test_recipes_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"epochs: expected at least 1, got 0"):
         Recipe(epochs=0)
-    with pytest.raises(ConfigError, match=r"lr: expected a number >= 0, got -0.1"):
+    with pytest.raises(ConfigError, match=r"lr: expected a finite number >= 0, got -0.1"):
         Recipe(lr=-0.1)
     with pytest.raises(ConfigError, match=r"milestones: expected fractions .* got \(150.0,\)"):
         Recipe(milestones=(150.0,))

@@ -345,11 +345,11 @@ def test_teachers_learn_by_the_recipes_smoothed_labels() -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "epochs": ({"epochs": 0}, "at least 1, got 0"),
-    "lr": ({"lr": -0.1}, "a number >= 0, got -0.1"),
-    "lr that is none": ({"lr": math.nan}, "a number >= 0, got nan"),
-    "momentum": ({"momentum": -1.0}, "a number >= 0, got -1.0"),
-    "weight_decay": ({"weight_decay": math.inf}, "a number >= 0, got inf"),
-    "decay": ({"decay": -1.0}, "a number >= 0, got -1.0"),
+    "lr": ({"lr": -0.1}, "a finite number >= 0, got -0.1"),
+    "lr that is none": ({"lr": math.nan}, "a finite number >= 0, got nan"),
+    "momentum": ({"momentum": -1.0}, "a finite number >= 0, got -1.0"),
+    "weight_decay": ({"weight_decay": math.inf}, "a finite number >= 0, got inf"),
+    "decay": ({"decay": -1.0}, "a finite number >= 0, got -1.0"),
     "milestones": ({"milestones": (150.0,)}, "fractions of the training in (0, 1], got (150.0,)"),
     "milestones that are none": (
         {"milestones": (math.nan,)},

@@ -296,7 +296,7 @@ FLAGS = {
     "word for a switch": ("--optimizer.nesterov maybe", ["optimizer.nesterov", "bool", "maybe"]),
     "number for a list": ("--optimizer.milestones 1", ["optimizer.milestones", "list"]),
     "no epochs": ("--optimizer.epochs 0", ["epochs: expected at least 1, got 0"]),
-    "negative rate": ("--optimizer.lr -1", ["lr: expected a number >= 0, got -1"]),
+    "negative rate": ("--optimizer.lr -1", ["lr: expected a finite number >= 0, got -1"]),
     "negative seed": ("--seed -1", ["seed: expected a finite number >= 0, got -1"]),
     "warm-up too long": (
         "--warmup.epochs 31",

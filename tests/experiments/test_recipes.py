@@ -290,7 +290,7 @@ def test_precision_is_part_of_the_digest() -> None:
         ("--recipe", "--recipe: expected a value"),
         ("--epochs", "--epochs: expected a value"),
         ("--epochs 0", "optimizer.epochs: expected at least 1, got 0"),
-        ("--teachers.recipe.lr -1", "teachers.recipe.lr: expected a number >= 0, got -1.0"),
+        ("--teachers.recipe.lr -1", "teachers.recipe.lr: expected a finite number >= 0, got -1.0"),
         ("--optimizer.optimizer adm", "optimizer: unknown optimizer 'adm'; did you mean 'adam'?"),
         ("--optimizer.optimizer NAdam", "unknown optimizer 'NAdam'; did you mean 'nadam'?"),
         ("--precision fp8", "unknown precision 'fp8'; did you mean 'fp32'?"),

@@ -182,9 +182,9 @@ BAD_SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
         {"warmup_factor": 2.0},
         "warmup_factor: expected a share in [0, 1], got 2.0",
     ),
-    "lr": ({"lr": -1.0}, "lr: expected a number >= 0, got -1.0"),
+    "lr": ({"lr": -1.0}, "lr: expected a finite number >= 0, got -1.0"),
     "clip": ({"clip": 0.0}, "clip: expected a finite number > 0, got 0.0"),
-    "power": ({"power": -1.0}, "power: expected a number >= 0, got -1.0"),
+    "power": ({"power": -1.0}, "power: expected a finite number >= 0, got -1.0"),
 }
 
 

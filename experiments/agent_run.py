@@ -17,7 +17,7 @@ from agents.policy_gradient import LearningAgent
 from experiments.config import PLACE, RunConfig
 from experiments.running.finite import FiniteWatch, check_module
 from experiments.running.kept import AtRest, KeptRun
-from experiments.running.log import ROWS, MetricsLog
+from experiments.running.log import ROWS
 from experiments.running.result import RunResult, versions
 from mtkd_env import TaskList, TasksVectorEnv
 from mtkd_env.computing import Computing
@@ -149,38 +149,48 @@ def weights_of(agent: Agent, source: TasksVectorEnv) -> TeacherWeights:
     return env.to_weights(agent.act(env.observation))
 
 
-class AgentTraining:
-    """Lets an agent learn from one student after the other; a `Trainee`.
+class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
+    """The training of an agent over many tasks.
 
     Args:
-        source: The tasks.
-        agent: The agent, in the environment of the first task, or in `source`.
-        held_out: Tasks to look at.
-        students: How many there will be, and after how many it looks at held-out tasks.
-        log: What the rows are written to.
-        progress: What is told of them.
+        config: The run.
+        progress: What it tells while it goes on.
     """
 
-    def __init__(
-        self,
-        source: TasksVectorEnv,
-        agent: Agent,
-        held_out: HeldOut,
-        students: tuple[int, int],
-        log: MetricsLog,
-        progress: Progress,
-    ) -> None:
-        self._source = source
-        self._agent = agent
-        self._held_out = held_out
-        self._students, self._looks = students
-        self._log = log
+    program = "train_agent.py"
+    result_type = AgentResult
+    lines = (ROWS,)
+    clock = "student"
+    written = ("agent.safetensors", "agent.json", "agent.zip")
+    place = PLACE
+
+    def __init__(self, config: AgentRunConfig, progress: Progress) -> None:
+        super().__init__(config)
         self._progress = progress
+
+    def prepare(self) -> dict[str, Any]:
+        """Reads the tasks and makes the first one and the agent."""
+        config = self.config
+        torch.set_num_threads(config.threads)
+        self._tasks = TaskList(config.tasks, computing=config.computing)
+        self._source = TasksVectorEnv(self._tasks, progress=self._progress)
+        self._held_out = HeldOut(self._tasks, config.seed, self._progress)
+        torch.manual_seed(derive_seed(config.seed, "modules"))
+        self._source.reset(seed=config.seed)
+        inside = config.algo in AGENTS
+        # An algorithm asks nothing of an environment that many tasks do not have.
+        env = self._source.env if inside else cast(MTKDVectorEnv, self._source)
+        self._agent = build_agent(config.algo, env, seed=config.seed, arguments=config.arguments)
+        return {"device": self._source.device.type, "tasks": self._tasks.digest}
+
+    def begin(self) -> None:
+        """The agent's training, at its beginning."""
         self._before = 0
         self._started = time.perf_counter()
+        # Accuracies of the held-out tasks under equal weights.
         self._equal: dict[str, float] = {}
         self._watch = FiniteWatch()
-        source.subscribe(self._watch)
+        self._source.subscribe(self._watch)
 
     @property
     def steps(self) -> int:
@@ -190,18 +200,7 @@ class AgentTraining:
     @property
     def epochs(self) -> int:
         """Students that are finished."""
-        return len(self._log.rows)
-
-    @property
-    def equal(self) -> dict[str, float]:
-        """Accuracies of the held-out tasks under equal weights."""
-        return self._equal
-
-    @property
-    def gains(self) -> dict[str, float]:
-        """By how much the held-out tasks are ahead of that under the agent, at the last look."""
-        last = next(row for row in reversed(self._log.rows) if ALL in row)
-        return {n.removeprefix(GAIN): v for n, v in last.items() if n.startswith(GAIN)}
+        return len(self.log.rows)
 
     def train(self, at_rest: AtRest) -> None:
         """Trains to the end.
@@ -209,7 +208,7 @@ class AgentTraining:
         Raises:
             FloatingPointError: Something became NaN or infinite.
         """
-        self._agent.log_to(self._log.folder / "tensorboard" / "agent")
+        self._agent.log_to(self.log.folder / "tensorboard" / "agent")
         while self.epochs < self._students:
             if self._source.finished:
                 self._next()
@@ -217,6 +216,11 @@ class AgentTraining:
             done = env.steps // env.steps_per_epoch
             self._agent.learn(env.distiller.recipe.epochs - done, self.check_finite, at_rest)
             self._end_student()
+
+    @property
+    def _students(self) -> int:
+        """Students in all."""
+        return self.config.passes * len(self._tasks.training)
 
     def _next(self) -> None:
         self._before = self.steps
@@ -233,12 +237,12 @@ class AgentTraining:
             "steps": self.steps,
             "agent/updates": self._agent.updates,
         }
-        if row["student"] % self._looks == 0 or row["student"] == self._students:
+        if row["student"] % len(self._tasks.training) == 0:
             row |= self._look()
         row["seconds"] = time.perf_counter() - self._started
         self._started = time.perf_counter()
-        self._log.write(row)
-        self._progress.student(self._log.rows, self._students)
+        self.log.write(row)
+        self._progress.student(self.log.rows, self._students)
 
     def _look(self) -> dict[str, float]:
         """Gains of the held-out tasks, and their mean."""
@@ -276,55 +280,6 @@ class AgentTraining:
         self._started = time.perf_counter() - state["seconds"]
         self._equal = dict(state["equal"])
 
-
-class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
-    """The training of an agent over many tasks.
-
-    Args:
-        config: The run.
-        progress: What it tells while it goes on.
-    """
-
-    program = "train_agent.py"
-    result_type = AgentResult
-    lines = (ROWS,)
-    clock = "student"
-    written = ("agent.safetensors", "agent.json", "agent.zip")
-    place = PLACE
-
-    def __init__(self, config: AgentRunConfig, progress: Progress) -> None:
-        super().__init__(config)
-        self._progress = progress
-
-    def prepare(self) -> dict[str, Any]:
-        """Reads the tasks and makes the first one and the agent."""
-        config = self.config
-        torch.set_num_threads(config.threads)
-        self._tasks = TaskList(config.tasks, computing=config.computing)
-        self._source = TasksVectorEnv(self._tasks, progress=self._progress)
-        self._held_out = HeldOut(self._tasks, config.seed, self._progress)
-        torch.manual_seed(derive_seed(config.seed, "modules"))
-        self._source.reset(seed=config.seed)
-        inside = config.algo in AGENTS
-        # An algorithm asks nothing of an environment that many tasks do not have.
-        env = self._source.env if inside else cast(MTKDVectorEnv, self._source)
-        self._agent = build_agent(config.algo, env, seed=config.seed, arguments=config.arguments)
-        return {"device": self._source.device.type, "tasks": self._tasks.digest}
-
-    def trainee(self, log: MetricsLog) -> AgentTraining:
-        """The agent's training, at its beginning."""
-        tasks, config = self._tasks, self.config
-        each = len(tasks.training)
-        self._training = AgentTraining(
-            self._source,
-            self._agent,
-            self._held_out,
-            (config.passes * each, each),
-            log,
-            self._progress,
-        )
-        return self._training
-
     def write(self, folder: Path) -> None:
         """Writes the agent, with what it was trained on and what it came to."""
         config, tasks = self.config, self._tasks
@@ -337,15 +292,21 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
             "data": sorted(
                 {build(DataSpec, one.arguments["data"]).dataset for one in tasks.training}
             ),
-            "students": self._training.epochs,
+            "students": self.epochs,
             "updates": self._agent.updates,
-            "gain over equal weights on held-out tasks": self._training.gains,
+            "gain over equal weights on held-out tasks": self._gains,
         }
         self._agent.save(folder, notes)
 
-    def result(self, log: MetricsLog) -> AgentResult:
+    @property
+    def _gains(self) -> dict[str, float]:
+        """By how much the held-out tasks are ahead under the agent, at the last look."""
+        last = next(row for row in reversed(self.log.rows) if ALL in row)
+        return {n.removeprefix(GAIN): v for n, v in last.items() if n.startswith(GAIN)}
+
+    def result(self) -> AgentResult:
         """What the run came to."""
-        looked = [row for row in log.rows if ALL in row]
+        looked = [row for row in self.log.rows if ALL in row]
         last, best = looked[-1], max(looked, key=lambda row: float(row[ALL]))
         return AgentResult(
             method=self.config.algo,
@@ -355,16 +316,16 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
             last=last[ALL],
             best=best[ALL],
             best_epoch=best["student"],
-            epochs=len(log.rows),
-            seconds=round(log.seconds, 2),
-            folder=str(log.folder),
+            epochs=len(self.log.rows),
+            seconds=round(self.log.seconds, 2),
+            folder=str(self.log.folder),
             versions=versions(gymnasium, stable_baselines3),
             algo=self.config.algo,
             tasks=self.config.tasks,
-            steps=self._training.steps,
+            steps=self.steps,
             updates=self._agent.updates,
-            equal=self._training.equal,
-            gains=self._training.gains,
+            equal=self._equal,
+            gains=self._gains,
         )
 
 

@@ -18,8 +18,7 @@ from experiments.classes import write_classes
 from experiments.config import PLACE, ExperimentConfig, build_config, file_layer, read_flags
 from experiments.gallery import LastStep, collect_gallery, write_gallery
 from experiments.running.folder import CONFIG, new_folder
-from experiments.running.kept import KeptRun
-from experiments.running.log import ROWS, MetricsLog, read_rows
+from experiments.running.log import ROWS, read_rows
 from experiments.running.result import RunResult, versions
 from experiments.training import BREAKDOWN, CHOSEN_BY, Progress, Training
 from mtkd_env import Assembly, assemble
@@ -172,7 +171,7 @@ def run_config(
     return build_config(algo, [layer], flags)
 
 
-class DistillationRun(KeptRun[ExperimentConfig, Result]):
+class DistillationRun(Training[Result]):
     """The training of a student under a method.
 
     Args:
@@ -198,8 +197,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
     place = PLACE
 
     def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
-        super().__init__(config)
-        self._progress = progress
+        super().__init__(config, progress)
         self._last = LastStep()
 
     def check_same(self, folder: Path) -> None:
@@ -226,7 +224,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
         torch.manual_seed(derive_seed(config.seed, "modules"))
         env.reset(seed=config.seed)
         agent = config.agent
-        self._agent = build_agent(
+        self.agent = build_agent(
             config.agent_name,
             env,
             seed=config.seed,
@@ -234,26 +232,14 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
             load=agent.load,
             learn=agent.learn,
         )
-        self._teacher_seconds = time.perf_counter() - started
+        self.teacher_seconds = time.perf_counter() - started
+        self.agent.env.subscribe(self._last)
+        self.classes = self._assembly.images.data.class_names
         return {
             "configuration": config.digest,
             "teachers": dict(self._assembly.pool.digests),
             "device": env.device.type,
         }
-
-    def trainee(self, log: MetricsLog) -> Training:
-        """The student's training, at its beginning."""
-        self._agent.env.subscribe(self._last)
-        self._log = log
-        self._training = Training(
-            self.config,
-            self._agent,
-            log,
-            self._progress,
-            self._teacher_seconds,
-            self._assembly.images.data.class_names,
-        )
-        return self._training
 
     def write(self, folder: Path) -> None:
         """Writes student, agent, gallery and who was asked about which class."""
@@ -263,7 +249,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
             write_gallery(gallery, folder)
         self._write_students(folder)
         trained_on = {"dataset": name_of(self.config.data.dataset), "configuration": CONFIG}
-        self._agent.save(folder, trained_on)
+        self.agent.save(folder, trained_on)
         line = read_rows(folder, BREAKDOWN)[-1]
         write_classes(line, folder / "classes.png", self._label)
 
@@ -274,8 +260,8 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
 
     def _write_students(self, folder: Path) -> None:
         """Writes the last student, and the one that validation images chose if there are any."""
-        student, best = self._assembly.env.distiller.student, self._training.best
-        save_student(folder, student, self._description(self._log.rows[-1]))
+        student, best = self._assembly.env.distiller.student, self.best
+        save_student(folder, student, self._description(self.log.rows[-1]))
         if best.row is not None:
             about = self._description(best.row)
             save_student(folder, student, about, state=best.tensors, which="best")
@@ -294,9 +280,9 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
             metrics={"epoch": row["epoch"], **measured},
         )
 
-    def result(self, log: MetricsLog) -> Result:
+    def result(self) -> Result:
         """What the run came to."""
-        config, pool, rows = self.config, self._assembly.pool, log.rows
+        config, pool, rows = self.config, self._assembly.pool, self.log.rows
         last, best = rows[-1], best_row(rows)
         return Result(
             method=self._label,
@@ -313,8 +299,8 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
                 if CHOSEN_BY in row
             },
             epochs=len(rows),
-            seconds=round(log.seconds, 2),
-            folder=str(log.folder),
+            seconds=round(self.log.seconds, 2),
+            folder=str(self.log.folder),
             versions=versions(gymnasium, stable_baselines3),
             algo=name_of(config.algo),
             dataset=name_of(config.data.dataset),
@@ -324,7 +310,7 @@ class DistillationRun(KeptRun[ExperimentConfig, Result]):
             score=last["score"],
             score_logit=last["score/logit"],
             score_feature=last["score/feature"],
-            teacher_seconds=round(self._training.teacher_seconds, 2),
+            teacher_seconds=round(self.teacher_seconds, 2),
             digests=pool.digests,
             skipped=self._assembly.env.distiller.skipped,
             fidelities={name: asdict(one) for name, one in self._assembly.fidelities.items()},

@@ -16,8 +16,7 @@ from experiments.metrics import (
     fusion_coefficients,
 )
 from experiments.running.finite import FiniteWatch, check_module, check_row
-from experiments.running.kept import AtRest
-from experiments.running.log import MetricsLog
+from experiments.running.kept import AtRest, Found, KeptRun
 from mtkd_env import distributed
 from mtkd_env.vector import StepRecord
 
@@ -82,46 +81,39 @@ class BestStudent:
         self.row, self.tensors = state["row"], state["tensors"]
 
 
-class Training:
-    """Trains the student under equal weights, then under the agent's; a `Trainee`.
+class Training(KeptRun[ExperimentConfig, Found]):
+    """Trains the student under equal weights, then under the agent's; a subclass makes both.
 
     At the end of every epoch the student is evaluated and a row written.
 
     Args:
         config: The run.
-        agent: The agent, in its environment.
-        log: The run's log, as far as it is written.
-        progress: What is told how it goes.
-        teacher_seconds: Seconds that the teachers took.
-        classes: Names of the classes; empty if they have none.
+        progress: What it tells while it goes on.
 
     Attributes:
-        teacher_seconds: The same; of the run's first part.
+        agent: The agent, in its environment; `prepare` makes it, and says the two that follow.
+        teacher_seconds: Seconds that the teachers took, in the run's first part.
+        classes: Names of the classes; empty if they have none.
         best: The student of the epoch that is best on validation images.
     """
 
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        agent: Agent,
-        log: MetricsLog,
-        progress: Progress,
-        teacher_seconds: float,
-        classes: Sequence[str] = (),
-    ) -> None:
-        self._config = config
-        self._agent = agent
-        self._env = env = agent.env
-        self._log = log
+    agent: Agent
+    teacher_seconds: float
+    classes: Sequence[str]
+
+    def __init__(self, config: ExperimentConfig, progress: Progress) -> None:
+        super().__init__(config)
         self._progress = progress
-        self._classes = list(classes)
-        self.teacher_seconds = teacher_seconds
         self.best = BestStudent()
+
+    def begin(self) -> None:
+        """Watches the student, from its beginning."""
+        self._env = env = self.agent.env
         # Finds the first step in which anything went wrong.
         self._watch = FiniteWatch()
         self._num_classes = env.distiller.teachers.num_classes
         self._meter = EpochMeter(env.teacher_names, self._num_classes)
-        for subscriber in (self._watch, self._meter, progress.step):
+        for subscriber in (self._watch, self._meter, self._progress.step):
             env.subscribe(subscriber)
         self._begin_epoch()
 
@@ -133,7 +125,7 @@ class Training:
     @property
     def epochs(self) -> int:
         """Epochs that are over."""
-        return len(self._log.rows)
+        return len(self.log.rows)
 
     def train(self, at_rest: AtRest) -> None:
         """Trains to the end.
@@ -143,13 +135,13 @@ class Training:
             ConfigError: No checkpoint can hold the agent.
         """
         if distributed.rank() == 0:
-            self._agent.log_to(self._log.folder / "tensorboard" / "agent")
-        if self._config.checkpoint.enabled:
+            self.agent.log_to(self.log.folder / "tensorboard" / "agent")
+        if self.config.checkpoint.enabled:
             # An agent that no checkpoint can hold says so now, not after the first epoch.
-            self._agent.state_dict()
-        steps = self._config.optimizer.epochs * self._env.steps_per_epoch - self._env.steps
+            self.agent.state_dict()
+        steps = self.config.optimizer.epochs * self._env.steps_per_epoch - self._env.steps
         try:
-            with self._progress.training(self._config, steps):
+            with self._progress.training(self.config, steps):
                 self._train(at_rest)
         except FloatingPointError:
             # Something may have gone wrong before whoever raised it noticed.
@@ -157,12 +149,12 @@ class Training:
             raise
 
     def _train(self, at_rest: AtRest) -> None:
-        warmup = self._config.warmup
+        warmup = self.config.warmup
         while self.epochs < warmup.epochs:
-            self._agent.warm_up(steps_left(self._env), warmup.weights, at_rest)
+            self.agent.warm_up(steps_left(self._env), warmup.weights, at_rest)
             self._end_epoch()
-        if epochs := self._config.optimizer.epochs - self.epochs:
-            self._agent.learn(epochs, self._end_epoch, at_rest)
+        if epochs := self.config.optimizer.epochs - self.epochs:
+            self.agent.learn(epochs, self._end_epoch, at_rest)
 
     def _begin_epoch(self) -> None:
         self._lr = float(self._env.distiller.optimizer.param_groups[0]["lr"])
@@ -180,7 +172,7 @@ class Training:
         row = {"epoch": self.epochs + 1, "lr": self._lr, "seconds": self._seconds()}
         means, breakdown = self._meter.read()
         row |= means | fusion_coefficients(env.fusion)
-        row["agent/updates"] = self._agent.updates
+        row["agent/updates"] = self.agent.updates
         if env.skips:
             row["skipped"] = env.distiller.skipped - self._skipped
         for split in sorted(EVALUATED.intersection(env.splits)):
@@ -189,12 +181,12 @@ class Training:
             row[f"{split}/cross_entropy"] = evaluation.cross_entropy
         check_row(row, env.steps)
         self.best.see(row, env.distiller.student)
-        self._log.write(row)
+        self.log.write(row)
         line = {"epoch": row["epoch"], **breakdown}
         if row["epoch"] == env.distiller.recipe.epochs and "test" in env.splits:
             accuracy = accuracy_by_class(env, self._num_classes)
-            line |= {"classes": self._classes, "accuracy": accuracy}
-        self._log.write_line(BREAKDOWN, line)
+            line |= {"classes": list(self.classes), "accuracy": accuracy}
+        self.log.write_line(BREAKDOWN, line)
         self._progress.epoch(row, env.distiller.recipe.epochs)
         self._begin_epoch()
 
@@ -214,7 +206,7 @@ class Training:
         """All that the rest of the training depends on, in tensors, numbers and strings."""
         return {
             "env": self._env.state_dict(),
-            "agent": self._agent.state_dict(),
+            "agent": self.agent.state_dict(),
             "lr": self._lr,
             "seconds": self._seconds(),
             "skipped": self._skipped,
@@ -226,7 +218,7 @@ class Training:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave; the log has been cut to it before."""
         self._env.load_state_dict(state["env"])
-        self._agent.load_state_dict(state["agent"])
+        self.agent.load_state_dict(state["agent"])
         self._lr = state["lr"]
         self._skipped = state["skipped"]
         self._started = time.perf_counter() - state["seconds"]

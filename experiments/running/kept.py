@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from agents.isolation import Isolation
 from experiments.config import RunConfig
@@ -39,44 +39,10 @@ Found = TypeVar("Found", bound=RunResult)
 Config = TypeVar("Config", bound=RunConfig)
 
 
-class Trainee(Protocol):
-    """What trains, step by step, and can be put back to where it was between two steps."""
-
-    @property
-    def steps(self) -> int:
-        """SGD steps so far; the same in all processes."""
-
-    @property
-    def epochs(self) -> int:
-        """Epochs that are over."""
-
-    def train(self, at_rest: AtRest) -> None:
-        """Trains to the end, from wherever it is.
-
-        Args:
-            at_rest: To be called between two steps, wherever `state_dict` and the global random
-                generators together hold all that the rest depends on.
-
-        Raises:
-            FloatingPointError: Something became NaN or infinite.
-        """
-
-    def check_finite(self) -> None:
-        """Checks what a checkpoint would hold.
-
-        Raises:
-            FloatingPointError: Something is NaN or infinite.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in tensors, numbers and strings."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave; the log has been cut to it before."""
-
-
 class KeptRun(ABC, Generic[Config, Found]):
     """A run that is kept in a folder; one object is one run, a subclass one kind of them.
+
+    It trains step by step, and can be put back to where it was between two steps.
 
     The folder gets `config.yaml`, the files of the log and TensorBoard's, what the kind writes, and
     `result.json`, which is written last: a folder without it holds an unfinished run, and in
@@ -88,6 +54,7 @@ class KeptRun(ABC, Generic[Config, Found]):
 
     Attributes:
         config: The same.
+        log: Its log, as far as it is written, while it trains.
         program: What goes on with such a run, when given `--resume` and its folder.
         result_type: What its `result.json` holds.
         lines: The files of its log with one line each; the first is that of the rows.
@@ -96,6 +63,7 @@ class KeptRun(ABC, Generic[Config, Found]):
         place: Keys of its configuration that its numbers do not depend on.
     """
 
+    log: MetricsLog
     program: str
     result_type: type[Found]
     lines: Sequence[str]
@@ -126,11 +94,49 @@ class KeptRun(ABC, Generic[Config, Found]):
         """
 
     @abstractmethod
-    def trainee(self, log: MetricsLog) -> Trainee:
-        """What trains, at its beginning; writes into the log."""
+    def begin(self) -> None:
+        """Makes what trains, at its beginning; it writes into the log."""
+
+    @property
+    @abstractmethod
+    def steps(self) -> int:
+        """SGD steps so far; the same in all processes."""
+
+    @property
+    @abstractmethod
+    def epochs(self) -> int:
+        """Epochs that are over."""
 
     @abstractmethod
-    def result(self, log: MetricsLog) -> Found:
+    def train(self, at_rest: AtRest) -> None:
+        """Trains to the end, from wherever it is.
+
+        Args:
+            at_rest: To be called between two steps, wherever `state_dict` and the global random
+                generators together hold all that the rest depends on.
+
+        Raises:
+            FloatingPointError: Something became NaN or infinite.
+        """
+
+    @abstractmethod
+    def check_finite(self) -> None:
+        """Checks what a checkpoint would hold.
+
+        Raises:
+            FloatingPointError: Something is NaN or infinite.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, in tensors, numbers and strings."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave; the log has been cut to it before."""
+
+    @abstractmethod
+    def result(self) -> Found:
         """What the run came to; called in all processes."""
 
     @abstractmethod
@@ -167,7 +173,7 @@ class KeptRun(ABC, Generic[Config, Found]):
             ready = self._ready(folder, held, anew=state is None) if writes else None
             kept = distributed.agree(ready) or Path()
             with way_back(self.program, kept):
-                return self._train(kept, identity, state)
+                return self._train_in(kept, identity, state)
 
     def _check_identity(self, identity: Mapping[str, Any], state: Mapping[str, Any]) -> None:
         """Checks that a checkpoint is of the same run.
@@ -219,18 +225,19 @@ class KeptRun(ABC, Generic[Config, Found]):
         held.enter_context(run_lock(folder))
         return folder
 
-    def _train(self, folder: Path, identity: dict[str, Any], state: dict[str, Any] | None) -> Found:
+    def _train_in(
+        self, folder: Path, identity: dict[str, Any], state: dict[str, Any] | None
+    ) -> Found:
         writes = distributed.rank() == 0
         if writes and not (folder / CONFIG).is_file():
             write_text(folder / CONFIG, self.config.to_yaml())
         stop = StopRequest()
         with stop if self.config.checkpoint.enabled else nullcontext():
-            with MetricsLog(folder, state and state["log"], self.lines, self.clock) as log:
-                keeper = _Keeper(self, self.trainee(log), log, identity, stop)
-                if state is not None:
-                    keeper.load_state_dict(state)
+            with MetricsLog(folder, state and state["log"], self.lines, self.clock) as self.log:
+                self.begin()
+                keeper = _Keeper(self, identity, stop, state)
                 keeper.train()
-            result = self.result(log)
+            result = self.result()
             if writes:
                 self.write(folder)
                 write_text(folder / RESULT, json.dumps(asdict(result), indent=2) + "\n")
@@ -240,34 +247,36 @@ class KeptRun(ABC, Generic[Config, Found]):
 
 
 class _Keeper:
-    """Lets something train to its end; keeps checkpoints, and stops on signals.
+    """Lets a run train to its end; keeps checkpoints, and stops on signals.
 
     Args:
         run: The run.
-        trainee: What trains.
-        log: The run's log, as far as it is written.
-        identity: What every checkpoint is to say of the run beside its state.
+        identity: What every checkpoint is to say of it beside its state.
         stop: Takes note of signals.
+        state: The checkpoint to go on from, if there is one.
     """
 
     def __init__(
         self,
         run: KeptRun[Any, Any],
-        trainee: Trainee,
-        log: MetricsLog,
         identity: Mapping[str, Any],
         stop: StopRequest,
+        state: Mapping[str, Any] | None,
     ) -> None:
         self._run = run
-        self._trainee = trainee
-        self._log = log
         self._identity = dict(identity)
         self._stop = stop
-        self._checkpoints = Checkpoints(log.folder)
-        self._timetable = Timetable(run.config.checkpoint, epochs=trainee.epochs)
+        self._checkpoints = Checkpoints(run.log.folder)
         self._saved: int | None = None
         self._agreed = 0
         self._random: dict[str, Any] | None = None
+        if state is not None:
+            run.load_state_dict(state["training"])
+            # Set where the state was taken, since the way there draws as well.
+            self._random = state["random"]
+            self._saved = run.steps
+            run.log.began = time.perf_counter() - state["seconds"]
+        self._timetable = Timetable(run.config.checkpoint, epochs=run.epochs)
 
     def train(self) -> None:
         """Trains to the end.
@@ -277,7 +286,7 @@ class _Keeper:
             Stopped: A signal came; there is a checkpoint to go on from.
         """
         try:
-            self._trainee.train(self._at_rest)
+            self._run.train(self._at_rest)
         except FloatingPointError as error:
             before = f"; there is a checkpoint from before it, after step {self._saved}"
             raise FloatingPointError(f"{error}{before * (self._saved is not None)}") from error
@@ -286,10 +295,10 @@ class _Keeper:
         if self._random is not None:
             set_random_states(self._random)
             self._random = None
-        if distributed.active() and 0 < self._trainee.steps - self._agreed < AGREEMENT:
+        if distributed.active() and 0 < self._run.steps - self._agreed < AGREEMENT:
             return
-        self._agreed = self._trainee.steps
-        due = self._timetable.due(self._trainee.epochs)
+        self._agreed = self._run.steps
+        due = self._timetable.due(self._run.epochs)
         asked, due = distributed.agree((self._stop.number is not None, due))
         if asked or due:
             self._save()
@@ -303,7 +312,7 @@ class _Keeper:
         """
         number = distributed.agree(self._stop.number)
         if number is not None:
-            raise Stopped(number, str(self._log.folder), self._trainee.steps, self._run.program)
+            raise Stopped(number, str(self._run.log.folder), self._run.steps, self._run.program)
 
     def _save(self) -> None:
         """Writes a checkpoint of all processes, unless this is where the last one was taken.
@@ -312,31 +321,22 @@ class _Keeper:
             FloatingPointError: Something is NaN or infinite; the checkpoints are those before it.
         """
         started = time.perf_counter()
-        steps = self._trainee.steps
+        steps = self._run.steps
         if steps == self._saved:
             return
-        self._trainee.check_finite()
+        self._run.check_finite()
         content = self._state_dict()
         if distributed.rank() == 0:
             self._checkpoints.save(steps, content)
         self._saved = steps
-        self._timetable.written(self._trainee.epochs, time.perf_counter() - started)
+        self._timetable.written(self._run.epochs, time.perf_counter() - started)
 
     def _state_dict(self) -> dict[str, Any]:
         return {
             "configuration": self._run.config.to_yaml(),
             "identity": self._identity,
-            "trainee": self._trainee.state_dict(),
-            "log": self._log.state_dict(),
+            "training": self._run.state_dict(),
+            "log": self._run.log.state_dict(),
             "random": random_states(),
-            "seconds": self._log.seconds,
+            "seconds": self._run.log.seconds,
         }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a checkpoint."""
-        self._trainee.load_state_dict(state["trainee"])
-        # Set where the state was taken, since the way there draws as well.
-        self._random = state["random"]
-        self._saved = self._trainee.steps
-        self._timetable = Timetable(self._run.config.checkpoint, epochs=self._trainee.epochs)
-        self._log.began = time.perf_counter() - state["seconds"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torchvision
@@ -16,7 +16,7 @@ from torchvision.utils import make_grid
 from experiments.console import console
 from experiments.running.finite import check_module
 from experiments.running.kept import AtRest, KeptRun
-from experiments.running.log import ROWS, MetricsLog
+from experiments.running.log import ROWS
 from experiments.running.result import versions
 from experiments.transfer.program import PLACE, TaskResult, TransferConfig
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
@@ -64,7 +64,6 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
 
     Attributes:
         model: The network.
-        steps: SGD steps so far.
     """
 
     program = "the same program"
@@ -83,7 +82,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
         super().__init__(config)
         self._make_task = make_task
         self._progress = TaskProgress(out or console(quiet=distributed.rank() != 0))
-        self.steps = 0
+        self._steps = 0
         # Names of the loss's terms, and their values in every step since the last row.
         self._terms: list[str] = []
         self._window: list[Tensor] = []
@@ -105,24 +104,22 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             "device": self._device.type,
         }
 
-    def trainee(self, log: MetricsLog) -> Self:
-        """The run itself, at its beginning."""
-        self._log = log
+    def begin(self) -> None:
+        """Makes all processes' networks equal, and what trains them."""
         self.model = distributed.synchronize_norms(self._task.model.to(self._device))
         _make_equal(self.model)
         self._optimizer, self._rates = self._recipe.build(self.model, steps_per_epoch=1)
         fp16 = self.config.precision == "fp16"
         self._scaler = GradScaler(self._device.type, enabled=fp16)
-        return self
 
     def write(self, folder: Path) -> None:
         """Writes the network."""
         save_checkpoint(folder / "model.pt", {"network": self.model.state_dict()})
 
-    def result(self, log: MetricsLog) -> TaskResult:
+    def result(self) -> TaskResult:
         """What the training came to; the best step is chosen by the main metric."""
         config = self.config
-        judged = [row for row in log.rows if metrics_of(row)]
+        judged = [row for row in self.log.rows if metrics_of(row)]
         metrics = metrics_of(judged[-1])
         main = next(iter(metrics))
         best = max(judged, key=lambda row: metrics_of(row)[main])
@@ -135,14 +132,19 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             best=metrics_of(best)[main],
             best_epoch=best["epoch"],
             epochs=judged[-1]["epoch"],
-            seconds=round(log.seconds, 2),
-            folder=str(log.folder),
+            seconds=round(self.log.seconds, 2),
+            folder=str(self.log.folder),
             versions=versions(torchvision),
             metrics=metrics,
             best_metrics=metrics_of(best),
             steps=self.steps,
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
         )
+
+    @property
+    def steps(self) -> int:
+        """SGD steps so far."""
+        return self._steps
 
     @property
     def epochs(self) -> int:
@@ -191,7 +193,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
         self._rates.step()
         self._terms = ["total", *named]
         self._window.append(torch.cat([total.detach()[None], terms.detach()]))
-        self.steps += 1
+        self._steps += 1
 
     def _row_is_due(self) -> bool:
         in_epoch = self.steps % self._task.steps_per_epoch
@@ -218,13 +220,13 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
             "step": self.steps,
             "epoch": self.steps / self._task.steps_per_epoch,
             "lr": self._recipe.lr * self._recipe.share(float(self.steps - 1)),
-            "seconds": self._log.seconds,
+            "seconds": self.log.seconds,
             **{f"{LOSS}{name}": value for name, value in terms.items()},
         }
         if self._evaluation_is_due():
             self.check_finite()
             row |= {f"{EVALUATED}{name}": value for name, value in self._evaluate().items()}
-        self._log.write(row)
+        self.log.write(row)
         self._progress.row(row)
 
     def _read_window(self) -> dict[str, float]:
@@ -259,10 +261,10 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
     def _show(self, pictures: Tensor) -> None:
         """Shows pictures in TensorBoard, and the last ones in a file."""
         pictures = pictures.cpu()
-        self._log.write_pictures("predictions", pictures, self.steps)
+        self.log.write_pictures("predictions", pictures, self.steps)
         grid = make_grid(pictures, nrow=PICTURES_A_ROW, padding=4, pad_value=255)
         image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        write_atomically(self._log.folder / "predictions.png", image.save)
+        write_atomically(self.log.folder / "predictions.png", image.save)
 
     def check_finite(self) -> None:
         """Checks the network.
@@ -286,7 +288,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_dict` gave; the log must have been cut to it before."""
-        self.steps = state["step"]
+        self._steps = state["step"]
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._rates.load_state_dict(state["rates"])

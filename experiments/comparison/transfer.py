@@ -1,15 +1,17 @@
 """Detectors and segmenters that begin with several backbones, as runs of a comparison."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.comparison.kinds import Entry, Kind
 from experiments.console import console
-from experiments.transfer import detection, segmentation
+from experiments.transfer.detection import DetectionRun
 from experiments.transfer.program import TaskResult, TransferConfig, parse
+from experiments.transfer.segmentation import SegmentationRun
+from experiments.transfer.training import TaskRun
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError, errors_of
 
@@ -25,15 +27,14 @@ class Transfer(Kind):
 
     result_type = TaskResult
     reserved: ClassVar = {"seed": "seeds", "output": "--output", "weights": "methods"}
-    config_type: type[TransferConfig]
-    run: Callable[..., TaskResult]
+    run_type: type[TaskRun[Any]]
 
     def config(self, entry: Entry, flags: Sequence[str]) -> TransferConfig:
         """The configuration of an entry's runs, but for the seed and where they are kept."""
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
         own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
         with errors_of(entry.path):
-            config, _ = parse(self.config_type, [*recipe, *own], "compare.py")
+            config, _ = parse(self.run_type.config_type, [*recipe, *own], "compare.py")
         path = entry.of_method.get(config.backbone)
         if path is None:
             raise ConfigError(
@@ -62,21 +63,19 @@ class Transfer(Kind):
         """Does a run; of several processes one shows how it goes."""
         del name
         out = console(quiet=distributed.rank() != 0 or not distributed.launched())
-        type(self).run(config, folder, resume=True, out=out)
+        self.run_type(config, out).complete(folder, resume=True)
 
 
 class Detection(Transfer):
     """Detectors."""
 
-    config_type = detection.DetectionConfig
-    run = staticmethod(detection.run)
+    run_type = DetectionRun
 
 
 class Segmentation(Transfer):
     """Segmenters."""
 
-    config_type = segmentation.SegmentationConfig
-    run = staticmethod(segmentation.run)
+    run_type = SegmentationRun
 
 
 def _flags(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

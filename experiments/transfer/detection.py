@@ -13,7 +13,6 @@ ROOT holds COCO or something in its format; see `coco`.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,10 +30,10 @@ from experiments.transfer.coco_batches import (
     training_batches,
 )
 from experiments.transfer.detectors import DetectorSpec, body
-from experiments.transfer.program import TransferConfig, run_main
+from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.task import VisionTask
-from experiments.transfer.training import run_task
+from experiments.transfer.training import TaskRun
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
@@ -73,8 +72,6 @@ class DetectionTask(VisionTask):
     Raises:
         ConfigError: Splits, weights or batches that do not fit together.
     """
-
-    program = "detection.py"
 
     def __init__(
         self, config: DetectionConfig, train: CocoSplit, val: CocoSplit, device: torch.device
@@ -157,14 +154,20 @@ def _check_splits(train: CocoSplit, val: CocoSplit) -> None:
         )
 
 
-def make(config: DetectionConfig, device: torch.device) -> DetectionTask:
-    """The task of a configuration."""
-    train, val = (read_coco(Path(config.data), split) for split in (config.train, config.val))
-    return DetectionTask(config, train, val, device)
+class DetectionRun(TaskRun[DetectionConfig]):
+    """The training of a detector."""
+
+    program = "detection.py"
+    config_type = DetectionConfig
+
+    def make_task(self) -> DetectionTask:
+        """Reads the images of both splits and makes the network."""
+        config = self.config
+        train, val = (read_coco(Path(config.data), name) for name in (config.train, config.val))
+        return DetectionTask(config, train, val, self.device)
 
 
-run = partial(run_task, make)
-main = partial(run_main, kind=DetectionConfig, run=run, program=DetectionTask.program)
+main = DetectionRun.main
 
 if __name__ == "__main__":
     sys.exit(main())

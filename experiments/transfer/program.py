@@ -1,8 +1,8 @@
-"""What the programs of this package share: configuration, flags, folder, beginning and end."""
+"""What the programs of this package share: configuration and flags."""
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -14,9 +14,6 @@ from experiments.config import (
     parse_values,
     take,
 )
-from experiments.console import console
-from experiments.running.device import together
-from experiments.running.failures import run_program
 from experiments.running.folder import CONFIG
 from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
@@ -197,34 +194,3 @@ def _one_length(flags: Sequence[str]) -> list[str]:
     given = {flag.partition("=")[0] for flag in flags} & LENGTHS
     others = LENGTHS - given if len(given) == 1 else set()
     return [*flags, *(f"{other}=null" for other in others)]
-
-
-def run_main(
-    argv: Sequence[str] | None = None,
-    *,
-    kind: type[Config],
-    run: Callable[..., TaskResult],
-    program: str,
-) -> int:
-    """Runs a main program; gives its exit code.
-
-    Args:
-        argv: Flags, without the program's name; by default those of this process.
-        kind: Class of the configuration.
-        run: Does a run, given its configuration, its folder, and whether to go on with it.
-        program: The program's name.
-    """
-
-    def main(argv: Sequence[str]) -> int:
-        config, resume = parse(kind, argv, program)
-        with together(config.device):
-            out = console(quiet=distributed.rank() != 0)
-            random = f"a random {config.backbone} (--weights would say which to begin with)"
-            known = f"the {config.backbone} of {config.weights}"
-            out.print(f"begins with {known if config.weights else random}", soft_wrap=True)
-            result = run(config, Path(config.output), resume=resume)
-            metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-            out.print(f"{metrics}; written to {config.output}", soft_wrap=True)
-        return 0
-
-    return run_program(main, argv, "a run folder without result.json is unfinished")

@@ -23,11 +23,11 @@ from torchvision.transforms import InterpolationMode
 from experiments.transfer.backbones import fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
-from experiments.transfer.program import TransferConfig, run_main
+from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from experiments.transfer.task import VisionTask
-from experiments.transfer.training import run_task
+from experiments.transfer.training import TaskRun
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import MEAN, STD, Asked, made
@@ -88,8 +88,6 @@ class SegmentationTask(VisionTask):
     Raises:
         ConfigError: Weights that do not fit the backbone, or batches that do not fit the images.
     """
-
-    program = "segmentation.py"
 
     def __init__(self, config: SegmentationConfig, data: LabelMaps, device: torch.device) -> None:
         self.steps_per_epoch = config.steps_per_epoch(len(data.train))
@@ -213,14 +211,20 @@ def scores(matrix: Int64[Tensor, "K K"]) -> dict[str, float]:
     }
 
 
-def make(config: SegmentationConfig, device: torch.device) -> SegmentationTask:
-    """The task of a configuration."""
-    data = load_label_maps(config.dataset, Path(config.data), config.classes)
-    return SegmentationTask(config, data, device)
+class SegmentationRun(TaskRun[SegmentationConfig]):
+    """The training of a segmenter."""
+
+    program = "segmentation.py"
+    config_type = SegmentationConfig
+
+    def make_task(self) -> SegmentationTask:
+        """Reads the images and makes the network."""
+        config = self.config
+        data = load_label_maps(config.dataset, Path(config.data), config.classes)
+        return SegmentationTask(config, data, self.device)
 
 
-run = partial(run_task, make)
-main = partial(run_main, kind=SegmentationConfig, run=run, program=SegmentationTask.program)
+main = SegmentationRun.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,12 +13,10 @@ class VisionTask(ABC):
     Attributes:
         model: The network; made by the constructor.
         steps_per_epoch: Number of batches that `batches` gives.
-        program: What goes on with an interrupted run, when given `--resume` and its folder.
     """
 
     model: nn.Module
     steps_per_epoch: int
-    program: ClassVar[str] = "the same program"
 
     @abstractmethod
     def batches(self, epoch: int, begin: int = 0) -> Iterator[Any]:

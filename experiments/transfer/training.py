@@ -1,6 +1,7 @@
 """Trains the network of a `VisionTask`, from its beginning or from a checkpoint to its end."""
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from torch.amp import GradScaler
 from torchvision.utils import make_grid
 
 from experiments.console import console
+from experiments.running.device import together
+from experiments.running.failures import run_program
 from experiments.running.finite import check_module
 from experiments.running.kept import AtRest, KeptRun
 from experiments.running.log import ROWS
 from experiments.running.result import versions
-from experiments.transfer.program import PLACE, TaskResult, TransferConfig
+from experiments.transfer.program import PLACE, Config, TaskResult, parse
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
 from experiments.transfer.task import VisionTask
 from mtkd_env import distributed
@@ -36,81 +39,85 @@ PICTURES, PICTURES_A_ROW = 8, 2
 HINT = "a lower schedule.lr, a longer warm-up or schedule.clip may help"
 
 
-def run_task(
-    make_task: Callable[[Any, torch.device], VisionTask],
-    config: TransferConfig,
-    folder: Path,
-    *,
-    resume: bool = False,
-    out: Console | None = None,
-) -> TaskResult:
-    """Trains a task's network to the end and writes everything into the run's folder.
+class TaskRun(KeptRun[Config, TaskResult]):
+    """The training of a task's network; a subclass is a kind of task, and its main program.
 
-    Beside what every run writes the folder holds `predictions.png` and `model.pt`. Result and
-    errors are those of `KeptRun.complete`, and:
+    Beside what every run writes the folder holds `predictions.png` and `model.pt`.
 
     Args:
-        make_task: Makes the task of a configuration, whose network is moved to the device.
         config: The run.
-        folder: The run's folder, which may be there but hold no other run.
-        resume: Whether it may hold this run.
         out: Where the progress is shown; by default the program's console.
-    """
-    return TaskRun(config, make_task, out).complete(folder, resume=resume)
-
-
-class TaskRun(KeptRun[TransferConfig, TaskResult]):
-    """The training of a task's network; arguments are those of `run_task`.
 
     Attributes:
+        config_type: Class of the configuration.
+        device: Where it is computed.
         model: The network.
     """
 
-    program = "the same program"
+    config_type: type[Config]
     result_type = TaskResult
     lines = (ROWS,)
     clock = "step"
     written = ("predictions.png", "model.pt")
     place = PLACE
 
-    def __init__(
-        self,
-        config: TransferConfig,
-        make_task: Callable[[Any, torch.device], VisionTask],
-        out: Console | None,
-    ) -> None:
+    def __init__(self, config: Config, out: Console | None = None) -> None:
         super().__init__(config)
-        self._make_task = make_task
         self._progress = TaskProgress(out or console(quiet=distributed.rank() != 0))
         self._steps = 0
         # Names of the loss's terms, and their values in every step since the last row.
         self._terms: list[str] = []
         self._window: list[Tensor] = []
 
+    @classmethod
+    def main(cls, argv: Sequence[str] | None = None) -> int:
+        """Runs the main program; gives its exit code.
+
+        Args:
+            argv: Flags, without the program's name; by default those of this process.
+        """
+
+        def main(argv: Sequence[str]) -> int:
+            config, resume = parse(cls.config_type, argv, cls.program)
+            with together(config.device):
+                out = console(quiet=distributed.rank() != 0)
+                random = f"a random {config.backbone} (--weights would say which to begin with)"
+                known = f"the {config.backbone} of {config.weights}"
+                out.print(f"begins with {known if config.weights else random}", soft_wrap=True)
+                result = cls(config, out).complete(Path(config.output), resume=resume)
+                metrics = ", ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+                out.print(f"{metrics}; written to {config.output}", soft_wrap=True)
+            return 0
+
+        return run_program(main, argv, "a run folder without result.json is unfinished")
+
+    @abstractmethod
+    def make_task(self) -> VisionTask:
+        """The task of the configuration, on the device."""
+
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""
         config = self.config
         if config.threads:
             torch.set_num_threads(config.threads)
-        self._device = find_device(config.device)
-        check_precision(config.precision, self._device)
-        self._task = self._make_task(config, self._device)
-        self.program = self._task.program
+        self.device = find_device(config.device)
+        check_precision(config.precision, self.device)
+        self._task = self.make_task()
         # With steps in place of epochs.
         self._recipe = config.schedule.recipe(self._task.steps_per_epoch)
         return {
             "number of steps in an epoch": self._task.steps_per_epoch,
             "number of processes": distributed.processes(),
-            "device": self._device.type,
+            "device": self.device.type,
         }
 
     def begin(self) -> None:
         """Makes all processes' networks equal, and what trains them."""
-        self.model = distributed.synchronize_norms(self._task.model.to(self._device))
+        self.model = distributed.synchronize_norms(self._task.model.to(self.device))
         _make_equal(self.model)
         self._optimizer, self._rates = self._recipe.build(self.model, steps_per_epoch=1)
         fp16 = self.config.precision == "fp16"
-        self._scaler = GradScaler(self._device.type, enabled=fp16)
+        self._scaler = GradScaler(self.device.type, enabled=fp16)
 
     def write(self, folder: Path) -> None:
         """Writes the network."""
@@ -178,7 +185,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
                 self._write_row()
 
     def _train_step(self, batch: Any) -> None:
-        with autocast(self.config.precision, self._device):
+        with autocast(self.config.precision, self.device):
             named = self._task.losses(batch)
         terms = torch.stack([widen(term) for term in named.values()])
         total = terms.sum()
@@ -251,7 +258,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
     @torch.no_grad()
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        with autocast(self.config.precision, self._device):
+        with autocast(self.config.precision, self.device):
             metrics = self._task.evaluate()
             if distributed.rank() == 0:
                 self._show(self._task.pictures(PICTURES))
@@ -294,7 +301,7 @@ class TaskRun(KeptRun[TransferConfig, TaskResult]):
         self._rates.load_state_dict(state["rates"])
         self._scaler.load_state_dict(state["scaler"])
         self._terms = state["terms"]
-        self._window = [terms.to(self._device) for terms in state["window"]]
+        self._window = [terms.to(self.device) for terms in state["window"]]
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ from experiments.comparison.plan import (
     find_file,
     load_comparison,
 )
-from experiments.comparison.transfer import Segmentation
 from experiments.report import write_report
 from experiments.transfer.program import TaskResult, TransferConfig
+from experiments.transfer.training import TaskRun
 from mtkd_env import ConfigError
 from mtkd_env.files import whole_path
 from tasks import Inline
@@ -57,9 +57,9 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[TransferConfig]:
     """The configurations of the runs that are done, in place of the runs."""
     configs: list[TransferConfig] = []
 
-    def run(config: TransferConfig, folder: Path, *, resume: bool, out: Any) -> TaskResult:
+    def complete(run: TaskRun[Any], folder: Path, *, resume: bool) -> TaskResult:
         assert resume
-        assert out.quiet
+        config = run.config
         configs.append(config)
         folder.mkdir(parents=True, exist_ok=True)
         row = {"step": 3, "epoch": 1.5, "val/miou": 0.25}
@@ -72,7 +72,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[TransferConfig]:
         (folder / "result.json").write_text(json.dumps(asdict(result)))
         return result
 
-    monkeypatch.setattr(Segmentation, "run", run)
+    monkeypatch.setattr(TaskRun, "complete", complete)
     monkeypatch.setattr(compare, "LocalExecutor", Inline)
     return configs
 

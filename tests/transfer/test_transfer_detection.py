@@ -20,7 +20,7 @@ from experiments.transfer.backbones import fill
 from experiments.transfer.box_pictures import PANEL, STRIPE, beside_truth
 from experiments.transfer.coco import CocoSplit, read_coco
 from experiments.transfer.coco_batches import Reading, evaluation_batches
-from experiments.transfer.detection import DetectionConfig, DetectionTask
+from experiments.transfer.detection import DetectionConfig, DetectionRun, DetectionTask
 from experiments.transfer.detectors import BODIES, DETECTORS, DetectorSpec, body
 from experiments.transfer.program import RECIPES, parse
 from experiments.transfer.schedule import Schedule
@@ -611,7 +611,7 @@ def test_each_detector_learns_shapes(name: str, tmp_path: Path) -> None:
     untrained.model.eval()
     before = untrained.evaluate()
     started = time.process_time()
-    after = detection.run(config, tmp_path / "run").metrics
+    after = DetectionRun(config).complete(tmp_path / "run").metrics
     steps, seconds = epochs * untrained.steps_per_epoch, time.process_time() - started
     sys.stdout.write(f"{name}: {steps} steps, {seconds:.0f} s of CPU: {before} to {after}\n")
     for kind in ("box_map", "mask_map") if name in MASKED else ("box_map",):

@@ -30,6 +30,7 @@ from experiments.transfer.program import RECIPES, TransferConfig, parse
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmentation import (
     SegmentationConfig,
+    SegmentationRun,
     SegmentationTask,
     confusion,
     scores,
@@ -808,6 +809,6 @@ def test_a_segmenter_learns_shapes(name: str, least: float, tmp_path: Path) -> N
     task = SegmentationTask(config, shapes_data(tmp_path), torch.device("cpu"))
     task.model.eval()
     untrained = task.evaluate()["miou"]
-    trained = segmentation.run(config, tmp_path / "run").metrics["miou"]
+    trained = SegmentationRun(config).complete(tmp_path / "run").metrics["miou"]
     assert untrained < 0.2
     assert trained > least

@@ -23,7 +23,7 @@ from experiments.transfer import training
 from experiments.transfer.program import TaskResult, TransferConfig
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.task import VisionTask
-from experiments.transfer.training import run_task
+from experiments.transfer.training import TaskRun
 from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
 from mtkd_env.seeding import seeded
@@ -38,8 +38,6 @@ ALWAYS = CheckpointConfig(share=1.0)
 
 class Squares(VisionTask):
     """Finds the mean brightness of noise, by a network with batch norm, and dropout if `random`."""
-
-    program = "squares.py"
 
     def __init__(self, *, random: bool = True, seed: int = 0) -> None:
         with seeded(seed):
@@ -81,6 +79,15 @@ class Squares(VisionTask):
         return torch.full((count - 3, 3, 6, 10), 128, dtype=torch.uint8)
 
 
+class SquaresRun(TaskRun[TransferConfig]):
+    program = "squares.py"
+    config_type = TransferConfig
+    task: VisionTask
+
+    def make_task(self) -> VisionTask:
+        return self.task
+
+
 def images(count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed + 1)
     return torch.rand(count, 1, 1, 1, generator=generator) + torch.rand(
@@ -102,8 +109,9 @@ def run(
 ) -> dict[str, float]:
     places = {"data": "none", "output": str(folder), "device": "cpu"}
     config = TransferConfig(**places | {"schedule": schedule()} | values)
-    made = task or Squares()
-    return run_task(lambda *_: made, config, folder, resume=resume, out=out).metrics
+    made = SquaresRun(config, out)
+    made.task = task or Squares()
+    return made.complete(folder, resume=resume).metrics
 
 
 def read_metrics(folder: Path) -> dict[str, float] | None:

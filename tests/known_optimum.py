@@ -19,7 +19,7 @@ from mtkd_env.reference import ReferenceImages
 from mtkd_env.reward import Credit, RewardFunction, RewardRule
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.types import DistillState
-from tiny import CLASSES, NUM_ENVS, make_tiny_distiller, make_tiny_env, training_set
+from tiny import CLASSES, NUM_ENVS, generator, make_tiny_distiller, make_tiny_env, training_set
 
 STEPS = 3
 
@@ -37,6 +37,14 @@ def one_favourite(state: DistillState, _: Any) -> Tensor:
 def the_surest(state: DistillState, _: Any) -> Tensor:
     """The best teacher of a sample is the one with the smallest cross-entropy, which is seen."""
     return -state.teacher_cross_entropy
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=generator(seed))
+
+
+def ignore() -> None:
+    """Ends an epoch."""
 
 
 def started_env(*, steps: int = STEPS, num_envs: int = NUM_ENVS, **kwargs: Any) -> MTKDVectorEnv:

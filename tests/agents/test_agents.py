@@ -30,6 +30,8 @@ from agents.policy_gradient import (
 from known_optimum import (
     STEPS,
     advantages_of,
+    draw,
+    ignore,
     known_env,
     scores,
     started_env,
@@ -45,10 +47,6 @@ from mtkd_env.weighting import WEIGHTINGS, Weighting
 from tiny import NUM_ENVS, TEACHERS, generator, seldom
 
 M = len(TEACHERS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed))
 
 
 def transition(env: MTKDVectorEnv, advantages: Tensor) -> Transition:
@@ -70,10 +68,6 @@ def events(agent: PolicyGradient) -> list[str]:
     agent.env.subscribe(lambda _: found.append("s"))
     agent.optimizer.register_step_post_hook(lambda *_: found.append("a"))
     return found
-
-
-def ignore() -> None:
-    """Ends an epoch."""
 
 
 # The loss of Equ. 7.
@@ -297,48 +291,6 @@ def test_warm_up_is_learned_from_by_one_pass_in_its_order() -> None:
     assert not parameters(agent).equal(parameters(reverse))
 
 
-def test_student_steps_give_the_agent_no_gradient() -> None:
-    env = started_env(fusion="learnable")
-    agent = PolicyGradient(env)
-    env.distill(env.to_weights(agent.act(env.observation)))
-    trained = [*agent.policy.parameters(), *env.fusion.parameters()]
-    assert all(parameter.grad is None for parameter in trained)
-    assert all(p.grad is not None for p in env.distiller.student.parameters())
-
-
-def test_agent_steps_give_the_student_no_gradient() -> None:
-    env = started_env()
-    agent = PolicyGradient(env)
-    known = transition(env, minmax_center(draw(NUM_ENVS, M)))
-    module = env.distiller.module
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    teach(agent, [known])
-    assert all(parameter.grad is None for parameter in module.parameters())
-    assert all(tensor.equal(before[name]) for name, tensor in module.state_dict().items())
-
-
-def test_the_student_learns_whatever_the_callers_gradient_mode() -> None:
-    env, other = started_env(), started_env()
-    with torch.no_grad():
-        env.step(torch.zeros(NUM_ENVS, 2 * M))
-    other.step(torch.zeros(NUM_ENVS, 2 * M))
-    found, expected = (e.distiller.student.state_dict() for e in (env, other))
-    assert all(tensor.equal(expected[name]) for name, tensor in found.items())
-
-
-def test_memory_holds_no_graph() -> None:
-    env = started_env(fusion="learnable")
-    agent = PolicyGradient(env)
-    kept: list[Transition] = []
-    keep = agent.keep
-    agent.keep = lambda known: (kept.append(known), keep(known))[1]
-    agent.learn(1, ignore)
-    assert len(kept) == STEPS
-    for known in kept:
-        evidence = [w for part in known.evidence.values() for w in (part.logit, part.feature)]
-        assert not any(t.requires_grad for t in (known.observation, known.advantages, *evidence))
-
-
 # Known optima.
 
 
@@ -394,61 +346,6 @@ def test_fixed_fusion_has_nothing_to_learn() -> None:
 # Seeds, checkpoints, edge cases.
 
 
-def after_two_epochs(seed: int, **arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    env = started_env()
-    agent = PolicyGradient(env, seed=seed, **arguments)
-    agent.learn(2, ignore)
-    return parameters(agent), env.distiller.student.state_dict()
-
-
-@pytest.mark.parametrize("arguments", [{}, {"optimizer": "sgd", "agent_every": 2}], ids=str)
-def test_same_seed_gives_the_same_agent_and_student(arguments: dict[str, Any]) -> None:
-    first, second = after_two_epochs(3, **arguments), after_two_epochs(3, **arguments)
-    assert first[0].equal(second[0])
-    assert all(tensor.equal(second[1][name]) for name, tensor in first[1].items())
-    assert not first[0].equal(after_two_epochs(4, **arguments)[0])
-
-
-def test_the_agents_seed_leaves_the_global_generator_alone() -> None:
-    env = started_env()
-    before = torch.random.get_rng_state()
-    PolicyGradient(env, seed=7)
-    assert torch.random.get_rng_state().equal(before)
-
-
-def test_a_single_teacher_has_all_the_weight() -> None:
-    env = started_env(count=1)
-    agent = PolicyGradient(env)
-    weights: list[TeacherWeights] = []
-    env.subscribe(lambda record: weights.append(record.weights))
-    assert scores(agent, 2)[-1] == 0
-    for found in weights:
-        torch.testing.assert_close(found.logit, torch.ones(NUM_ENVS, 1))
-        torch.testing.assert_close(found.feature, torch.ones(NUM_ENVS, 1))
-    assert parameters(agent).isfinite().all()
-
-
-def test_half_precision_observations_are_enough() -> None:
-    agent = PolicyGradient(started_env(observation_dtype="float16"))
-    agent.learn(1, ignore)
-    assert parameters(agent).isfinite().all()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"loss": "policy_gradent"}, "^loss: unknown name .*; did you mean 'policy_gradient'"),
-        ({"optimizer": "adan"}, "^optimizer: unknown name 'adan'; did you mean 'adam'"),
-        ({"passes": 0}, "^passes: expected at least 1, got 0"),
-        ({"agent_every": 0}, "^agent_every: expected at least 1, got 0"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        PolicyGradient(started_env(), **arguments)
-
-
 # References.
 
 
@@ -502,14 +399,6 @@ def test_the_oracle_answers_for_the_batch_that_waits() -> None:
     assert found.feature.equal(found.logit)
     env.distill(env.to_weights(agent.act(env.observation)))
     assert not generated(agent).logit.equal(found.logit)
-
-
-@pytest.mark.parametrize("temperature", [0, -1])
-def test_the_oracle_needs_a_positive_temperature(temperature: float) -> None:
-    with pytest.raises(
-        ConfigError, match=f"temperature: expected a finite number > 0, got {temperature}"
-    ):
-        Oracle(started_env(), temperature=temperature)
 
 
 # Methods are one agent with other weightings.

@@ -8,19 +8,24 @@ from torch import Tensor
 
 from agents import PolicyGradient, Transition, policy_gradient
 from agents.policy_gradient import clipped_loss, entropy, policy_gradient_loss
-from known_optimum import STEPS, advantages_of, known_env, scores, started_env, teach, the_surest
+from known_optimum import (
+    STEPS,
+    advantages_of,
+    draw,
+    known_env,
+    scores,
+    started_env,
+    teach,
+    the_surest,
+)
 from mtkd_env.action import generated_weights
 from mtkd_env.errors import ConfigError
 from mtkd_env.reward import minmax_center
 from mtkd_env.types import TeacherWeights
-from tiny import NUM_ENVS, TEACHERS, generator
+from tiny import NUM_ENVS, TEACHERS
 
 M = len(TEACHERS)
 E = 0.2
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed))
 
 
 def both(rows: list[list[float]]) -> TeacherWeights:

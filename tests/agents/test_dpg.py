@@ -1,27 +1,25 @@
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 
-from agents import DPG, build_agent
+from agents import DPG
 from agents.dpg import TeacherCritic, actor_loss, critic_loss
 from agents.policy_gradient import policy_gradient_loss
-from known_optimum import STEPS, advantages_of, known_env, scores, started_env, the_surest
+from known_optimum import (
+    STEPS,
+    advantages_of,
+    draw,
+    ignore,
+    known_env,
+    scores,
+    started_env,
+    the_surest,
+)
 from mtkd_env.action import generated_weights
-from mtkd_env.errors import ConfigError
 from mtkd_env.reward import expected_advantage
-from tiny import NUM_ENVS, TEACHERS, generator
+from tiny import NUM_ENVS, TEACHERS
 
 M = len(TEACHERS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed))
-
-
-def ignore() -> None:
-    """Ends an epoch."""
 
 
 def parameters(network: torch.nn.Module) -> Tensor:
@@ -172,27 +170,3 @@ def test_finds_the_best_teacher_of_every_sample() -> None:
 
 
 # By name.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"noise_std": -1.0}, "noise_std: expected a finite number >= 0, got -1.0"),
-        ({"passes": 0}, "^agent.arguments.passes: expected at least 1, got 0"),
-        ({"optimizer": "adan"}, "optimizer: unknown name 'adan'; did you mean 'adam'"),
-        ({"gamma": 0.9}, "agent.arguments.gamma: unknown key"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_agent("dpg", started_env(), seed=0, arguments=arguments)
-
-
-def test_a_single_teacher_has_all_the_weight() -> None:
-    env = started_env(count=1)
-    agent = DPG(env)
-    agent.learn(2, ignore)
-    found = env.to_weights(agent.act(env.observation)).logit
-    torch.testing.assert_close(found, torch.ones(NUM_ENVS, 1))
-    assert parameters(agent.policy).isfinite().all()

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from agents import AGENTS, build_agent, check_agent
 from agents.policy_gradient import LearningAgent
-from known_optimum import STEPS, advantages_of, knowing, scores, specialists_env, started_env
+from known_optimum import (
+    STEPS,
+    advantages_of,
+    ignore,
+    knowing,
+    scores,
+    specialists_env,
+    started_env,
+)
+from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.seeding import RandomNumbers
@@ -36,8 +45,9 @@ def make(kind: str, env: Any = None, seed: int = 0) -> LearningAgent[Any]:
     return build_agent(name, env or started_env(), seed=seed, arguments=arguments)
 
 
-def ignore() -> None:
-    """Ends an epoch."""
+def fused_env(kind: str) -> MTKDVectorEnv:
+    """With a fusion that could learn, where the kind of agent allows it."""
+    return started_env(fusion="paper" if "clipped" in kind else "learnable")
 
 
 def tensors(state: Any) -> list[Tensor]:
@@ -87,9 +97,10 @@ def test_the_seed_decides_everything(kind: str) -> None:
         agent = make(kind, seed=seed)
         torch.rand(3)  # whatever others draw
         agent.learn(1, ignore)
-        states.append(deepcopy(agent.state_dict()))
+        student = agent.env.distiller.student.state_dict()
+        states.append([deepcopy(agent.state_dict()), deepcopy(student)])
     assert equal(states[0], states[1])
-    assert not equal(states[0], states[2])
+    assert not equal(states[0][0], states[2][0])
 
 
 @every_kind
@@ -144,15 +155,30 @@ def test_agent_steps_leave_the_student_alone(kind: str) -> None:
 
 @every_kind
 def test_student_steps_leave_the_agent_alone(kind: str) -> None:
-    agent = make(kind)
+    env = fused_env(kind)
+    agent = make(kind, env)
     agent.collect()
-    assert all(parameter.grad is None for parameter in agent.policy.parameters())
+    trained = [*agent.policy.parameters(), *env.fusion.parameters()]
+    assert all(parameter.grad is None for parameter in trained)
 
 
 @every_kind
 def test_half_precision_observations_are_enough(kind: str) -> None:
     agent = make(kind, started_env(observation_dtype="float16"))
     agent.learn(1, ignore)
+    assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
+
+
+@every_kind
+def test_a_single_teacher_has_all_the_weight(kind: str) -> None:
+    env = started_env(count=1)
+    agent = make(kind, env)
+    executed: list[TeacherWeights] = []
+    env.subscribe(lambda record: executed.append(record.weights))
+    assert scores(agent, 2)[-1] == 0
+    for found in executed:
+        torch.testing.assert_close(found.logit, torch.ones(NUM_ENVS, 1))
+        torch.testing.assert_close(found.feature, torch.ones(NUM_ENVS, 1))
     assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())
 
 
@@ -165,7 +191,7 @@ def test_histories_hold_no_graph(kind: str) -> None:
             return [leaf for part in value.values() for leaf in leaves(part)]
         return [leaf for name in value.__slots__ for leaf in leaves(getattr(value, name))]
 
-    memory = make(kind).collect()
+    memory = make(kind, fused_env(kind)).collect()
     assert len(leaves(memory)) >= 2
     assert not any(tensor.requires_grad for tensor in leaves(memory))
 
@@ -287,6 +313,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("pg", {"clip_range": 0}, "clip_range: expected a finite number > 0, got 0"),
     ("pg", {"passes": 1.5}, "passes: expected int, got 1.5"),
     ("pg", {"passes": None}, "passes: expected int, got None"),
+    ("pg", {"passes": 0}, "passes: expected at least 1, got 0"),
+    ("dpg", {"passes": 0}, "passes: expected at least 1, got 0"),
+    ("dpg", {"gamma": 0.9}, "gamma: unknown key"),
+    ("reinforce", {"passes": 2}, "passes: unknown key"),
     ("pg", {"agent_every": 0}, "agent_every: expected at least 1, got 0"),
     ("pg", {"agent_every": "all"}, "agent_every: expected int or None, got 'all'"),
     ("pg", {"history_bytes": 0}, "history_bytes: expected at least 1, got 0"),

@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from agents import Reinforce, build_agent
+from agents import Reinforce
 from agents.distributions import (
     DISTRIBUTIONS,
     SMALLEST_WEIGHT,
@@ -20,18 +20,13 @@ from agents.distributions import (
 )
 from agents.policy_gradient import policy_gradient_loss
 from agents.reinforce import RunningMean, score_function_loss
-from known_optimum import advantages_of, known_env, scores, started_env, the_surest
+from known_optimum import advantages_of, draw, ignore, known_env, scores, started_env, the_surest
 from mtkd_env.action import generated_weights
-from mtkd_env.errors import ConfigError
 from mtkd_env.reward import Rewards
 from tiny import NUM_ENVS, TEACHERS, generator, seldom
 
 M = len(TEACHERS)
 every_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=generator(seed))
 
 
 def make(name: str, seed: int = 0) -> Distribution:
@@ -40,10 +35,6 @@ def make(name: str, seed: int = 0) -> Distribution:
     for parameter in distribution.parameters():
         parameter.data.add_(0.3 * draw(*parameter.shape, seed=seed + 7))
     return distribution
-
-
-def ignore() -> None:
-    """Ends an epoch."""
 
 
 # The loss.
@@ -371,34 +362,3 @@ def test_finds_the_best_teacher_of_every_sample(name: str) -> None:
 
 
 # By name.
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            {"distribution": "gauss"},
-            "distribution: unknown name 'gauss'; did you mean 'gaussian'.*categorical, dirichlet",
-        ),
-        ({"baseline": "mean"}, r"baseline: unknown name 'mean'; did you mean 'running_mean'"),
-        ({"baseline_decay": 1.0}, r"baseline_decay: expected a number in \[0, 1\), got 1.0"),
-        ({"baseline_decay": -0.1}, r"baseline_decay: .* got -0.1"),
-        ({"optimizer": "adan"}, "optimizer: unknown name 'adan'; did you mean 'adam'"),
-        ({"passes": 2}, "agent.arguments.passes: unknown key"),
-    ],
-    ids=str,
-)
-def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build_agent("reinforce", started_env(), seed=0, arguments=arguments)
-
-
-@every_distribution
-def test_a_single_teacher_has_all_the_weight(name: str) -> None:
-    env = started_env(count=1)
-    agent = Reinforce(env, distribution=name)
-    agent.learn(2, ignore)
-    torch.testing.assert_close(
-        env.to_weights(agent.act(env.observation)).logit, torch.ones(NUM_ENVS, 1)
-    )
-    assert all(parameter.isfinite().all() for parameter in agent.policy.parameters())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from agents import SB3Agent, algorithm_class, build_agent, check_agent
 from experiments.config import parse_arguments
 from experiments.run import main
-from known_optimum import known_env, scores, started_env
+from known_optimum import ignore, known_env, scores, started_env
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
@@ -68,10 +68,6 @@ def parameters(agent: SB3Agent) -> Tensor:
 
 def student(env: MTKDVectorEnv) -> Tensor:
     return torch.cat([p.detach().reshape(-1).clone() for p in env.distiller.student.parameters()])
-
-
-def ignore() -> None:
-    """Ends an epoch."""
 
 
 # Every algorithm.

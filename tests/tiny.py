@@ -1,7 +1,7 @@
 """A problem so small that a step takes milliseconds: images, untrained teachers, environments."""
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import fields, replace
 from functools import cache, partial
@@ -196,6 +196,11 @@ def snapshot(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
+def states_equal(first: nn.Module, second: nn.Module) -> bool:
+    expected = second.state_dict()
+    return all(tensor.equal(expected[name]) for name, tensor in first.state_dict().items())
+
+
 def assert_same(module: nn.Module, expected: dict[str, Tensor]) -> None:
     found = module.state_dict()
     assert list(found) == list(expected)
@@ -209,6 +214,20 @@ def batch(seed: int = 0, size: int = NUM_ENVS) -> Batch:
         targets=torch.randint(CLASSES, (size,), generator=draw),
         index=torch.arange(size),
     )
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    return [next(batches) for _ in range(count)]
+
+
+def assert_same_batches(left: list[Batch], right: list[Batch]) -> None:
+    for one, other in zip(left, right, strict=True):
+        assert one.inputs.equal(other.inputs)
+        assert one.targets.equal(other.targets)
+        assert one.index.equal(other.index)
+        assert (one.mixture is None) == (other.mixture is None)
+        if one.mixture is not None:
+            assert one.mixture.equal(other.mixture)
 
 
 def stream(num_envs: int = NUM_ENVS, seed: int = 0) -> BatchStream:

@@ -29,7 +29,6 @@ from agents.policy_gradient import (
 )
 from known_optimum import (
     STEPS,
-    advantages_of,
     draw,
     ignore,
     known_env,
@@ -292,26 +291,6 @@ def test_warm_up_is_learned_from_by_one_pass_in_its_order() -> None:
 
 
 # Known optima.
-
-
-@pytest.mark.parametrize("name", sorted(set(AGENTS) - {"oracle", "uniform"}))
-def test_learning_agents_find_the_one_best_teacher(name: str) -> None:
-    agent = build_agent(name, known_env(), seed=1, arguments={})
-    found = scores(agent, 25)
-    assert abs(found[0]) < 0.1
-    assert found[-1] >= 0.9
-    assert generated(agent).logit.argmax(1).eq(1).all()
-    assert generated(agent).feature.argmax(1).eq(1).all()
-
-
-def test_policy_gradient_beats_every_constant_choice_where_the_best_teacher_differs() -> None:
-    env = known_env(the_surest)
-    advantages = advantages_of(env)
-    found = scores(PolicyGradient(env, lr=1e-2), 20)
-    known = advantages()
-    constant = known.mean(0).max() / known.max(1).values.mean()
-    assert constant < 0.5
-    assert found[-1] > 0.8
 
 
 # Learnable fusion.

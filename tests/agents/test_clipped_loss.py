@@ -10,13 +10,9 @@ from agents import PolicyGradient, Transition, policy_gradient
 from agents.policy_gradient import clipped_loss, entropy, policy_gradient_loss
 from known_optimum import (
     STEPS,
-    advantages_of,
     draw,
-    known_env,
-    scores,
     started_env,
     teach,
-    the_surest,
 )
 from mtkd_env.action import generated_weights
 from mtkd_env.errors import ConfigError
@@ -154,23 +150,6 @@ def test_many_passes_over_a_batch_move_its_weights_less_than_without_the_clip() 
     # Some way beyond the clip: a weight also grows where the others fall.
     assert 1 + E < clipped < 1.6
     assert growth(loss="clipped", clip_range=0.05) < 1.2
-
-
-def test_finds_the_best_teacher_of_every_sample() -> None:
-    env = known_env(the_surest, num_envs=16, steps=10)
-    advantages = advantages_of(env)
-    found = scores(PolicyGradient(env, loss="clipped", passes=4, lr=1e-2), 10)
-    known = advantages()
-    assert known.mean(0).max() / known.max(1).values.mean() < 0.3
-    assert found[-1] > 0.95
-
-
-@pytest.mark.parametrize("clip_range", [0.0, -0.2])
-def test_a_clip_range_that_is_not_positive_is_refused(clip_range: float) -> None:
-    with pytest.raises(
-        ConfigError, match=f"^clip_range: expected a finite number > 0, got {clip_range}"
-    ):
-        PolicyGradient(started_env(), loss="clipped", clip_range=clip_range)
 
 
 def test_learnable_fusion_is_refused_because_it_would_not_learn() -> None:

@@ -17,9 +17,11 @@ from known_optimum import (
     advantages_of,
     ignore,
     knowing,
+    known_env,
     scores,
     specialists_env,
     started_env,
+    the_surest,
 )
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
@@ -248,6 +250,33 @@ def test_the_history_is_emptied_when_it_is_full_and_when_the_epoch_ends(
     agent.learn(2, ignore)
     assert sum(lengths) == STEPS
     assert found == 2 * lengths
+
+
+# Known optima.
+
+# Arguments by which a kind finds the best teacher of every sample, epochs, and the score.
+OPTIMA: dict[str, tuple[dict[str, Any], int, float]] = {
+    "pg": ({"lr": 1e-2}, 10, 0.9),
+    "pg clipped": ({"lr": 1e-2, "passes": 4}, 10, 0.95),
+    "reinforce categorical": ({"lr": 3e-3}, 15, 0.8),
+    "reinforce dirichlet": ({"lr": 3e-3}, 15, 0.8),
+    "reinforce gaussian": ({"lr": 3e-3, "optimizer": "adam"}, 15, 0.8),
+    "dpg": ({"lr": 3e-3, "critic_lr": 3e-3}, 10, 0.85),
+}
+OFTEN = {"pg", "pg clipped", "reinforce categorical", "dpg"}
+
+
+@pytest.mark.parametrize("kind", seldom(KINDS, OFTEN))
+def test_an_agent_finds_the_best_teacher_of_every_sample(kind: str) -> None:
+    env = known_env(the_surest, num_envs=16, steps=10)
+    advantages = advantages_of(env)
+    changes, epochs, least = OPTIMA[kind]
+    name, arguments = KINDS[kind]
+    found = scores(build_agent(name, env, seed=0, arguments=arguments | changes), epochs)
+    known = advantages()
+    # No teacher alone would do.
+    assert known.mean(0).max() / known.max(1).values.mean() < 0.3
+    assert found[-1] > least
 
 
 # Teachers that know different classes, of which the agent sees no label.

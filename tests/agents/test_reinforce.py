@@ -20,10 +20,10 @@ from agents.distributions import (
 )
 from agents.policy_gradient import policy_gradient_loss
 from agents.reinforce import RunningMean, score_function_loss
-from known_optimum import advantages_of, draw, ignore, known_env, scores, started_env, the_surest
+from known_optimum import draw, ignore, known_env, started_env
 from mtkd_env.action import generated_weights
 from mtkd_env.reward import Rewards
-from tiny import NUM_ENVS, TEACHERS, generator, seldom
+from tiny import NUM_ENVS, TEACHERS, generator
 
 M = len(TEACHERS)
 every_distribution = pytest.mark.parametrize("name", DISTRIBUTIONS)
@@ -336,29 +336,6 @@ def test_the_entropy_bonus_keeps_weights_apart_from_a_corner() -> None:
 
 
 # Known optima.
-
-
-@pytest.mark.slow  # What is best for each sample is harder to find.
-@every_distribution
-def test_finds_the_one_best_teacher(name: str) -> None:
-    agent = Reinforce(known_env(num_envs=16, steps=10), distribution=name, lr=3e-3)
-    found = scores(agent, 15)
-    assert abs(found[0]) < 0.5
-    assert found[-1] > 0.93
-    weights = generated_weights(agent.act(agent.env.observation))
-    assert weights.logit.argmax(1).eq(1).all()
-    assert weights.feature.argmax(1).eq(1).all()
-
-
-@pytest.mark.parametrize("name", seldom(DISTRIBUTIONS, {"categorical"}))
-def test_finds_the_best_teacher_of_every_sample(name: str) -> None:
-    env = known_env(the_surest, num_envs=16, steps=10)
-    advantages = advantages_of(env)
-    found = scores(Reinforce(env, distribution=name, lr=3e-3), 15)
-    known = advantages()
-    constant = known.mean(0).max() / known.max(1).values.mean()
-    assert constant < 0.3
-    assert found[-1] > 0.8
 
 
 # By name.

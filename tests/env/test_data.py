@@ -14,11 +14,10 @@ from torch import Tensor
 from torchvision.transforms import functional as vision
 
 from fake_datasets import FAKES, IN_MEMORY
-from mtkd_env.data import BatchStream, ImageData, Split, digits, npz
+from mtkd_env.data import BatchStream, ImageData, digits, npz
 from mtkd_env.data.augment import Crops, normalize
 from mtkd_env.errors import ConfigError
-from mtkd_env.types import Batch
-from tiny import load_dataset
+from tiny import assert_same_batches, load_dataset, take
 
 DIGITS_DIGEST = "dceb30033c91cc32f3045b75223179c7a1f07f925e063601b72438795de00fc6"
 DIGITS_STREAM = "795ae9471dadfa5c0f90e3a4b15cb6245761d96c2ac1d1fb56f39e0d5de816ee"
@@ -79,18 +78,6 @@ def plain(data: ImageData) -> ImageData:
     return replace(data, crop_padding=0, flip=False)
 
 
-def take(batches: BatchStream, count: int) -> list[Batch]:
-    return [next(batches) for _ in range(count)]
-
-
-def assert_same(left: list[Batch], right: list[Batch]) -> None:
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.targets, other.targets)
-        assert torch.equal(one.index, other.index)
-
-
 @pytest.fixture(params=IN_MEMORY)
 def dataset(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -121,11 +108,12 @@ def test_normalised_training_images_have_mean_zero_and_variance_one(dataset: Ima
 
 
 def test_dataset_makes_batches_of_its_own_images(dataset: ImageData) -> None:
-    batches = stream(plain(dataset))
-    batch = next(batches)
-    expected = normalize(dataset.x_train[batch.index], dataset.mean, dataset.std)
-    assert torch.equal(batch.inputs, expected)
-    assert torch.equal(batch.targets, dataset.y_train[batch.index])
+    split = dataset.split(0.3).train
+    batches = plain(dataset).stream(split, batch_size=4, device="cpu", seed=0)
+    for batch in take(batches, batches.steps_per_epoch + 1):
+        images = split.images[batch.index]
+        assert torch.equal(batch.inputs, normalize(images, dataset.mean, dataset.std))
+        assert torch.equal(batch.targets, split.targets[batch.index])
 
 
 def test_mean_and_std_are_those_of_each_channel() -> None:
@@ -358,20 +346,6 @@ def test_splits_are_disjoint_and_exhaustive(fraction: float, seed: int) -> None:
     assert len(splits.val) == round(30 * fraction)
 
 
-@pytest.mark.parametrize("part", ["train", "val", "test"])
-def test_split_holds_the_images_at_its_index(part: str) -> None:
-    data = toy()
-    split = getattr(data.split(0.3), part)
-    images, targets = (data.x_test, data.y_test) if part == "test" else (data.x_train, data.y_train)
-    assert torch.equal(split.images, images[split.index])
-    assert torch.equal(split.targets, targets[split.index])
-
-
-def test_test_split_is_the_datasets_own() -> None:
-    data = toy()
-    assert torch.equal(data.split(0.5, seed=3).test.images, data.x_test)
-
-
 def test_nothing_held_out_is_no_validation_split() -> None:
     splits = toy().split()
     assert splits.val is None
@@ -462,51 +436,6 @@ def test_normalised_images_are_float32_in_units_of_the_std() -> None:
 # Streams
 
 
-def test_batches_have_shapes_and_types_of_a_batch() -> None:
-    batch = next(stream())
-    assert batch.inputs.shape == (4, 3, 8, 8)
-    assert batch.inputs.dtype == torch.float32
-    assert batch.targets.shape == batch.index.shape == (4,)
-    assert batch.targets.dtype == batch.index.dtype == torch.int64
-
-
-@settings(max_examples=15)
-@given(batch_size=st.integers(1, 30), seed=st.integers(0, 100))
-def test_epoch_visits_every_image_at_most_once(batch_size: int, seed: int) -> None:
-    batches = stream(batch_size=batch_size, seed=seed)
-    assert batches.steps_per_epoch == 30 // batch_size
-    for _ in range(2):
-        visited = torch.cat([batch.index for batch in take(batches, batches.steps_per_epoch)])
-        assert len(visited) == batches.steps_per_epoch * batch_size
-        assert len(visited.unique()) == len(visited)
-
-
-def test_every_epoch_has_an_order_of_its_own() -> None:
-    batches = stream(batch_size=30)
-    first, second = take(batches, 2)
-    assert not torch.equal(first.index, second.index)
-
-
-def test_targets_and_index_belong_to_the_images() -> None:
-    data = toy()
-    split = data.split(0.3).train
-    batches = plain(data).stream(split, batch_size=4, device="cpu", seed=0)
-    for batch in take(batches, 7):
-        assert torch.equal(batch.targets, split.targets[batch.index])
-        images = split.images[batch.index]
-        assert torch.equal(batch.inputs, normalize(images, data.mean, data.std))
-
-
-def test_stream_counts_steps_and_completed_epochs() -> None:
-    batches = stream(batch_size=8)
-    assert (batches.samples, batches.batch_size, batches.steps_per_epoch) == (30, 8, 3)
-    seen = []
-    for _ in range(7):
-        seen.append((batches.epoch, batches.step))
-        next(batches)
-    assert seen == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
-
-
 def test_augmented_images_are_all_the_crops_of_the_padded_ones_and_their_mirrors() -> None:
     data = toy(x_train=random_images(30).clamp(min=1))
     padded = torch.nn.functional.pad(data.x_train, (2,) * 4)
@@ -532,10 +461,6 @@ def test_augmentation_does_not_change_the_order() -> None:
         assert torch.equal(one.index, three.index)
 
 
-def test_same_seed_gives_the_same_stream() -> None:
-    assert_same(take(stream(), 20), take(stream(), 20))
-
-
 def test_stream_does_not_change_with_the_library_or_the_code() -> None:
     data = digits.load()
     sha = hashlib.sha256()
@@ -545,48 +470,12 @@ def test_stream_does_not_change_with_the_library_or_the_code() -> None:
     assert sha.hexdigest() == DIGITS_STREAM
 
 
-def test_different_seeds_give_different_streams() -> None:
-    first, second = next(stream(seed=0)), next(stream(seed=1))
-    assert not torch.equal(first.index, second.index)
-
-
-def test_stream_neither_reads_nor_moves_the_global_generator() -> None:
-    before = torch.get_rng_state()
-    first = take(stream(), 10)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(1)
-    assert_same(take(stream(), 10), first)
-
-
-def test_reseeded_stream_starts_all_over() -> None:
-    batches = stream(seed=5)
-    take(batches, 9)
-    batches.reseed(0)
-    assert (batches.epoch, batches.step) == (0, 0)
-    assert_same(take(batches, 9), take(stream(seed=0), 9))
-
-
-@pytest.mark.parametrize("position", [0, 1, 6, 7, 8, 17])
-def test_resumed_stream_gives_the_same_batches(position: int) -> None:
-    batches = stream()
-    take(batches, position)
-    file = io.BytesIO()
-    torch.save(batches.state_dict(), file)
-    file.seek(0)
-    expected = take(batches, 20)
-    resumed = stream(seed=9)
-    take(resumed, 3)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    assert (resumed.epoch, resumed.step) == (position // 7, position % 7)
-    assert_same(take(resumed, 20), expected)
-
-
 def test_state_does_not_move_on_with_its_stream() -> None:
     batches = stream()
     state = batches.state_dict()
     expected = take(batches, 20)
     batches.load_state_dict(state)
-    assert_same(take(batches, 20), expected)
+    assert_same_batches(take(batches, 20), expected)
 
 
 def test_state_of_another_stream_is_refused() -> None:
@@ -596,28 +485,12 @@ def test_state_of_another_stream_is_refused() -> None:
         stream().load_state_dict(state)
 
 
-@pytest.mark.parametrize("batch_size", [0, 31])
-def test_batch_that_the_images_do_not_fill_is_an_error(batch_size: int) -> None:
-    message = f"batch_size: expected 1 to 30, the number of images, found {batch_size}"
-    with pytest.raises(ConfigError, match=message):
-        stream(batch_size=batch_size)
-
-
 def test_batches_share_no_memory_with_the_dataset() -> None:
     data = toy()
     before = data.digest
     batches = stream(plain(data))
     next(batches).inputs.zero_()
     assert replace(data).digest == before
-
-
-@pytest.mark.gpu
-def test_stream_is_the_same_on_the_gpu() -> None:
-    for here, there in zip(take(stream(), 20), take(stream(device="cuda"), 20), strict=True):
-        assert there.inputs.is_cuda
-        assert torch.equal(there.index.cpu(), here.index)
-        assert torch.equal(there.targets.cpu(), here.targets)
-        torch.testing.assert_close(there.inputs.cpu(), here.inputs)
 
 
 @pytest.mark.gpu
@@ -631,28 +504,6 @@ def test_stream_never_waits_for_the_gpu() -> None:
 
 
 # Evaluation
-
-
-def evaluation(split: Split, batch_size: int, data: ImageData) -> list[Batch]:
-    return list(data.evaluation_batches(split, batch_size, device="cpu"))
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 10, 100])
-def test_evaluation_passes_once_in_order_over_all_images(batch_size: int) -> None:
-    data = toy()
-    split = data.split().test
-    batches = evaluation(split, batch_size, data)
-    assert torch.cat([batch.index for batch in batches]).tolist() == list(range(10))
-    assert torch.equal(torch.cat([batch.targets for batch in batches]), data.y_test)
-    expected = normalize(data.x_test, data.mean, data.std)
-    assert torch.equal(torch.cat([batch.inputs for batch in batches]), expected)
-    assert max(len(batch.targets) for batch in batches) == min(batch_size, 10)
-
-
-def test_evaluation_without_a_batch_size_is_an_error() -> None:
-    data = toy()
-    with pytest.raises(ConfigError, match="batch_size: expected at least 1, got 0"):
-        evaluation(data.split().test, 0, data)
 
 
 def test_split_that_is_on_the_device_is_not_copied() -> None:

@@ -37,8 +37,7 @@ from mtkd_env.data.reading import ORIENTATION
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import seeded
-from mtkd_env.types import Batch
-from tiny import load_dataset
+from tiny import assert_same_batches, load_dataset, take
 
 BATCH = 8
 CLASSES = ("cat", "dog", "fox")
@@ -64,16 +63,6 @@ def load(root: Path) -> Callable[..., ImageFiles]:
 def stream(data: ImageFiles, **changes: Any) -> BatchStream:
     arguments = {"batch_size": BATCH, "device": "cpu", "seed": 0, **changes}
     return data.stream(data.train, **arguments)
-
-
-def take(batches: BatchStream, count: int) -> list[Batch]:
-    return [next(batches) for _ in range(count)]
-
-
-def assert_same(left: list[Batch], right: list[Batch]) -> None:
-    for one, other in zip(left, right, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.index, other.index)
 
 
 @pytest.fixture
@@ -185,7 +174,7 @@ def test_scaled_views_are_nearly_the_same_and_evaluation_is_exact(photographs: P
         assert one.index.equal(other.index)
         assert not one.inputs.equal(other.inputs)
         assert (one.inputs - other.inputs).abs().mean() < 0.1 * other.inputs.std()
-    assert_same(
+    assert_same_batches(
         *(list(data.evaluation_batches(data.test, 4, device="cpu")) for data in (scaled, exact))
     )
     assert scaled.digest != exact.digest
@@ -314,10 +303,10 @@ def test_number_of_workers_changes_nothing(
     data = [load(workers=workers, augmentation=augmentation) for workers in (0, 1, 2)]
     expected, *found = (take(stream(each), 6) for each in data)
     for batches in found:
-        assert_same(batches, expected)
+        assert_same_batches(batches, expected)
     passes = [list(each.evaluation_batches(each.test, 5, device="cpu")) for each in data]
-    assert_same(passes[1], passes[0])
-    assert_same(passes[2], passes[0])
+    assert_same_batches(passes[1], passes[0])
+    assert_same_batches(passes[2], passes[0])
 
 
 def test_workers_share_a_batch_that_is_larger_than_a_chunk(
@@ -326,7 +315,7 @@ def test_workers_share_a_batch_that_is_larger_than_a_chunk(
     size = 3 * COUNT
     assert size > CHUNK
     expected = take(stream(load(), batch_size=size), 2)
-    assert_same(take(stream(load(workers=2), batch_size=size), 2), expected)
+    assert_same_batches(take(stream(load(workers=2), batch_size=size), 2), expected)
 
 
 def test_resumed_stream_decodes_no_image_that_was_seen(
@@ -340,7 +329,7 @@ def test_resumed_stream_decodes_no_image_that_was_seen(
     read.clear()
     resumed = stream(data)
     resumed.load_state_dict(state)
-    assert_same(take(resumed, 1), expected)
+    assert_same_batches(take(resumed, 1), expected)
     assert read == data.train.paths(expected[0].index.tolist())
 
 
@@ -493,7 +482,7 @@ def test_stream_whose_image_was_mended_goes_on(tmp_path: Path) -> None:
         next(batches)
     path.write_bytes((tmp_path / "train" / "dog" / "1.png").read_bytes())
     expected = take(stream(data, batch_size=12), 3)
-    assert_same(take(batches, 3), expected)
+    assert_same_batches(take(batches, 3), expected)
 
 
 def test_killed_worker_is_one_clear_error(

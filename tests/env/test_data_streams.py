@@ -11,7 +11,7 @@ from fake_datasets import FAKES
 from mtkd_env.data import BatchStream, ImageSet, Mixing
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
-from tiny import load_dataset
+from tiny import assert_same_batches, load_dataset, take
 
 BATCH = 6
 BOTH = Mixing(mixup=0.8, cutmix=1.0)
@@ -40,10 +40,6 @@ def stream(data: ImageSet[Any]) -> Callable[..., BatchStream]:
     return make
 
 
-def take(batches: BatchStream, count: int) -> list[Batch]:
-    return [next(batches) for _ in range(count)]
-
-
 def joined(parts: list[Batch]) -> Batch:
     """One batch of the rows of several."""
     mixtures = [part.mixture for part in parts]
@@ -53,17 +49,6 @@ def joined(parts: list[Batch]) -> Batch:
         index=torch.cat([part.index for part in parts]),
         mixture=None if mixtures[0] is None else torch.cat(mixtures),
     )
-
-
-def assert_same(left: list[Batch], right: list[Batch]) -> None:
-    assert len(left) == len(right)
-    for one, other in zip(left, right, strict=True):
-        assert torch.equal(one.inputs, other.inputs)
-        assert torch.equal(one.targets, other.targets)
-        assert torch.equal(one.index, other.index)
-        assert (one.mixture is None) == (other.mixture is None)
-        if one.mixture is not None:
-            assert torch.equal(one.mixture, other.mixture)
 
 
 def test_batches_are_float32_images_of_their_index(
@@ -98,11 +83,12 @@ def test_same_seed_gives_the_same_stream(
 ) -> None:
     expected = take(stream(mixing=mixing), 6)
     torch.manual_seed(5)
-    assert_same(take(stream(mixing=mixing), 6), expected)
+    assert_same_batches(take(stream(mixing=mixing), 6), expected)
     reseeded = stream(mixing=mixing, seed=3)
     take(reseeded, 2)
     reseeded.reseed(0)
-    assert_same(take(reseeded, 6), expected)
+    assert (reseeded.epoch, reseeded.step) == (0, 0)
+    assert_same_batches(take(reseeded, 6), expected)
 
 
 def test_different_seeds_give_different_streams(stream: Callable[..., BatchStream]) -> None:
@@ -118,8 +104,9 @@ def test_stream_neither_reads_nor_moves_the_global_generator(
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("position", [0, 1, 3, 4, 6])
-@pytest.mark.parametrize("mixing", [Mixing(), BOTH])
+@pytest.mark.parametrize(
+    ("position", "mixing"), [(0, Mixing()), (1, BOTH), (3, Mixing()), (4, BOTH), (6, Mixing())]
+)
 def test_resumed_stream_gives_the_same_batches(
     stream: Callable[..., BatchStream], position: int, mixing: Mixing
 ) -> None:
@@ -133,7 +120,7 @@ def test_resumed_stream_gives_the_same_batches(
     take(resumed, 2)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     assert (resumed.epoch, resumed.step) == divmod(position, 4)
-    assert_same(take(resumed, 5), expected)
+    assert_same_batches(take(resumed, 5), expected)
 
 
 def test_stream_goes_on_in_another_number_of_processes(
@@ -144,10 +131,10 @@ def test_stream_goes_on_in_another_number_of_processes(
     parts = [stream(shard=(rank, 3), seed=4) for rank in range(3)]
     for part in parts:
         part.load_state_dict(whole.state_dict())
-    assert_same([joined([next(part) for part in parts]) for _ in range(4)], take(whole, 4))
+    assert_same_batches([joined([next(part) for part in parts]) for _ in range(4)], take(whole, 4))
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3, 6])
+@pytest.mark.parametrize("processes", [2, 6])
 def test_parts_of_all_processes_are_the_whole(
     stream: Callable[..., BatchStream], processes: int
 ) -> None:
@@ -156,7 +143,7 @@ def test_parts_of_all_processes_are_the_whole(
         assert (part.batch_size, part.local_batch_size) == (BATCH, BATCH // processes)
         assert (part.samples, part.steps_per_epoch) == (TRAIN, 4)
     found = [joined([next(part) for part in parts]) for _ in range(6)]
-    assert_same(found, take(stream(), 6))
+    assert_same_batches(found, take(stream(), 6))
 
 
 def test_all_processes_mix_the_same_images_alike_with_their_own(
@@ -210,12 +197,10 @@ def test_evaluation_passes_once_in_order_over_all_images(
     torch.testing.assert_close(found.inputs, expected)
 
 
-@pytest.mark.parametrize("processes", [2, 5])
-def test_evaluations_of_all_processes_cover_all_images_once(
-    data: ImageSet[Any], processes: int
-) -> None:
+def test_evaluations_of_all_processes_cover_all_images_once(data: ImageSet[Any]) -> None:
+    processes = 5
     parts = [passed(data, 4, shard=(rank, processes)) for rank in range(processes)]
-    assert_same([joined(parts)], [passed(data, 512)])
+    assert_same_batches([joined(parts)], [passed(data, 512)])
     lengths = [len(part.targets) for part in parts]
     assert max(lengths) - min(lengths) <= 1
 
@@ -236,11 +221,6 @@ def test_held_out_images_are_not_trained_on(data: ImageSet[Any]) -> None:
         assert torch.equal(split.targets, whole.train.targets[split.index])
         found, expected = data.pixels(split, torch.tensor([1])), split.index[1:2]
         assert torch.equal(found, data.pixels(whole.train, expected))
-
-
-def test_small_training_sets_are_nested(data: ImageSet[Any]) -> None:
-    small, large = (data.split(train_size=size).train.index.tolist() for size in (5, 9))
-    assert set(small) < set(large)
 
 
 @pytest.mark.gpu

@@ -1,11 +1,9 @@
 from functools import cache
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.optimization import fuse
 from torch.nn import functional
 
 from mtkd_env.errors import ConfigError
@@ -15,7 +13,7 @@ from mtkd_env.networks.resnet import ResNet
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.teachers import TeacherEnsemble
 from mtkd_env.types import NetworkOutput
-from tiny import seldom
+from tiny import perturb, seldom
 
 
 class Known(NamedTuple):
@@ -74,35 +72,6 @@ def images(batch: int = 2, channels: int = 3, height: int = 8, width: int = 8) -
     return torch.randn(batch, channels, height, width, generator=generator)
 
 
-def resnet_parameters(blocks: int, channels: tuple[int, ...], classes: int) -> int:
-    stem, *stages = channels
-    total = 27 * stem + 2 * stem
-    for number, (before, after) in enumerate(zip(channels, stages, strict=False)):
-        total += 9 * before * after + (2 * blocks - 1) * 9 * after**2 + 2 * blocks * 2 * after
-        if number > 0 or before != after:
-            total += before * after + 2 * after
-    return total + stages[-1] * classes + classes
-
-
-def wide_resnet_parameters(blocks: int, widen: int, classes: int) -> int:
-    channels = (16, 16 * widen, 32 * widen, 64 * widen)
-    total = 27 * 16
-    for before, after in pairwise(channels):
-        norms = 2 * before + (2 * blocks - 1) * 2 * after
-        total += 9 * before * after + (2 * blocks - 1) * 9 * after**2 + norms
-        total += before * after if before != after else 0
-    return total + 2 * channels[-1] + channels[-1] * classes + classes
-
-
-def closed_form(name: str) -> int:
-    if name.startswith("wrn"):
-        depth, widen = (int(number) for number in name.split("_")[1:])
-        return wide_resnet_parameters((depth - 4) // 6, widen, classes=100)
-    depth, _, wide = name.removeprefix("resnet").partition("x")
-    channels = {"": (16, 16, 32, 64), "2": (16, 32, 64, 128), "4": (32, 64, 128, 256)}[wide]
-    return resnet_parameters((int(depth) - 2) // 6, channels, classes=100)
-
-
 def parameter_count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
@@ -134,18 +103,6 @@ def multiply_adds(network: Network, side: int = 32) -> float:
     return sum(counts) / 1e6
 
 
-def trained_statistics(network: Network) -> Network:
-    """The network in evaluation mode, with batch norms that are no identities."""
-    generator = torch.Generator().manual_seed(2)
-    for layer in network.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            for value in (layer.weight.data, layer.running_var):
-                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
-            for value in (layer.bias.data, layer.running_mean):
-                value.copy_(0.2 * torch.randn(value.shape, generator=generator))
-    return network.eval()
-
-
 @pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_outputs_have_the_announced_shapes(name: str) -> None:
     network = build_network(name, num_classes=7, seed=0).eval()
@@ -168,11 +125,6 @@ def test_network_has_the_known_parameters_multiply_adds_and_shapes(name: str) ->
     assert output.feature.shape == (2, known.feature_dim)
     assert output.feature_map.shape[1:] == known.feature_map
     assert (network.feature_dim, network.map_channels) == (known[2], known.feature_map[0])
-
-
-@pytest.mark.parametrize("name", RESIDUAL)
-def test_parameter_count_is_that_of_the_architecture(name: str) -> None:
-    assert parameter_count(shapes_only(name)) == closed_form(name)
 
 
 # The depth of a residual network makes no difference here.
@@ -209,7 +161,7 @@ def test_mobilenet_of_half_width_is_that_of_representation_distillation() -> Non
 
 @pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_head_of_features_is_the_forward_pass(name: str) -> None:
-    network = trained_statistics(build_network(name, num_classes=5, seed=0))
+    network = perturb(build_network(name, num_classes=5, seed=0), seed=2)
     inputs = images()
     whole, parts = network(inputs), network.head(network.features(inputs))
     assert torch.equal(whole.logits, parts.logits)
@@ -219,7 +171,7 @@ def test_head_of_features_is_the_forward_pass(name: str) -> None:
 
 @pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_feature_is_the_pooled_map_and_sign_is_announced(name: str) -> None:
-    network = trained_statistics(build_network(name, num_classes=5, seed=0))
+    network = perturb(build_network(name, num_classes=5, seed=0), seed=2)
     output = network(images())
     if name != "mobilenetv2":
         torch.testing.assert_close(output.feature, output.feature_map.mean(dim=(2, 3)))
@@ -228,7 +180,7 @@ def test_feature_is_the_pooled_map_and_sign_is_announced(name: str) -> None:
 
 @pytest.mark.parametrize("name", seldom(NETWORKS, FAMILIES))
 def test_folded_batch_norms_leave_the_output_as_it_was(name: str) -> None:
-    network = trained_statistics(build_network(name, num_classes=5, seed=0)).double()
+    network = perturb(build_network(name, num_classes=5, seed=0), seed=2).double()
     inputs = images().double()
     ensemble = TeacherEnsemble([network], [name])
     expected, known = network(inputs), ensemble(inputs)
@@ -241,14 +193,6 @@ def test_folded_batch_norms_leave_the_output_as_it_was(name: str) -> None:
 
 
 @pytest.mark.usefixtures("_unchecked_shapes")
-def test_folding_leaves_no_batch_norm_in_a_resnet() -> None:
-    folded = fuse(build_network("resnet8", num_classes=5).eval())
-    called = {node.target for node in folded.graph.nodes if node.op == "call_module"}
-    modules = dict(folded.named_modules())
-    assert not any(isinstance(modules[target], nn.BatchNorm2d) for target in called)
-
-
-@pytest.mark.usefixtures("_unchecked_shapes")
 @pytest.mark.parametrize("name", SMALL)
 def test_network_is_one_graph_for_the_compiler(name: str) -> None:
     network = build_network(name, num_classes=5, seed=0)
@@ -258,7 +202,7 @@ def test_network_is_one_graph_for_the_compiler(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (2, 9, 13), (5, 17, 8)])
+@pytest.mark.parametrize("shape", [(2, 9, 13), (5, 17, 8)])
 def test_images_of_any_shape_are_taken(name: str, shape: tuple[int, int, int]) -> None:
     channels, height, width = shape
     network = build_network(name, num_classes=4, in_channels=channels, seed=0)

@@ -117,30 +117,6 @@ def test_weights_lie_on_the_simplex(name: str, seed: int, scale: float) -> None:
         assert_on_simplex(rows)
 
 
-# The others have parameters for each teacher, or ask the teachers themselves.
-OWN = {
-    "amtmlkd",
-    "camkd",
-    "consensus",
-    "coverage",
-    "gate",
-    "heldout_constant",
-    "mmkd",
-    "pretrained",
-}
-
-
-@pytest.mark.parametrize("name", sorted(WEIGHTINGS.keys() - OWN))
-@settings(max_examples=6, derandomize=True, database=None, deadline=None)
-@given(seed=seeds, order=st.permutations(range(3)))
-def test_weights_follow_their_teachers(name: str, seed: int, order: list[int]) -> None:
-    state = tiny.random_state(seed)
-    expected = weights_of(name, state)
-    found = weights_of(name, tiny.reorder_teachers(state, order))
-    for rows, others in zip(found, expected, strict=True):
-        torch.testing.assert_close(rows, others[:, order], atol=1e-4, rtol=1e-4)
-
-
 finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 rows_of_actions = st.lists(st.lists(finite, min_size=6, max_size=6), min_size=5, max_size=5)
 
@@ -154,20 +130,6 @@ def test_every_finite_action_gives_weights(
     weights = WeightFusion(fusion)(torch.tensor(actions), state)
     assert_on_simplex(weights.logit.detach())
     assert_on_simplex(weights.feature.detach())
-
-
-@many
-@given(seed=seeds, coefficients=st.lists(st.floats(0, 1), min_size=3, max_size=3))
-def test_coefficients_are_taken_if_they_lie_on_the_simplex(
-    seed: int, coefficients: list[float]
-) -> None:
-    total = sum(coefficients)
-    if abs(total - 1) > 1e-5:
-        with pytest.raises(ConfigError, match="fusion: expected 3 coefficients"):
-            WeightFusion(coefficients)
-    if total > 1e-3:
-        fusion = WeightFusion([value / total for value in coefficients])
-        assert_on_simplex(fusion(draw(seed, 5, 6), tiny.random_state(seed)).logit)
 
 
 # Configurations.

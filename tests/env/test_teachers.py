@@ -36,6 +36,7 @@ from tiny import (
     TinyNetwork,
     batch,
     perturb,
+    states_equal,
     teacher_networks,
     training_set,
 )
@@ -54,11 +55,6 @@ def network(width: float = 0.25, seed: int = 0) -> Network:
 
 def batch_norms(module: nn.Module) -> int:
     return sum(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
-
-
-def states_equal(first: nn.Module, second: nn.Module) -> bool:
-    expected = second.state_dict()
-    return all(tensor.equal(expected[name]) for name, tensor in first.state_dict().items())
 
 
 def accuracy(module: Network, images: TrainingSet) -> float:
@@ -125,12 +121,6 @@ def test_the_ensemble_gives_the_outputs_of_its_networks() -> None:
         torch.testing.assert_close(found.feature_maps[m], output.feature_map)
 
 
-def test_classifiers_make_a_teachers_logits_of_its_own_maps() -> None:
-    ensemble = TeacherEnsemble([module.double() for module in teacher_networks()], NAMES)
-    known = ensemble(batch().inputs.double())
-    torch.testing.assert_close(ensemble.classify(known.feature_maps), known.logits)
-
-
 def test_each_map_is_classified_by_its_own_teacher_and_carries_no_gradient() -> None:
     networks = teacher_networks()
     maps = tuple(torch.randn(2, k, 3, 5).requires_grad_() for k in (4, 8, 5))
@@ -151,13 +141,6 @@ def test_classifiers_of_every_family_reproduce_its_logits(name: str) -> None:
     ensemble = TeacherEnsemble([module], ["a"])
     known = ensemble(batch().inputs)
     torch.testing.assert_close(ensemble.classify(known.feature_maps), known.logits)
-
-
-def test_the_ensemble_keeps_no_second_copy_that_could_learn() -> None:
-    ensemble = TeacherEnsemble(teacher_networks(), NAMES)
-    ensemble.train()
-    assert not any(module.training for module in ensemble.heads.modules())
-    assert not any(parameter.requires_grad for parameter in ensemble.heads.parameters())
 
 
 # Class means.
@@ -689,25 +672,6 @@ def test_a_checkpoint_of_another_width_names_the_first_tensor(tmp_path: Path) ->
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.pt: no such checkpoint"):
         build_pool(from_checkpoint(tmp_path / "gone.pt"), training_set(), cache=tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["random", "permuted"])
-def test_a_broken_teacher_cannot_have_a_checkpoint(kind: str) -> None:
-    with pytest.raises(ConfigError, match=rf"checkpoint: a {kind} teacher cannot have"):
-        TeacherSpec("resnet8", name="x", kind=kind, checkpoint="file.pt")
-
-
-def test_unknown_kinds_and_networks_are_named_with_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown kind of teacher 'rand'; did you mean 'random'"):
-        TeacherSpec("resnet8", kind="rand")
-    with pytest.raises(ConfigError, match=r"unknown network 'resnet9'; did you mean 'resnet8'"):
-        build_pool(pool_spec(TeacherSpec("resnet9")), training_set(), cache=tmp_path)
-
-
-def test_teachers_of_one_name_are_refused(tmp_path: Path) -> None:
-    twice = TeacherSpec("resnet8", width=0.25, kind="random")
-    with pytest.raises(ConfigError, match="'resnet8-random' is used more than once"):
-        build_pool(pool_spec(twice, replace(twice, seed=1)), training_set(), cache=tmp_path)
 
 
 # Descriptions in YAML.

@@ -103,17 +103,11 @@ def train(
 
 
 @every_method
-@pytest.mark.parametrize("count", range(1, len(TEACHERS) + 1))
+@pytest.mark.parametrize("count", [1, len(TEACHERS)])
 def test_rows_lie_on_the_simplex_before_and_after_learning(name: str, count: int) -> None:
     distiller = make_tiny_distiller(count=count)
     for weights in train(distiller, made(name, distiller), 3):
         assert_on_the_simplex(weights, count)
-
-
-@every_method
-def test_a_single_teacher_has_weight_one(name: str) -> None:
-    distiller, ones = make_tiny_distiller(count=1), torch.ones(NUM_ENVS, 1)
-    assert_close(made(name, distiller)(distiller.forward(batch())), ones, ones)
 
 
 @every_parameter_free_method
@@ -343,19 +337,6 @@ def test_equal_weights_give_the_same_gradients_and_the_same_student(name: str) -
         weighting.after_update(state)
         assert_gradients(distiller, expected)
         assert_same(distiller.module, snapshot(bare.module))
-
-
-@every_method
-def test_a_method_that_has_looked_leaves_the_gradient_as_it_was(name: str) -> None:
-    looked, bare = make_tiny_distiller(), make_tiny_distiller()
-    for distiller in (looked, bare):
-        state = distiller.forward(batch())
-        if distiller is looked:
-            weighting = made(name, distiller)
-            for _ in range(3):
-                weighting(state)
-        distiller.update(state, random_weights(0))
-    assert_gradients(looked, gradients(bare))
 
 
 @pytest.mark.parametrize("name", seldom(WEIGHTINGS, {"camkd", "gate", "mmkd"}))

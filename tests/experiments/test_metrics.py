@@ -1,5 +1,6 @@
 import json
 from dataclasses import astuple, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -420,8 +421,7 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("term", SPOILED)
+@pytest.mark.parametrize(("term", "value"), [*zip(SPOILED, cycle([float("nan"), float("inf")]))])
 def test_the_first_bad_step_is_named_with_its_term_and_samples(term: str, value: float) -> None:
     part, name = SPOILED[term]
     watch = FiniteWatch()
@@ -483,23 +483,6 @@ def test_a_bad_value_of_a_row_is_named() -> None:
 
 
 # Going on.
-
-
-@pytest.mark.parametrize("split", [1, 3])
-def test_meters_go_on_from_their_state(split: int) -> None:
-    env = started_env()
-    records: list[StepRecord] = []
-    env.subscribe(records.append)
-    PolicyGradient(env).learn(1, lambda: None)
-    whole, first, second = (EpochMeter(NAMES, CLASSES) for _ in range(3))
-    for each in records:
-        whole(each)
-    for each in records[:split]:
-        first(each)
-    second.load_state_dict(first.state_dict(), "cpu")
-    for each in records[split:]:
-        second(each)
-    assert second.read() == whole.read()
 
 
 def test_a_log_goes_on_from_its_state(tmp_path: Path) -> None:

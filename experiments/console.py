@@ -105,17 +105,12 @@ class ConsoleProgress(training.Progress):
     @contextmanager
     def training(self, config: ExperimentConfig, steps: int) -> Iterator[None]:
         """Shows the student's training until the context ends."""
+        name = name_of(config.algo)
         if not self._console.is_terminal:
-            self._console.print(f"{name_of(config.algo)}: {steps} steps, seed {config.seed}")
+            self._console.print(f"{name}: {steps} steps, seed {config.seed}")
+        with live_bar(self._console) as self._bar:
+            self._task = self._bar.add_task(name, total=steps, text="")
             yield
-            return
-        with live_bar(self._console) as bar:
-            self._bar = bar
-            self._task = bar.add_task(name_of(config.algo), total=steps, text="")
-            try:
-                yield
-            finally:
-                self._bar = None
 
     def step(self, record: StepRecord) -> None:
         """The student made a step."""
@@ -133,8 +128,13 @@ def plain_column(form: str, style: str = "none") -> TextColumn:
     return TextColumn(form, style=style, markup=False)
 
 
-def live_bar(console: Console) -> Progress:
-    """A bar of steps done, with times and a text behind it."""
+def live_bar(console: Console, *, auto_refresh: bool = True) -> Progress:
+    """A bar of steps done, with times and a text behind it; off a terminal nothing.
+
+    Args:
+        console: Where to write.
+        auto_refresh: Whether a thread draws it; else it is drawn as things are tracked.
+    """
     return Progress(
         plain_column("{task.description}", "bold"),
         BarColumn(bar_width=24),
@@ -143,6 +143,8 @@ def live_bar(console: Console) -> Progress:
         TimeRemainingColumn(),
         plain_column("{task.fields[text]}"),
         console=console,
+        auto_refresh=auto_refresh,
+        disable=not console.is_terminal,
     )
 
 

@@ -123,11 +123,7 @@ def _shown(
     student: Student, paths: Sequence[Path], workers: int
 ) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
     """The predictions; on a terminal with a live bar."""
-    out = console(stderr=True)
-    if not out.is_terminal:
-        yield from predictions(student, paths, workers=workers)
-        return
-    with live_bar(out) as bar:
+    with live_bar(console(stderr=True)) as bar:
         task = bar.add_task("images", total=len(paths), text="")
         for read, probabilities, unread in predictions(student, paths, workers=workers):
             yield read, probabilities, unread

@@ -16,7 +16,7 @@ from rich.table import Table
 from torch.utils.tensorboard import SummaryWriter
 
 from experiments.config import ExperimentConfig, parse_arguments
-from experiments.console import ConsoleProgress, console
+from experiments.console import ConsoleProgress, console, plain_table
 from experiments.experiment import train_teachers
 from experiments.running.failures import program
 from mtkd_env.files import cache_folder
@@ -37,9 +37,7 @@ def train(config: ExperimentConfig, out: Console) -> TeacherPool:
 
 def pool_table(pool: TeacherPool) -> Table:
     """Every teacher's result on the test images."""
-    table = Table(title="Teachers", title_justify="left")
-    for heading in ("teacher", "test accuracy", "test cross-entropy", "digest"):
-        table.add_column(heading, justify="left" if heading == "teacher" else "right")
+    table = plain_table("Teachers", ["teacher"], ["test accuracy", "test cross-entropy", "digest"])
     for name, evaluation in pool.evaluations.items():
         accuracy = f"{evaluation.accuracy:.2%}"
         if evaluation.labelled < 1:

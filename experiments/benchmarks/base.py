@@ -7,17 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from experiments.benchmarks.variants import Variant
 from experiments.config import ExperimentConfig, parse_arguments
-from experiments.console import ConsoleProgress, plain_column
+from experiments.console import ConsoleProgress, live_bar
 from experiments.experiment import build
 from mtkd_env import Assembly
 from mtkd_env.errors import ConfigError
@@ -75,11 +68,9 @@ class Request:
         if not self.out.is_terminal:
             yield from self._count_in_lines(things, title)
             return
-        columns = [plain_column("{task.description}", "bold"), BarColumn(24), MofNCompleteColumn()]
-        times = [TimeElapsedColumn(), TimeRemainingColumn()]
         # Drawn between two measurements, not by a thread that would be part of them.
-        with Progress(*columns, *times, console=self.out, auto_refresh=False) as bar:
-            yield from bar.track(things, total=len(things), description=title)
+        with live_bar(self.out, auto_refresh=False) as bar:
+            yield from bar.track(things, task_id=bar.add_task(title, total=len(things), text=""))
 
     def _count_in_lines(self, things: Collection[T], title: str) -> Iterator[T]:
         """Prints ten lines or fewer, as a log wants them."""

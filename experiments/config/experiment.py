@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from types import NoneType
 from typing import Any
 
@@ -244,22 +245,10 @@ class ExperimentConfig(RunConfig, Computing):
         Values that are the defaults of their class do not count, so that a new key, whose default
         changes nothing, leaves the digests of finished runs as they are.
         """
-        values = _without_place(_plain(_set_values(self)))
+        values = _without_place(_plain(self, set_only=True))
         if self.teachers.store:  # It counts how outputs are rounded, not where they are kept.
             values["store"] = self.teachers.store.dtype
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _set_values(value: Any) -> Any:
-    """The fields of a dataclass that differ from their defaults, as `asdict` would give them."""
-    if isinstance(value, list | tuple):
-        return [_set_values(entry) for entry in value]
-    if not is_dataclass(value):
-        return value
-    kept = {entry.name: getattr(value, entry.name) for entry in fields(value)}
-    defaults = default_values(type(value))
-    differ = {name for name in kept if name not in defaults or kept[name] != defaults[name]}
-    return {name: _set_values(kept[name]) for name in kept if name in differ}
 
 
 def _without_place(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -274,16 +263,24 @@ def _without_place(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return kept
 
 
-def _plain(value: Any) -> Any:
-    """What YAML can hold: keys and values, lists, and names of objects."""
-    if is_dataclass(value) and isinstance(value, Options):
+def _plain(value: Any, *, set_only: bool = False) -> Any:
+    """What YAML can hold: keys and values, lists, and names of objects.
+
+    Args:
+        value: Options, or what they may hold.
+        set_only: Without the fields of options that are their defaults.
+    """
+    plain = partial(_plain, set_only=set_only)
+    if isinstance(value, Options):
+        defaults = default_values(type(value)) if set_only else {}
         return {
-            entry.name: name_of(one) if entry.type == Named else _plain(one)
+            entry.name: name_of(one) if entry.type == Named else plain(one)
             for entry in fields(value)
             for one in [getattr(value, entry.name)]
+            if entry.name not in defaults or one != defaults[entry.name]
         }
     if isinstance(value, dict):
-        return {name_of(key): _plain(entry) for key, entry in value.items()}
+        return {name_of(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return value if isinstance(value, int | float | NoneType) else name_of(value)

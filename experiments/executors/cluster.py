@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from experiments.executors.base import GRACE_SECONDS, Failure, Task, one_line
-from experiments.executors.place import Place, attempt_there, nothing
+from experiments.executors.place import attempt_in, nothing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder
 from mtkd_env.imports import optional
@@ -92,7 +92,7 @@ class RayExecutor:
             tokens = [_put_token(folder.absolute(), stack) for folder in shared]
             _connect(self._ray, address)
             stack.callback(self._ray.shutdown)
-            self._place = Place(Path.cwd(), tokens)
+            self._place = Path.cwd(), tokens
             self._resources = self._complete(resources)
             self._remote = self._make_remote()
             self._check_nodes()
@@ -107,7 +107,7 @@ class RayExecutor:
     def _make_remote(self) -> Any:
         """What Ray calls on a node. It tries nothing again by itself; whoever asks does."""
         taken = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
-        return self._ray.remote(**taken, max_retries=0)(attempt_there)
+        return self._ray.remote(**taken, max_retries=0)(attempt_in)
 
     def _rooms(self) -> dict[str, int]:
         """For how many tasks every node has room, by the nodes' ids."""
@@ -142,7 +142,7 @@ class RayExecutor:
         return self._begin(self._remote, task.work)
 
     def _begin(self, remote: Any, work: Callable[[], None]) -> "Future[Failure | None]":
-        reference = remote.remote(self._place, work)
+        reference = remote.remote(*self._place, work)
         ended: Future[Failure | None] = Future()
         reference.future().add_done_callback(lambda done: ended.set_result(self._outcome(done)))
         self._running[ended] = reference

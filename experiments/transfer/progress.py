@@ -32,9 +32,6 @@ class TaskProgress:
             done: Steps that are done already.
             steps: Steps of the whole training.
         """
-        if not self._out.is_terminal:
-            yield
-            return
         with live_bar(self._out) as self._bar:
             self._task = self._bar.add_task("training", total=steps, completed=done, text="")
             yield
@@ -49,7 +46,7 @@ class TaskProgress:
         line = described(row)
         if self._bar is not None:
             self._bar.update(self._task, text=f"loss {row['loss/total']:.3f}")
-        if self._bar is None or any(name.startswith(EVALUATED) for name in row):
+        if not self._out.is_terminal or any(name.startswith(EVALUATED) for name in row):
             self._out.print(line, soft_wrap=True)
 
 

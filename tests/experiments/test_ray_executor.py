@@ -15,7 +15,7 @@ from comparisons import BASE
 from experiments import compare
 from experiments.executors import Failure, Task, work_off
 from experiments.executors.cluster import RayExecutor, RunResources
-from experiments.executors.place import Place, attempt_there
+from experiments.executors.place import attempt_in
 from experiments.running.log import read_rows
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
@@ -78,7 +78,7 @@ def test_work_is_done_in_the_folder_of_whoever_asks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    assert attempt_there(Place(tmp_path / "there", []), partial(Path("made").touch)) is None
+    assert attempt_in(tmp_path / "there", [], partial(Path("made").touch)) is None
     assert (tmp_path / "there" / "made").exists()
 
 
@@ -90,7 +90,7 @@ def test_a_node_that_does_not_see_a_folder_says_which(missing: str, tmp_path: Pa
     if missing == "folder":
         token.touch()
         folder = tmp_path / "elsewhere"
-    failure = attempt_there(Place(folder, [token]), partial(Path(tmp_path / "made").touch))
+    failure = attempt_in(folder, [token], partial(Path(tmp_path / "made").touch))
     assert isinstance(failure, Failure)
     assert not failure.died
     unseen = folder if missing == "folder" else token.parent

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,34 +166,19 @@ def teacher_table(result: Result) -> Table:
     return table
 
 
-# Heading and text of every column of a run but those of its teachers.
-COLUMNS: dict[str, Callable[[Result], str]] = {
-    "test\nlast": lambda result: f"{result.last:.2%}",
-    "test\nbest": lambda result: f"{result.best:.2%}",
-    "agent\nscore": lambda result: f"{result.score:z.3f}",
-}
-
-
-# Those of a run that has validation images, before the others.
-VALIDATION: dict[str, Callable[[Result], str]] = {
-    "val\nlast": lambda result: f"{result.validation['last']:.2%}",
-    "val\nbest": lambda result: f"{result.validation['best']:.2%}",
-}
-
-CHOSEN_ON_TEST = "best: the highest, chosen on test."
-CHOSEN_ON_VAL = "best: after the epoch that is best on the validation images (val)."
-
-
 def result_table(results: Sequence[Result]) -> Table:
     """Students side by side, a row for each run; weights and scores are those of the last epoch."""
-    columns = {**VALIDATION, **COLUMNS} if validated(results) else COLUMNS
     teachers = list(results[0].teachers)
-    numbers = [*columns, *(f"weight\n{teacher}" for teacher in teachers), "\nseconds"]
+    chosen = ["val\nlast", "val\nbest"] if validated(results) else []
+    numbers = [*chosen, "test\nlast", "test\nbest", "agent\nscore"]
+    numbers += [*(f"weight\n{teacher}" for teacher in teachers), "\nseconds"]
     table = plain_table("Students", ["method"], numbers)
     for result in results:
+        shares = [result.validation[which] for which in ("last", "best") if chosen]
+        cells = [f"{share:.2%}" for share in (*shares, result.last, result.best)]
         weights = [f"{result.weights[teacher]:.3f}" for teacher in teachers]
-        values = [text(result) for text in columns.values()]
-        table.add_row(result.algo, *values, *weights, f"{result.seconds:.1f}")
+        score, seconds = f"{result.score:z.3f}", f"{result.seconds:.1f}"
+        table.add_row(result.algo, *cells, score, *weights, seconds)
     return table
 
 
@@ -206,9 +191,11 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
     """The tables of teachers and students, and where the runs are."""
     console.print(teacher_table(results[0]))
     console.print(result_table(results))
-    chosen = CHOSEN_ON_VAL if validated(results) else CHOSEN_ON_TEST
+    on_test = "the highest, chosen on test."
+    on_val = "after the epoch that is best on the validation images (val)."
     console.print(
-        f"last: accuracy after the last epoch, the result; {chosen}\n"
+        "last: accuracy after the last epoch, the result; "
+        f"best: {on_val if validated(results) else on_test}\n"
         "agent score: 0 is equal weights, 1 all weight on each sample's best teacher.",
     )
     for result in results:

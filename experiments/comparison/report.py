@@ -172,17 +172,13 @@ def _by_setting(comparison: Comparison, summaries: Sequence[Summary]) -> dict[st
     return {setting: group for setting, group in groups.items() if group}
 
 
-def _heading(comparison: Comparison, setting: str) -> str:
-    return f"{comparison.title}: {setting}" if setting else comparison.title
-
-
 # For people.
 
 
 def comparison_table(comparison: Comparison, summaries: Sequence[Summary], width: int) -> Table:
     """The table of one setting; what matters least is left out where the width does not do."""
     columns = _columns(comparison, summaries)
-    title = _heading(comparison, summaries[0].setting)
+    title = ": ".join(filter(None, (comparison.title, summaries[0].setting)))
     for room in sorted({column.room for column in columns}, reverse=True):
         columns = [column for column in columns if column.room <= room]
         table = _table(title, columns, summaries)
@@ -228,7 +224,11 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
     for setting, group in _by_setting(comparison, summaries).items():
         columns = _columns(comparison, group)
         rows = [["method", *(column.heading for column in columns)]]
-        rows += [[summary.method, *(_markdown(c, summary) for c in columns)] for summary in group]
+        for summary in group:
+            cells = ((column.text(summary), column.is_bold(summary)) for column in columns)
+            rows.append(
+                [summary.method, *(f"**{text}**" if bold else text for text, bold in cells)]
+            )
         heading = f"## {setting}\n\n" if setting else ""
         parts.append(heading + markdown_table(rows))
     parts.append(_note(summaries) + "\n")
@@ -239,11 +239,6 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
 
 def _score_note(comparison: Comparison) -> str:
     return SCORE_NOTE.format(baseline=comparison.baseline, ceiling=comparison.ceiling)
-
-
-def _markdown(column: _Column, summary: Summary) -> str:
-    text = column.text(summary)
-    return f"**{text}**" if column.is_bold(summary) else text
 
 
 # For programs.

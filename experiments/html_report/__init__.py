@@ -2,8 +2,8 @@
 
 - `runs.py` finds them; `naming.py` groups them by what their results say that they are.
 - `page.py`: the page; `sections.py`: its sections, which are made by
-- `curves.py` (and cost), `breakdown.py` (weights by class), `exhibits.py` (images), `paper.py` (the
-  paper's table beside the results), `configurations.py`.
-- `style.py`, `svg.py`: how pictures look and become part of the page; `table.py`: tables of texts;
-  `templates`: its HTML.
+- `curves.py` (and cost), `breakdown.py` (weights by class), `exhibits.py` (images),
+  `configurations.py`.
+- `style.py`: how pictures look and become part of the page; `table.py`: tables of texts, and the
+  paper's beside the results; `templates`: its HTML.
 """

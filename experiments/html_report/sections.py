@@ -10,9 +10,8 @@ from experiments.html_report import breakdown, curves
 from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.exhibits import make_exhibit
 from experiments.html_report.naming import Group, Setting
-from experiments.html_report.paper import paper_table
-from experiments.html_report.style import GUIDE_COLOUR, Palette
-from experiments.html_report.svg import Key, Picture, inline
+from experiments.html_report.style import GUIDE_COLOUR, Key, Palette, Picture, inline
+from experiments.html_report.table import paper_table
 
 HEAD_KEYS = (Key("logit head", "#222222"), Key("feature head", "#222222", "dashed"))
 UNIFORM_KEY = Key("equal weights", GUIDE_COLOUR, "dotted")

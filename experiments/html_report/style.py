@@ -1,15 +1,19 @@
-"""How pictures look: colours that the colour-blind can tell apart, and settings for print."""
+"""How pictures look, in colours that the colour-blind can tell apart, and become part of a page."""
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import StringIO
 from itertools import pairwise
 from typing import Any
 
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.drawing import drawn, literal_text
-from experiments.html_report.naming import BASELINE
+from experiments.html_report.naming import BASELINE, Setting
 
 # Inches of a plot: two stand side by side on a wide page, and one fits a telephone.
 PLOT_WIDTH, PLOT_HEIGHT, LABEL_HEIGHT = 5.6, 3.1, 0.17
@@ -115,3 +119,47 @@ def make_palette(methods: Sequence[str], teachers: Sequence[str]) -> Palette:
 
 def _cycle(names: Sequence[str], colours: Sequence[str]) -> dict[str, str]:
     return {name: colours[i % len(colours)] for i, name in enumerate(names)}
+
+
+# Pictures as parts of the page.
+
+# What a file of its own needs, and a part of a page does not; equal images have equal identifiers.
+SURPLUS = re.compile(
+    r"<metadata>.*?</metadata>|\s+xmlns(:xlink)?=\"[^\"]*\"|\sid=\"image[^\"]*\"", re.DOTALL
+)
+IDENTIFIER = re.compile(r"(\bid=\"|url\(#|href=\"#)")
+
+
+@dataclass(frozen=True)
+class Key:
+    """An entry of a legend; its mark is a line's style, or the character of a symbol."""
+
+    label: str
+    colour: str
+    mark: str = "solid"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of one setting, and what else is to be said about it."""
+
+    setting: Setting
+    svg: Markup
+    note: str = ""
+
+
+def inline(figure: Figure, name: str, description: str) -> Markup:
+    """A figure as an `<svg>` element that stands alone in a page with others.
+
+    Args:
+        figure: The figure.
+        name: Prefix of the identifiers in it; no other picture of the page has it.
+        description: What the picture shows, for those who cannot see it.
+    """
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg")
+    text = buffer.getvalue()
+    text = SURPLUS.sub("", text[text.index("<svg") :]).replace("xlink:href", "href")
+    text = IDENTIFIER.sub(rf"\g<1>{name}-", text)
+    label = escape(description)
+    return Markup(text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1))

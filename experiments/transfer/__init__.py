@@ -4,7 +4,7 @@
   (`task.py`) and its run; `experiments/comparison` compares backbones.
 - `program.py`: configuration and flags of both; `training.py`: the kept run of a task and its main
   program, with `schedule.py` and `progress.py`.
-- `backbones.py`: an export in another network; `detectors.py`, `cascade.py`, `segmenters.py`.
+- `backbones.py`: an export in another network; `detectors.py`, `cascade.py`.
 - `coco.py`, `coco_batches.py`, `average_precision.py`, `box_pictures.py`: images with boxes.
 - `label_maps.py`, `label_views.py`: images with a class for every pixel.
 """

@@ -9,14 +9,14 @@ torchrun --nproc-per-node 8 experiments/transfer/segmentation.py --recipe ade20k
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import Float32, Int64, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
@@ -25,19 +25,37 @@ from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_la
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
 from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from experiments.transfer.task import VisionTask
 from experiments.transfer.training import TaskRun
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import MEAN, STD, Asked, made
 from mtkd_env.data.views import LARGEST_SEED
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, check_name, lookup
+from mtkd_env.imports import optional
 from mtkd_env.precision import widen
-from mtkd_env.seeding import derive_seed
+from mtkd_env.seeding import derive_seed, seeded
 
 # Longer side [pixels] of an image in pictures.
 PANEL = 320
+
+# Optional, and takes seconds to import. Its encoders are torchvision's ResNets without `fc`, with
+# the same names of tensors, so that an exported backbone fills them as it is.
+LIBRARY = "segmentation_models_pytorch"
+
+# Networks that a segmenter can stand on.
+BACKBONES = ("resnet18", "resnet34", "resnet50")
+
+# How much smaller the last feature map is than the image; heights and widths are multiples of it.
+STRIDE = 8
+
+# Classes of the library, and their arguments; the last two stages of the backbone are dilated.
+SEGMENTERS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    # Chen et al., 2017.
+    "deeplabv3": ("DeepLabV3", {"encoder_output_stride": STRIDE}),
+    # Zhao et al., 2017. The library's default depth of 3 would leave these two stages out.
+    "pspnet": ("PSPNet", {"encoder_depth": 5, "output_stride": STRIDE}),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +93,29 @@ class SegmentationConfig(TransferConfig):
                 "batch_size: expected at least 2, because batch norms behind pooled images need "
                 f"more than one, got {self.batch_size}"
             )
+
+
+def build_segmenter(name: str, backbone: str, classes: int, seed: int) -> nn.Module:
+    """An untrained segmenter, the same for the same seed; its `encoder` is the backbone.
+
+    Args:
+        name: Name in `SEGMENTERS`.
+        backbone: Name in `BACKBONES`.
+        classes: K.
+        seed: Seed of all its tensors.
+
+    Returns:
+        A module from images (B, 3, H, W), H and W multiples of `STRIDE`, to logits (B, K, H, W).
+
+    Raises:
+        ConfigError: An unknown name, or the library is not installed.
+    """
+    kind, arguments = lookup(SEGMENTERS, name, "segmenter")
+    check_name(BACKBONES, backbone, "backbone")
+    make = getattr(optional(LIBRARY), kind)
+    with seeded(seed):
+        model: nn.Module = make(backbone, encoder_weights=None, classes=classes, **arguments)
+    return model
 
 
 class SegmentationTask(VisionTask):

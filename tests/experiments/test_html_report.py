@@ -24,10 +24,9 @@ from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
 from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
 from experiments.html_report.page import render
-from experiments.html_report.paper import TABLE_6A, paper_table
 from experiments.html_report.runs import describe, find_runs
-from experiments.html_report.style import drawing, make_palette, spread_out
-from experiments.html_report.svg import inline
+from experiments.html_report.style import drawing, inline, make_palette, spread_out
+from experiments.html_report.table import TABLE_6A, paper_table
 from experiments.running.folder import flat
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 

@@ -29,13 +29,16 @@ from experiments.transfer.label_views import FILL, Labelled, fitted, padded, ran
 from experiments.transfer.program import RECIPES, TransferConfig, parse
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmentation import (
+    BACKBONES,
+    SEGMENTERS,
+    STRIDE,
     SegmentationConfig,
     SegmentationRun,
     SegmentationTask,
+    build_segmenter,
     confusion,
     scores,
 )
-from experiments.transfer.segmenters import BACKBONES, SEGMENTERS, STRIDE, build_segmenter
 from mtkd_env import distributed
 from mtkd_env.data.decoding import MEAN, STD, made
 from mtkd_env.errors import ConfigError

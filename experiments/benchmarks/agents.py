@@ -58,8 +58,8 @@ def measure(request: Request) -> Outcome:
         name: Contestant(assembly, configs[name], peak)
         for name in request.count(list(configs), "warm-up epochs")
     }
-    memory = {
-        name: _memory(contestant)
+    memory: dict[str, dict[str, float]] = {
+        name: {"history": contestant.history(), "learners": contestant.learners()}
         for name, contestant in request.count(contestants.items(), "epochs watched for memory")
     }
     rounds = request.count(range(request.rounds), "rounds")
@@ -78,10 +78,6 @@ def measure(request: Request) -> Outcome:
         extra=_columns(memory) | _paper_columns(paper, list(contestants)),
         values={"memory": memory, "paper_ratios": paper},
     ).outcome()
-
-
-def _memory(contestant: Contestant) -> dict[str, float]:
-    return {"history": contestant.history(), "learners": contestant.learners()}
 
 
 def _peak_of(contestant: Contestant, reference: Contestant) -> dict[str, float]:

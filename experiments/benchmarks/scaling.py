@@ -26,12 +26,17 @@ from experiments.benchmarks.timing import (
     describe_machine,
     per_unit,
     ratio_percentiles,
-    seconds,
     stopwatch_for,
     take_turns,
     this_machine,
 )
-from experiments.benchmarks.timing_report import REFERENCE, ratio_cells
+from experiments.benchmarks.timing_report import (
+    REFERENCE,
+    by_method,
+    milliseconds,
+    ratio_cells,
+    whiskers,
+)
 from experiments.config import ExperimentConfig
 from experiments.console import plain_table
 from experiments.drawing import drawn, picture
@@ -126,8 +131,8 @@ class Point:
         return f"{method}, {self.axis} {self.value:g}"
 
     def step(self, method: str, clock: str) -> Percentiles:
-        """Seconds a step."""
-        return Percentiles.of(seconds(self.readings, clock)[method])
+        """Milliseconds a step."""
+        return milliseconds(self.readings, clock)[method]
 
     def ratio(self, method: str, clock: str) -> Percentiles:
         """A method's time over the reference's of the same round."""
@@ -135,19 +140,8 @@ class Point:
 
     def values(self) -> dict[str, Any]:
         """All numbers."""
-        methods = {
-            name: {
-                clock: {
-                    "ratio": asdict(self.ratio(name, clock)),
-                    "seconds_a_step": asdict(self.step(name, clock)),
-                    "seconds_a_step_by_round": seconds(self.readings, clock)[name],
-                }
-                for clock in readings[0]
-            }
-            for name, readings in self.readings.items()
-        }
         known = {"axis": self.axis, **asdict(self.setting), "features": self.features}
-        return {**known, "methods": methods}
+        return {**known, "methods": by_method(self.readings)}
 
 
 @dataclass(frozen=True)
@@ -255,7 +249,7 @@ class Scaling:
     def _cells(self, point: Point, method: str) -> list[str]:
         took = point.step(method, self.clock).median
         ratio = () if method == REFERENCE else ratio_cells(point.ratio(method, self.clock))
-        return [f"{1e3 * took:.2f}", f"{1e6 * took / point.setting.batch:.1f}", *ratio]
+        return [f"{took:.2f}", f"{1e3 * took / point.setting.batch:.1f}", *ratio]
 
     def _notes(self, exponents: Mapping[str, Mapping[str, float]]) -> list[str]:
         return [
@@ -286,14 +280,9 @@ class Scaling:
     def _draw_axis(self, panel: Axes, axis: str, points: Sequence[Point]) -> None:
         values = [point.value for point in points]
         for method in self.configs:
-            found = [point.step(method, self.clock) for point in points]
-            medians = [1e3 * one.median for one in found]
-            below = [1e3 * (one.median - one.low) for one in found]
-            above = [1e3 * (one.high - one.median) for one in found]
-            panel.errorbar(
-                values, medians, [below, above], marker="o", capsize=3, label=drawn(method)
-            )
-        first = 1e3 * points[0].step(REFERENCE, self.clock).median
+            medians, *around = whiskers([point.step(method, self.clock) for point in points])
+            panel.errorbar(values, medians, around, marker="o", capsize=3, label=drawn(method))
+        first = points[0].step(REFERENCE, self.clock).median
         linear = [first * value / values[0] for value in values]
         panel.plot(values, linear, color="grey", linestyle=":", label="linear")
         panel.set(xscale="log", yscale="log", xlabel=MEANING[axis])

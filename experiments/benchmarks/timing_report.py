@@ -12,6 +12,7 @@ from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
+    Numbers,
     Percentiles,
     Readings,
     describe_machine,
@@ -69,10 +70,7 @@ class TimingReport:
         return ratio_percentiles(self.readings, REFERENCE, clock)
 
     def _milliseconds(self, clock: str) -> dict[str, Percentiles]:
-        return {
-            name: Percentiles.of([1000 * value / self.units for value in values])
-            for name, values in seconds(self.readings, clock).items()
-        }
+        return milliseconds(self.readings, clock, self.units)
 
     def _table(self) -> Table:
         by_clock = {clock: self._ratios(clock) for clock in self.clocks}
@@ -109,18 +107,8 @@ class TimingReport:
             "machine": describe_machine(self.assembly.env.device),
             "teachers": list(self.assembly.env.teacher_names),
             "configuration": self.config.to_yaml(),
-            "methods": {name: self._method(name) for name in self.readings},
+            "methods": by_method(self.readings, self.units),
             **self.values,
-        }
-
-    def _method(self, name: str) -> dict[str, Any]:
-        return {
-            clock: {
-                "ratio": asdict(self._ratios(clock)[name]),
-                "milliseconds": asdict(self._milliseconds(clock)[name]),
-                "seconds_by_round": seconds(self.readings, clock)[name],
-            }
-            for clock in self.clocks
         }
 
     def _draw(self, path: Path) -> None:
@@ -129,10 +117,42 @@ class TimingReport:
         draw_bars(path, self._ratios(clock), title=self.title, label=label)
 
 
+def milliseconds(readings: Numbers, clock: str, units: int = 1) -> dict[str, Percentiles]:
+    """Milliseconds of one of so many equal units of the work, by method."""
+    return {
+        name: Percentiles.of([1000 * value / units for value in values])
+        for name, values in seconds(readings, clock).items()
+    }
+
+
+def by_method(readings: Numbers, units: int = 1) -> dict[str, dict[str, Any]]:
+    """All numbers by method and clock, for JSON: ratios to the reference, and milliseconds."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in readings}
+    for clock in readings[REFERENCE][0]:
+        ratios = ratio_percentiles(readings, REFERENCE, clock)
+        took = milliseconds(readings, clock, units)
+        for name, counted in seconds(readings, clock).items():
+            found[name][clock] = {
+                "ratio": asdict(ratios[name]),
+                "milliseconds": asdict(took[name]),
+                "seconds_by_round": counted,
+            }
+    return found
+
+
 def ratio_cells(spread: Percentiles) -> tuple[str, str]:
     """A spread of ratios as two columns of a table."""
     digits = 2 if spread.median >= 0.1 else 4
     return f"{spread.median:.3f}", f"{spread.low:.{digits}f}-{spread.high:.{digits}f}"
+
+
+def whiskers(spreads: Sequence[Percentiles]) -> tuple[list[float], list[float], list[float]]:
+    """Medians, and how far the percentiles are below and above them."""
+    return (
+        [one.median for one in spreads],
+        [one.median - one.low for one in spreads],
+        [one.high - one.median for one in spreads],
+    )
 
 
 def draw_bars(path: Path, spreads: Mapping[str, Percentiles], *, title: str, label: str) -> None:
@@ -144,25 +164,15 @@ def draw_bars(path: Path, spreads: Mapping[str, Percentiles], *, title: str, lab
         title: Heading.
         label: What the numbers are.
     """
-    named = sorted(spreads.items(), key=lambda pair: pair[1].median)
-    places, medians = range(len(named)), [spread.median for _, spread in named]
-    whiskers = [
-        [spread.median - spread.low for _, spread in named],
-        [spread.high - spread.median for _, spread in named],
-    ]
+    named = dict(sorted(spreads.items(), key=lambda pair: pair[1].median))
+    medians, *around = whiskers(list(named.values()))
     with picture(path, (8, 1.2 + 0.32 * len(named))) as figure:
         axes = figure.subplots()
-        axes.barh(places, medians, xerr=whiskers, capsize=3, color="tab:blue", alpha=0.8)
-        axes.set_yticks(places, [drawn(name) for name, _ in named])
+        places = range(len(named))
+        bars = axes.barh(places, medians, xerr=around, capsize=3, color="tab:blue", alpha=0.8)
+        axes.bar_label(bars, fmt="%.3f", padding=6)
+        axes.set_yticks(places, [drawn(name) for name in named])
         axes.axvline(1, color="grey", linestyle=":")
-        for place, (_, spread) in enumerate(named):
-            axes.annotate(
-                f"{spread.median:.3f}",
-                (spread.high, place),
-                xytext=(6, 0),
-                textcoords="offset points",
-                verticalalignment="center",
-            )
         axes.margins(x=0.12)
         axes.set(title=title, xlabel=label)
         axes.grid(axis="x", alpha=0.3)

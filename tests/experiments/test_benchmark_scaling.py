@@ -89,7 +89,7 @@ def test_axes_from_the_shell(
     assert {point["teachers"] for point in found["points"]} == {2}
     assert set(found["exponents"]) == {"batch", "size"}
     assert all(list(point["methods"]) == ["aver", "pg"] for point in found["points"])
-    values = [point["methods"]["pg"]["CPU"]["seconds_a_step"] for point in found["points"]]
+    values = [point["methods"]["pg"]["CPU"]["milliseconds"] for point in found["points"]]
     assert all(np.isfinite(value["median"]) and value["median"] > 0 for value in values)
 
 

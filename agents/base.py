@@ -116,6 +116,9 @@ class Agent(ABC):
             steps: SGD steps of the student.
             weights: In `WARMUP_WEIGHTS`.
             at_rest: See `learn`.
+
+        Raises:
+            ConfigError: Unknown weights.
         """
         for _ in range(steps):
             at_rest()
@@ -260,7 +263,7 @@ class PolicyAgent(Agent):
         }
 
     def check_env(self, env: MTKDVectorEnv) -> None:
-        """Checks that the policy knows what is seen in an environment."""
+        """Raises a `ConfigError` unless the policy knows what is seen in an environment."""
         # Of many tasks, in which nothing else is seen.
         if not self.shared or not isinstance(env, MTKDVectorEnv):
             return

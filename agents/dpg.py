@@ -78,6 +78,9 @@ class DPGSettings(LearningSettings):
             one-hot the softmax has no gradient.
         passes: Passes over the remembered batches at each update, one step of critic and policy
             each a batch.
+
+    Raises:
+        ConfigError: A value that cannot be used.
     """
 
     critic_lr: float = 1e-3

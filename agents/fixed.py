@@ -23,7 +23,10 @@ class OracleSettings(Settings):
     """Hyperparameters of `oracle`.
 
     Attributes:
-        temperature: τ > 0.
+        temperature: τ.
+
+    Raises:
+        ConfigError: τ is not positive.
     """
 
     temperature: float = 0.2

@@ -74,6 +74,9 @@ class ReinforceSettings(LearningSettings):
         baseline_decay: Factor of the running mean's past at each update, in [0, 1).
         normalize_advantage: Whether advantages are divided by their root mean square.
         entropy_coef: Factor of a bonus on the entropy of the distribution.
+
+    Raises:
+        ConfigError: A value that cannot be used.
     """
 
     lr: float = 2e-3

@@ -16,12 +16,7 @@ from gymnasium.spaces import Space
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
-from stable_baselines3.common.noise import (
-    ActionNoise,
-    NormalActionNoise,
-    OrnsteinUhlenbeckActionNoise,
-    VectorizedActionNoise,
-)
+from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 from stable_baselines3.common.save_util import recursive_getattr
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -193,25 +188,23 @@ def _noises(noise: ActionNoise | None) -> list[ActionNoise]:
     return [] if noise is None else [noise]
 
 
-def _noise_state(noise: ActionNoise | None) -> list[Tensor]:
-    """What correlated noise goes on from, of every sample; nothing of independent noise."""
-    if any(type(one) is not NormalActionNoise for one in _noises(noise)):
-        return [torch.as_tensor(_correlated(one).noise_prev) for one in _noises(noise)]
-    return []
+def _noise_state(noise: ActionNoise | None) -> list[dict[str, Any]]:
+    """What noise goes on from, of every sample."""
+    return [
+        {
+            name: _kept(value, f"{type(one).__name__}.{name}")
+            for name, value in vars(one).items()
+            if not _is_constant(value)
+        }
+        for one in _noises(noise)
+    ]
 
 
-def _correlated(noise: ActionNoise) -> OrnsteinUhlenbeckActionNoise:
-    if not isinstance(noise, OrnsteinUhlenbeckActionNoise):
-        raise ConfigError(
-            f"agent: a checkpoint cannot hold action noise of type {type(noise).__name__}"
-        )
-    return noise
-
-
-def _load_noise_state(noise: ActionNoise | None, state: list[Tensor]) -> None:
+def _load_noise_state(noise: ActionNoise | None, state: list[dict[str, Any]]) -> None:
     """Does nothing before learning has begun, which makes noise for every sample."""
-    for one, saved in zip(_noises(noise), state, strict=False):
-        _correlated(one).noise_prev = saved.numpy().copy()
+    for one, kept in zip(_noises(noise), state, strict=False):
+        for name, saved in kept.items():
+            setattr(one, name, _restored(getattr(one, name), saved))
 
 
 def _noise_matrices(model: BaseAlgorithm) -> Iterator[tuple[str, Any, Tensor]]:

@@ -32,7 +32,7 @@ from mtkd_env.registration import Assembly, assemble, make_env, register_envs
 from mtkd_env.reward import REWARDS
 from mtkd_env.student import Student, StudentDescription, load_student
 from mtkd_env.task_list import Task, TaskList
-from mtkd_env.tasks import TasksVectorEnv, make_tasks_env, register_tasks
+from mtkd_env.tasks import TasksVectorEnv, make_tasks_env
 from mtkd_env.teachers import PoolSpec, StoreSpec, TeacherEnsemble, TeacherSpec
 from mtkd_env.terms import Distillation
 from mtkd_env.types import Batch, DistillState, LossTerms, NetworkOutput, TeacherWeights
@@ -84,7 +84,6 @@ __all__ = [
 __version__ = "0.1.0"
 
 register_envs()
-register_tasks()
 
 
 def __getattr__(name: str) -> Any:

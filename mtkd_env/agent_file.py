@@ -45,7 +45,7 @@ class AgentFile:
     notes: Mapping[str, Any]
 
     def check(self, spaces: Mapping[str, Any]) -> None:
-        """Checks that it fits what it is to be used for; the error names what differs."""
+        """Raises a `ConfigError`, which names what differs, unless it fits what it is used for."""
         differ = [
             name
             for name in dict.fromkeys([*self.spaces, *spaces])
@@ -68,7 +68,11 @@ class AgentFile:
         }
 
     def load_into(self, module: nn.Module, name: str) -> None:
-        """Loads a part, whose tensors have to be those of the module."""
+        """Loads a part.
+
+        Raises:
+            ConfigError: Its tensors are not those of the module; names one.
+        """
         found = self.part(name)
         with errors_of(f"{self.path}: {name}"):
             check_same_tensors(found, module.state_dict())

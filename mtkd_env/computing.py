@@ -55,7 +55,11 @@ class Computing(Options):
         return self.teacher_precision or self.precision
 
     def place(self) -> torch.device:
-        """The device, once it is known to be there and to compute as asked for."""
+        """The device, once it is known to be there and to compute as asked for.
+
+        Raises:
+            ConfigError: It is not, or does not.
+        """
         device = find_device(self.device)
         check_precision(self.precision, device)
         check_compile(self.compile, device)

@@ -312,14 +312,11 @@ def has_own_digest(path: Path) -> bool:
     return path.stem.rpartition("-")[2] == file_digest(path)
 
 
-def load_checkpoint(
-    path: Path, device: torch.device | str = "cpu", *, mapped: bool = False
-) -> dict[str, Any]:
+def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     """Reads what `save_checkpoint` wrote, or safetensors; never runs code from the file.
 
     Args:
         path: The file.
-        device: Where its tensors are to be.
         mapped: Whether the tensors are to stay in the file, from which they are read when used.
 
     Raises:
@@ -328,11 +325,11 @@ def load_checkpoint(
     """
     try:
         if _holds_safetensors(path):
-            return safetensors.torch.load_file(path, str(device))
+            return safetensors.torch.load_file(path)
         with warnings.catch_warnings():
             # Of files that are not torch's own, which are refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
-            content = torch.load(path, map_location=device, weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except torch.OutOfMemoryError:
         raise
     # Bytes that are no checkpoint lead torch's readers into errors of any class.

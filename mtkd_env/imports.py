@@ -271,7 +271,7 @@ def is_in_memory(name: str) -> bool:
 
 
 def check_is_there(name: str, what: str) -> None:
-    """Checks that a name, which may come from a record, is not one that `is_in_memory`."""
+    """Raises a `ConfigError` if a name, which may come from a record, `is_in_memory`."""
     if is_in_memory(name):
         raise ConfigError(
             f"{what}: {name!r} was in the memory of the program that made the run; only a program "
@@ -322,7 +322,7 @@ class Trust:
     names: frozenset[str] | None = frozenset()
 
     def check(self, name: re.Match[str], path: str = "") -> None:
-        """Checks that one name, a match of `NAME`, is to be trusted."""
+        """Raises a `ConfigError` unless one name, a match of `NAME`, is to be trusted."""
         module = _place(name[1])
         package = "" if module.endswith(SUFFIX) else package_of(module)
         if self.names is None or f"{module}:{name[2]}" in self.names or package in PROJECT:

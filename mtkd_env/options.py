@@ -126,7 +126,11 @@ def plain(value: Any) -> Any:
 
 
 def as_fields(kind: type, given: Any, path: str = "") -> dict[str, Any]:
-    """Fields by name, of any form that `build` takes."""
+    """Fields by name, of any form that `build` takes.
+
+    Raises:
+        ConfigError: Something else.
+    """
     if isinstance(given, kind):
         return {name: getattr(given, name) for name in field_names(kind)}
     if isinstance(given, Mapping):
@@ -173,6 +177,9 @@ def fitted(value: Any, annotation: Any, path: str, default: Any = None) -> Any:
         annotation: The type.
         path: Where the value stands, for errors.
         default: Of options, whose parts keep of it what is not said.
+
+    Raises:
+        ConfigError: A value of another type.
     """
     if is_dataclass(annotation) and isinstance(annotation, type):
         return _part(annotation, value, path, default)

@@ -4,7 +4,7 @@ Nothing here is augmented. Who learns from these images, or is paid by them, spe
 as everybody else.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property
 
@@ -53,7 +53,11 @@ class ReferenceImages:
         Raises:
             ConfigError: No image has a label.
         """
-        parts = list(_first(self._labelled(), MOST_LABELLED))
+        parts: list[Batch] = []
+        for batch in self._labelled():
+            parts.append(batch)
+            if sum(len(part.targets) for part in parts) >= MOST_LABELLED:
+                break
         if not parts:
             raise ConfigError("data.labelled: expected at least one image with a label, got none")
         # Without maps as they come: all of them together could take gigabytes.
@@ -134,13 +138,3 @@ class LabelledDraws(RandomNumbers):
             return known
         drawn = torch.randperm(count, generator=self.generator)[:size]
         return self._reference.take(drawn.to(known.targets.device, non_blocking=True))
-
-
-def _first(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """Batches until so many images have come."""
-    seen = 0
-    for batch in batches:
-        if seen >= count:
-            return
-        seen += len(batch.targets)
-        yield batch

@@ -263,7 +263,11 @@ def make_learner(
 
 
 def prior_of(distiller: Distiller, named: Any) -> Prior | None:
-    """Weights that an action adds to: a weighting that `WEIGHTING` finds, or None."""
+    """Weights that an action adds to: a weighting that `WEIGHTING` finds, or None.
+
+    Raises:
+        ConfigError: An unknown name, or something else.
+    """
     return None if named is None else replace(WEIGHTING, what="prior").find(named)(distiller)
 
 
@@ -281,7 +285,7 @@ def load_images(data: DataSpec, teachers: PoolSpec | None = None) -> TrainingSet
 
 
 def check_labels(images: TrainingSet, data: DataSpec, distillation: Distillation) -> None:
-    """Checks that the labels are there that a student's training asks for."""
+    """Raises a `ConfigError` unless the labels are there that a student's training asks for."""
     needing = {
         "data.mixup:": data.mixup,
         "data.cutmix:": data.cutmix,
@@ -380,13 +384,18 @@ def _owner(name: str) -> str:
 
 
 def register_envs() -> None:
-    """Registers `MTKD/Digits-v0` and others, one a dataset; done by importing the package."""
-    for name, dataset in ENV_NAMES.items():
+    """Registers an environment of every dataset, and of tasks; done by importing the package."""
+    entries: dict[str, tuple[str, dict[str, Any]]] = {
+        name: ("mtkd_env.registration:make_env", {"dataset": dataset})
+        for name, dataset in ENV_NAMES.items()
+    }
+    entries["Tasks"] = ("mtkd_env.tasks:make_tasks_env", {})
+    for name, (maker, keywords) in entries.items():
         if f"MTKD/{name}-v0" not in gymnasium.registry:
             gymnasium.register(
                 id=f"MTKD/{name}-v0",
                 entry_point="mtkd_env.registration:refuse_single",
-                vector_entry_point="mtkd_env.registration:make_env",
-                kwargs={"dataset": dataset},
+                vector_entry_point=maker,
+                kwargs=keywords,
                 nondeterministic=torch.cuda.is_available(),
             )

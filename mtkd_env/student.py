@@ -76,7 +76,11 @@ class StudentDescription(Options):
         return self.network if epoch is None else f"{self.network} after epoch {epoch}"
 
     def build(self, *, seed: int = 0) -> Network:
-        """A freshly initialised network of the kind."""
+        """A freshly initialised network of the kind.
+
+        Raises:
+            ConfigError: It cannot be made.
+        """
         channels, height, width = self.preprocessing.image_shape
         return build_network(
             self.network,

@@ -50,7 +50,11 @@ class Task:
     arguments: Mapping[str, Any]
 
     def make(self, progress: Progress | None = None) -> MTKDVectorEnv:
-        """Its environment; teachers that were never trained before are trained now and kept."""
+        """Its environment; teachers that were never trained before are trained now and kept.
+
+        Raises:
+            ConfigError: It cannot be made; names the task.
+        """
         with errors_of(f"task '{self.name}'"):
             return assemble(**self.arguments, progress=progress).env
 
@@ -84,7 +88,11 @@ class TaskFamily:
         return Task(self.name, arguments)
 
     def check(self) -> None:
-        """Builds all options of one of the tasks, to check them, without loading anything."""
+        """Builds all options of one of the tasks, to check them, without loading anything.
+
+        Raises:
+            ConfigError: One that cannot be.
+        """
         if min(self._asked) < 1:
             found = self.draws[MEMBERS]
             raise ConfigError(f"draw.{MEMBERS}: expected at least one teacher, got {found!r}")

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
@@ -22,8 +21,6 @@ from mtkd_env.task_list import HELD_OUT, TRAINING, Task, TaskFamily, TaskList
 from mtkd_env.teachers.preparation import Progress
 from mtkd_env.types import map_tensors
 from mtkd_env.vector import SharedStudentEnv, StepOutcome, StepRecord
-
-ID = "MTKD/Tasks-v0"
 
 
 class TasksVectorEnv(SharedStudentEnv):
@@ -129,7 +126,11 @@ class TasksVectorEnv(SharedStudentEnv):
 
     @property
     def env(self) -> MTKDVectorEnv:
-        """The environment of the task that is there, for agents that act in one after the other."""
+        """The environment of the task that is there, for agents that act in one after the other.
+
+        Raises:
+            ConfigError: It cannot be made; names the task.
+        """
         if self._env is None:
             env = self.task.make(self._progress)
             env.reset(seed=self._student_seed)
@@ -265,13 +266,3 @@ def make_tasks_env(
         warn_of_one(num_envs)
         tasks = TaskList(tasks, num_envs, computing)
     return TasksVectorEnv(tasks, held_out=held_out, progress=progress)
-
-
-def register_tasks() -> None:
-    """Registers `MTKD/Tasks-v0`; done by importing the package."""
-    if ID not in gymnasium.registry:
-        gymnasium.register(
-            id=ID,
-            entry_point="mtkd_env.registration:refuse_single",
-            vector_entry_point="mtkd_env.tasks:make_tasks_env",
-        )

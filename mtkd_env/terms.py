@@ -159,6 +159,9 @@ def combine(
     """The losses of one head, summed with the coefficients of `parse_terms`; zeros without any.
 
     Those that are `known` have been computed already; all have to be (B, M).
+
+    Raises:
+        ConfigError: A loss of another shape.
     """
     shape = len(inputs.targets), len(inputs.teachers.logits)
     total: Tensor | None = None

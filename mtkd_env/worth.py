@@ -90,7 +90,7 @@ class RunningMean:
         if self.value is None:
             self.value = new
         else:
-            # A checkpoint may have been read onto another device.
+            # A checkpoint is read on the host.
             self.value = torch.lerp(self.value.to(new), new, 1 - self._decay)
         return self.value
 

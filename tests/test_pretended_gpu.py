@@ -15,7 +15,7 @@ from agents import AGENTS, build_agent
 from experiments import run
 from experiments.running.log import read_rows
 from mtkd_env import losses
-from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.files import save_checkpoint
 from mtkd_env.weighting import WEIGHTINGS
 from pretended_gpu import pretended_gpu
 from tiny import (
@@ -122,7 +122,7 @@ def test_modules_gradients_and_optimizers_are_where_their_parameters_are(tmp_pat
         ).backward()
         optimizer.step()
         save_checkpoint(tmp_path / "x.pt", optimizer.state_dict())
-        loaded = load_checkpoint(tmp_path / "x.pt", "cuda")
+        loaded = torch.load(tmp_path / "x.pt", map_location="cuda", weights_only=True)
         found = [module.weight, module.weight.grad, optimizer.state[module.weight]]
         found = [*found[:2], found[2]["momentum_buffer"], loaded["state"][0]["momentum_buffer"]]
         assert [one.device for one in found] == [GPU] * 4

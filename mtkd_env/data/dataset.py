@@ -326,7 +326,11 @@ class ImageData(ImageSet[Split]):
         )
 
     def augmented(self, name: str) -> "ImageData":
-        """The same under another augmentation, which may be for images of 1 or 3 channels only."""
+        """The same under another augmentation.
+
+        Raises:
+            ConfigError: It has none of that name, or that is for other images.
+        """
         check_name(AUGMENTATIONS, name, "augmentation")
         if name in DRAWN and self.image_shape[0] not in {1, 3}:
             raise _wrong("augmentation", "images of 1 or 3 channels", self.image_shape[0])
@@ -375,7 +379,7 @@ def _wrong(what: str, expected: str, found: object) -> ConfigError:
 
 
 def check_more_images(data: ImageSet[Split], images: Tensor, targets: Tensor) -> None:
-    """Checks that further training images are of the shape and the classes of a dataset."""
+    """Raises a `ConfigError` unless further training images fit a dataset's shape and classes."""
     _check_images("x_train", images)
     if images.shape[1:] != data.image_shape:
         expected = f"images of shape {data.image_shape} as in {data.name}"
@@ -384,7 +388,7 @@ def check_more_images(data: ImageSet[Split], images: Tensor, targets: Tensor) ->
 
 
 def check_same_length(part: str, images: Tensor, targets: Tensor) -> None:
-    """Checks that there is a label, known or not, for every image."""
+    """Raises a `ConfigError` unless there is a label, known or not, for every image of a part."""
     if len(images) != len(targets):
         raise _wrong(f"y_{part}", f"{len(images)} labels as in x_{part}", len(targets))
 

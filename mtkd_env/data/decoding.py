@@ -62,7 +62,11 @@ class View:
         return self.make(image if self.choose is None else self.choose(image.size).of(image))
 
     def read(self, path: str, *, exif: bool) -> Tensor:
-        """Of an image file, turned as its EXIF data says if `exif`."""
+        """Of an image file, turned as its EXIF data says if `exif`.
+
+        Raises:
+            ConfigError: It cannot be read; names it.
+        """
         return self.make(read_image(path, exif=exif, choose=self.choose))
 
 

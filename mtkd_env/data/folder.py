@@ -69,7 +69,11 @@ def loader(layout: Layout) -> Callable[..., ImageFiles]:
     """Makes a dataset of `root`, `name` and those fields of `ImageFiles` that are `READING`."""
 
     def load(root: str | Path | None = None, name: str | None = None, **reading: Any) -> ImageFiles:
-        """Images in a folder, which is listed; none of them is read."""
+        """Images in a folder, which is listed; none of them is read.
+
+        Raises:
+            ConfigError: Missing folders, classes without images, or a value that cannot be used.
+        """
         if root is None and layout.name is None:
             raise ConfigError("dataset 'folder': missing a required argument: 'root'")
         folder = found_root(None) / str(layout.name) if root is None else user_path(root)

@@ -188,11 +188,19 @@ class ImageFiles(ImageSet[FileSplit]):
         return replace(self, train=train, test=test)
 
     def augmented(self, name: str) -> "ImageFiles":
-        """The same under another augmentation."""
+        """The same under another augmentation.
+
+        Raises:
+            ConfigError: It has none of that name.
+        """
         return replace(self, augmentation=name)
 
     def views(self, split: FileSplit, device: torch.device, view_set: ViewSet) -> Views:
-        """Augmented views of images that worker processes decode."""
+        """Augmented views of images that worker processes decode.
+
+        Raises:
+            ConfigError: Few views of images that occur several times in an epoch.
+        """
         if view_set.count is not None and self.repeats > 1:
             raise ConfigError(
                 f"views: expected none where repeats is {self.repeats}, since all of an image's "

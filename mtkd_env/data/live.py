@@ -71,7 +71,11 @@ class LiveImages(ImageData):
         return replace(images, places=train.places)
 
     def augmented(self, name: str) -> "LiveImages":
-        """The same; to what is drawn nothing is done."""
+        """The same; to what is drawn nothing is done.
+
+        Raises:
+            ConfigError: An augmentation is asked for.
+        """
         if name != NONE:
             raise ConfigError(
                 f"augmentation: expected none, because {self.name} itself draws its images at "

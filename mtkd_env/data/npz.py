@@ -174,6 +174,9 @@ def count_classes(y_train: Tensor, y_test: Tensor) -> int:
     """C, the number of labels; they must be 0 to C - 1.
 
     Where some are missing, a class may be known from the test images alone.
+
+    Raises:
+        ConfigError: They are not.
     """
     known = y_train[y_train != UNKNOWN]
     if len(known) < len(y_train):

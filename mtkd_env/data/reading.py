@@ -186,7 +186,11 @@ def colors(image: Image.Image, *, exif: bool = False) -> Image.Image:
 
 
 def pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """An image as bytes (K, H, W): of one channel if it is grey, else of three; see `colors`."""
+    """An image as bytes (K, H, W): of one channel if it is grey, else of three; see `colors`.
+
+    Raises:
+        ValueError: The range of its numbers is not known.
+    """
     shown = np.asarray(colors(image)).transpose(2, 0, 1)
     grey = image.mode in {"1", "L", "F"} or image.mode.startswith("I")
     return np.ascontiguousarray(shown[:1] if grey else shown)

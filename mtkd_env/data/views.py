@@ -156,6 +156,9 @@ class MemoryViews(Views):
         padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
         view_set: Which of the views are seen.
+
+    Raises:
+        ConfigError: More views than there are.
     """
 
     def __init__(
@@ -225,6 +228,9 @@ class DrawnViews(Views):
     Args:
         crops: The crops and mirrors.
         transform: Changes an image of bytes (K, H, W), by torch's global generator of the CPU.
+
+    Raises:
+        ConfigError: Some views only, which these images do not have.
     """
 
     def __init__(self, crops: MemoryViews, transform: Callable[[Tensor], Tensor]) -> None:

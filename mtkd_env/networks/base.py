@@ -16,7 +16,7 @@ class Network(nn.Module, ABC):
     """An image classifier split at its last feature map.
 
     Networks of the table are made of what is said of each, and then by keyword of `num_classes`,
-    `in_channels` of the images (3 by default) and `width`, a factor > 0 on all their channels.
+    `in_channels` of the images (3 by default) and `width`, a factor on all their channels.
 
     Attributes:
         num_classes: C, the number of logits.
@@ -26,6 +26,9 @@ class Network(nn.Module, ABC):
             it must then not end in a ReLU.
         classifier: The last layer, of networks with the head that there is by default.
         published_names: What tensors are called in checkpoints that others publish.
+
+    Raises:
+        ConfigError: A width that is not positive, of a network of the table.
     """
 
     num_classes: int
@@ -67,13 +70,17 @@ class Network(nn.Module, ABC):
 
 
 def scaled(channels: int, width: float, multiple: int = 1) -> int:
-    """A channel count times a factor > 0, rounded to a multiple, of which it is at least one."""
+    """A channel count times a width factor, rounded to a multiple, of which it is at least one.
+
+    Raises:
+        ConfigError: `width` is not positive.
+    """
     check_positive(width=width)
     return multiple * max(1, round(channels * width / multiple))
 
 
 def check_fixed_width(width: float, name: str) -> None:
-    """Checks that the width factor of a network whose channels are given is 1."""
+    """Raises a `ConfigError` unless the width factor of a network with given channels is 1."""
     if width != 1:
         raise ConfigError(
             f"width: '{name}' has a fixed width, expected 1, found {width}; a student's is set by "

@@ -72,7 +72,7 @@ def trace(model: nn.Module, name: str, layer: str | None = None) -> fx.GraphModu
 
 
 def check_layer(model: nn.Module, layer: str, name: str) -> None:
-    """Checks that a model has a layer of a name."""
+    """Raises a `ConfigError` unless a model has a layer of a name."""
     names = [one for one, _ in model.named_modules() if one]
     if layer not in names:
         hint = did_you_mean(layer, names)
@@ -81,7 +81,11 @@ def check_layer(model: nn.Module, layer: str, name: str) -> None:
 
 
 def layer_node(traced: fx.GraphModule, layer: str, name: str) -> str:
-    """Name of the node that is a layer's last call; the forward has to call it."""
+    """Name of the node that is a layer's last call.
+
+    Raises:
+        ConfigError: The forward pass does not call it.
+    """
     calls = [one.name for one in traced.graph.nodes if one.target == layer]
     if not calls:
         raise ConfigError(f"'{name}': its forward never calls the layer '{layer}'")
@@ -95,6 +99,9 @@ def last_map_node(traced: fx.GraphModule, image_shape: Sequence[int], name: str)
         traced: The model.
         image_shape: (K, H, W) of images that are large enough for the map to have pixels.
         name: The network's name, for errors.
+
+    Raises:
+        ConfigError: The logits are not a linear layer's.
     """
     node = _classifier_node(traced, name)
     # Shapes are all that is needed, so a copy without numbers will do.

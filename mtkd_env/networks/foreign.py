@@ -43,6 +43,9 @@ def tokens(count: int, prefix: int | None = None) -> Layout:
         count: N.
         prefix: Number of tokens before those of the patches; by default what N exceeds the
             nearest smaller square by.
+
+    Raises:
+        ConfigError: The patches are no square.
     """
     before = count - math.isqrt(count) ** 2 if prefix is None else prefix
     side = math.isqrt(count - before)

@@ -62,6 +62,10 @@ def _build(
 def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of weights that a network's library publishes, such as `IMAGENET1K_V1`.
 
+    Args:
+        name: Name of the network.
+        weights: Name of the weights.
+
     Raises:
         ConfigError: There are no weights of that name, or they cannot be downloaded.
     """
@@ -80,16 +84,20 @@ def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
 def published_input(name: str, weights: str | None) -> Mapping[str, Any]:
     """What the images are like that a network's library has trained its weights on.
 
-    `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
+    Returns:
+        `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
     """
     found: Mapping[str, Any] = _of_published("input_of", name, weights) or {}
     return found
 
 
 def published_accuracy(name: str, weights: str | None, class_names: Sequence[str]) -> float | None:
-    """The share of images of these classes that a network's library publishes its weights to get.
+    """The accuracy that a network's library publishes with its weights, as a share.
 
-    None if it publishes no such weights, or their accuracy on images of other classes.
+    Args:
+        name: Name of the network.
+        weights: Name of the weights.
+        class_names: Those of the images; None is published for others.
     """
     found: float | None = _of_published("accuracy_of", name, weights, class_names)
     return found

@@ -48,6 +48,9 @@ def cut_at(found: Any, layer: str | None = None, name: str | None = None) -> Cal
         found: What makes them.
         layer: Name of the layer, as in `named_modules()`.
         name: What errors call it.
+
+    Raises:
+        ConfigError: Something else.
     """
     if isinstance(found, partial) and found.func is _build:
         return found

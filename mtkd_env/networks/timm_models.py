@@ -22,7 +22,11 @@ def _timm() -> Any:
 
 
 class TimmNetwork(ForeignNetwork):
-    """A classifier of timm, in the two parts that timm gives every model; see `_measure`."""
+    """A classifier of timm, in the two parts that timm gives every model; see `_measure`.
+
+    Raises:
+        ConfigError: The classifier cannot take such images.
+    """
 
     def __init__(self, model: nn.Module, *, name: str, image_shape: Sequence[int]) -> None:
         super().__init__()

@@ -114,6 +114,9 @@ def class_positions(
         class_names: Name of each class; empty if they have none.
         num_classes: C.
         key: How messages call them.
+
+    Raises:
+        ConfigError: A class that does not exist, or one twice.
     """
     known = {name: position for position, name in enumerate(class_names)}
     found = []

@@ -71,6 +71,9 @@ def prepare_teachers(
 
     Returns:
         The pool, and how near each int8 teacher is to what it was in float32.
+
+    Raises:
+        ConfigError: A teacher or a store that cannot be.
     """
     cache = cache_folder(computing.cache)
     in_int8 = computing.for_teachers == INT8

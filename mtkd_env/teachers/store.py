@@ -322,7 +322,11 @@ class StoredTeachers:
         return self._views.inputs(index, views, [slice(*pair) for pair in pairwise(ends)])
 
     def fill(self, keys: Int64[Tensor, " N"]) -> None:
-        """Computes what is missing of some keys, which are on the host."""
+        """Computes what is missing of some keys, which are on the host.
+
+        Raises:
+            ConfigError: An output is too large for the store's type.
+        """
         known = self._rows.known(keys)
         if known.all():
             return

@@ -22,6 +22,9 @@ class CAMKD(Weighting):
 
     Args:
         weight_norm: `simplex` or `official`.
+
+    Raises:
+        ConfigError: Unknown `weight_norm`.
     """
 
     needs_label = True

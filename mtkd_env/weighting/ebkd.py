@@ -31,6 +31,9 @@ class EBKD(Weighting):
 
     Args:
         weight_norm: `simplex` or `official`.
+
+    Raises:
+        ConfigError: Unknown `weight_norm`.
     """
 
     def __init__(

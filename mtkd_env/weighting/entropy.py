@@ -17,7 +17,10 @@ class Doubt(Weighting):
     """softmax over the teachers of −s times how much each is doubted, in both heads.
 
     Args:
-        sharpness: s > 0.
+        sharpness: s.
+
+    Raises:
+        ConfigError: A sharpness that is not positive.
     """
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, sharpness: float = 1.0) -> None:

@@ -17,6 +17,9 @@ class Evidence(Weighting):
 
     Args:
         fusion: A name in `FUSIONS`, such as `confidence`, `divergence`, `confidence+divergence`.
+
+    Raises:
+        ConfigError: Unknown fusion.
     """
 
     def __init__(self, distiller: Distiller, *, seed: int = 0, fusion: str) -> None:

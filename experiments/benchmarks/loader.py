@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mtkd_env.data import ImageData, ImageFiles, Split
+from mtkd_env.data import ImageData, ImageFiles
 from mtkd_env.data.decoding import default_workers
 from mtkd_env.data.image_files import FileSplit
+from mtkd_env.data.split import Split
 
 # Channels of images that Pillow knows.
 CHANNELS = (1, 3)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz, own
-from mtkd_env.data.dataset import ImageData, ImageSet
-from mtkd_env.data.image_files import ImageFiles
-from mtkd_env.data.mixing import Mixing
-from mtkd_env.data.split import LabelSpec, Split, Splits
-from mtkd_env.data.stream import BatchStream
+from mtkd_env.data.dataset import ImageData as ImageData
+from mtkd_env.data.dataset import ImageSet as ImageSet
+from mtkd_env.data.image_files import ImageFiles as ImageFiles
+from mtkd_env.data.mixing import Mixing as Mixing
+from mtkd_env.data.split import LabelSpec
+from mtkd_env.data.stream import BatchStream as BatchStream
 from mtkd_env.data.views import ViewSet
 from mtkd_env.errors import (
     ConfigError,
@@ -33,19 +34,6 @@ from mtkd_env.errors import (
 from mtkd_env.files import user_path, whole_path
 from mtkd_env.imports import Kind, Named, name_of
 from mtkd_env.options import Options, typed
-
-__all__ = [
-    "DATASETS",
-    "BatchStream",
-    "DataSpec",
-    "ImageData",
-    "ImageFiles",
-    "ImageSet",
-    "Mixing",
-    "Split",
-    "Splits",
-    "load_training_images",
-]
 
 DATASETS: dict[str, Callable[..., ImageSet[Any]]] = {
     "digits": digits.load,

@@ -20,11 +20,11 @@ from typing import Any
 from mtkd_env.errors import ConfigError, check_arguments, check_positive, did_you_mean
 from mtkd_env.imports import Named, check_is_there, name_of
 from mtkd_env.networks import own
-from mtkd_env.networks.base import Network
+from mtkd_env.networks.base import Network as Network
 from mtkd_env.networks.cnn import CNN
 from mtkd_env.networks.libraries import LIBRARIES, library_model
 from mtkd_env.networks.mobilenet import MobileNetV2
-from mtkd_env.networks.own import cut_at
+from mtkd_env.networks.own import cut_at as cut_at
 from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
 from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet, ResNet50
 from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV1, ShuffleNetV2
@@ -32,17 +32,6 @@ from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.options import Options, typed
 from mtkd_env.seeding import seeded
-
-__all__ = [
-    "NETWORKS",
-    "Network",
-    "StudentSpec",
-    "build_network",
-    "check_network_arguments",
-    "cut_at",
-    "find_network",
-    "has_weights",
-]
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "cnn3": CNN,

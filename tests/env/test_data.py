@@ -16,7 +16,6 @@ from torchvision.transforms import functional as vision
 from fake_datasets import FAKES, IN_MEMORY
 from mtkd_env.data import BatchStream, ImageData, digits, npz
 from mtkd_env.data.augment import Crops, normalize
-from mtkd_env.data.split import Split
 from mtkd_env.errors import ConfigError
 from tiny import assert_same_batches, load_dataset, take
 

@@ -19,14 +19,12 @@ from experiments.comparison.summary import (
     NOTHING,
     POOLS,
     Summary,
-    adjust,
     difference_text,
     interval_text,
     p_text,
     summarize,
     teachers_of,
     text_of,
-    varying_of,
 )
 from experiments.console import console, plain_table
 from experiments.drawing import LENGTH, drawn, picture
@@ -87,19 +85,9 @@ def summaries_of(comparison: Comparison, finished: Finished) -> list[Summary]:
     for result in finished:
         groups.setdefault((result.method, result.setting), {})[result.seeds] = result
     order = [(method, setting) for setting in comparison.settings for method in comparison.methods]
-    return adjust(
-        [
-            summarize(
-                pair,
-                groups[pair],
-                groups.get((comparison.baseline or "", pair[1]), {}),
-                varying_of(finished),
-                comparison.paper.get(pair),
-            )
-            for pair in order
-            if pair in groups
-        ]
-    )
+    baselines = dict.fromkeys(comparison.settings, comparison.baseline or "")
+    ordered = {pair: groups[pair] for pair in order if pair in groups}
+    return list(summarize(ordered, baselines, comparison.paper).values())
 
 
 @dataclass(frozen=True)
@@ -306,27 +294,25 @@ def draw_comparison(comparison: Comparison, summaries: Sequence[Summary], path: 
     size = (3 + 4 * len(groups), 0.8 + rows * (0.8 + 0.32 * len(methods)))
     with picture(path, size) as figure:
         panels = figure.subplots(rows, len(groups), sharey=True, squeeze=False)
-        for axes, (setting, group) in zip(panels[0], groups.items(), strict=True):
-            _draw_means(axes, group, methods, comparison.baseline)
-            axes.set(title=drawn(setting), xlabel=f"{group[0].metric}, last epoch [%]")
-        for axes, group in zip(panels[1:].flat, groups.values(), strict=rows == 2):
-            _draw_differences(axes, group, methods)
-            axes.set(xlabel=f"− {drawn(comparison.baseline or '')} [points]")
+        for axes, (setting, group) in zip(panels.T, groups.items(), strict=True):
+            _draw_means(axes[0], group, methods)
+            axes[0].set(title=drawn(setting), xlabel=f"{group[0].metric}, last epoch [%]")
+            if rows == 2:
+                _draw_differences(axes[1], group, methods)
+                axes[1].set(xlabel=f"− {drawn(comparison.baseline or '')} [points]")
         panels[0, 0].set_yticks(range(len(methods)), [drawn(method) for method in methods])
         panels[0, 0].set_ylim(len(methods) - 0.5, -0.5)
         title = drawn(comparison.title, 2 * LENGTH)
         figure.suptitle(f"{title}: {summaries[0].varying}, mean and 95 % t interval")
 
 
-def _draw_means(
-    axes: Axes, group: Sequence[Summary], methods: Sequence[str], baseline: str | None
-) -> None:
+def _draw_means(axes: Axes, group: Sequence[Summary], methods: Sequence[str]) -> None:
     for summary in group:
         row = methods.index(summary.method)
         values = [100 * value for value in summary.values]
         axes.plot(values, [row] * len(values), "o", color="tab:blue", alpha=0.35, markersize=5)
         _draw_interval(axes, row, summary.last.mean, summary.interval)
-        if summary.method == baseline:
+        if summary.method == summary.baseline:
             axes.axvline(100 * summary.last.mean, color="grey", linestyle=":", zorder=1)
     axes.grid(alpha=0.3)
 
@@ -334,12 +320,10 @@ def _draw_means(
 def _draw_differences(axes: Axes, group: Sequence[Summary], methods: Sequence[str]) -> None:
     """The differences to the baseline; what Holm's correction leaves in colour."""
     for summary in group:
-        if summary.difference is not None:
-            row, colour = (
-                methods.index(summary.method),
-                "tab:red" if summary.is_certain else "black",
-            )
-            _draw_interval(axes, row, summary.difference.mean, summary.difference.interval, colour)
+        if (found := summary.difference) is not None:
+            colour = "tab:red" if summary.is_certain else "black"
+            row = methods.index(summary.method)
+            _draw_interval(axes, row, found.mean, found.interval, colour)
     axes.axvline(0, color="grey", linestyle=":", zorder=1)
     axes.grid(alpha=0.3)
 

@@ -1,6 +1,6 @@
 """What a method came to in a setting: one summary for terminal, CSV, Markdown, picture and page."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,7 +49,7 @@ class Summary:
         slowness: Seconds as a ratio to the baseline's with the same pools and seeds.
         paper: The published figure in %.
         adjusted_p: The difference's p after Holm's correction over all differences that are shown
-            together; see `adjust`.
+            together.
     """
 
     method: str
@@ -76,27 +76,45 @@ class Summary:
         return self.adjusted_p is not None and self.adjusted_p < 1 - CONFIDENCE
 
 
-def varying_of(results: Iterable[RunResult]) -> str:
-    """What varies between runs that are shown together: pools of teachers, or seeds of one."""
-    return POOLS if len({result.pool for result in results}) > 1 else SEEDS
-
-
 def summarize(
+    groups: Mapping[tuple[str, str], Results],
+    baselines: Mapping[str, str],
+    paper: Mapping[tuple[str, str], Spread] = {},
+) -> dict[tuple[str, str], Summary]:
+    """What methods came to that are shown together; p is corrected for all their differences.
+
+    Args:
+        groups: Results by method and setting.
+        baselines: By setting, the method that the others are compared with; may be missing.
+        paper: Published figures in %, by method and setting.
+    """
+    pools = {pool for results in groups.values() for pool, _ in results}
+    found = {
+        pair: _summary(
+            pair,
+            results,
+            groups.get((baselines.get(pair[1], ""), pair[1]), {}),
+            POOLS if len(pools) > 1 else SEEDS,
+            paper.get(pair),
+        )
+        for pair, results in groups.items()
+    }
+    known = {
+        pair: s.difference.p
+        for pair, s in found.items()
+        if s.difference is not None and s.difference.p is not None
+    }
+    corrected = dict(zip(known, holm(list(known.values())), strict=True))
+    return {pair: replace(s, adjusted_p=corrected.get(pair)) for pair, s in found.items()}
+
+
+def _summary(
     labels: tuple[str, str],
     results: Results,
     baseline: Results,
     varying: str,
-    paper: Spread | None = None,
+    paper: Spread | None,
 ) -> Summary:
-    """What a method came to.
-
-    Args:
-        labels: Method and setting.
-        results: Its results.
-        baseline: Those of what it is compared with, which may be the same; empty for none.
-        varying: See `varying_of`.
-        paper: The published figure in %.
-    """
     first = next(iter(results.values()))
     by_pool = varying == POOLS
 
@@ -135,16 +153,6 @@ def _slowness(results: Results, baseline: Results) -> float | None:
         return None
     own, other = (sum(group[seeds].seconds for seeds in common) for group in (results, baseline))
     return own / other if other > 0 else None
-
-
-def adjust(summaries: Sequence[Summary]) -> list[Summary]:
-    """Corrects p for the number of differences among summaries that are shown together."""
-    p_values = [None if s.difference is None else s.difference.p for s in summaries]
-    corrected = iter(holm([p for p in p_values if p is not None]))
-    return [
-        summary if p is None else replace(summary, adjusted_p=next(corrected))
-        for summary, p in zip(summaries, p_values, strict=True)
-    ]
 
 
 # Texts.

@@ -7,12 +7,11 @@ keys of their configurations that differ tell them apart.
 import csv
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from experiments.comparison.statistics import Seeds
-from experiments.comparison.summary import Summary, adjust, summarize, varying_of
+from experiments.comparison.summary import Summary, summarize
 from experiments.config import PLACE, algo_layers
 from experiments.html_report.runs import FinishedRun, describe
 from experiments.running.folder import flat
@@ -167,19 +166,10 @@ def _settings(named: Mapping[str, Sequence[Group]], plans: Mapping[Path, Plan]) 
 
 def summarized(settings: Sequence[Setting]) -> list[Setting]:
     """The settings with a summary of every method, corrected for all differences of the page."""
-    varying = varying_of(run.result for s in settings for group in s.groups for run in group.runs)
-    every = [
-        summarize(
-            (group.method, setting.name),
-            group.results,
-            setting.baseline.results if setting.baseline else {},
-            varying,
-        )
-        for setting in settings
-        for group in setting.groups
-    ]
-    left = iter(adjust(every))
-    return [replace(s, summaries=list(islice(left, len(s.groups)))) for s in settings]
+    groups = {(own.method, s.name): own.results for s in settings for own in s.groups}
+    baselines = {s.name: s.baseline.method for s in settings if s.baseline}
+    found = summarize(groups, baselines)
+    return [replace(s, summaries=[found[own.method, s.name] for own in s.groups]) for s in settings]
 
 
 def _common(runs: Sequence[FinishedRun]) -> dict[str, Any]:

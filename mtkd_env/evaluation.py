@@ -1,15 +1,23 @@
-"""A network's accuracy on a split, for students and teachers alike."""
+"""A network's accuracy on a split, and whether it says anything at all."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mtkd_env import distributed
+from mtkd_env.errors import ConfigError
 from mtkd_env.losses import cross_entropy as cross_entropy_per_sample
 from mtkd_env.precision import FULL, autocast
 from mtkd_env.types import Batch
+
+# What is looked at, in words, and its name in an output.
+OUTPUTS: Mapping[str, str] = {
+    "logits": "logits",
+    "features": "feature",
+    "feature maps": "feature_map",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +44,7 @@ def evaluation_of(
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = FULL) -> Evaluation:
-    """Evaluates a network on a finite iterable of batches on its device; leaves its mode as it was.
+    """A network's result on a finite iterable of unaugmented batches; leaves its mode as it was.
 
     Several processes each give a share of the split and get the result of the whole, so all of them
     have to call this.
@@ -57,3 +65,46 @@ def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = FULL
     correct, cross_entropy, samples, labelled_samples = sums.tolist()
     network.train(was_training)
     return evaluation_of(correct, cross_entropy, samples, labelled_samples)
+
+
+@torch.no_grad()
+def check_outputs(
+    network: nn.Module, batches: Sequence[Batch], precision: str, source: str
+) -> None:
+    """Checks that outputs are numbers that depend on the image.
+
+    Args:
+        network: The teacher.
+        batches: Some images; of several processes, each has its own, or none.
+        precision: What the teacher computes in.
+        source: Where its weights are from, for the message.
+
+    Raises:
+        ConfigError: NaN or infinity came out, or the same logits for different images; in all
+            processes.
+    """
+    network.eval()
+    counts = [_counts(network, batch.inputs, precision) for batch in batches]
+    device = next(network.parameters()).device
+    none = torch.zeros(len(OUTPUTS) + 3, dtype=torch.int64, device=device)
+    *bad, answers, images, size = distributed.total(sum(counts, none)).tolist()
+    for name, count in zip(OUTPUTS, bad, strict=True):
+        if count:
+            raise ConfigError(
+                f"{source} gives NaN or infinite {name} in {precision} for {count} of {size} images"
+            )
+    if images and not answers:
+        raise ConfigError(f"{source} gives the same logits for {size} different images")
+
+
+def _counts(network: nn.Module, inputs: Tensor, precision: str) -> Tensor:
+    """How many images have a part that is not finite; other logits, or pixels, than the first."""
+    with autocast(precision, inputs.device):
+        output = network(inputs)
+    finite = [getattr(output, name).flatten(1).isfinite().all(1) for name in OUTPUTS.values()]
+    rows = [~one for one in finite] + [_differs(output.logits), _differs(inputs)]
+    return torch.stack([*rows, torch.ones_like(rows[0])]).sum(1)
+
+
+def _differs(rows: Tensor) -> Tensor:
+    return (rows != rows[:1]).flatten(1).any(1)

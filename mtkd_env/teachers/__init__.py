@@ -1,8 +1,7 @@
 """Frozen teachers: how they are made, kept, and asked about a batch all at once.
 
 - `pool.py`: a pool from its description, each teacher by `training.py` or a file (`weights.py`);
-  `parts.py`: the images that it was raised on; `inputs.py`: what it sees of the student's;
-  `outputs.py`: a first look at what it says.
+  `parts.py`: the images that it was raised on; `inputs.py`: what it sees of the student's.
 - `ensemble.py`: all of them behind one call; `store.py`: what they said before;
   `quantization.py`: in int8.
 - `preparation.py`: all of that, for a student, and about several batches at once.

@@ -27,7 +27,7 @@ from mtkd_env.errors import (
     check_positive,
     errors_of,
 )
-from mtkd_env.evaluation import Evaluation, evaluate
+from mtkd_env.evaluation import Evaluation, check_outputs, evaluate
 from mtkd_env.files import (
     cache_folder,
     digest_of,
@@ -45,7 +45,6 @@ from mtkd_env.precision import FULL
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers.ensemble import TeacherEnsemble, check_teacher_names, own_targets
 from mtkd_env.teachers.inputs import InputSpec, teacher_view
-from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
 from mtkd_env.teachers.store import StoreSpec
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher

@@ -12,7 +12,7 @@ import yaml
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.evaluation import evaluate
+from mtkd_env.evaluation import check_outputs, evaluate
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
@@ -25,7 +25,6 @@ from mtkd_env.teachers import (
     class_means,
     load_pool_spec,
 )
-from mtkd_env.teachers.outputs import check_outputs
 from mtkd_env.teachers.pool import own_images
 from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
 from mtkd_env.types import Batch

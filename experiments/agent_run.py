@@ -157,7 +157,7 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
         progress: What it tells while it goes on.
     """
 
-    program = "train_agent.py"
+    program = "mtkd train-agent"
     result_type = AgentResult
     lines = (ROWS,)
     clock = "student"

@@ -1,9 +1,9 @@
 """Measures what methods cost, and what rewards are worth.
 
-python experiments/benchmark.py --what step --variant "half=--precision bf16" --json runs/step.json
-python experiments/benchmark.py --what agents --methods pg,ppo --rounds 5
-python experiments/benchmark.py --what scaling --axes teachers,batch
-python experiments/benchmark.py --what reward-signal --teachers my_pool.yaml --epochs 0,5
+mtkd benchmark --what step --variant "half=--precision bf16" --json runs/step.json
+mtkd benchmark --what agents --methods pg,ppo --rounds 5
+mtkd benchmark --what scaling --axes teachers,batch
+mtkd benchmark --what reward-signal --teachers my_pool.yaml --epochs 0,5
 """
 
 import json
@@ -29,9 +29,9 @@ OPTIONAL = ("methods", "steps", "epochs", "variant", "axes")
 def _parser() -> Parser:
     about = "\n".join(f"  {name:14} {entry.about}" for name, entry in BENCHMARKS.items())
     parser = Parser(
-        prog="benchmark.py",
+        prog="mtkd benchmark",
         description=f"{__doc__}\nwhat can be measured:\n{about}",
-        epilog="Every other flag is one of run.py: --data.dataset npz --student.network ...; ",
+        epilog="Every other flag is one of mtkd run: --data.dataset npz --student.network ...; ",
     )
     parser.add_argument("--what", required=True, help="what to measure: " + ", ".join(BENCHMARKS))
     parser.add_argument("--methods", type=names, help="only these: aver,camkd,mmkd")
@@ -46,7 +46,7 @@ def _parser() -> Parser:
         "--variant",
         action="append",
         metavar="NAME=FLAGS",
-        help="step: measure every method with these flags of run.py too, in the same run; may be "
+        help="step: measure every method with these flags of mtkd run too, in the same run; may be "
         'given several times: --variant "wide=--student.width 0.5"',
     )
     parser.add_argument(
@@ -61,7 +61,7 @@ def _parser() -> Parser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Namespace, list[str]]:
-    """The program's own arguments, and the flags of run.py.
+    """The program's own arguments, and the flags of mtkd run.
 
     Raises:
         ConfigError: A value that cannot be used, or a flag that is said in another way here.

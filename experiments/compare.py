@@ -1,11 +1,11 @@
 r"""Compares methods over settings, seeds and pools of teachers, as a YAML file describes them.
 
-python experiments/compare.py table1
-python experiments/compare.py experiments/configs/benchmark/table1.yaml --jobs 2 --seeds 0,1,2
-python experiments/compare.py robustness --methods pg,aver --optimizer.epochs 60
-python experiments/compare.py table1 --executor ray --address auto --gpus-per-run 0.5
-python experiments/compare.py table1 --status
-python experiments/compare.py table4 --data COCO --settings '*_resnet18' \
+mtkd compare table1
+mtkd compare experiments/configs/benchmark/table1.yaml --jobs 2 --seeds 0,1,2
+mtkd compare robustness --methods pg,aver --optimizer.epochs 60
+mtkd compare table1 --executor ray --address auto --gpus-per-run 0.5
+mtkd compare table1 --status
+mtkd compare table4 --data COCO --settings '*_resnet18' \
     --weights baseline:resnet18=EXPORT1 --weights mtkd_rl:resnet18=EXPORT2
 torchrun --nproc-per-node 8 experiments/compare.py table5 --data CITYSCAPES ...
 
@@ -50,9 +50,9 @@ RAY_FLAGS = ("address", "cpus_per_run", "gpus_per_run")
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="compare.py",
+        prog="mtkd compare",
         description=__doc__,
-        epilog="Every other flag is one of run.py, detection.py or segmentation.py, for all runs: "
+        epilog="Every other flag is one of mtkd run, or mtkd transfer, for all runs: "
         "--optimizer.epochs 60 ...; ",
     )
     parser.add_argument("file", help="YAML file, or the name of one in configs")

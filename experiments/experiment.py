@@ -179,7 +179,7 @@ class DistillationRun(Training[Result]):
         progress: What it tells while it goes on.
     """
 
-    program = "run.py"
+    program = "mtkd run"
     result_type = Result
     lines = (ROWS, BREAKDOWN)
     clock = "epoch"

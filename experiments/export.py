@@ -1,7 +1,7 @@
 """Exports a finished run's student, as a whole or without its classifier.
 
-python experiments/export.py runs/imagenet_pg_seed0_20260131-120000 --to onnx
-python experiments/export.py runs/imagenet_pg_seed0_20260131-120000 --to backbone --output resnet34
+mtkd export runs/imagenet_pg_seed0_20260131-120000 --to onnx
+mtkd export runs/imagenet_pg_seed0_20260131-120000 --to backbone --output resnet34
 
 Neither data nor teachers are needed. A whole student takes normalised images, of which the .json
 file beside it tells; its logits are compared with the original's on images of the run before the
@@ -124,7 +124,7 @@ def comparable_images(run: Path, student: Student, given: Path | None) -> Tensor
 
 
 def _parser() -> Parser:
-    parser = students_parser("export.py", __doc__)
+    parser = students_parser("mtkd export", __doc__)
     forms = "".join(f"; {name}: {form.about}" for name, form in FORMATS.items())
     parser.add_argument(
         "--to",

@@ -1,7 +1,7 @@
 """Checks this package on one GPU and measures it there: a JSON file and a page, in ten minutes.
 
-python experiments/gpu_check.py --folder gpu_check
-python experiments/gpu_check.py --device cpu --quick
+mtkd gpu-check --folder gpu_check
+mtkd gpu-check --device cpu --quick
 
 Needs no network. What fails is named, and the rest goes on. `--quick` measures as little as there
 is to measure, to see that all of it works.
@@ -228,7 +228,7 @@ def check(checks: Checks, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _arguments(argv: Sequence[str]) -> Namespace:
-    parser = Parser(prog="gpu_check.py", description=__doc__, epilog="")
+    parser = Parser(prog="mtkd gpu-check", description=__doc__, epilog="")
     parser.add_argument("--folder", type=path_argument, default=Path("gpu_check"), help="results")
     parser.add_argument("--device", default="cuda", help="where to compute")
     parser.add_argument("--quick", action="store_true", help="measure as little as possible")

@@ -1,7 +1,7 @@
 """Lets a finished run's student classify images: a CSV file with the class and all probabilities.
 
-python experiments/predict.py runs/digits_ppo_seed0_20260131-120000 my_images
-python experiments/predict.py runs/digits_ppo_seed0_20260131-120000 a.png b.png --output two.csv
+mtkd predict runs/digits_ppo_seed0_20260131-120000 my_images
+mtkd predict runs/digits_ppo_seed0_20260131-120000 a.png b.png --output two.csv
 
 Folders are searched to the bottom, without hidden files. An image that cannot be read is left out,
 and named at the end. Neither data nor teachers are needed.
@@ -147,7 +147,7 @@ def students_parser(prog: str, description: str | None) -> Parser:
 
 
 def _parser() -> Parser:
-    parser = students_parser("predict.py", __doc__)
+    parser = students_parser("mtkd predict", __doc__)
     parser.add_argument(
         "images", type=path_argument, nargs="+", help="images, or folders that are searched"
     )

@@ -1,7 +1,7 @@
 """Writes one HTML page about all finished runs below a folder.
 
-python experiments/report.py runs
-python experiments/report.py runs/table1 --output table1.html
+mtkd report runs
+mtkd report runs/table1 --output table1.html
 
 The page stands alone: it opens from disk, without a network, and prints.
 """
@@ -21,7 +21,7 @@ FILE = "report.html"
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="report.py",
+        prog="mtkd report",
         description=__doc__,
     )
     parser.add_argument(

@@ -1,8 +1,8 @@
 """Trains a student under one method, or under several with commas between them, side by side.
 
-python experiments/run.py --algo ppo
-python experiments/run.py --algo pg,ppo,aver --optimizer.epochs 60 --seed 1
-python experiments/run.py --resume runs/digits_ppo_seed0_20260131-120000
+mtkd run --algo ppo
+mtkd run --algo pg,ppo,aver --optimizer.epochs 60 --seed 1
+mtkd run --resume runs/digits_ppo_seed0_20260131-120000
 torchrun --nproc-per-node 2 experiments/run.py --recipe cifar100_shufflenetv2 --algo pg
 """
 

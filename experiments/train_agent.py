@@ -1,9 +1,9 @@
 """Lets an agent learn once, over many tasks, for pools of teachers that it has never seen.
 
-python experiments/train_agent.py --tasks experiments/configs/tasks/specialists.yaml --algo pg
-python experiments/train_agent.py --resume runs/agents/specialists_pg_seed0
+mtkd train-agent --tasks experiments/configs/tasks/specialists.yaml --algo pg
+mtkd train-agent --resume runs/agents/specialists_pg_seed0
 
-The run's folder holds the agent, for `--algo pretrained --agent.load FOLDER` of run.py.
+The run's folder holds the agent, for `--algo pretrained --agent.load FOLDER` of mtkd run.
 """
 
 import sys
@@ -22,7 +22,7 @@ from experiments.running.folder import CONFIG
 from mtkd_env.files import user_path
 from mtkd_env.imports import TRUST, trust_of
 
-PROGRAM = "train_agent.py"
+PROGRAM = "mtkd train-agent"
 
 ABOUT = (
     "Lets an agent learn over many tasks, a student each. Layers, later ones win: "

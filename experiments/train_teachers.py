@@ -1,8 +1,8 @@
 """Trains the teachers of a pool and keeps them, so that runs find them.
 
-python experiments/train_teachers.py --teachers experiments/configs/pool/digits_permuted.yaml
+mtkd train-teachers --teachers experiments/configs/pool/digits_permuted.yaml
 
-Takes the flags of run.py, so that what it trains is what a run with the same flags looks for.
+Takes the flags of mtkd run, so that what it trains is what a run with the same flags looks for.
 Interrupted, it goes on at the last finished epoch when called again.
 """
 
@@ -51,7 +51,7 @@ def pool_table(pool: TeacherPool) -> Table:
 def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
     out = console()
-    config = parse_arguments(argv, "train_teachers.py")[0]
+    config = parse_arguments(argv, "mtkd train-teachers")[0]
     pool = train(config, out)
     out.print(pool_table(pool))
     out.print(f"kept in {cache_folder(config.cache) / 'teachers'}", soft_wrap=True)

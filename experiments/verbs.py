@@ -1,8 +1,4 @@
-"""The verbs of the command `mtkd`, and what programs are called when they are named in a text."""
-
-import re
-import sys
-from pathlib import Path
+"""The verbs of the command `mtkd`."""
 
 COMMAND = "mtkd"
 
@@ -29,19 +25,3 @@ VERBS = {
 
 # First words of verbs of two words.
 GROUPS = {verb.partition(" ")[0] for verb in VERBS if " " in verb}
-
-# The verbs by the files that are the same programs, and how texts name those files.
-FILES = {f"{module.rpartition('.')[2]}.py": verb for verb, (module, _) in VERBS.items()}
-NAMED = re.compile(
-    rf"(?:python experiments/(?:transfer/)?|(?<![\w/.]))({'|'.join(map(re.escape, FILES))})\b"
-)
-
-
-def as_called(text: str) -> str:
-    """A text that names programs by their files, as somebody who called the command knows them.
-
-    `run.py --resume F` and `python experiments/run.py --resume F` become `mtkd run --resume F`.
-    """
-    if Path(sys.argv[0]).stem != COMMAND:
-        return text
-    return NAMED.sub(lambda named: f"{COMMAND} {FILES[named[1]]}", text)

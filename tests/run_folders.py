@@ -27,7 +27,7 @@ def write_run(
 
     Args:
         folder: Its folder.
-        flags: Its configuration, as flags of run.py.
+        flags: Its configuration, as flags of mtkd run.
         accuracies: Test accuracy of every epoch.
         recorded: Whether it has a breakdown, a gallery and coefficients of the fusion.
         weights: Mean weights in every epoch.

@@ -23,7 +23,7 @@ class Request:
     """What the command line asks of a benchmark.
 
     Attributes:
-        flags: The flags of run.py.
+        flags: The flags of mtkd run.
         methods: What to compare; by default what the benchmark is about.
         steps: SGD steps that a method does in a round.
         rounds: Number of rounds.
@@ -53,7 +53,7 @@ class Request:
             ConfigError: An unknown name, key or value.
         """
         algos = ["--algo", ",".join(methods)]
-        configs = parse_arguments([*self.flags, *flags, *algos], "benchmark.py")
+        configs = parse_arguments([*self.flags, *flags, *algos], "mtkd benchmark")
         for config in configs:
             config.check_agent()
         return dict(zip(methods, configs, strict=True))

@@ -22,7 +22,7 @@ class Variant:
 
     Attributes:
         name: What it is called; empty for the methods as they are.
-        flags: Flags of run.py that come last.
+        flags: Flags of mtkd run that come last.
     """
 
     name: str = ""
@@ -49,7 +49,7 @@ def parse_variants(texts: Sequence[str]) -> list[Variant]:
 
 def _parse(text: str) -> Variant:
     name, _, rest = (part.strip() for part in text.partition("="))
-    expected = f"--variant: expected NAME=FLAGS with flags of run.py, got '{text}'"
+    expected = f"--variant: expected NAME=FLAGS with flags of mtkd run, got '{text}'"
     if not name or name.startswith("-"):
         raise ConfigError(expected)
     try:

@@ -62,7 +62,7 @@ class Distillation(Kind):
             *algo_layers(algo),
             self._layer(entry, f"methods.{entry.method}", own),
         ]
-        config = build_config(algo, layers, given, recipe=recipe, program="compare.py")
+        config = build_config(algo, layers, given, recipe=recipe, program="mtkd compare")
         with errors_of(f"{entry.path}: methods.{entry.method}"):
             config.check_agent()
         return config

@@ -14,7 +14,6 @@ from experiments.config import CONFIGS, read_yaml
 from experiments.executors import Task
 from experiments.running.log import ROWS
 from experiments.running.result import RunResult, read_result
-from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError, check_name, errors_of
 from mtkd_env.files import name_in_path, path_or_name, user_path
 
@@ -173,8 +172,7 @@ class _Reader:
         self._content = read_yaml(path, "comparison")
         with errors_of(path):
             if what := self._content.get("benchmark"):
-                program = as_called("python experiments/benchmark.py")
-                raise ConfigError(f"a benchmark, not a comparison: {program} --what {what}")
+                raise ConfigError(f"a benchmark, not a comparison: mtkd benchmark --what {what}")
             for key in self._content:
                 check_name(KEYS, str(key), "key")
             self._kind = find_kind(str(self._content.get("kind", DISTILLATION)))

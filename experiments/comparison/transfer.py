@@ -34,7 +34,7 @@ class Transfer(Kind):
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
         own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
         with errors_of(entry.path):
-            config, _ = parse(self.run_type.config_type, [*recipe, *own], "compare.py")
+            config, _ = parse(self.run_type.config_type, [*recipe, *own], "mtkd compare")
         path = entry.of_method.get(config.backbone)
         if path is None:
             raise ConfigError(

@@ -13,7 +13,6 @@ from agents import AGENTS
 from agents.base import WARMUP_WEIGHTS
 from experiments.config.experiment import ExperimentConfig
 from experiments.config.layers import Layer, merged, shipped_methods, shipped_recipes
-from experiments.verbs import as_called
 from mtkd_env.compilation import MODES
 from mtkd_env.data import DATASETS
 from mtkd_env.env import CHOICES
@@ -59,7 +58,7 @@ def show_help(kind: type, layers: Iterable[Layer], program: str, about: str) -> 
         about: What is said of it.
     """
     parser = ArgumentParser(
-        prog=as_called(program),
+        prog=program,
         description=f"{about} --debug shows where an error came from.",
         default_env=False,
     )

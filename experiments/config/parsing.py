@@ -153,7 +153,7 @@ def _names(text: str) -> list[str]:
     return names
 
 
-def parse_arguments(argv: Sequence[str], program: str = "run.py") -> list[ExperimentConfig]:
+def parse_arguments(argv: Sequence[str], program: str = "mtkd run") -> list[ExperimentConfig]:
     """The configurations that a command line asks for: one for each method in `--algo`.
 
     Args:
@@ -182,7 +182,7 @@ def build_config(
     flags: Flags,
     *,
     recipe: str | None = None,
-    program: str = "run.py",
+    program: str = "mtkd run",
 ) -> ExperimentConfig:
     """The configuration of one method: the layers, then the `--config` files, then the flags.
 

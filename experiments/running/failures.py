@@ -15,7 +15,6 @@ import torch
 
 from experiments.executors.base import one_line
 from experiments.running.signals import Stopped, Terminated, forget_output, terminable
-from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
 from mtkd_env.imports import EXTRAS
@@ -48,16 +47,12 @@ class Parser(ArgumentParser):
 
     def __init__(self, prog: str, description: str | None, epilog: str = "") -> None:
         super().__init__(
-            prog=as_called(prog),
+            prog=prog,
             description=description,
             epilog=f"{epilog}{DEBUG} shows where an error came from.",
             formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-
-    def format_help(self) -> str:
-        """Names the programs as they are called."""
-        return as_called(super().format_help())
 
     def error(self, message: str) -> NoReturn:
         """Does not end the program itself."""

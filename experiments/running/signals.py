@@ -10,7 +10,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self
 
-from experiments.verbs import as_called
 from mtkd_env.errors import ConfigError
 
 
@@ -24,7 +23,7 @@ class Stopped(KeyboardInterrupt):
         program: The program that goes on with it.
     """
 
-    def __init__(self, number: int, folder: str, step: int, program: str = "run.py") -> None:
+    def __init__(self, number: int, folder: str, step: int, program: str = "mtkd run") -> None:
         super().__init__(number, folder, step, program)
         self.number = number
         self.folder = folder
@@ -138,4 +137,4 @@ def way_back(program: str, folder: Path) -> Iterator[None]:
 
 
 def _on(program: str, folder: str | Path) -> str:
-    return f"to go on: {as_called(program)} --resume {folder}"
+    return f"to go on: {program} --resume {folder}"

@@ -1,10 +1,10 @@
 r"""Trains a detector that begins with a distilled backbone, and measures its mean AP.
 
-python experiments/transfer/detection.py --recipe coco_2x --data ROOT --output DIR \
+mtkd transfer detection --recipe coco_2x --data ROOT --output DIR \
     --model mask_rcnn --backbone resnet18 --weights EXPORT/backbone.safetensors
-python experiments/transfer/detection.py --data ROOT --train shapes_train --val shapes_val \
+mtkd transfer detection --data ROOT --train shapes_train --val shapes_val \
     --output DIR --model retinanet --min_size 128 --max_size 128 --schedule.epochs 12
-python experiments/transfer/detection.py --resume DIR
+mtkd transfer detection --resume DIR
 torchrun --nproc-per-node 8 experiments/transfer/detection.py --recipe coco_2x ...
 
 ROOT holds COCO or something in its format; see `coco`.
@@ -157,7 +157,7 @@ def _check_splits(train: CocoSplit, val: CocoSplit) -> None:
 class DetectionRun(TaskRun[DetectionConfig]):
     """The training of a detector."""
 
-    program = "detection.py"
+    program = "mtkd transfer detection"
     config_type = DetectionConfig
 
     def make_task(self) -> DetectionTask:

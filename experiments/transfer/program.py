@@ -51,7 +51,7 @@ class TransferConfig(RunConfig):
         recipe: Name of an experiment of the paper, which selects configs/transfer/<recipe>.yaml, or
             a YAML file.
         backbone: resnet18, resnet34 or resnet50.
-        weights: The backbone's tensors, as export.py wrote them; at random by default.
+        weights: The backbone's tensors, as mtkd export wrote them; at random by default.
         batch_size: Images in a batch, those of all processes together.
         schedule: How the network is trained.
         evaluate_every: Epochs between two evaluations; 0 for none but the one at the end.

@@ -1,10 +1,10 @@
 """Trains a segmenter that begins with a distilled backbone, and measures its mean IoU.
 
-python experiments/transfer/segmentation.py --recipe cityscapes --data ROOT --output DIR
+mtkd transfer segmentation --recipe cityscapes --data ROOT --output DIR
     --weights EXPORT/backbone.safetensors
-python experiments/transfer/segmentation.py --dataset folder --classes 4 --data ROOT --output DIR
+mtkd transfer segmentation --dataset folder --classes 4 --data ROOT --output DIR
     --model pspnet --backbone resnet18 --crop '[64, 64]' --schedule.iterations 400
-python experiments/transfer/segmentation.py --resume DIR
+mtkd transfer segmentation --resume DIR
 torchrun --nproc-per-node 8 experiments/transfer/segmentation.py --recipe ade20k ...
 """
 
@@ -255,7 +255,7 @@ def scores(matrix: Int64[Tensor, "K K"]) -> dict[str, float]:
 class SegmentationRun(TaskRun[SegmentationConfig]):
     """The training of a segmenter."""
 
-    program = "segmentation.py"
+    program = "mtkd transfer segmentation"
     config_type = SegmentationConfig
 
     def make_task(self) -> SegmentationTask:

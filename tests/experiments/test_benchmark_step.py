@@ -116,7 +116,7 @@ def test_variants_are_names_and_flags() -> None:
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["wide"], "--variant: expected NAME=FLAGS with flags of run.py, got 'wide'"),
+        (["wide"], "--variant: expected NAME=FLAGS with flags of mtkd run, got 'wide'"),
         (["--student.width=0.5"], "expected NAME=FLAGS"),
         (["=--seed 1"], "expected NAME=FLAGS"),
         (["a=0.5"], "expected NAME=FLAGS"),

@@ -270,7 +270,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 def test_a_stopped_run_says_how_to_go_on(number: int, code: int) -> None:
     stopped = Stopped(number, "runs/one", 7)
     assert stopped.code == code
-    assert str(stopped) == "stopped after step 7; to go on: run.py --resume runs/one"
+    assert str(stopped) == "stopped after step 7; to go on: mtkd run --resume runs/one"
     # Programs that know nothing of it take it for Ctrl-C.
     with suppress(KeyboardInterrupt):
         raise stopped

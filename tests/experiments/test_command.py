@@ -9,14 +9,9 @@ import pytest
 import mtkd
 from experiments import command
 from experiments.command import main
-from experiments.verbs import COMMAND, FILES, GROUPS, VERBS, as_called
+from experiments.verbs import COMMAND, GROUPS, VERBS
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def _called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{COMMAND}"])
 
 
 def test_the_console_script_is_declared() -> None:
@@ -35,7 +30,6 @@ def test_every_program_has_a_verb() -> None:
     assert {str(path) for path in programs - others} == modules
 
 
-@pytest.mark.usefixtures("_called")
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_its_program(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -43,7 +37,7 @@ def test_a_verb_is_its_program(verb: str, capsys: pytest.CaptureFixture[str]) ->
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert f"usage: {COMMAND} {verb} " in shown
-    assert not [file for file in FILES if f"python experiments/{file}" in shown]
+    assert "python experiments/" not in shown
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -105,25 +99,3 @@ def test_listing_the_verbs_imports_no_program() -> None:
         "assert not {'torch', 'numpy', 'mtkd_env'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-
-
-TEXTS = {
-    "run.py --resume runs/x": "mtkd run --resume runs/x",
-    "python experiments/run.py --algo ppo": "mtkd run --algo ppo",
-    "python experiments/transfer/detection.py": "mtkd transfer detection",
-    "python experiments/train_teachers.py": "mtkd train-teachers",
-    "torchrun experiments/run.py": "torchrun experiments/run.py",
-    "squares.py, my_run.py, run.pyc": "squares.py, my_run.py, run.pyc",
-}
-
-
-@pytest.mark.usefixtures("_called")
-@pytest.mark.parametrize("text", TEXTS)
-def test_texts_name_programs_as_they_are_called(text: str) -> None:
-    assert as_called(text) == TEXTS[text]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_texts_stay_where_a_file_is_called(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["experiments/run.py"])
-    assert as_called(text) == text

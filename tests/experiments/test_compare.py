@@ -347,7 +347,7 @@ def test_help_names_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
         compare.main(["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    flags = ("--jobs", "--output", "--seeds", "--methods", "--settings", "run.py", "--status")
+    flags = ("--jobs", "--output", "--seeds", "--methods", "--settings", "mtkd run", "--status")
     for flag in (*flags, "--executor", "--address", "--gpus-per-run", "--retries"):
         assert flag in shown
 

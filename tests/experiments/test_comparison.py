@@ -107,7 +107,7 @@ def test_the_number_of_teachers_changes_nothing_else() -> None:
 
 
 def test_what_is_no_comparison_says_how_it_is_measured() -> None:
-    with pytest.raises(ConfigError, match=r"benchmark\.py --what agents"):
+    with pytest.raises(ConfigError, match=r"mtkd benchmark --what agents"):
         shipped(COSTS)
 
 

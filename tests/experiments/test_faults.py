@@ -132,10 +132,10 @@ def test_what_is_known_of_the_way_back_is_part_of_the_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device")
-    error.add_note("to go on: run.py --resume runs/x")
+    error.add_note("to go on: mtkd run --resume runs/x")
     failures.run_program(raising(error), [], "nothing")
     shown = capsys.readouterr().err
-    assert shown.endswith("the disk is full; to go on: run.py --resume runs/x\n")
+    assert shown.endswith("the disk is full; to go on: mtkd run --resume runs/x\n")
 
 
 def test_an_interruption_says_what_it_leaves(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,7 +274,7 @@ class Undisturbed:
             finished = (folders[0] / "result.json").exists()
             some = any((folders[0] / "checkpoints").glob("step-*"))
             kept = "finished" if finished else "checkpoint" if some else "from its beginning"
-            assert finished or code == 0 or f"run.py --resume {folders[0]}" in said
+            assert finished or code == 0 or f"mtkd run --resume {folders[0]}" in said
             assert run.main(["--resume", str(folders[0])]) == 0
         (folder,) = [path for path in output.glob("*") if (path / "result.json").exists()]
         assert_same(self.folder, folder)

@@ -526,7 +526,7 @@ def test_a_stopped_program_says_how_to_go_on(
     monkeypatch.setattr(run.ConsoleProgress, "step", stopping)
     assert run.main(["--config", small, "--algo", "pg", "--output", str(tmp_path)]) == 143
     (folder,) = tmp_path.iterdir()
-    expected = f"stopped after step 2; to go on: run.py --resume {folder}\n"
+    expected = f"stopped after step 2; to go on: mtkd run --resume {folder}\n"
     assert capsys.readouterr().err.endswith(expected)
     monkeypatch.undo()
     assert run.main(["--resume", str(folder)]) == 0

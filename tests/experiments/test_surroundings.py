@@ -123,5 +123,5 @@ def test_a_run_into_a_closed_pipe_leaves_a_checkpoint(tmp_path: Path) -> None:
         said = process.stderr.read().decode()
     assert process.returncode == 143
     (folder,) = tmp_path.glob("digits_aver*")
-    assert said.endswith(f"to go on: run.py --resume {folder}\n")
+    assert said.endswith(f"to go on: mtkd run --resume {folder}\n")
     assert list(folder.glob("checkpoints/step-*"))

@@ -96,7 +96,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, algo: 
     expected = AgentRun(settings, Told()).complete(tmp_path / "whole")
     with pytest.raises(Stopped) as stopped:
         AgentRun(settings, Told(stop_after=1)).complete(tmp_path / "run")
-    assert "train_agent.py --resume" in str(stopped.value)
+    assert "mtkd train-agent --resume" in str(stopped.value)
     found = AgentRun(settings, Told()).complete(tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     assert found.updates == expected.updates

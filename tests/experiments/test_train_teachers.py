@@ -141,4 +141,4 @@ def test_flags_come_from_the_command_line(
     with pytest.raises(SystemExit) as ended:
         train_teachers.main(["--help"])
     assert ended.value.code == 0
-    assert "usage: train_teachers.py" in capsys.readouterr().out
+    assert "usage: mtkd train-teachers" in capsys.readouterr().out

@@ -522,7 +522,7 @@ def test_wrong_flags_end_the_program_with_a_line(
 )
 def test_recipes_are_those_of_the_paper(recipe: str, model: str, lr: float) -> None:
     flags = ["--recipe", recipe, "--data", "coco", "--output", "run"]
-    config, resume = parse(DetectionConfig, flags, "detection.py")
+    config, resume = parse(DetectionConfig, flags, "mtkd transfer detection")
     assert not resume
     assert config.model == model
     assert config.batch_size == 8

@@ -648,7 +648,7 @@ def test_recipes_are_those_of_the_paper(
     recipe: str, lr: float, batch: int, crop: tuple[int, int]
 ) -> None:
     flags = ["--recipe", recipe, "--data", "images", "--output", "here"]
-    config, resume = parse(SegmentationConfig, flags, "segmentation.py")
+    config, resume = parse(SegmentationConfig, flags, "mtkd transfer segmentation")
     assert not resume
     assert (config.dataset, config.batch_size, config.crop) == (recipe, batch, crop)
     assert config.schedule == Schedule(kind="poly", lr=lr, power=0.9, iterations=80_000)
@@ -660,19 +660,22 @@ def test_a_recipe_of_another_program_is_named(tmp_path: Path) -> None:
     recipe.write_text("modell: pspnet\n")
     flags = ["--recipe", str(recipe), "--data", "images", "--output", "here"]
     with pytest.raises(ConfigError, match=r"mine\.yaml: modell: unknown key; did you mean"):
-        parse(SegmentationConfig, flags, "segmentation.py")
+        parse(SegmentationConfig, flags, "mtkd transfer segmentation")
 
 
 def test_a_kept_configuration_gives_an_equal_one(tmp_path: Path) -> None:
     config = small_config(tmp_path, output=str(tmp_path / "run"))
     kept = tmp_path / "config.yaml"
     kept.write_text(config.to_yaml())
-    assert parse(SegmentationConfig, ["--config", str(kept)], "segmentation.py") == (config, False)
+    assert parse(SegmentationConfig, ["--config", str(kept)], "mtkd transfer segmentation") == (
+        config,
+        False,
+    )
 
 
 def test_a_length_in_a_flag_takes_the_place_of_the_other() -> None:
     flags = ["--data", "images", "--output", "here", "--schedule.epochs", "3"]
-    config, _ = parse(SegmentationConfig, flags, "segmentation.py")
+    config, _ = parse(SegmentationConfig, flags, "mtkd transfer segmentation")
     assert (config.schedule.epochs, config.schedule.iterations) == (3, None)
 
 
@@ -700,7 +703,11 @@ def test_a_length_in_a_flag_takes_the_place_of_the_other() -> None:
 )
 def test_values_that_cannot_be_used_are_named(flags: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(SegmentationConfig, ["--data", "d", "--output", "o", *flags], "segmentation.py")
+        parse(
+            SegmentationConfig,
+            ["--data", "d", "--output", "o", *flags],
+            "mtkd transfer segmentation",
+        )
 
 
 def test_a_batch_larger_than_the_dataset_is_refused(shapes: Path) -> None:

@@ -1,13 +1,14 @@
 """Detectors and segmenters that begin with several backbones, as runs of a comparison."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from experiments.comparison.kinds import Entry, Kind
 from experiments.console import console
+from experiments.running.folder import flat
 from experiments.transfer.detection import DetectionRun
 from experiments.transfer.program import TaskResult, TransferConfig, parse
 from experiments.transfer.segmentation import SegmentationRun
@@ -32,7 +33,12 @@ class Transfer(Kind):
     def config(self, entry: Entry, flags: Sequence[str]) -> TransferConfig:
         """The configuration of an entry's runs, but for the seed and where they are kept."""
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
-        own = [*_flags(entry.base), *_flags(entry.of_setting), *flags, f"--output={entry.path}"]
+        own = [
+            f"--{key}={json.dumps(value) if isinstance(value, list) else value}"
+            for values in (entry.base, entry.of_setting)
+            for key, value in flat(values).items()
+        ]
+        own += [*flags, f"--output={entry.path}"]
         with errors_of(entry.path):
             config, _ = parse(self.run_type.config_type, [*recipe, *own], "mtkd compare")
         path = entry.of_method.get(config.backbone)
@@ -76,12 +82,3 @@ class Segmentation(Transfer):
     """Segmenters."""
 
     run_type = SegmentationRun
-
-
-def _flags(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Nested keys and values as flags."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flags(value, f"{prefix}{key}.")
-        else:
-            yield f"--{prefix}{key}={json.dumps(value) if isinstance(value, list) else value}"

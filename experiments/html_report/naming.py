@@ -6,7 +6,7 @@ keys of their configurations that differ tell them apart.
 
 import csv
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ class Setting:
     groups: Sequence[Group]
     baseline: Group | None
     differences: Mapping[str, str]
-    summaries: Sequence[Summary] = ()
+    summaries: Sequence[Summary]
 
     @property
     def heading(self) -> str:
@@ -127,7 +127,7 @@ def group_runs(runs: Sequence[FinishedRun]) -> Grouping:
         setting: [Group(method, [own[n] for n in sorted(own)]) for method, own in methods.items()]
         for setting, methods in named.items()
     }
-    return Grouping(summarized(_settings(groups, plans)), repeated)
+    return Grouping(_settings(groups, plans), repeated)
 
 
 # The baseline by setting and method, in the order of a comparison's table.
@@ -152,24 +152,24 @@ def _rank(run: FinishedRun, plan: Plan) -> tuple[int, str, int, str]:
 
 
 def _settings(named: Mapping[str, Sequence[Group]], plans: Mapping[Path, Plan]) -> list[Setting]:
+    """The settings; p is corrected for all differences of the page."""
     common = [_common([run for group in groups for run in group.runs]) for groups in named.values()]
     keys = differing_keys(common)
+    baselines = {
+        name: baseline_of(groups, next(iter(plans[groups[0].runs[0].folder.parent].values()), ""))
+        for name, groups in named.items()
+    }
+    summaries = summarize(
+        {(group.method, name): group.results for name, own in named.items() for group in own},
+        {name: baseline.method for name, baseline in baselines.items() if baseline},
+    )
     settings = []
     for number, ((name, groups), values) in enumerate(zip(named.items(), common, strict=True)):
         letter = chr(ord("A") + number % 26) * (1 + number // 26) if len(named) > 1 else ""
-        plan = plans[groups[0].runs[0].folder.parent]
-        baseline = baseline_of(groups, next(iter(plan.values()), ""))
         told = {key: describe(values[key]) for key in keys if key in values}
-        settings.append(Setting(letter, name, groups, baseline, told))
+        own = [summaries[group.method, name] for group in groups]
+        settings.append(Setting(letter, name, groups, baselines[name], told, own))
     return settings
-
-
-def summarized(settings: Sequence[Setting]) -> list[Setting]:
-    """The settings with a summary of every method, corrected for all differences of the page."""
-    groups = {(own.method, s.name): own.results for s in settings for own in s.groups}
-    baselines = {s.name: s.baseline.method for s in settings if s.baseline}
-    found = summarize(groups, baselines)
-    return [replace(s, summaries=[found[own.method, s.name] for own in s.groups]) for s in settings]
 
 
 def _common(runs: Sequence[FinishedRun]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import StringIO
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -113,12 +113,9 @@ def make_palette(methods: Sequence[str], teachers: Sequence[str]) -> Palette:
     """Colours in the order of the names; they begin again where there are more names."""
     others = [method for method in methods if method not in FIXED_COLOURS]
     return Palette(
-        FIXED_COLOURS | _cycle(others, METHOD_COLOURS), _cycle(teachers, TEACHER_COLOURS)
+        FIXED_COLOURS | dict(zip(others, cycle(METHOD_COLOURS), strict=False)),
+        dict(zip(teachers, cycle(TEACHER_COLOURS), strict=False)),
     )
-
-
-def _cycle(names: Sequence[str], colours: Sequence[str]) -> dict[str, str]:
-    return {name: colours[i % len(colours)] for i, name in enumerate(names)}
 
 
 # Pictures as parts of the page.

@@ -181,7 +181,7 @@ class TaskRun(KeptRun[Config, TaskResult]):
             torch.manual_seed(derive_seed(self.config.seed, purpose))
             self._train_step(next(batches))
             self._progress.step()
-            if self._row_is_due():
+            if self.steps % length % WINDOW == 0 or self.steps == self._recipe.epochs:
                 self._write_row()
 
     def _train_step(self, batch: Any) -> None:
@@ -202,20 +202,6 @@ class TaskRun(KeptRun[Config, TaskResult]):
         self._window.append(torch.cat([total.detach()[None], terms.detach()]))
         self._steps += 1
 
-    def _row_is_due(self) -> bool:
-        in_epoch = self.steps % self._task.steps_per_epoch
-        return in_epoch % WINDOW == 0 or self.steps == self._recipe.epochs
-
-    def _evaluation_is_due(self) -> bool:
-        if self.steps == self._recipe.epochs:
-            return True
-        ended = self.steps % self._task.steps_per_epoch == 0
-        return (
-            ended
-            and self.config.evaluate_every > 0
-            and self.epochs % self.config.evaluate_every == 0
-        )
-
     def _write_row(self) -> None:
         """Means of the loss since the last row, and metrics if they are due.
 
@@ -230,7 +216,10 @@ class TaskRun(KeptRun[Config, TaskResult]):
             "seconds": self.log.seconds,
             **{f"{LOSS}{name}": value for name, value in terms.items()},
         }
-        if self._evaluation_is_due():
+        every = self.config.evaluate_every
+        in_epoch = self.steps % self._task.steps_per_epoch
+        is_due = in_epoch == 0 and every > 0 and self.epochs % every == 0
+        if is_due or self.steps == self._recipe.epochs:
             self.check_finite()
             row |= {f"{EVALUATED}{name}": value for name, value in self._evaluate().items()}
         self.log.write(row)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from difflib import SequenceMatcher
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -187,15 +187,10 @@ def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
 
     Of several that are as near, it is the shortest.
     """
-    nearness = {
-        key: max(
-            SequenceMatcher(None, name.replace("-", "_"), part.replace("-", "_")).ratio()
-            for part in (key, key.rpartition(".")[2])
-        )
-        for key in known
-    }
-    best = max(nearness, key=lambda key: (nearness[key], -len(key), key))
-    return f"; did you mean '{mark}{best}'?" if nearness[best] >= NEAR else ""
+    longest_first = sorted(known, key=len, reverse=True)
+    parts = {part: key for key in longest_first for part in (key.rpartition(".")[2], key)}
+    nearest = get_close_matches(name.replace("-", "_"), parts, n=1, cutoff=NEAR)
+    return f"; did you mean '{mark}{parts[nearest[0]]}'?" if nearest else ""
 
 
 def shipped_recipes() -> dict[str, Path]:

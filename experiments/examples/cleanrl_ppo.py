@@ -31,26 +31,20 @@ VALUE_COEFFICIENT = 0.5
 MAX_GRADIENT_NORM = 0.5
 
 
+def network(inputs: int, outputs: int) -> nn.Sequential:
+    """Two hidden layers."""
+    hidden = [nn.Linear(inputs, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh()]
+    return nn.Sequential(*hidden, nn.Linear(HIDDEN, outputs))
+
+
 class ActorCritic(nn.Module):
     """A Gaussian policy whose spread does not depend on the state, and a value function."""
 
     def __init__(self, observations: int, actions: int) -> None:
         super().__init__()
-        self.mean = nn.Sequential(
-            nn.Linear(observations, HIDDEN),
-            nn.Tanh(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.Tanh(),
-            nn.Linear(HIDDEN, actions),
-        )
+        self.mean = network(observations, actions)
         self.log_std = nn.Parameter(torch.zeros(actions))
-        self.value = nn.Sequential(
-            nn.Linear(observations, HIDDEN),
-            nn.Tanh(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.Tanh(),
-            nn.Linear(HIDDEN, 1),
-        )
+        self.value = network(observations, 1)
 
     def policy(self, observation: Tensor) -> Normal:
         """The distribution of the actions."""

@@ -58,13 +58,9 @@ def make_actor(env: Any) -> Any:
 
 
 def _network(env: Any, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(env.observation_spec["observation"].shape[-1], HIDDEN),
-        nn.Tanh(),
-        nn.Linear(HIDDEN, HIDDEN),
-        nn.Tanh(),
-        nn.Linear(HIDDEN, outputs),
-    )
+    inputs = env.observation_spec["observation"].shape[-1]
+    hidden = [nn.Linear(inputs, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, HIDDEN), nn.Tanh()]
+    return nn.Sequential(*hidden, nn.Linear(HIDDEN, outputs))
 
 
 def make_collector(env: Any, actor: Any, epochs: int, steps_per_epoch: int) -> Any:

@@ -1,11 +1,10 @@
 """What an agent has seen since its last update, and what it remembers of the time before."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -21,11 +20,14 @@ Step = TypeVar("Step")
 # cache of a processor.
 TOGETHER = 4
 
+
+def by_names(kinds: Iterable[type]) -> dict[frozenset[str], type]:
+    """Dataclasses by the names of their fields."""
+    return {frozenset(entry.name for entry in fields(kind)): kind for kind in kinds}
+
+
 # What dictionaries of a checkpoint are made into again, by their keys.
-KINDS = {
-    frozenset(entry.name for entry in fields(kind)): kind
-    for kind in (TeacherWeights, ShortObservation)
-}
+KINDS = by_names((TeacherWeights, ShortObservation))
 
 
 class History(Generic[Step]):
@@ -113,47 +115,33 @@ class History(Generic[Step]):
         """Goes on from what `state_dict` gave, each process with its rows."""
         self.clear()
         for entry in state["steps"]:
-            self.add(self._kind(**_unpacked(entry, self._env.device)))
-
-
-@dataclass(frozen=True, slots=True)
-class Lesson:
-    """What a step of an optimiser learned from, apart from where that was.
-
-    Attributes:
-        observation: A whole observation `relative`.
-        advantages: A.
-        labelled: Such observations of labelled images; no rows if none were learned from.
-        teacher_cross_entropy: Each teacher's with their true classes.
-        prior: The fusion's prior, of each teacher the weight in both heads; no columns without.
-        labelled_prior: That of the labelled images.
-    """
-
-    observation: Float[Tensor, "B F"]
-    advantages: Float[Tensor, "B M"]
-    labelled: Float[Tensor, "L F"]
-    teacher_cross_entropy: Float[Tensor, "L M"]
-    prior: Float[Tensor, "B P"]
-    labelled_prior: Float[Tensor, "L P"]
+            self.add(self._kind(**_unpacked(entry, self._env.device, KINDS)))
 
 
 class Replay:
     """An even sample of all lessons so far, of tasks with any number of teachers each.
 
+    A lesson is what a step of an optimiser learned from, made as a step of a `History` is, but with
+    the whole observation; all have the same entries.
+
     Args:
         size: Number of lessons to keep.
         device: Where they are.
         seed: Seed of which ones are kept and drawn.
+        kinds: The dataclasses in them.
     """
 
-    def __init__(self, size: int, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, size: int, device: torch.device, seed: int, kinds: Iterable[type] = ()
+    ) -> None:
         self._size = size
         self._device = device
-        self._kept: list[Lesson] = []
+        self._kinds = KINDS | by_names(kinds)
+        self._kept: list[Any] = []
         self._seen = 0
         self._random = torch.Generator().manual_seed(derive_seed(seed, "replay"))
 
-    def add(self, lesson: Lesson) -> None:
+    def add(self, lesson: Any) -> None:
         """Keeps a lesson or not, so that all so far are as likely to be there (Vitter, 1985)."""
         self._seen += 1
         if len(self._kept) < self._size:
@@ -161,13 +149,11 @@ class Replay:
         elif (place := self._below(self._seen)) < self._size:
             self._kept[place] = lesson
 
-    def draw(self, count: int) -> Lesson | None:
+    def draw(self, count: int) -> Any:
         """So many lessons in one, with zeros for teachers that are not there; None of none."""
         if not self._kept:
             return None
-        drawn = [self._kept[self._below(len(self._kept))] for _ in range(count)]
-        names = [field.name for field in fields(Lesson)]
-        return Lesson(**{name: _joined([getattr(one, name) for one in drawn]) for name in names})
+        return _joined([self._kept[self._below(len(self._kept))] for _ in range(count)])
 
     def _below(self, bound: int) -> int:
         return int(torch.randint(bound, (1,), generator=self._random))
@@ -182,15 +168,19 @@ class Replay:
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         """Goes on from what `state_dict` gave, each process with its rows."""
-        self._kept = [Lesson(**_unpacked(entry, self._device)) for entry in state["kept"]]
+        self._kept = [_unpacked(one, self._device, self._kinds) for one in state["kept"]]
         self._seen = state["seen"]
         self._random.set_state(state["random"].cpu())
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """All rows, as wide as the widest."""
-    widest = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (0, widest - part.shape[1])) for part in parts])
+def _joined(parts: Sequence[Any]) -> Any:
+    """One of many alike: all rows, as wide as the widest."""
+    first = parts[0]
+    if isinstance(first, Tensor):
+        widest = max(part.shape[1] for part in parts)
+        return torch.cat([pad(part, (0, widest - part.shape[1])) for part in parts])
+    entries = {name: _joined([_entries(one)[name] for one in parts]) for name in _entries(first)}
+    return type(first)(**entries)
 
 
 def _entries(value: Any) -> Mapping[str, Any]:
@@ -214,9 +204,9 @@ def _packed(value: Any) -> Any:
     return {name: _packed(entry) for name, entry in _entries(value).items()}
 
 
-def _unpacked(value: Any, device: torch.device) -> Any:
-    """What was packed, on a device; a step itself remains a dictionary."""
+def _unpacked(value: Any, device: torch.device, kinds: Mapping[frozenset[str], type]) -> Any:
+    """What was packed, on a device; a dictionary with the keys of no kind remains one."""
     if isinstance(value, Tensor):
         return distributed.local_part(value).to(device)
-    entries = {name: _unpacked(entry, device) for name, entry in value.items()}
-    return KINDS.get(frozenset(entries), dict)(**entries)
+    entries = {name: _unpacked(entry, device, kinds) for name, entry in value.items()}
+    return kinds.get(frozenset(entries), dict)(**entries)

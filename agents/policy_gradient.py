@@ -27,7 +27,7 @@ from agents.base import (
     steps_left,
     warm_up_weights,
 )
-from agents.history import History, Lesson, Replay, Step
+from agents.history import History, Replay, Step
 from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, follow_gradients
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
@@ -507,35 +507,6 @@ class Transition:
     evidence: Evidence
 
 
-def lesson_of(known: Transition, labelled: Labelled | None) -> Lesson:
-    """What a step was learned from, wherever that was."""
-    seen, advantages = known.observation, known.advantages
-    beside = labelled or Labelled(seen[:0], {}, advantages[:0])
-    return Lesson(
-        seen,
-        advantages,
-        beside.observation,
-        beside.teacher_cross_entropy,
-        prior_in(known.evidence, advantages),
-        prior_in(beside.evidence, beside.teacher_cross_entropy),
-    )
-
-
-def prior_in(evidence: Evidence, beside: Float[Tensor, "B M"]) -> Float[Tensor, "B P"]:
-    """The prior of each teacher in both heads; no columns, beside as many rows, without one."""
-    if PRIOR not in evidence:
-        return beside[:, :0]
-    prior = evidence[PRIOR]
-    return torch.stack([prior.logit, prior.feature], dim=2).flatten(1)
-
-
-def evidence_of(prior: Float[Tensor, "B P"]) -> Evidence:
-    """What `prior_in` was made of."""
-    if not prior.shape[1]:
-        return {}
-    return {PRIOR: TeacherWeights(*prior.unflatten(1, (-1, 2)).unbind(2))}
-
-
 class PolicyGradient(LearningAgent[Transition]):
     """Acts on batches, and learns from all of an epoch's at its end.
 
@@ -554,7 +525,8 @@ class PolicyGradient(LearningAgent[Transition]):
         super().__init__(env, seed=seed, **arguments)
         self.optimize(env.fusion)
         if self.settings.replay:
-            self._replay = Replay(self.settings.replay_size, env.device, seed)
+            kinds = Transition, Labelled
+            self._replay = Replay(self.settings.replay_size, env.device, seed, kinds)
             self.parts["replay"] = self._replay
 
     def check_env(self, env: MTKDVectorEnv) -> None:
@@ -642,14 +614,10 @@ class PolicyGradient(LearningAgent[Transition]):
     def _replayed(self, known: Transition, labelled: Labelled | None) -> list[Float[Tensor, ""]]:
         """The loss of earlier lessons, each of which counts like this one; remembers this one."""
         count, earlier = self.settings.replay, self._replay.draw(self.settings.replay)
-        self._replay.add(lesson_of(known, labelled))
+        self._replay.add({"known": known} | ({} if labelled is None else {"labelled": labelled}))
         if earlier is None:
             return []
-        again = Transition(earlier.observation, earlier.advantages, evidence_of(earlier.prior))
-        seen = Labelled(
-            earlier.labelled, evidence_of(earlier.labelled_prior), earlier.teacher_cross_entropy
-        )
-        return [count * self._whole_loss(again, None, seen if len(seen.observation) else None)]
+        return [count * self._whole_loss(earlier["known"], None, earlier.get("labelled"))]
 
     def _whole_loss(
         self, known: Transition, before: TeacherWeights | None, labelled: Labelled | None

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from agents import PolicyGradient, build_agent
-from agents.history import Lesson, Replay
+from agents.history import Replay
+from agents.policy_gradient import Labelled, Transition
 from known_optimum import started_env
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.observation import RelativeObserver
+from mtkd_env.types import TeacherWeights
 from tiny import generator, make_tiny_distiller
 
 WIDTH = RelativeObserver.features_per_teacher
@@ -25,12 +27,19 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
-def lesson(teachers: int, mark: float = 0.0) -> Lesson:
+def lesson(teachers: int, mark: float = 0.0) -> dict[str, Any]:
     rows = torch.randn(4, teachers, WIDTH, generator=generator(teachers))
     rows[..., -1] = 1
     seen, values = rows.flatten(1), torch.full((4, teachers), mark)
-    prior = values.repeat_interleave(2, 1)
-    return Lesson(seen, values, seen[:2], values[:2], prior, prior[:2])
+    evidence = {"prior": TeacherWeights(values, values)}
+    return {
+        "known": Transition(seen, values, evidence),
+        "labelled": Labelled(seen[:2], {}, values[:2]),
+    }
+
+
+def memory(size: int, seed: int) -> Replay:
+    return Replay(size, CPU, seed, (Transition, Labelled))
 
 
 def env(teachers: int, prior: str | None = None) -> MTKDVectorEnv:
@@ -48,10 +57,10 @@ def learner(where: MTKDVectorEnv, **arguments: Any) -> PolicyGradient:
 def test_every_lesson_so_far_is_as_likely_to_be_remembered() -> None:
     counts = torch.zeros(30)
     for seed in range(200):
-        replay = Replay(10, CPU, seed)
+        replay = memory(10, seed)
         for number in range(30):
             replay.add(lesson(1, float(number)))
-        kept = [int(entry["advantages"][0, 0]) for entry in replay.state_dict()["kept"]]
+        kept = [int(entry["known"]["advantages"][0, 0]) for entry in replay.state_dict()["kept"]]
         assert len(set(kept)) == 10
         counts[kept] += 1
     shares = counts.view(3, 10).sum(1) / counts.sum()
@@ -59,35 +68,35 @@ def test_every_lesson_so_far_is_as_likely_to_be_remembered() -> None:
 
 
 def test_nothing_is_drawn_before_there_is_a_lesson() -> None:
-    assert Replay(3, CPU, 0).draw(2) is None
+    assert memory(3, 0).draw(2) is None
 
 
 def test_lessons_of_fewer_teachers_are_widened_by_ones_that_are_not_there() -> None:
-    replay = Replay(10, CPU, 0)
+    replay = memory(10, 0)
     replay.add(lesson(2, 1.0))
     replay.add(lesson(3, 2.0))
     drawn = replay.draw(8)
     assert drawn is not None
-    assert drawn.observation.shape == (32, 3 * WIDTH)
-    assert drawn.labelled.shape == (16, 3 * WIDTH)
-    of_two = drawn.advantages[:, 0] == 1
+    known = drawn["known"]
+    assert known.observation.shape == (32, 3 * WIDTH)
+    assert drawn["labelled"].observation.shape == (16, 3 * WIDTH)
+    of_two = known.advantages[:, 0] == 1
     assert 0 < of_two.sum() < 32
-    weights = generated_weights(learner(env(2)).policy(drawn.observation)).logit
+    weights = generated_weights(learner(env(2)).policy(known.observation)).logit
     assert weights[of_two, 2].eq(0).all()
     assert weights[~of_two, 2].gt(0).all()
-    assert drawn.advantages[of_two, 2].eq(0).all()
+    assert known.advantages[of_two, 2].eq(0).all()
+    assert known.evidence["prior"].feature.equal(known.advantages)
 
 
 def test_memory_goes_on_from_what_was_saved() -> None:
-    one, other = Replay(3, CPU, 0), Replay(3, CPU, 1)
+    one, other = memory(3, 0), memory(3, 1)
     for number in range(9):
         one.add(lesson(2, float(number)))
     other.load_state_dict(one.state_dict())
     for replay in (one, other):
         replay.add(lesson(2, 9.0))
-    drawn = [replay.draw(5) for replay in (one, other)]
-    assert drawn[0] is not None
-    assert drawn[1] is not None
+    drawn = [replay.draw(5)["known"] for replay in (one, other)]
     assert drawn[0].advantages.equal(drawn[1].advantages)
 
 
@@ -104,8 +113,8 @@ def test_what_was_learned_in_one_environment_is_learned_again_in_the_next(
     agent.learn(1, lambda: None)
     state = agent.parts["replay"].state_dict()
     assert state["seen"] > before > 0
-    assert {entry["advantages"].shape[1] for entry in state["kept"]} == {2, 3}
-    assert {len(entry["labelled"]) > 0 for entry in state["kept"]} == {likelihood > 0}
+    assert {entry["known"]["advantages"].shape[1] for entry in state["kept"]} == {2, 3}
+    assert {"labelled" in entry for entry in state["kept"]} == {likelihood > 0}
     fresh = learner(env(2), replay=0, likelihood=likelihood)
     assert "replay" not in fresh.parts
 

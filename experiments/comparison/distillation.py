@@ -50,18 +50,16 @@ class Distillation(Kind):
         given = read_flags(flags)
         if given.algos:
             raise ConfigError("--algo: a comparison's methods stand in its file; see --methods")
-        own = {key: value for key, value in entry.of_method.items() if key != "algo"}
-        algo = str(entry.of_method.get("algo", entry.method))
+        base, setting, method = map(dict, entry.sections.values())
+        algo = str(method.pop("algo", entry.method))
         recipe = given.recipe if given.recipe is not None else _recipe(entry)
         with errors_of(f"{entry.path}: recipe"):
             first = recipe_layers(recipe)
-        layers = [
-            *first,
-            self._layer(entry, "base", entry.base),
-            self._layer(entry, f"settings.{entry.setting}", entry.of_setting),
-            *algo_layers(algo),
-            self._layer(entry, f"methods.{entry.method}", own),
+        own = [
+            self._layer(entry, key, values)
+            for key, values in zip(entry.sections, (base, setting, method), strict=True)
         ]
+        layers = [*first, *own[:2], *algo_layers(algo), own[2]]
         config = build_config(algo, layers, given, recipe=recipe, program="mtkd compare")
         with errors_of(f"{entry.path}: methods.{entry.method}"):
             config.check_agent()

@@ -28,20 +28,17 @@ class Entry:
     Attributes:
         path: The file.
         recipe: The recipe of the setting or else of the file; none if neither has one.
-        base: Keys and values of all configurations.
         setting: Name of the setting.
-        of_setting: Its keys and values, without the recipe.
         method: Label of the method.
-        of_method: Its keys and values.
+        sections: Keys and values of all configurations, of the setting without the recipe, and of
+            the method, each by what the section is called.
     """
 
     path: Path
     recipe: str | None
-    base: Mapping[str, Any]
     setting: str
-    of_setting: Mapping[str, Any]
     method: str
-    of_method: Mapping[str, Any]
+    sections: Mapping[str, Mapping[str, Any]]
 
 
 class Kind(ABC):

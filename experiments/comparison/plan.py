@@ -274,8 +274,7 @@ class _Reader:
                     if key in values and not (section.startswith("methods") and key == "algo"):
                         raise ConfigError(f"{section}.{key}: cannot be given here; see {instead}")
         named = None if recipe is None else str(recipe)
-        entry = Entry(self._path, named, base, name, own, label, method)
-        return self._kind.config(entry, self._flags)
+        return self._kind.config(Entry(self._path, named, name, label, sections), self._flags)
 
     def _paper(
         self, methods: Collection[str], settings: Collection[str]

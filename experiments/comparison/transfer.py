@@ -32,16 +32,17 @@ class Transfer(Kind):
 
     def config(self, entry: Entry, flags: Sequence[str]) -> TransferConfig:
         """The configuration of an entry's runs, but for the seed and where they are kept."""
+        base, setting, method = entry.sections.values()
         recipe = [] if entry.recipe is None else [f"--recipe={entry.recipe}"]
         own = [
             f"--{key}={json.dumps(value) if isinstance(value, list) else value}"
-            for values in (entry.base, entry.of_setting)
+            for values in (base, setting)
             for key, value in flat(values).items()
         ]
         own += [*flags, f"--output={entry.path}"]
         with errors_of(entry.path):
             config, _ = parse(self.run_type.config_type, [*recipe, *own], "mtkd compare")
-        path = entry.of_method.get(config.backbone)
+        path = method.get(config.backbone)
         if path is None:
             raise ConfigError(
                 f"{entry.path}: methods.{entry.method}: expected a file for {config.backbone}, "

@@ -13,6 +13,7 @@ ROOT holds COCO or something in its format; see `coco`.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,9 +26,9 @@ from experiments.transfer.box_pictures import beside_truth
 from experiments.transfer.coco import CocoSplit, Target, read_coco
 from experiments.transfer.coco_batches import (
     Example,
-    Reading,
-    evaluation_batches,
-    training_batches,
+    evaluation_requests,
+    examples,
+    training_requests,
 )
 from experiments.transfer.detectors import DetectorSpec, body
 from experiments.transfer.program import TransferConfig
@@ -83,23 +84,23 @@ class DetectionTask(VisionTask):
         if config.weights is not None:
             fill(body(self.model), load_backbone(Path(config.weights)))
         self.model.to(device)
-        pin = device.type == "cuda"
-        self._reading = Reading(masks=config.kind.masks, workers=config.reading, pin=pin)
         self._config = config
         self._train, self._val = train, val
         self._device = device
 
     def batches(self, epoch: int, begin: int = 0) -> Iterator[Batch]:
         """The images with something on them in a new order; the last ones may be left out."""
-        for batch in training_batches(
+        config = self._config
+        requests = training_requests(
             self._train,
-            self._reading,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
+            batch_size=config.batch_size,
+            seed=config.seed,
             epoch=epoch,
             begin=begin,
             shard=distributed.shard(),
-        ):
+        )
+        make = partial(examples, split=self._train, masks=config.kind.masks)
+        for batch in config.read(make, requests, self._device):
             targets = [
                 {name: value.to(self._device, non_blocking=True) for name, value in target.items()}
                 for _, target in batch
@@ -114,10 +115,12 @@ class DetectionTask(VisionTask):
 
     def evaluate(self) -> dict[str, float]:
         """COCO's mean average precision of boxes, and of masks if the detector makes them."""
-        precision = AveragePrecision(masks=self._reading.masks)
-        size = self._config.batch_size // distributed.processes()
-        shard = distributed.shard()
-        for batch in evaluation_batches(self._val, self._reading, batch_size=size, shard=shard):
+        config, masks = self._config, self._config.kind.masks
+        precision = AveragePrecision(masks=masks)
+        size = config.batch_size // distributed.processes()
+        requests = evaluation_requests(self._val, batch_size=size, shard=distributed.shard())
+        make = partial(examples, split=self._val, masks=masks, truth=True)
+        for batch in config.read(make, requests, self._device):
             precision.add(self.predict(batch), [truth for _, truth in batch])
         return precision.values()
 
@@ -125,7 +128,7 @@ class DetectionTask(VisionTask):
         """Detections beside the truth, of the first images to judge by."""
         rows = []
         for position in range(min(count, len(self._val.images))):
-            truth = self._val.truth(position, masks=self._reading.masks)
+            truth = self._val.truth(position, masks=self._config.kind.masks)
             image = self._val.image(position)
             (found,) = self.predict([(image, truth)])
             rows.append(beside_truth(image, found, truth, self._train.class_names))

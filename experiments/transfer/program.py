@@ -2,10 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
+
+import torch
 
 from experiments.config import (
     CONFIGS,
@@ -18,7 +20,7 @@ from experiments.running.folder import CONFIG
 from experiments.running.result import RunResult
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
-from mtkd_env.data.decoding import default_workers
+from mtkd_env.data.decoding import Asked, Product, default_workers, made
 from mtkd_env.errors import (
     ConfigError,
     check_at_least_1,
@@ -123,10 +125,13 @@ class TransferConfig(RunConfig):
         """What tables call the backbone."""
         return self.method or ("random" if self.weights is None else Path(self.weights).stem)
 
-    @property
-    def reading(self) -> int:
-        """Processes that read images."""
-        return default_workers() if self.workers is None else self.workers
+    def read(
+        self, make: Callable[[Asked], Product], requests: Sequence[Asked], device: torch.device
+    ) -> Iterator[Product]:
+        """What is made of every request, in order, by processes that read ahead for a device."""
+        workers = default_workers() if self.workers is None else self.workers
+        pin = device.type == "cuda"
+        return made(make, requests, workers=min(workers, len(requests)), pin=pin)
 
 
 @dataclass(frozen=True, kw_only=True)

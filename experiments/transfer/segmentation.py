@@ -9,7 +9,7 @@ torchrun --nproc-per-node 8 experiments/transfer/segmentation.py --recipe ade20k
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from experiments.transfer.task import VisionTask
 from experiments.transfer.training import TaskRun
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
-from mtkd_env.data.decoding import MEAN, STD, Asked, made
+from mtkd_env.data.decoding import MEAN, STD
 from mtkd_env.data.views import LARGEST_SEED
 from mtkd_env.errors import ConfigError, check_name, lookup
 from mtkd_env.imports import optional
@@ -155,14 +155,8 @@ class SegmentationTask(VisionTask):
             for own in map(distributed.local_part, parts)
         ]
         views = partial(self._data.views, size=self._config.crop)
-        for batch in self._read(views, requests):
+        for batch in self._config.read(views, requests, self._device):
             yield Labelled(*(part.to(self._device, non_blocking=True) for part in batch))
-
-    def _read(
-        self, make: Callable[[Asked], Labelled], requests: Iterable[Asked]
-    ) -> Iterator[Labelled]:
-        pin = self._device.type == "cuda"
-        return made(make, requests, workers=self._config.reading, pin=pin)
 
     def losses(self, batch: Labelled) -> dict[str, Tensor]:
         """Mean cross-entropy of the pixels that count, those of all processes together."""
@@ -178,7 +172,7 @@ class SegmentationTask(VisionTask):
         classes = self._data.num_classes
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=self._device)
         own = range(distributed.rank(), len(self._data.val), distributed.processes())
-        for image, labels in self._read(self._data.whole, own):
+        for image, labels in self._config.read(self._data.whole, own, self._device):
             matrix += confusion(self.predict(image), labels.to(self._device), classes)
         return scores(distributed.total(matrix))
 

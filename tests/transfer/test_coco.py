@@ -1,5 +1,6 @@
 import sys
 from collections.abc import Callable
+from functools import partial
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from pycocotools import mask as rle
 from experiments.transfer.coco import CocoSplit, read_coco
 from experiments.transfer.coco_batches import (
     Example,
-    Reading,
-    evaluation_batches,
+    evaluation_requests,
+    examples,
     flip,
-    training_batches,
+    training_requests,
 )
+from mtkd_env.data.decoding import made
 from mtkd_env.errors import ConfigError
 from shapes_detection import CLASSES, TRAIN, edited, write_shapes, write_split
 
@@ -91,10 +93,10 @@ def test_images_without_objects_are_judged_by_but_not_learned_from(two: Path) ->
 
     split = edited(two, edit)
     assert split.learnable == (1,)
-    reading = Reading(masks=True, workers=0)
-    (batch,) = training_batches(split, reading, batch_size=1, seed=0, epoch=0)
+    (batch,) = training_requests(split, batch_size=1, seed=0, epoch=0)
     assert len(batch) == 1
-    (judged,) = evaluation_batches(split, reading, batch_size=4)
+    (asked,) = evaluation_requests(split, batch_size=4)
+    judged = examples(asked, split, masks=True, truth=True)
     assert [len(truth["boxes"]) > 0 for _, truth in judged] == [False, True]
     assert judged[0][1]["masks"].shape == (0, SIDE, split.images[0]["width"])
 
@@ -116,9 +118,10 @@ def test_mirrored_boxes_enclose_mirrored_masks(shapes: Path) -> None:
 
 
 def epoch_of(split: CocoSplit, **options: Any) -> list[list[Example]]:
-    reading = Reading(masks=True, workers=options.pop("workers", 0))
-    asked = {"batch_size": 2, "seed": 0, "epoch": 0} | options
-    return list(training_batches(split, reading, **asked))
+    workers = options.pop("workers", 0)
+    requests = training_requests(split, **{"batch_size": 2, "seed": 0, "epoch": 0} | options)
+    make = partial(examples, split=split, masks=True)
+    return list(made(make, requests, workers=workers, pin=False))
 
 
 def same(one: list[list[Example]], other: list[list[Example]]) -> bool:

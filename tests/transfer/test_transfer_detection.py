@@ -19,7 +19,7 @@ from experiments.transfer.average_precision import AveragePrecision
 from experiments.transfer.backbones import fill
 from experiments.transfer.box_pictures import PANEL, STRIPE, beside_truth
 from experiments.transfer.coco import CocoSplit, read_coco
-from experiments.transfer.coco_batches import Reading, evaluation_batches
+from experiments.transfer.coco_batches import evaluation_requests, examples
 from experiments.transfer.detection import DetectionConfig, DetectionRun, DetectionTask
 from experiments.transfer.detectors import BODIES, DETECTORS, DetectorSpec, body
 from experiments.transfer.program import RECIPES, parse
@@ -323,9 +323,8 @@ def _share(root: str, number_of_found: int) -> dict[str, float]:
 
     split = read_coco(Path(root), VAL)
     judged = AveragePrecision(masks=True)
-    reading = Reading(masks=True, workers=0)
-    for batch in evaluation_batches(split, reading, batch_size=1, shard=distributed.shard()):
-        for _, truth in batch:
+    for asked in evaluation_requests(split, batch_size=1, shard=distributed.shard()):
+        for _, truth in examples(asked, split, masks=True, truth=True):
             found = {name: value[:number_of_found] for name, value in certain(truth).items()}
             judged.add([found], [truth])
     return judged.values()

@@ -6,8 +6,8 @@ Data know neither what is trained on them nor how.
   which `live.py` draws anew what is random): where images are from; `download.py` fetches some.
 - `dataset.py`: what a dataset is, and images in memory; `image_files.py`: those in files, which
   `reading.py` reads and `decoding.py` makes views of; `preprocessing.py`: one image unaugmented.
-- `split.py`: who learns from which images; `views.py` with `augment.py`, `mixing.py`, and
-  `stream.py`: the batches made of them.
+- `split.py`: who learns from which images; `views.py` with `augment.py`, and `stream.py`: the
+  batches made of them.
 """
 
 import inspect
@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from mtkd_env.data import cifar, digits, fashion_mnist, folder, npz, own
+from mtkd_env.data.augment import Mixing as Mixing
 from mtkd_env.data.dataset import ImageData as ImageData
 from mtkd_env.data.dataset import ImageSet as ImageSet
 from mtkd_env.data.image_files import ImageFiles as ImageFiles
-from mtkd_env.data.mixing import Mixing as Mixing
 from mtkd_env.data.split import LabelSpec
 from mtkd_env.data.stream import BatchStream as BatchStream
 from mtkd_env.data.views import ViewSet

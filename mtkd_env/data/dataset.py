@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
-from mtkd_env.data.augment import normalize
-from mtkd_env.data.mixing import UNMIXED, Mixer, Mixing
+from mtkd_env.data.augment import UNMIXED, Mixer, Mixing, normalize
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import (
     ALL_LABELS,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from mtkd_env.data.mixing import Mixer
+from mtkd_env.data.augment import Mixer
 from mtkd_env.data.split import WHOLE, Shard, shard_rows
 from mtkd_env.data.views import LARGEST_SEED, Views
 from mtkd_env.errors import ConfigError

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from mtkd_env import Recipe, assemble
 from mtkd_env.data import DataSpec, Mixing
-from mtkd_env.data.mixing import Mixer
+from mtkd_env.data.augment import Mixer
 from mtkd_env.errors import ConfigError
 from mtkd_env.types import Batch
 from tiny import CLASSES, training_set

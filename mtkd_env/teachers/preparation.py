@@ -146,6 +146,8 @@ def _accuracies(spec: PoolSpec, pool: TeacherPool) -> Iterator[str]:
         chance = 1 / (len(classes) or pool.ensemble.num_classes)
         stated = pool.stated.get(name, 0.0)
         line = f"teacher {name}: {accuracy:.2%} of the test images"
+        if classes:
+            line += f" of its {len(classes)} classes, {found.accuracy:.2%} of all"
         if accuracy < chance + NEAR * (1 - chance):
             line += f"; WARNING: near chance, {chance:.2%}{ADVICE}"
         elif accuracy < stated - FAR:

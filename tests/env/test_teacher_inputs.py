@@ -259,6 +259,17 @@ def test_a_teacher_from_a_file_that_seems_wrong_is_warned_of(tmp_path: Path) -> 
     )
 
 
+def test_a_teacher_of_some_classes_is_told_of_on_these_and_on_all(tmp_path: Path) -> None:
+    data = colours()
+    two = build_network("resnet8", num_classes=2, width=0.125, seed=0)
+    known = two(normalised(data, data.x_test)).logits.argmax(1)
+    # Of every second image the class is one that it does not know.
+    labels = torch.where(torch.arange(24) % 2 == 0, known, 3)
+    spec = replace(pool_of(tmp_path, two), classes=(0, 1))
+    (line,) = prepared(spec, replace(data, y_test=labels), tmp_path)
+    assert line == "teacher north: 100.00% of the test images of its 2 classes, 50.00% of all"
+
+
 def test_a_published_accuracy_is_compared_on_the_classes_that_it_is_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,9 +103,15 @@ class Distillation(Kind):
             # The student's own, which teachers do not depend on.
             data = replace(config.data, batch_size=1, mixup=0.0, cutmix=0.0)
             users.setdefault(repr((config.teachers, data)), []).append(number)
-        return [
-            (_pool_task(configs[numbers[0]], log, several), numbers) for numbers in users.values()
-        ]
+        tasks: list[tuple[Task, Sequence[int]]] = []
+        for numbers in users.values():
+            config = configs[numbers[0]]
+            pool = config.teachers
+            which = f"pool {pool.seed}" if several else ""
+            name = " ".join(filter(None, ("teachers", config.setting, which)))
+            epochs = len(pool.asked) * pool.recipe.epochs
+            tasks.append((Task(name, partial(_train_teachers, config, log), log, epochs), numbers))
+        return tasks
 
     def train(self, config: ExperimentConfig, folder: Path, name: str) -> None:
         """Does a run, and draws its curves."""
@@ -123,14 +129,6 @@ def _recipe(entry: Entry) -> str | None:
         return None
     path = path_or_name(entry.recipe)
     return str(entry.path.parent / path) if path else entry.recipe
-
-
-def _pool_task(config: ExperimentConfig, log: Path, several: bool) -> Task:
-    pool = config.teachers
-    number = f"pool {pool.seed}" if several else ""
-    name = " ".join(filter(None, ("teachers", config.setting, number)))
-    work = partial(_train_teachers, config, log)
-    return Task(name, work, log, len(pool.asked) * pool.recipe.epochs)
 
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:

@@ -102,7 +102,7 @@ def _draw_band(axes: Axes, at: Array, found: Series, colour: str, line: str = "-
 
 
 def draw_lines(
-    groups: Sequence[Group], x: Value, y: Value, palette: Palette, labels: tuple[str, str]
+    groups: Sequence[Group], palette: Palette, x: Value, y: Value, labels: tuple[str, str]
 ) -> Figure:
     """All methods in one plot, mean and standard deviation over runs, each with its name."""
     figure = Figure(figsize=(PLOT_WIDTH, plot_height(len(groups))), layout="constrained")
@@ -121,18 +121,13 @@ def draw_lines(
 def draw_result(groups: Sequence[Group], palette: Palette) -> Figure:
     """The metric over the epochs; what lies far below, as before anything is learnt, is cut off."""
     name = groups[0].runs[0].curve
-    return draw_lines(groups, EPOCH, entry(name, 100), palette, ("epoch", f"{name} [%]"))
-
-
-def draw_score(groups: Sequence[Group], palette: Palette) -> Figure:
-    """Agent score over the epochs."""
-    return draw_lines(groups, EPOCH, entry("score"), palette, ("epoch", "score"))
+    return draw_lines(groups, palette, EPOCH, entry(name, 100), ("epoch", f"{name} [%]"))
 
 
 def draw_by_updates(groups: Sequence[Group], palette: Palette) -> Figure:
     """Agent score against the updates of the policy."""
     labels = "agent/updates", "score"
-    figure = draw_lines(groups, _if_updated("agent/updates"), _if_updated("score"), palette, labels)
+    figure = draw_lines(groups, palette, _if_updated("agent/updates"), _if_updated("score"), labels)
     axes = figure.axes[0]
     axes.set_xscale("log")
     # The page's texts are no formulas, as powers of ten would be.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -148,7 +149,9 @@ SCORE = Chart(
         "than equal weights. Best is meant in terms of each run's own reward."
     ),
     about="Agent score of every method over the epochs",
-    draw=curves.draw_score,
+    draw=partial(
+        curves.draw_lines, x=curves.EPOCH, y=curves.entry("score"), labels=("epoch", "score")
+    ),
     keep=_has_own_weights,
     missing="equal weights, or none",
     numbers=lambda groups: curves.ending(groups, lambda _: "score"),

@@ -6,16 +6,18 @@ import torch
 from jaxtyping import UInt8
 from matplotlib.colors import TABLEAU_COLORS
 from torch import Tensor
-from torch.nn import functional
+from torchvision.transforms import InterpolationMode
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
+
+from experiments.transfer.average_precision import SURE
+from experiments.transfer.label_views import fitted
 
 # Height and width [pixels] of a panel, and the stripe between two.
 PANEL = 320
 STRIPE = 4
 
-# From what score on a detection is drawn, and from what probability on a pixel of its mask.
+# From what score on a detection is drawn.
 SCORE = 0.5
-SURE = 0.5
 
 # How much of a mask's colour is mixed into the image.
 OPACITY = 0.5
@@ -51,30 +53,22 @@ def beside_truth(
 
 def _panel(image: Tensor, objects: Mapping[str, Tensor], captions: list[str]) -> Tensor:
     """The image in the upper left corner of a black square, with boxes and masks on it."""
-    scale = PANEL / max(image.shape[1:])
-    size = [max(1, round(side * scale)) for side in image.shape[1:]]
-    drawn = _resized(image[None], size)[0]
-    if captions:
-        colors = [COLORS[label % len(COLORS)] for label in objects["labels"].tolist()]
-        if "masks" in objects:
-            masks = _resized(objects["masks"][:, None].byte(), size)[:, 0].bool()
-            drawn = draw_segmentation_masks(drawn, masks, alpha=OPACITY, colors=colors)
-        boxes = objects["boxes"] * scale
-        drawn = draw_bounding_boxes(
-            drawn,
-            boxes,
-            labels=captions,
-            colors=colors,
-            width=2,
-            label_colors="white",
-            label_background_colors=colors,
-            fill_labels=True,
-        )
-    height, width = size
-    panel: Tensor = functional.pad(drawn, (0, PANEL - width, 0, PANEL - height))
-    return panel
-
-
-def _resized(images: Tensor, size: list[int]) -> Tensor:
-    """Images (N, K, H, W) in another size, without values that they do not have."""
-    return functional.interpolate(images, size=size, mode="nearest")
+    square = (PANEL, PANEL)
+    # Without values that images and masks do not have.
+    panel = fitted(image, square, InterpolationMode.NEAREST, fill=0)
+    if not captions:
+        return panel
+    colors = [COLORS[label % len(COLORS)] for label in objects["labels"].tolist()]
+    if "masks" in objects:
+        masks = fitted(objects["masks"].byte(), square, InterpolationMode.NEAREST, fill=0).bool()
+        panel = draw_segmentation_masks(panel, masks, alpha=OPACITY, colors=colors)
+    return draw_bounding_boxes(
+        panel,
+        objects["boxes"] * PANEL / max(image.shape[1:]),
+        labels=captions,
+        colors=colors,
+        width=2,
+        label_colors="white",
+        label_background_colors=colors,
+        fill_labels=True,
+    )

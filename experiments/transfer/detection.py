@@ -33,8 +33,7 @@ from experiments.transfer.coco_batches import (
 from experiments.transfer.detectors import DetectorSpec, body
 from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.task import VisionTask
-from experiments.transfer.training import TaskRun
+from experiments.transfer.training import TaskRun, VisionTask
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded

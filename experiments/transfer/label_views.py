@@ -4,7 +4,6 @@ What a view is depends on the image and on one seed, so that neither the number 
 what they made before changes it.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -92,17 +91,20 @@ def as_tensors(image: Image.Image, labels: Image.Image) -> Labelled:
 
 
 def padded(
-    pixels: UInt8[Tensor, "K H W"], size: tuple[int, int], fill: Sequence[int]
+    pixels: UInt8[Tensor, "K H W"], size: tuple[int, int], fill: int | list[int]
 ) -> UInt8[Tensor, "K H2 W2"]:
     """An image in the upper left corner of a larger one, filled channel by channel."""
     height, width = (larger - side for larger, side in zip(size, pixels.shape[1:], strict=True))
-    return functional.pad(pixels, [0, 0, width, height], list(fill))
+    return functional.pad(pixels, [0, 0, width, height], fill)
 
 
 def fitted(
-    pixels: UInt8[Tensor, "3 H W"], size: tuple[int, int], interpolation: InterpolationMode
-) -> UInt8[Tensor, "3 H2 W2"]:
-    """An image scaled to fit into a white frame of a height and width [pixels]."""
+    pixels: UInt8[Tensor, "K H W"],
+    size: tuple[int, int],
+    interpolation: InterpolationMode,
+    fill: int = 255,
+) -> UInt8[Tensor, "K H2 W2"]:
+    """An image scaled to fit into a frame of a height and width [pixels], by default white."""
     scale = min(wanted / side for wanted, side in zip(size, pixels.shape[1:], strict=True))
     scaled = [max(1, round(scale * side)) for side in pixels.shape[1:]]
-    return padded(functional.resize(pixels, scaled, interpolation), size, [255, 255, 255])
+    return padded(functional.resize(pixels, scaled, interpolation), size, fill)

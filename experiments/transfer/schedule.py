@@ -7,6 +7,9 @@ from mtkd_env.errors import ConfigError, check_at_least_1, check_choice, check_n
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options
 
+# What has the same name and meaning in a `Recipe`.
+SHARED = ("lr", "momentum", "weight_decay", "decay", "min_lr", "power")
+
 
 @dataclass(frozen=True)
 class Schedule(Options):
@@ -80,16 +83,11 @@ class Schedule(Options):
         unit = 1 if self.iterations is not None else steps_per_epoch
         try:
             return Recipe(
+                **{name: getattr(self, name) for name in SHARED},
                 epochs=steps,
-                lr=self.lr,
-                momentum=self.momentum,
-                weight_decay=self.weight_decay,
                 nesterov=False,
                 milestones=tuple(e * unit / steps for e in self.milestones if e * unit <= steps),
-                decay=self.decay,
                 schedule=self.kind,
-                min_lr=self.min_lr,
-                power=self.power,
                 warmup_epochs=float(self.warmup_steps),
                 warmup_lr=self.warmup_factor * self.lr,
                 clip_norm=self.clip,

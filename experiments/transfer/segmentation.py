@@ -25,8 +25,7 @@ from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_la
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
 from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.task import VisionTask
-from experiments.transfer.training import TaskRun
+from experiments.transfer.training import TaskRun, VisionTask
 from mtkd_env import distributed
 from mtkd_env.data.augment import normalize
 from mtkd_env.data.decoding import MEAN, STD

@@ -1,7 +1,7 @@
-"""Trains the network of a `VisionTask`, from its beginning or from a checkpoint to its end."""
+"""What a network is trained for, and its training from its beginning or a checkpoint to its end."""
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from experiments.running.log import ROWS
 from experiments.running.result import versions
 from experiments.transfer.program import PLACE, Config, TaskResult, parse
 from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics_of
-from experiments.transfer.task import VisionTask
 from mtkd_env import distributed
 from mtkd_env.computing import find_device
 from mtkd_env.files import save_checkpoint, write_atomically
@@ -37,6 +36,47 @@ WINDOW = 100
 PICTURES, PICTURES_A_ROW = 8, 2
 
 HINT = "a lower schedule.lr, a longer warm-up or schedule.clip may help"
+
+
+class VisionTask(ABC):
+    """A network, the images that it is trained and judged on, and its loss.
+
+    Attributes:
+        model: The network; made by the constructor.
+        steps_per_epoch: Number of batches that `batches` gives.
+    """
+
+    model: nn.Module
+    steps_per_epoch: int
+
+    @abstractmethod
+    def batches(self, epoch: int, begin: int = 0) -> Iterator[Any]:
+        """This process's batches of an epoch, on the device.
+
+        They depend on the seed and the epoch alone, and draw from generators of their own.
+
+        Args:
+            epoch: The epoch, counted from 0.
+            begin: Number of the first batch to give, from 0: where an interrupted run goes on.
+        """
+
+    @abstractmethod
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Terms of the loss of a batch, scalars; always of the same names. Their sum is trained."""
+
+    @abstractmethod
+    def evaluate(self) -> dict[str, float]:
+        """Metrics of the network, the main one first; every process is told the same.
+
+        All processes call it together, with the network in evaluation mode and without gradients.
+        """
+
+    @abstractmethod
+    def pictures(self, count: int) -> Tensor:
+        """Predictions beside the truth, uint8 (N, 3, H, W) with N <= count.
+
+        Process 0 alone calls it, with the network in evaluation mode and without gradients.
+        """
 
 
 class TaskRun(KeptRun[Config, TaskResult]):

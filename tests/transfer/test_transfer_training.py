@@ -22,8 +22,7 @@ from experiments.running.signals import Stopped
 from experiments.transfer import training
 from experiments.transfer.program import TaskResult, TransferConfig
 from experiments.transfer.schedule import Schedule
-from experiments.transfer.task import VisionTask
-from experiments.transfer.training import TaskRun
+from experiments.transfer.training import TaskRun, VisionTask
 from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
 from mtkd_env.seeding import seeded

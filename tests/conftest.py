@@ -109,6 +109,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         return (yield)
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration file for a run of a second."""
+    from tiny import SMALL_RUN
+
+    path = tmp_path_factory.mktemp("small") / "small.yaml"
+    path.write_text(SMALL_RUN, encoding="utf-8")
+    return str(path)
+
+
 @pytest.fixture
 def _pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draws pictures: for tests that look at them."""

@@ -11,6 +11,7 @@ import yaml
 from comparisons import TEACHERS, make_result
 from experiments.config import parse_arguments
 from experiments.gallery import Gallery, write_gallery
+from experiments.running.log import read_rows
 
 CLASSES, IMAGES = 3, 4
 
@@ -59,6 +60,11 @@ def write_run(
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     change_config(folder, algo=result.algo)
     (folder / "result.json").write_text(json.dumps(asdict(result)), encoding="utf-8")
+
+
+def comparable(folder: Path) -> list[dict[str, Any]]:
+    """What a run says of its epochs, but for the time that they took."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
 
 
 def change_config(folder: Path, **changes: Any) -> None:

@@ -140,9 +140,3 @@ def test_another_word_for_compile_is_named() -> None:
             ConfigError, match="unknown compile 'max-autotun'; did you mean 'max-autotune'"
         ):
             call()
-
-
-def test_compilation_is_no_part_of_what_a_runs_numbers_depend_on() -> None:
-    (plain,), (compiled,) = parse_arguments([]), parse_arguments(["--compile", "default"])
-    assert compiled.compile == "default"
-    assert plain.digest == compiled.digest

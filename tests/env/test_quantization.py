@@ -215,12 +215,6 @@ def test_teachers_can_have_a_precision_of_their_own(tmp_path: Path) -> None:
     assert assembly.env.distiller.precision == "fp32"
 
 
-def test_what_teachers_compute_in_is_part_of_what_a_runs_numbers_depend_on() -> None:
-    (plain,), (int8,) = parse_arguments([]), parse_arguments(["--teacher_precision", "int8"])
-    assert int8.teacher_precision == "int8"
-    assert plain.digest != int8.digest
-
-
 def test_int8_is_for_cpus_only() -> None:
     with pytest.raises(ConfigError, match="teacher_precision: int8 is for the device cpu, got cud"):
         check_teacher_precision("int8", "cuda:1")

@@ -9,7 +9,7 @@ import torch
 from gymnasium.wrappers import vector as wrappers
 from stable_baselines3 import A2C, DDPG, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import (
@@ -21,7 +21,6 @@ from stable_baselines3.common.vec_env import (
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.optimization import Recipe
 from mtkd_env.testing import equal, random_action
 from mtkd_env.wrappers.sb3 import SB3VecEnv
@@ -118,7 +117,7 @@ def test_writing_into_returned_arrays_changes_nothing() -> None:
             array.fill(1)
 
 
-@pytest.mark.parametrize("case", ["too few rows", "too many rows", "one row", "NaN", "infinity"])
+@pytest.mark.parametrize("case", ["one row", "NaN"])
 def test_bad_actions_are_refused(case: str) -> None:
     env = started()
     action, message = bad_actions(env.env)[case]
@@ -201,12 +200,6 @@ def test_a_seed_takes_effect_at_the_next_reset_and_once() -> None:
     step(env)
     env.reset()  # no seed any more: the student goes on
     assert env.env.steps == 1
-
-
-def test_the_same_seed_gives_the_same_steps() -> None:
-    first, second = (started(5) for _ in range(2))
-    for seed in range(3):
-        assert equal(step(first, seed)[:3], step(second, seed)[:3])
 
 
 def test_options_reach_the_environment_once() -> None:
@@ -369,8 +362,10 @@ def policy_of(model: BaseAlgorithm) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-@pytest.mark.parametrize("episode", ["batch", "epoch"])
+@pytest.mark.parametrize(
+    ("name", "episode"),
+    [*((name, "batch") for name in ALGORITHMS), ("ppo", "epoch"), ("sac", "epoch")],
+)
 def test_algorithms_learn_from_the_environment(name: str, episode: str) -> None:
     env = make(episode=episode)
     model, callback = learn(name, VecCheckNan(env, raise_exception=True))
@@ -388,14 +383,6 @@ def test_algorithms_take_half_precision_observations(name: str) -> None:
     assert model.observation_space.dtype == np.float16
     assert buffer.observations.dtype == np.float16
     assert buffer.observations[0].any()
-
-
-@pytest.mark.parametrize("name", ["ppo", "sac"])
-def test_learning_twice_from_one_seed_is_the_same(name: str) -> None:
-    first, second = (learn(name, make()) for _ in range(2))
-    assert equal(first[1].rewards, second[1].rewards)
-    expected = policy_of(second[0])
-    assert all(tensor.equal(expected[key]) for key, tensor in policy_of(first[0]).items())
 
 
 def test_learning_on_keeps_the_student() -> None:
@@ -438,12 +425,6 @@ def test_stable_baselines_refuses_the_environment_itself() -> None:
         PPO("MlpPolicy", env)
 
 
-def test_the_environment_is_the_one_that_was_given() -> None:
-    env = make_tiny_env()
-    assert SB3VecEnv(env).env is env
-    assert isinstance(SB3VecEnv(env).env, MTKDVectorEnv)
-
-
 # Evaluation by episodes.
 
 WRAPPERS: dict[str, Any] = {
@@ -479,35 +460,6 @@ def test_the_callback_that_evaluates_a_policy_is_refused(own: bool) -> None:
 # Models, callbacks and logs as elsewhere.
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
-def test_models_are_saved_and_loaded(name: str, tmp_path: Path) -> None:
-    env = make()
-    model, _ = learn(name, env)
-    model.save(tmp_path / "model.zip")
-    loaded = ALGORITHMS[name][0].load(tmp_path / "model.zip", device="cpu")
-    observation = env.reset()
-    expected, _ = model.predict(observation, deterministic=True)
-    found, _ = loaded.predict(observation, deterministic=True)
-    assert equal(found, expected)
-    assert loaded.num_timesteps == 8 * NUM_ENVS
-
-
-def test_replay_buffers_are_saved_and_loaded(tmp_path: Path) -> None:
-    model, _ = learn("sac", make())
-    model.save_replay_buffer(tmp_path / "replay.pkl")
-    other = build("sac", make())
-    other.load_replay_buffer(tmp_path / "replay.pkl")
-    assert other.replay_buffer.size() == 8
-    assert equal(other.replay_buffer.observations, model.replay_buffer.observations)
-
-
-def test_checkpoints_are_written_by_the_library_s_callback(tmp_path: Path) -> None:
-    callback = CheckpointCallback(save_freq=4, save_path=str(tmp_path), name_prefix="agent")
-    build("ppo", make()).learn(8 * NUM_ENVS, callback=callback)
-    found = {path.name for path in tmp_path.iterdir()}
-    assert found == {f"agent_{samples}_steps.zip" for samples in (4 * NUM_ENVS, 8 * NUM_ENVS)}
-
-
 def test_logs_are_written_as_tables_and_events(tmp_path: Path) -> None:
     model = build("ppo", VecMonitor(make()))
     model.set_logger(configure(str(tmp_path), ["csv", "tensorboard"]))
@@ -520,14 +472,6 @@ def test_logs_are_written_as_tables_and_events(tmp_path: Path) -> None:
     header, *rows = (tmp_path / "progress.csv").read_text(encoding="utf-8").splitlines()
     assert "train/loss" in header.split(",")
     assert len(rows) == 2
-
-
-def test_the_folder_of_events_may_be_an_argument(tmp_path: Path) -> None:
-    model = PPO("MlpPolicy", make(), tensorboard_log=str(tmp_path), batch_size=8, **ON_POLICY)
-    model.learn(8 * NUM_ENVS, log_interval=1, tb_log_name="run")
-    model.logger.close()
-    events = EventAccumulator(str(tmp_path / "run_1")).Reload()
-    assert len(events.Scalars("time/fps")) == 2
 
 
 # Episodes that are truncated: what follows still counts.

@@ -1,4 +1,3 @@
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents import AGENTS
+from benchmarking import config_of, one_line_error, read, start, tiny_assembly
 from experiments import benchmark
 from experiments.benchmarks import Request, memory, reward_signal
 from experiments.benchmarks import agents as agents_benchmark
@@ -42,13 +42,12 @@ from experiments.benchmarks.usefulness import (
     most_frequent_share,
     usefulness,
 )
-from experiments.config import CONFIGS, ExperimentConfig, parse_arguments
+from experiments.config import CONFIGS, parse_arguments
 from mtkd_env import Assembly
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import ConfigError
 from mtkd_env.losses import cross_entropy
 from mtkd_env.reward import REWARDS, make_reward
-from mtkd_env.teachers import TeacherPool
 from mtkd_env.types import Batch, DistillState, TeacherOutputs
 from mtkd_env.weighting import WEIGHTINGS
 from tiny import (
@@ -57,48 +56,9 @@ from tiny import (
     batch,
     make_tiny_distiller,
     make_tiny_env,
-    training_set,
 )
 
 M = len(TEACHERS)
-
-SMOKE = """
-teachers:
-  teachers:
-    - {network: resnet8, width: 0.125}
-    - {network: wrn_16_1, width: 0.125}
-  recipe: {epochs: 1}
-data: {train_size: 64, batch_size: 16}
-student: {network: resnet8, width: 0.125}
-optimizer: {epochs: 3}
-device: cpu
-"""
-
-Start = Callable[..., int]
-
-
-@pytest.fixture(scope="module")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A configuration file for a benchmark of seconds."""
-    path = tmp_path_factory.mktemp("smoke") / "smoke.yaml"
-    path.write_text(SMOKE, encoding="utf-8")
-    return str(path)
-
-
-@pytest.fixture
-def start(smoke: str) -> Start:
-    """Starts the main program with a small configuration."""
-    return lambda what, *flags: benchmark.main(["--what", what, "--config", smoke, *flags])
-
-
-@pytest.fixture
-def assembly() -> Assembly:
-    env = make_tiny_env()
-    return Assembly(env, training_set(), TeacherPool(env.distiller.teachers, {}, {}))
-
-
-def config_of(algo: str, *flags: str) -> ExperimentConfig:
-    return parse_arguments(["--algo", algo, "--student.width", "0.125", *flags])[0]
 
 
 class FakeTime:
@@ -223,6 +183,11 @@ class Counts(Stopwatch):
 
     def stop(self) -> Reading:
         return {"count": self._count() - self._began}
+
+
+@pytest.fixture
+def assembly() -> Assembly:
+    return tiny_assembly()
 
 
 def contestant(assembly: Assembly, algo: str, *flags: str) -> Contestant:
@@ -423,14 +388,7 @@ def test_alignment_finds_the_best_teacher_more_often_than_chance() -> None:
     assert kendall(paid["aggregate"], truth).mean() == 0
 
 
-def read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
-def test_agents_from_the_shell(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_agents_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "agents.json"
     assert start("agents", "--methods", "pg,td3", "--rounds", "1", "--json", str(path)) == 0
     assert "history" in capsys.readouterr().out
@@ -443,7 +401,7 @@ def test_agents_from_the_shell(
 @pytest.mark.slow
 @pytest.mark.usefixtures("_pictures")
 def test_the_reward_signal_from_the_shell(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "signal.json"
     flags = ("--rounds", "2", "--epochs", "0,1", "--json", str(path))
@@ -461,7 +419,7 @@ def test_the_reward_signal_from_the_shell(
 
 
 def test_the_default_teachers_bring_the_broken_pools_along() -> None:
-    request = SimpleNamespace(configs=lambda methods: {methods[0]: config_of("aver")})
+    request = SimpleNamespace(configs=lambda methods: {methods[0]: parse_arguments([])[0]})
     found = reward_signal.pools(request)  # type: ignore[arg-type]
     assert next(iter(found)) == "clean"
     assert {"permuted", "random"} <= set(found)
@@ -498,21 +456,17 @@ def test_a_log_gets_ten_lines_of_progress_or_fewer(capsys: pytest.CaptureFixture
     ],
 )
 def test_wrong_arguments_are_one_clear_line(
-    start: Start,
     capsys: pytest.CaptureFixture[str],
     what: str,
     flags: list[str],
     message: str,
 ) -> None:
-    assert start(what, *flags) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
-    assert error.count("\n") == 1
+    assert start(what, "--optimizer.epochs", "3", *flags) == 2
+    assert message in one_line_error(capsys)
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(
-    start: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     assert start("step", "--json", str(tmp_path / "file" / "out.json")) == 2

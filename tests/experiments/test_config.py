@@ -264,9 +264,11 @@ def test_written_configurations_are_complete() -> None:
 def test_the_digest_is_that_of_what_the_numbers_depend_on() -> None:
     config = parse("--algo", "pg")
     assert parse("--algo", "pg").digest == config.digest
-    for flags in ("--output here", "--cache there", "--device cpu", "--threads 2"):
+    here = ("--output here", "--cache there", "--device cpu", "--threads 2", "--compile default")
+    for flags in (*here, "--precision fp32", "--env.on_nan skip"):
         assert parse("--algo", "pg", *flags.split()).digest == config.digest
-    for flags in ("--seed 1", "--env.reward alignment", "--agent.arguments.lr 1"):
+    computed = ("--precision bf16", "--teacher_precision int8")
+    for flags in ("--seed 1", "--env.reward alignment", "--agent.arguments.lr 1", *computed):
         assert parse("--algo", "pg", *flags.split()).digest != config.digest
     digests = [parse("--teachers", str(pool)).digest for pool in POOLS]
     assert len(set(digests)) == len(POOLS)

@@ -23,7 +23,6 @@ from test_resume import (
     crashed,
     interrupted,
     midway,
-    small,
     whole,
 )
 
@@ -38,7 +37,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically
 from tiny import SB3_ARGUMENTS
 
-__all__ = ["crashed", "midway", "small", "whole"]
+__all__ = ["crashed", "midway", "whole"]
 
 
 Shown = pytest.CaptureFixture[str]

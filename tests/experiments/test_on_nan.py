@@ -13,7 +13,6 @@ from test_resume import (
     assert_same,
     configuration,
     leaves,
-    small,
     terminate,
 )
 
@@ -28,8 +27,6 @@ from mtkd_env.env import MOST_SKIPPED
 from mtkd_env.types import Batch, TeacherWeights
 from processes import two_processes
 from tiny import NUM_ENVS, make_tiny_env, training_set
-
-__all__ = ["small"]
 
 SAMPLE = 5
 BAD = pytest.mark.filterwarnings("ignore:skipped a batch")

@@ -16,9 +16,9 @@ from experiments import compare
 from experiments.executors import Failure, Task, work_off
 from experiments.executors.cluster import RayExecutor, RunResources
 from experiments.executors.place import attempt_in
-from experiments.running.log import read_rows
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
+from run_folders import comparable
 from tasks import Notes, die_unless, linger, make_task, wait_for, write_gpus, write_node
 
 NONE = RunResources(gpus=0.0)
@@ -245,14 +245,7 @@ def test_a_cluster_that_loses_a_worker_comes_to_what_this_machine_comes_to(
     assert len(folders[0]) == 6
     for local, there in zip(*folders, strict=True):
         assert there.name == local.name
-        assert told(there) == told(local)
+        assert comparable(there) == comparable(local)
         students = [load_checkpoint(run / "student.safetensors") for run in (local, there)]
         assert students[0].keys() == students[1].keys()
         assert all(torch.equal(students[1][key], students[0][key]) for key in students[0])
-
-
-def told(run: Path) -> list[dict[str, float]]:
-    """What a run says of its epochs, but for the time that they took."""
-    return [
-        {key: value for key, value in row.items() if key != "seconds"} for row in read_rows(run)
-    ]

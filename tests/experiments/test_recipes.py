@@ -156,22 +156,6 @@ def test_recipes_of_transformers_are_deits(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("imagenet_resnet18", 11_689_512),
-        ("imagenet_resnet34", 21_797_672),
-        ("imagenet_deit_tiny", 5_717_416),
-        ("imagenet_cait_xxs24", 11_956_264),
-    ],
-)
-def test_students_of_imagenet_have_the_published_sizes(name: str, parameters: int) -> None:
-    student = parse("--recipe", name).student
-    with torch.device("meta"):
-        network = build_network(student.network, num_classes=1000, **student.arguments)
-    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-
-
 @pytest.mark.parametrize("name", VIT)
 def test_transformers_decay_neither_tokens_nor_norms(name: str) -> None:
     config = parse("--recipe", name)
@@ -274,11 +258,6 @@ def test_the_digest_does_not_depend_on_what_a_recipe_is_called(tmp_path: Path) -
     assert named.digest == own.digest
 
 
-def test_precision_is_part_of_the_digest() -> None:
-    assert parse("--precision", "fp32").digest == parse().digest
-    assert parse("--precision", "bf16").digest != parse().digest
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -289,10 +268,8 @@ def test_precision_is_part_of_the_digest() -> None:
         ("--recipe no/such.yaml", "--recipe: no/such.yaml: No such file or directory"),
         ("--recipe", "--recipe: expected a value"),
         ("--epochs", "--epochs: expected a value"),
-        ("--epochs 0", "optimizer.epochs: expected at least 1, got 0"),
         ("--teachers.recipe.lr -1", "teachers.recipe.lr: expected a finite number >= 0, got -1.0"),
         ("--optimizer.optimizer adm", "optimizer: unknown optimizer 'adm'; did you mean 'adam'?"),
-        ("--optimizer.optimizer NAdam", "unknown optimizer 'NAdam'; did you mean 'nadam'?"),
         ("--precision fp8", "unknown precision 'fp8'; did you mean 'fp32'?"),
     ],
 )

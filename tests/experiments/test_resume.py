@@ -31,7 +31,8 @@ from experiments.running.signals import Stopped
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
 from mtkd_env.vector import StepRecord
-from tiny import CONTRIB, SB3_ARGUMENTS, SMALL_RUN, seldom
+from run_folders import comparable
+from tiny import CONTRIB, SB3_ARGUMENTS, seldom
 
 EPOCHS, STEPS = 3, 4
 
@@ -109,14 +110,6 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A configuration file for a run of a second."""
-    path = tmp_path_factory.mktemp("small") / "small.yaml"
-    path.write_text(SMALL_RUN, encoding="utf-8")
-    return str(path)
-
-
 def configuration(small: str, algo: str, *flags: str, **arguments: Any) -> ExperimentConfig:
     if algo in (*CONTRIB, "recurrentppo"):
         pytest.importorskip("sb3_contrib")
@@ -124,10 +117,6 @@ def configuration(small: str, algo: str, *flags: str, **arguments: Any) -> Exper
     own = ["--agent.arguments", json.dumps(arguments)] if arguments else []
     (config,) = parse_arguments(["--config", small, "--algo", algo, *own, *flags])
     return config
-
-
-def comparable(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
 
 
 def leaves(state: Any) -> list[Any]:

@@ -11,7 +11,6 @@ import matplotlib.image
 import pytest
 import stable_baselines3
 import torch
-import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -31,20 +30,10 @@ from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.teachers import TrainingSet
+from run_folders import comparable
 from sketches import pictures
 from tiny import load_dataset, seldom
 
-SMOKE = """
-teachers:
-  teachers:
-    - {network: resnet8, width: 0.25}
-    - {network: wrn_16_1, width: 0.25}
-  recipe: {epochs: 1}
-data: {train_size: 64, batch_size: 16}
-student: {network: resnet8, width: 0.125}
-optimizer: {epochs: 3}
-device: cpu
-"""
 EPOCHS, STEPS = 3, 4
 TEACHERS = ("resnet8", "wrn_16_1")
 
@@ -68,18 +57,10 @@ Run = SimpleNamespace
 Start = Callable[..., int]
 
 
-@pytest.fixture(scope="session")
-def smoke(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A configuration file for a run of seconds."""
-    path = tmp_path_factory.mktemp("smoke") / "smoke.yaml"
-    path.write_text(SMOKE, encoding="utf-8")
-    return str(path)
-
-
 @pytest.fixture
-def start(smoke: str, tmp_path: Path) -> Start:
+def start(small: str, tmp_path: Path) -> Start:
     """Starts the main program with a small configuration and runs in `tmp_path`."""
-    return lambda *flags: run.main(["--config", smoke, "--output", str(tmp_path), *flags])
+    return lambda *flags: run.main(["--config", small, "--output", str(tmp_path), *flags])
 
 
 def folders(parent: Path) -> list[Path]:
@@ -96,13 +77,13 @@ def result_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(
     scope="module", params=seldom(ALGOS, {"pg", "ppo", "none", "aver", "mmkd", "oracle"})
 )
-def done(request: pytest.FixtureRequest, smoke: str, tmp_path_factory: Any) -> Run:
+def done(request: pytest.FixtureRequest, small: str, tmp_path_factory: Any) -> Run:
     """A run that has ended, one of every method."""
     algo = request.param
     if algo == "trpo":
         pytest.importorskip("sb3_contrib")
     parent = tmp_path_factory.mktemp(algo)
-    flags = ["--config", smoke, "--algo", algo, "--output", str(parent)]
+    flags = ["--config", small, "--algo", algo, "--output", str(parent)]
     with pictures() if algo == "pg" else nullcontext():
         code = run.main(flags)
     (folder,) = folders(parent)
@@ -229,6 +210,13 @@ class TestEveryMethod:
         agents = list((done.folder / "tensorboard").glob("agent/*"))
         assert bool(agents) == (done.algo in LIBRARY)
 
+    def test_without_distillation_is_training_by_cross_entropy_alone(self, done: Run) -> None:
+        if done.algo == "none":
+            assert all(row["loss/total"] == row["loss/cross_entropy"] for row in done.rows)
+            found = load_checkpoint(done.folder / "student.safetensors")
+            for name, tensor in by_cross_entropy_alone(EPOCHS).items():
+                torch.testing.assert_close(found[name], tensor, msg=name)
+
     def test_starts_with_the_same_warm_up(self, done: Run) -> None:
         # Where the loss is the same; so every method continues with the same student.
         first = done.rows[0]
@@ -273,23 +261,7 @@ def by_cross_entropy_alone(epochs: int) -> dict[str, Tensor]:
     return student.state_dict()
 
 
-def test_no_distillation_is_training_by_cross_entropy_alone(start: Start, tmp_path: Path) -> None:
-    assert start("--algo", "none") == 0
-    (folder,) = folders(tmp_path)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    assert (config["distillation"]["alpha"], config["distillation"]["beta"]) == (0, 0)
-    for row in read_rows(folder):
-        assert row["loss/total"] == row["loss/cross_entropy"]
-    found = load_checkpoint(folder / "student.safetensors")
-    for name, tensor in by_cross_entropy_alone(EPOCHS).items():
-        torch.testing.assert_close(found[name], tensor, msg=name)
-
-
 # Repetition.
-
-
-def comparable(folder: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
 
 
 @pytest.mark.parametrize("algo", seldom(["pg", "ppo", "sac"], {"pg"}))
@@ -353,14 +325,6 @@ def test_warm_ups_of_any_length(flags: list[str], start: Start, tmp_path: Path) 
     assert ["entropy/generator/logit" in row for row in rows] == [False] * warm + [True] * (
         2 - warm
     )
-
-
-def test_held_out_images_are_evaluated_too(start: Start, tmp_path: Path) -> None:
-    assert start("--algo", "aver", "--data.val_fraction", "0.1", "--optimizer.epochs", "1") == 0
-    (folder,) = folders(tmp_path)
-    (row,) = read_rows(folder)
-    assert {"val/accuracy", "val/cross_entropy", "test/accuracy"} <= row.keys()
-    assert result_of(folder)["last"] == row["test/accuracy"]
 
 
 # Mistakes.

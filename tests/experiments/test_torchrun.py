@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from experiments import run
-from experiments.running.log import read_rows
 from mtkd_env.files import load_checkpoint
+from run_folders import comparable
 
 PROGRAM = Path(run.__file__)
 EPOCHS = 3
@@ -84,10 +84,6 @@ def run_of(folder: Path, algo: str) -> Path:
 def same_students(ours: Path, theirs: Path) -> None:
     students = [load_checkpoint(folder / "student.safetensors") for folder in (ours, theirs)]
     torch.testing.assert_close(*students, rtol=1e-2, atol=1e-3)
-
-
-def comparable(folder: Path) -> list[dict[str, float]]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 import mtkd_env
 import users_networks
@@ -110,12 +109,6 @@ def test_segmentation_models_take_all_of_it(folder: Path, student: Network) -> N
     encoder = segmentation_models_pytorch.encoders.get_encoder("resnet18", weights=None)
     fill(encoder, load_backbone(folder / SAFETENSORS))
     assert_same_map(student, lambda inputs: encoder.eval()(inputs)[-1])
-
-
-def test_the_body_of_a_detector_takes_all_of_it(folder: Path, student: Network) -> None:
-    body = resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=nn.BatchNorm2d)
-    fill(body.body, load_backbone(folder / TORCH))
-    assert_same_map(student, lambda inputs: body.body.eval()(inputs)["3"])
 
 
 @pytest.mark.slow
@@ -304,23 +297,9 @@ def test_files_without_a_description_are_read(tmp_path: Path, folder: Path, name
     assert load_backbone(tmp_path / name).keys() == load_backbone(folder).keys()
 
 
-UNREADABLE = {
-    "none.pt": (None, "no such file"),
-    "empty.pt": (b"", "not a checkpoint but an empty file"),
-    "text.safetensors": (b"text", "not a checkpoint but a text file, which begins with 'text'"),
-}
-
-
-@pytest.mark.parametrize("name", UNREADABLE)
-def test_what_is_no_backbone_is_refused(tmp_path: Path, name: str) -> None:
-    content, expected = UNREADABLE[name]
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(ConfigError, match=f"{name}: {expected}"):
-        load_backbone(tmp_path / name)
-
-
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.pt: no such file"):
+        load_backbone(tmp_path / "none.pt")
     save_checkpoint(tmp_path / "student.pt", {"network": {"weight": torch.ones(1)}})
     with pytest.raises(ConfigError, match="expected tensors only, found dict 'network'"):
         load_backbone(tmp_path / "student.pt")

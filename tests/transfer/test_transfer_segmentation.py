@@ -129,15 +129,6 @@ def test_every_tensor_of_the_backbone_is_trained(name: str, backbone: str) -> No
     assert untrained == []
 
 
-def test_the_library_would_leave_two_stages_out_of_pspnet_by_default() -> None:
-    library = pytest.importorskip("segmentation_models_pytorch")
-    model = library.PSPNet("resnet18", encoder_weights=None, classes=CLASSES)
-    model(torch.randn(2, 3, 64, 64)).mean().backward()
-    encoder = model.encoder.named_parameters()
-    untrained = {name.split(".")[0] for name, value in encoder if value.grad is None}
-    assert untrained == {"layer3", "layer4"}
-
-
 @pytest.mark.parametrize("name", SEGMENTERS)
 def test_a_segmenter_scores_every_class_in_every_pixel(name: str) -> None:
     model = segmenter(name, "resnet18").eval()

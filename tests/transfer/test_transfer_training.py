@@ -16,7 +16,6 @@ from torch.nn import functional
 from experiments.config import CheckpointConfig
 from experiments.console import console
 from experiments.running.lock import run_lock
-from experiments.running.log import read_rows
 from experiments.running.result import read_result
 from experiments.running.signals import Stopped
 from experiments.transfer import training
@@ -27,6 +26,7 @@ from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
 from mtkd_env.seeding import seeded
 from processes import two_processes
+from run_folders import comparable
 
 BATCH, STEPS = 4, 5
 QUIET = console(quiet=True)
@@ -123,15 +123,10 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return network
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what depends on the machine."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(folder)]
-
-
 def assert_same_run(first: Path, second: Path) -> None:
     one, other = weights(first), weights(second)
     assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert rows(first) == rows(second)
+    assert comparable(first) == comparable(second)
     assert read_metrics(first) == read_metrics(second)
 
 
@@ -250,7 +245,7 @@ def test_the_folder_holds_rows_pictures_network_and_result(tmp_path: Path) -> No
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["metrics"] == metrics == read_metrics(tmp_path)
     assert (result["steps"], result["epochs"], result["metric"]) == (3 * STEPS, 3, "score")
-    scores = [row["val/score"] for row in rows(tmp_path)]
+    scores = [row["val/score"] for row in comparable(tmp_path)]
     assert result["last"] == scores[-1]
     assert result["best"] == result["best_metrics"]["score"] == max(scores)
     assert result["best_epoch"] == 1 + scores.index(max(scores))
@@ -264,7 +259,7 @@ def test_a_row_has_the_rate_of_its_last_step_and_means_since_the_row_before(
 ) -> None:
     monkeypatch.setattr(training, "WINDOW", 2)
     run(tmp_path, schedule=schedule(epochs=2, kind="poly"), evaluate_every=0)
-    found = rows(tmp_path)
+    found = comparable(tmp_path)
     assert [row["step"] for row in found] == [2, 4, 5, 7, 9, 10]
     assert [row["epoch"] for row in found] == [0.4, 0.8, 1.0, 1.4, 1.8, 2.0]
     assert [row["lr"] for row in found] == pytest.approx(
@@ -282,14 +277,14 @@ def test_evaluations_are_as_often_as_asked_and_at_the_end(
     tmp_path: Path, every: int, expected: list[int]
 ) -> None:
     run(tmp_path, schedule=schedule(epochs=7), evaluate_every=every)
-    assert [row["epoch"] for row in rows(tmp_path) if "val/score" in row] == expected
+    assert [row["epoch"] for row in comparable(tmp_path) if "val/score" in row] == expected
 
 
 def test_iterations_may_end_within_an_epoch(tmp_path: Path) -> None:
     task = Squares()
     run(tmp_path, task, schedule=Schedule(iterations=STEPS + 2))
-    assert [row["step"] for row in rows(tmp_path)] == [STEPS, STEPS + 2]
-    assert "val/score" in rows(tmp_path)[-1]
+    assert [row["step"] for row in comparable(tmp_path)] == [STEPS, STEPS + 2]
+    assert "val/score" in comparable(tmp_path)[-1]
     assert task.asked == [(0, 0), (1, 0)]
 
 
@@ -297,7 +292,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Pat
     for name, seed in (("first", 1), ("second", 1), ("third", 2)):
         run(tmp_path / name, seed=seed)
     assert_same_run(tmp_path / "first", tmp_path / "second")
-    assert rows(tmp_path / "first") != rows(tmp_path / "third")
+    assert comparable(tmp_path / "first") != comparable(tmp_path / "third")
 
 
 def test_the_callers_random_numbers_are_left_alone(tmp_path: Path) -> None:
@@ -524,4 +519,4 @@ def test_two_processes_train_like_one(tmp_path: Path) -> None:
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
-    assert len(rows(tmp_path / "two")) == 3
+    assert len(comparable(tmp_path / "two")) == 3

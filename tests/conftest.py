@@ -5,6 +5,7 @@ import gc
 import signal
 import tempfile
 from collections.abc import Generator
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -117,6 +118,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("small") / "small.yaml"
     path.write_text(SMALL_RUN, encoding="utf-8")
     return str(path)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures whose pictures would be drawn."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    found: list[Any] = []
+    monkeypatch.setattr(
+        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: found.append(canvas.figure)
+    )
+    return found
 
 
 @pytest.fixture

@@ -23,7 +23,14 @@ from mtkd_env.registration import prior_of
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble, TrainingSet
 from mtkd_env.terms import Distillation
-from mtkd_env.types import Batch, BatchEvidence, DistillState, NetworkOutput, TeacherOutputs
+from mtkd_env.types import (
+    Batch,
+    BatchEvidence,
+    DistillState,
+    NetworkOutput,
+    TeacherOutputs,
+    TeacherWeights,
+)
 
 CLASSES = 4
 IMAGE_SHAPE = (1, 8, 8)
@@ -368,6 +375,11 @@ def with_evidence(state: DistillState, **changes: Any) -> DistillState:
     """A state with some of its evidence replaced."""
     known = {entry.name: getattr(state.evidence, entry.name) for entry in fields(BatchEvidence)}
     return replace(state, evidence=BatchEvidence(**(known | changes)))
+
+
+def random_weights(seed: int = 0, size: int = NUM_ENVS, count: int = 3) -> TeacherWeights:
+    draw = generator(seed)
+    return TeacherWeights(*(torch.randn(size, count, generator=draw).softmax(1) for _ in range(2)))
 
 
 def random_state(seed: int = 0, size: int = 5, count: int = 3) -> DistillState:

@@ -4,7 +4,6 @@ from typing import Any
 import gymnasium
 import pytest
 from stable_baselines3 import PPO, TD3
-from stable_baselines3.common.callbacks import CallbackList, EveryNTimesteps
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -88,13 +87,6 @@ def test_a_callback_counts_on_in_a_second_call_and_rests_in_between() -> None:
     for _ in range(STEPS_PER_EPOCH):
         env.step(env.action_space.sample())
     assert len(callback.evaluations) == 6
-
-
-def test_other_callbacks_may_stand_beside_it() -> None:
-    callback = StudentEvaluation()
-    other = EveryNTimesteps(n_steps=SAMPLES, callback=CallbackList([]))
-    model_in(SB3VecEnv(make_tiny_env())).learn(3 * SAMPLES, callback=[other, callback])
-    assert len(callback.evaluations) == 3
 
 
 def test_an_unknown_split_is_named_before_anything_is_trained() -> None:

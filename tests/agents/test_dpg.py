@@ -10,7 +10,6 @@ from known_optimum import (
     draw,
     ignore,
     known_env,
-    scores,
     started_env,
     the_surest,
 )
@@ -135,27 +134,7 @@ def test_without_noise_the_policys_own_weights_are_executed() -> None:
     assert agent.collect().weights.logit.equal(expected.logit)
 
 
-def test_entropy_bonus_keeps_weights_away_from_the_corners() -> None:
-    free, held = (DPG(known_env(), lr=1e-2, entropy_coef=c) for c in (0.0, 1.0))
-    sharpness = []
-    for agent in (free, held):
-        agent.learn(10, ignore)
-        weights = generated_weights(agent.act(agent.env.observation))
-        sharpness.append(weights.logit.max(1).values.mean())
-    assert sharpness[1] < 0.7 < 0.9 < sharpness[0]
-
-
 # Known optima.
-
-
-def test_finds_the_one_best_teacher() -> None:
-    agent = DPG(known_env(num_envs=16, steps=10), lr=3e-3, critic_lr=3e-3)
-    found = scores(agent, 6)
-    assert abs(found[0]) < 0.1
-    assert found[-1] > 0.95
-    weights = generated_weights(agent.act(agent.env.observation))
-    assert weights.logit.argmax(1).eq(1).all()
-    assert weights.feature.argmax(1).eq(1).all()
 
 
 # By name.

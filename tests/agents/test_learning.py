@@ -23,6 +23,7 @@ from known_optimum import (
     started_env,
     the_surest,
 )
+from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
@@ -277,6 +278,18 @@ def test_an_agent_finds_the_best_teacher_of_every_sample(kind: str) -> None:
     # No teacher alone would do.
     assert known.mean(0).max() / known.max(1).values.mean() < 0.3
     assert found[-1] > least
+
+
+@pytest.mark.parametrize(("name", "epochs"), [("reinforce", 20), ("dpg", 10)])
+def test_an_entropy_bonus_keeps_weights_away_from_the_corners(name: str, epochs: int) -> None:
+    sharpness = []
+    for coefficient in (0.0, 1.0):
+        arguments = {"lr": 1e-2, "entropy_coef": coefficient}
+        agent = build_agent(name, known_env(), seed=0, arguments=arguments)
+        agent.learn(epochs, ignore)
+        weights = generated_weights(agent.act(agent.env.observation))
+        sharpness.append(weights.logit.max(1).values.mean())
+    assert sharpness[1] < 0.75 < 0.9 < sharpness[0]
 
 
 # Teachers that know different classes, of which the agent sees no label.

@@ -433,7 +433,6 @@ def test_arguments_that_cannot_be_used_are_named(
         ("td3", {"n_steps_": 1}, "agent.arguments.n_steps_: unknown key; did you mean 'n_steps'?"),
         ("stable_baselines3:PPOO", {}, "has no attribute 'PPOO'; did you mean 'PPO'"),
         ("no_such_module:PPO", {}, "cannot load 'no_such_module:PPO': No module named"),
-        ("gymnasium:Env", {}, "'gymnasium:Env' is not a class of Agent, of Weighting or of a"),
         ("gymnasium:make", {}, "'gymnasium:make' is not a class of Agent, of Weighting or of a"),
     ],
 )

@@ -72,11 +72,6 @@ def test_confidence_weights_are_equation_9() -> None:
     assert weights.feature.equal(weights.logit)
 
 
-def test_the_surer_teacher_has_the_larger_confidence_weight() -> None:
-    weights = confidence_weights(torch.tensor([[0.1, 4.0, 0.2]])).logit[0]
-    assert weights[0] > weights[2] > weights[1]
-
-
 def test_divergence_weights_are_equations_10_to_12() -> None:
     divergence, similarity = torch.tensor([[0.0, 2.0]]), torch.tensor([[1.0, -1.0]])
     weights = divergence_weights(divergence, similarity)

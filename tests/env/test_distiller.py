@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from mtkd_env.distiller import Distiller
-from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.teachers import TeacherEnsemble
 from mtkd_env.terms import Distillation
@@ -23,6 +22,7 @@ from tiny import (
     generator,
     make_tiny_distiller,
     perturb,
+    random_weights,
     snapshot,
     teacher_networks,
     teachers,
@@ -30,12 +30,6 @@ from tiny import (
 )
 
 M = 3
-
-
-def random_weights(seed: int = 0) -> TeacherWeights:
-    draw = generator(seed)
-    logit, feature = (torch.randn(4, M, generator=draw).softmax(1) for _ in range(2))
-    return TeacherWeights(logit, feature)
 
 
 def train(distiller: Distiller, steps: int, first: int = 0) -> None:
@@ -374,28 +368,6 @@ def test_learning_rate_falls_at_the_milestones_and_not_before() -> None:
         train(distiller, 1, first=step)
     epochs = [0.1] * 2 + [0.01] + [0.001]
     assert rates == pytest.approx([lr for lr in epochs for _ in range(STEPS_PER_EPOCH)])
-
-
-def test_recipes_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"epochs: expected at least 1, got 0"):
-        Recipe(epochs=0)
-    with pytest.raises(ConfigError, match=r"lr: expected a finite number >= 0, got -0.1"):
-        Recipe(lr=-0.1)
-    with pytest.raises(ConfigError, match=r"milestones: expected fractions .* got \(150.0,\)"):
-        Recipe(milestones=(150.0,))
-
-
-def test_nesterov_without_momentum_is_plain_sgd() -> None:
-    distiller = make_tiny_distiller(recipe=Recipe(momentum=0.0, nesterov=True))
-    assert distiller.optimizer.param_groups[0]["nesterov"] is False
-    train(distiller, 1)
-
-
-def test_a_learning_rate_of_zero_leaves_the_parameters_alone() -> None:
-    distiller = make_tiny_distiller(recipe=Recipe(lr=0.0))
-    before = {name: p.clone() for name, p in distiller.module.named_parameters()}
-    train(distiller, 2)
-    assert all(p.equal(before[name]) for name, p in distiller.module.named_parameters())
 
 
 # Beginning and going on.

@@ -17,7 +17,7 @@ from mtkd_env.data import BatchStream
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers.training import train_teacher
 from processes import Pair, two_processes
-from tiny import NUM_ENVS, TinyNetwork, make_tiny_distiller, make_tiny_env, seldom, training_set
+from tiny import NUM_ENVS, TinyNetwork, make_tiny_env, seldom, training_set
 
 ROWS, WIDTH = 6, 3
 
@@ -379,20 +379,3 @@ def _evaluate_in_a_callback() -> str:
 def test_a_callback_that_would_evaluate_alone_is_refused(pair: Pair) -> None:
     messages = pair(_evaluate_in_a_callback)
     assert all("runs in a single process only" in message for message in messages)
-
-
-def _uneven() -> str:
-    try:
-        training_set(9).stream(3, torch.device("cpu"), 0)
-    except ConfigError as error:
-        return str(error)
-    return "accepted"
-
-
-def test_a_batch_that_cannot_be_shared_evenly_is_refused(pair: Pair) -> None:
-    assert all("batch_size: expected a multiple of 2" in text for text in pair(_uneven))
-
-
-def test_the_tiny_distiller_has_batch_norms() -> None:
-    names = make_tiny_distiller().module.state_dict()
-    assert any("running_mean" in name for name in names)

@@ -101,21 +101,6 @@ def test_cross_validation_stops_a_gate_early_where_there_is_nothing_to_learn() -
     assert Gate(distiller_of(noise, targets)).fit.steps < learned.fit.steps
 
 
-def test_a_gate_does_not_look_at_the_labels_of_the_batch() -> None:
-    gate = Gate(distiller_of(*known(100, seed=1)), folds=2)
-    logits, _ = known(10, seed=2)
-    assert gate(state_of(logits)).logit.equal(gate(state_of(logits)).logit)
-
-
-def test_a_gate_goes_on_from_its_state() -> None:
-    logits, targets = known(60, seed=1)
-    first, other = (Gate(distiller_of(logits, targets), seed=seed, folds=2) for seed in (0, 1))
-    state = state_of(known(10, seed=2)[0])
-    expected = first(state)
-    other.load_state_dict(first.state_dict())
-    assert other(state).logit.equal(expected.logit)
-
-
 def test_too_few_labels_for_the_folds_are_named() -> None:
     with pytest.raises(ConfigError, match=r"data.labelled: expected at least 5 .* got 3"):
         Gate(distiller_of(*known(3, seed=1)))

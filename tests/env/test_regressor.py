@@ -18,7 +18,7 @@ def regressor(size: Size, *, signed: bool = False) -> Regressor:
     return Regressor([nn.Conv2d(5, 7, 1)], size, signed=signed).double()
 
 
-@pytest.mark.parametrize("size", [(4, 4), (3, 7), (8, 8), (4, 2)])
+@pytest.mark.parametrize("size", [(3, 7), (4, 2)])
 def test_enlarging_after_the_convolution_equals_enlarging_before_it(size: Size) -> None:
     module = regressor(size, signed=True)
     enlarged = functional.interpolate(maps(2, 3), size, mode="bilinear", align_corners=False)
@@ -26,28 +26,12 @@ def test_enlarging_after_the_convolution_equals_enlarging_before_it(size: Size) 
     torch.testing.assert_close(module(maps(2, 3)), (expected,))
 
 
-@pytest.mark.parametrize("size", [(4, 4), (2, 2), (1, 1), (3, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2)])
 def test_a_larger_map_is_averaged(size: Size) -> None:
     module = regressor(size, signed=True)
     pooled = functional.adaptive_avg_pool2d(maps(4, 4), size)
     expected = functional.batch_norm(module.convolution(pooled), None, None, training=True)
     torch.testing.assert_close(module(maps(4, 4)), (expected,))
-
-
-def test_a_map_of_the_right_size_is_only_convolved_and_normalised() -> None:
-    module = regressor((4, 4), signed=True)
-    expected = functional.batch_norm(module.convolution(maps(4, 4)), None, None, training=True)
-    torch.testing.assert_close(module(maps(4, 4)), (expected,))
-
-
-@pytest.mark.parametrize("size", [(2, 2), (4, 4)])
-def test_only_a_regressor_for_unsigned_maps_ends_in_a_relu(size: Size) -> None:
-    signed, unsigned = regressor(size, signed=True), regressor(size)
-    unsigned.load_state_dict(signed.state_dict())
-    (negative,) = signed(maps(3, 3))
-    assert negative.lt(0).any()
-    torch.testing.assert_close(unsigned(maps(3, 3)), (negative.clamp(min=0),))
-    assert not any(isinstance(layer, nn.ReLU) for layer in signed.modules())
 
 
 # Projections of features.

@@ -23,7 +23,7 @@ from mtkd_env.reward import (
 )
 from mtkd_env.terms import Distillation
 from mtkd_env.types import TeacherWeights
-from tiny import generator, make_state, random_state, reorder_teachers
+from tiny import generator, make_state, random_state, random_weights, reorder_teachers
 
 LOSS = Distillation(alpha=2.0, beta=3.0, temperature=4.0)
 ORDER = [2, 0, 1]
@@ -33,13 +33,6 @@ PER_TEACHER = ["paper", "alignment"]
 
 def rand(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=generator(seed))
-
-
-def random_weights(size: int = 5, count: int = 3) -> TeacherWeights:
-    return TeacherWeights(
-        logit=(3 * rand(size, count, seed=1)).softmax(1),
-        feature=(3 * rand(size, count, seed=2)).softmax(1),
-    )
 
 
 def test_paper_credit_is_equation_6() -> None:
@@ -130,7 +123,7 @@ def test_zscore_of_a_single_sample_is_zero() -> None:
 
 
 def test_improvement_is_by_how_much_the_loss_has_fallen_at_the_same_weights() -> None:
-    before, after, weights = random_state(0), random_state(1), random_weights()
+    before, after, weights = random_state(0), random_state(1), random_weights(size=5)
     expected = aggregate(after, weights, LOSS) - aggregate(before, weights, LOSS)
     assert loss_improvement(before, after, weights, LOSS).equal(expected)
     rewards = RewardFunction(REWARDS["improvement"], LOSS, "none")(before, weights, after)
@@ -140,14 +133,14 @@ def test_improvement_is_by_how_much_the_loss_has_fallen_at_the_same_weights() ->
 
 def test_the_reward_of_a_step_that_changes_nothing_is_no_improvement() -> None:
     state = random_state()
-    rewards = RewardFunction(REWARDS["improvement"], LOSS)(state, random_weights(), state)
+    rewards = RewardFunction(REWARDS["improvement"], LOSS)(state, random_weights(size=5), state)
     assert rewards.scalar.eq(0).all()
 
 
 def test_cross_entropy_pays_minus_that_of_the_updated_student() -> None:
     before, after = random_state(0), random_state(1)
     rewards = RewardFunction(REWARDS["cross_entropy"], LOSS, "none")(
-        before, random_weights(), after
+        before, random_weights(size=5), after
     )
     torch.testing.assert_close(rewards.scalar, -after.cross_entropy)
 
@@ -159,7 +152,7 @@ def test_rewards_of_a_step_ask_for_the_updated_student_and_credit_teachers_befor
     function = RewardFunction(REWARDS[name], LOSS)
     assert function.needs_update
     before, after = random_state(0), random_state(1)
-    rewards = function(before, random_weights(), after)
+    rewards = function(before, random_weights(size=5), after)
     assert rewards.teacher.equal(paper_credit(before, LOSS))
     assert rewards.advantages.std(1).eq(0).all()
 
@@ -168,7 +161,7 @@ def test_rewards_of_a_step_ask_for_the_updated_student_and_credit_teachers_befor
 def test_teachers_get_credit_for_the_updated_student_if_asked(name: str) -> None:
     function = RewardFunction(REWARDS[name], LOSS, timing="after")
     assert function.needs_update
-    rewards = function(random_state(0), random_weights(), random_state(1))
+    rewards = function(random_state(0), random_weights(size=5), random_state(1))
     assert rewards.teacher.equal(function.teacher_rewards(random_state(1)))
 
 
@@ -205,7 +198,7 @@ def test_a_constant_per_sample_changes_no_advantage(name: str) -> None:
 
 def test_the_students_cross_entropy_changes_no_paper_advantage() -> None:
     function = RewardFunction(REWARDS["paper"], LOSS)
-    state, weights = random_state(), random_weights()
+    state, weights = random_state(), random_weights(size=5)
     harder = random_state()
     harder.cross_entropy.add_(3.0)
     rewards, of_harder = function(state, weights), function(harder, weights)
@@ -238,7 +231,7 @@ def test_all_weight_on_the_best_teacher_earns_its_advantage_which_is_the_most(na
     best = torch.nn.functional.one_hot(function.teacher_rewards(state).argmax(1), 3).float()
     rewards = function(state, TeacherWeights(best, best))
     torch.testing.assert_close(rewards.scalar, rewards.advantages.amax(1))
-    others = function(state, random_weights())
+    others = function(state, random_weights(size=5))
     assert others.scalar.lt(rewards.scalar).all()
 
 
@@ -251,14 +244,14 @@ def test_expected_advantage_is_the_mean_over_the_heads() -> None:
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_the_default_rewards_lie_in_minus_one_to_one(name: str) -> None:
     for seed in range(5):
-        rewards = RewardFunction(REWARDS[name], LOSS)(random_state(seed), random_weights())
+        rewards = RewardFunction(REWARDS[name], LOSS)(random_state(seed), random_weights(size=5))
         assert rewards.advantages.abs().le(1).all()
         assert rewards.scalar.abs().le(1).all()
 
 
 def test_reference_rewards_lie_in_zero_to_one_and_credit_no_teacher() -> None:
     function = RewardFunction(REWARDS["reference"], LOSS)
-    rewards = function(random_state(size=12), random_weights(12))
+    rewards = function(random_state(size=12), random_weights(size=12))
     assert rewards.scalar.ge(0).all()
     assert rewards.scalar.le(1).all()
     assert rewards.scalar.unique().numel() > 2
@@ -267,7 +260,7 @@ def test_reference_rewards_lie_in_zero_to_one_and_credit_no_teacher() -> None:
 
 
 def test_aggregate_rewards_are_the_aggregate_and_keep_teacher_rewards_of_equation_6() -> None:
-    state, weights = random_state(), random_weights()
+    state, weights = random_state(), random_weights(size=5)
     rewards = RewardFunction(REWARDS["aggregate"], LOSS)(state, weights)
     torch.testing.assert_close(rewards.scalar, aggregate(state, weights, LOSS))
     torch.testing.assert_close(rewards.teacher, paper_credit(state, LOSS))
@@ -275,7 +268,7 @@ def test_aggregate_rewards_are_the_aggregate_and_keep_teacher_rewards_of_equatio
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_reordering_teachers_reorders_advantages_and_keeps_the_reward(name: str) -> None:
-    state, weights = random_state(), random_weights()
+    state, weights = random_state(), random_weights(size=5)
     function = RewardFunction(REWARDS[name], LOSS)
     rewards = function(state, weights)
     moved = TeacherWeights(weights.logit[:, ORDER], weights.feature[:, ORDER])
@@ -287,7 +280,7 @@ def test_reordering_teachers_reorders_advantages_and_keeps_the_reward(name: str)
 
 @pytest.mark.parametrize("name", PER_TEACHER)
 def test_rewards_of_a_sample_ignore_the_other_samples(name: str) -> None:
-    state, weights = random_state(), random_weights()
+    state, weights = random_state(), random_weights(size=5)
     before = RewardFunction(REWARDS[name], LOSS)(state, weights)
     weights.logit[1] = torch.tensor([1.0, 0.0, 0.0])
     state.divergence[1] += 1
@@ -303,13 +296,13 @@ def test_rewards_of_a_sample_ignore_the_other_samples(name: str) -> None:
 def test_teacher_rewards_do_not_depend_on_weights(name: str) -> None:
     function, state = RewardFunction(REWARDS[name], LOSS), random_state()
     alone = function.teacher_rewards(state)
-    assert function(state, random_weights()).teacher.equal(alone)
+    assert function(state, random_weights(size=5)).teacher.equal(alone)
     assert function(state, TeacherWeights.uniform(state.divergence)).teacher.equal(alone)
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards_carry_no_gradient(name: str) -> None:
-    state, weights = random_state(), random_weights()
+    state, weights = random_state(), random_weights(size=5)
     for tensor in (state.cross_entropy, state.distance, state.student.logits):
         tensor.requires_grad_()
     weights.logit.requires_grad_()
@@ -321,5 +314,5 @@ def test_rewards_carry_no_gradient(name: str) -> None:
 
 def test_a_normalization_replaces_the_rules_own() -> None:
     function = RewardFunction(REWARDS["paper"], LOSS, "center")
-    rewards = function(random_state(), random_weights())
+    rewards = function(random_state(), random_weights(size=5))
     torch.testing.assert_close(rewards.advantages, center(rewards.teacher))

@@ -33,6 +33,7 @@ from tiny import (
     make_state,
     make_tiny_distiller,
     make_tiny_env,
+    random_weights,
     reorder_teachers,
     seldom,
     snapshot,
@@ -78,12 +79,6 @@ def assert_on_the_simplex(found: TeacherWeights, count: int = len(TEACHERS)) -> 
         assert head.shape == (NUM_ENVS, count)
         assert head.ge(0).all()
         torch.testing.assert_close(head.sum(1), torch.ones(NUM_ENVS))
-
-
-def random_weights(seed: int) -> TeacherWeights:
-    draw = generator(seed)
-    shape = NUM_ENVS, len(TEACHERS)
-    return TeacherWeights(*(torch.randn(shape, generator=draw).softmax(1) for _ in range(2)))
 
 
 def train(
@@ -337,16 +332,6 @@ def test_equal_weights_give_the_same_gradients_and_the_same_student(name: str) -
         weighting.after_update(state)
         assert_gradients(distiller, expected)
         assert_same(distiller.module, snapshot(bare.module))
-
-
-@pytest.mark.parametrize("name", seldom(WEIGHTINGS, {"camkd", "gate", "mmkd"}))
-def test_equal_weights_give_the_same_student_in_the_environment(name: str) -> None:
-    envs = [make_tiny_env(), make_tiny_env()]
-    for env, method in zip(envs, (name, "aver"), strict=True):
-        env.reset(seed=0)
-        agent = WeightingAgent(env, Fixed(made(method, env.distiller)))
-        agent.learn(2, lambda: None)
-    assert_same(envs[0].distiller.module, snapshot(envs[1].distiller.module))
 
 
 @every_method

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import matplotlib.image
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from comparisons import TEACHERS, make_result
@@ -284,13 +283,7 @@ def test_files_hold_everything_in_full_precision(tmp_path: Path) -> None:
 # The picture.
 
 
-def test_every_seed_is_a_dot_and_the_baseline_a_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(
-        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
-    )
+def test_every_seed_is_a_dot_and_the_baseline_a_line(figures: list[Figure], tmp_path: Path) -> None:
     comparison = replace(COMPARISON, settings=["near", "far"])
     runs = [*finished("near"), *finished("far")]
     draw_comparison(comparison, summaries_of(comparison, runs), tmp_path / "picture.png")
@@ -314,13 +307,7 @@ def test_every_seed_is_a_dot_and_the_baseline_a_line(
         assert {line.get_color() for line in axes.lines[:2]} == {"black"}
 
 
-def test_what_is_certain_is_red_in_the_picture(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(
-        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
-    )
+def test_what_is_certain_is_red_in_the_picture(figures: list[Figure], tmp_path: Path) -> None:
     draw_comparison(COMPARISON, summaries_of(COMPARISON, behind()), tmp_path / "picture.png")
     (figure,) = figures
     colours = {

@@ -230,12 +230,8 @@ def test_odd_names_are_drawn_as_text(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 @pytest.mark.parametrize("splits", [["test"], ["val", "test"]], ids=str)
 def test_curves_show_every_split_that_was_evaluated(
-    splits: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    splits: list[str], figures: list[Figure], tmp_path: Path
 ) -> None:
-    figures: list[Figure] = []
-    monkeypatch.setattr(
-        FigureCanvasAgg, "print_png", lambda canvas, *_, **__: figures.append(canvas.figure)
-    )
     extra = {f"{split}/accuracy": 0.5 for split in splits}
     draw_curves([row(1, **extra), row(2, **extra)], tmp_path / "curves.png", "title")
     (figure,) = figures

@@ -130,15 +130,3 @@ def test_an_interrupted_training_goes_on_where_it_was(
     assert start() == 0
     assert epochs == [("resnet8", 2), ("resnet8-permuted", 1), ("resnet8-permuted", 2)]
     assert all(name.endswith(".pt") for name in checkpoints(tmp_path))
-
-
-def test_flags_come_from_the_command_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["train_teachers.py", "--nope"])
-    assert train_teachers.main() == 2
-    assert "--nope" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as ended:
-        train_teachers.main(["--help"])
-    assert ended.value.code == 0
-    assert "usage: mtkd train-teachers" in capsys.readouterr().out

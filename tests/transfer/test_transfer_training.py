@@ -15,7 +15,6 @@ from torch.nn import functional
 
 from experiments.config import CheckpointConfig
 from experiments.console import console
-from experiments.running.lock import run_lock
 from experiments.running.result import read_result
 from experiments.running.signals import Stopped
 from experiments.transfer import training
@@ -393,14 +392,6 @@ def test_a_signal_in_the_last_step_ends_the_program_after_the_result(tmp_path: P
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_ctrl_c_leaves_a_checkpoint(tmp_path: Path) -> None:
-    task = Squares()
-    interrupt(task, 3, signal.SIGINT)
-    with pytest.raises(Stopped) as stopped:
-        run(tmp_path, task)
-    assert stopped.value.code == 128 + signal.SIGINT
-
-
 def test_a_crash_costs_what_was_done_since_the_last_checkpoint(tmp_path: Path) -> None:
     def fail(step: int) -> None:
         if step == 2 * STEPS + 2:
@@ -416,55 +407,6 @@ def test_a_crash_costs_what_was_done_since_the_last_checkpoint(tmp_path: Path) -
     run(tmp_path / "parts", again, resume=True)
     assert again.asked == [(2, 0)]
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_run_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
-    run(tmp_path / "whole")
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "metrics.jsonl").write_text('{"step": 3}\n')
-    run(tmp_path / "parts", resume=True)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
-
-
-def test_a_finished_run_is_not_done_again(tmp_path: Path) -> None:
-    metrics = run(tmp_path)
-    task = Squares(seed=5)
-    assert run(tmp_path, task, resume=True) == metrics
-    assert task.asked == []
-
-
-def test_a_folder_with_a_run_is_refused_unless_it_is_to_be_gone_on_with(tmp_path: Path) -> None:
-    run(tmp_path)
-    with pytest.raises(ConfigError, match="holds a run already; --resume goes on with it"):
-        run(tmp_path)
-
-
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with run_lock(tmp_path), pytest.raises(ConfigError, match="is in use by process"):
-        run(tmp_path)
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "schedule": {"schedule": schedule(epochs=4)},
-    "seed": {"seed": 1},
-    "precision": {"precision": "bf16"},
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_the_checkpoint_of_another_training_is_refused_and_stays(tmp_path: Path, name: str) -> None:
-    task = Squares()
-    interrupt(task, 3)
-    with pytest.raises(Stopped):
-        run(tmp_path, task)
-    with pytest.raises(ConfigError, match=f"holds a run of another configuration: {name}"):
-        run(tmp_path, resume=True, **CHANGES[name])
-    written = (tmp_path / "config.yaml").read_text()
-    (tmp_path / "config.yaml").unlink()
-    with pytest.raises(ConfigError, match=f"checkpoint is of another configuration: {name}"):
-        run(tmp_path, resume=True, **CHANGES[name])
-    (tmp_path / "config.yaml").write_text(written)
-    run(tmp_path, resume=True)
 
 
 # What goes wrong.
@@ -496,11 +438,6 @@ def test_nan_stops_the_run_and_names_the_first_step_and_the_term(tmp_path: Path)
 def test_nan_names_the_checkpoint_before_it(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="checkpoint from before it, after step 10"):
         run(tmp_path, Diverging(2 * STEPS + 2), checkpoint=ALWAYS)
-
-
-def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="unknown precision 'fp8'"):
-        run(tmp_path, precision="fp8")
 
 
 # Several processes.

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import Interrupting, configuration, small
+from test_resume import Interrupting, configuration
 
 from agents import build_agent
 from experiments.experiment import run_experiment
 from mtkd_env import MTKDVectorEnv, Recipe
 from tiny import STEPS_PER_EPOCH, make_tiny_env
-
-__all__ = ["small"]
 
 pytestmark = [
     pytest.mark.slow,

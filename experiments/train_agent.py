@@ -22,8 +22,6 @@ from experiments.running.folder import CONFIG
 from mtkd_env.files import user_path
 from mtkd_env.imports import TRUST, trust_of
 
-PROGRAM = "mtkd train-agent"
-
 ABOUT = (
     "Lets an agent learn over many tasks, a student each. Layers, later ones win: "
     "configs/agent/ALGO.yaml, --config files, flags. --resume FOLDER goes on with an "
@@ -87,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[AgentRunConfig, Path | None]:
     if shipped.is_file() and folder is None:
         layers.insert(0, file_layer(shipped))
     with trust.applied():
-        config = parse_values(AgentRunConfig, layers, flags, PROGRAM, ABOUT)
+        config = parse_values(AgentRunConfig, layers, flags, AgentRun.program, ABOUT)
         config.check_agent()
     return config, folder
 

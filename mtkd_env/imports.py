@@ -36,8 +36,7 @@ EXTRAS = {
     "torchrl": "torchrl",
 }
 
-# A name in a table, `module:Name`, or the object itself. Nothing narrower: the parser of command
-# lines takes a text for the name of a class wherever an annotation names one.
+# A name in a table, `module:Name`, or the object itself.
 Named: TypeAlias = str | Any
 
 # Lets files name anything of the expected kind.

@@ -77,8 +77,9 @@ def class_table(
     for method, own in lines.items():
         found = [line["accuracy"] for line in own if "accuracy" in line]
         if found:
-            students[method] = _shares([each["student"] for each in found]).mean(0)
-            teachers |= zip(own[0]["teachers"], _shares(found[0]["teachers"]), strict=True)
+            students[method] = np.array([each["student"] for each in found], float).mean(0)
+            known = np.array(found[0]["teachers"], float)
+            teachers |= zip(own[0]["teachers"], known, strict=True)
     return ClassTable(
         names=first.get("classes") or [str(n) for n in range(len(first["class"]["count"]))],
         teachers=teachers,
@@ -88,10 +89,6 @@ def class_table(
             for method, each in weights.items()
         },
     )
-
-
-def _shares(values: Sequence[Sequence[float | None]]) -> Array:
-    return np.array(values, dtype=float)
 
 
 def write_classes(line: Mapping[str, Any], path: Path, method: str) -> None:

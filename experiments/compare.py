@@ -137,14 +137,6 @@ def make_execution(
     return Execution(comparison, output, make, out, threads=threads, retries=arguments.retries)
 
 
-def _report(comparison: Comparison, output: Path, out: Console) -> None:
-    """Tables and picture of the runs that are finished."""
-    finished = find_finished(comparison, output)
-    if finished:
-        write_comparison(comparison, finished, output)
-        print_comparison(out, comparison, finished, output)
-
-
 @program("the same command goes on with the runs that are left")
 def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
@@ -161,8 +153,9 @@ def main(argv: Sequence[str]) -> int:
         comparison.kind.check_data([run.config for run in comparison.runs])
         execution = make_execution(arguments, comparison, output, out)
         execution.work()
-        if distributed.rank() == 0:
-            _report(comparison, output, out)
+        if distributed.rank() == 0 and (finished := find_finished(comparison, output)):
+            write_comparison(comparison, finished, output)
+            print_comparison(out, comparison, finished, output)
     for run, failure in execution.failures:
         sys.stderr.write(f"failed: {run.name}: {failure.message}; see {run.folder / ERROR}\n")
     return 1 if execution.failures else 0

@@ -158,14 +158,6 @@ def plain_table(title: str | None, texts: Sequence[str], numbers: Sequence[str])
     return table
 
 
-def teacher_table(result: Result) -> Table:
-    """The teachers of a run."""
-    table = plain_table("Teachers", ["name"], ["test accuracy"])
-    for name, accuracy in result.teachers.items():
-        table.add_row(name, f"{accuracy:.2%}")
-    return table
-
-
 def result_table(results: Sequence[Result]) -> Table:
     """Students side by side, a row for each run; weights and scores are those of the last epoch."""
     teachers = list(results[0].teachers)
@@ -189,7 +181,10 @@ def validated(results: Sequence[Result]) -> bool:
 
 def print_results(console: Console, results: Sequence[Result]) -> None:
     """The tables of teachers and students, and where the runs are."""
-    console.print(teacher_table(results[0]))
+    teachers = plain_table("Teachers", ["name"], ["test accuracy"])
+    for name, accuracy in results[0].teachers.items():
+        teachers.add_row(name, f"{accuracy:.2%}")
+    console.print(teachers)
     console.print(result_table(results))
     on_test = "the highest, chosen on test."
     on_val = "after the epoch that is best on the validation images (val)."

@@ -19,20 +19,6 @@ from mtkd_env.files import write_text
 FILE = "report.html"
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="mtkd report",
-        description=__doc__,
-    )
-    parser.add_argument(
-        "runs", type=path_argument, help="folder with runs in it, or in folders below it"
-    )
-    parser.add_argument(
-        "--output", type=path_argument, help=f"the page (default: {FILE} in the folder)"
-    )
-    return parser
-
-
 def title_of(root: Path) -> str:
     """The heading of a comparison, if the folder is one; otherwise the folder's name."""
     try:
@@ -60,7 +46,14 @@ def write_report(root: Path, path: Path) -> Found:
 @program("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = Parser("mtkd report", __doc__)
+    parser.add_argument(
+        "runs", type=path_argument, help="folder with runs in it, or in folders below it"
+    )
+    parser.add_argument(
+        "--output", type=path_argument, help=f"the page (default: {FILE} in the folder)"
+    )
+    arguments = parser.parse_args(argv)
     path = arguments.output or arguments.runs / FILE
     found = write_report(arguments.runs, path)
     for reason in found.unreadable.values():

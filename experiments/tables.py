@@ -21,9 +21,5 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     A cell stays one, whatever is written in it.
     """
     rule = ["---", *["---:"] * (len(rows[0]) - 1)]
-    lines = [[_cell(text) for text in row] for row in rows]
+    lines = [[" ".join(text.split()).replace("|", r"\|") for text in row] for row in rows]
     return "".join(f"| {' | '.join(row)} |\n" for row in [lines[0], rule, *lines[1:]])
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")

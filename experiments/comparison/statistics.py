@@ -1,12 +1,11 @@
 """What several runs say together: mean and spread, paired differences, and how sure they are."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.stats import t, trim_mean
+from scipy.stats import trim_mean, ttest_1samp
 
 CONFIDENCE = 0.95
 
@@ -63,16 +62,17 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
         The interval; none of a single number, nor of equal ones, which leave their spread unknown
         (few test images make that likely).
     """
-    if (error := _standard_error(values)) is None:
-        return None
-    mean, half = spread(values).mean, float(t.isf((1 - CONFIDENCE) / 2, len(values) - 1)) * error
-    return mean - half, mean + half
+    return _t_test(values)[0]
 
 
-def _standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean, if it is known; differences of rounded shares are not spread."""
-    std = spread(values).std
-    return None if std is None or std < EQUAL else std / math.sqrt(len(values))
+def _t_test(values: Sequence[float]) -> tuple[tuple[float, float] | None, float | None]:
+    """The interval, and p of the test that the mean is zero."""
+    # Differences of rounded shares are not spread.
+    if len(values) == 1 or stdev(values) < EQUAL:
+        return None, None
+    test = ttest_1samp(values, 0.0)
+    interval = test.confidence_interval(CONFIDENCE)
+    return (float(interval.low), float(interval.high)), float(test.pvalue)
 
 
 def independent(values: Mapping[Seeds, float], by_pool: bool) -> list[float]:
@@ -110,9 +110,7 @@ def paired_difference(
     differences = independent(common, by_pool)
     if not differences:
         return None
-    mean, error = spread(differences).mean, _standard_error(differences)
-    p = None if error is None else 2 * float(t.sf(abs(mean) / error, len(differences) - 1))
-    return Difference(differences, mean, t_interval(differences), p)
+    return Difference(differences, fmean(differences), *_t_test(differences))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

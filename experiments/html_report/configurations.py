@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -11,31 +10,19 @@ from experiments.html_report.runs import FinishedRun, describe
 from experiments.html_report.table import VERSIONS, PageTable
 
 
-@dataclass(frozen=True)
-class Configuration:
-    """The runs of one method in one setting.
+def configurations(
+    settings: Sequence[Setting],
+) -> list[tuple[Setting, Group, Mapping[str, str], list[str]]]:
+    """The configuration of every group, and its keys that are not the same in all of them.
 
-    Attributes:
-        setting: The setting.
-        group: The runs.
-        values: Their configuration; several values with bars between them where the runs differ.
-        differing: The keys that are not the same in all groups.
+    Keys that only some have are differences.
     """
-
-    setting: Setting
-    group: Group
-    values: Mapping[str, str]
-    differing: Sequence[str]
-
-
-def configurations(settings: Sequence[Setting]) -> list[Configuration]:
-    """The configuration of every group; keys that only some have are differences."""
     pairs = [(setting, group) for setting in settings for group in setting.groups]
     found = [_values(group) for _, group in pairs]
     keys = {key for values in found for key in values} - OF_RUN
     differ = {key for key in keys if len({values.get(key) for values in found}) > 1}
     return [
-        Configuration(*pair, values, [key for key in values if key in differ])
+        (*pair, values, [key for key in values if key in differ])
         for pair, values in zip(pairs, found, strict=True)
     ]
 

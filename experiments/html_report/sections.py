@@ -56,10 +56,6 @@ class Contents:
     palette: Palette
 
 
-def _always(group: Group) -> bool:
-    return bool(group.runs)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Chart(Section):
     """A section with one picture for every setting.
@@ -67,7 +63,7 @@ class Chart(Section):
     Attributes:
         about: What a picture shows, for those who cannot see it.
         draw: Draws the methods of a setting.
-        keep: Whether there is something to draw of a method.
+        keep: Whether there is something to draw of a method; by default of every one.
         numbers: The numbers that a picture ends with, for those who cannot see it.
         legend: What colours and marks mean that are no method's.
         names_teachers: Whether the teachers' colours belong to the legend.
@@ -76,7 +72,7 @@ class Chart(Section):
 
     about: str
     draw: Callable[[Sequence[Group], Palette], Figure]
-    keep: Callable[[Group], bool] = _always
+    keep: Callable[[Group], bool] = bool
     numbers: Callable[[Sequence[Group]], str] | None = None
     legend: Sequence[Key] = ()
     names_teachers: bool = False

@@ -711,12 +711,12 @@ def test_only_what_differs_between_groups_is_marked(tmp_path: Path) -> None:
     write_run(tmp_path / "b", "--algo", "pg", "--env.reward", "alignment", versions={"torch": "3"})
     write_run(tmp_path / "c", "--algo", "pg", "--seed", "1", "--env.reward", "alignment")
     grouping = grouped(tmp_path)
-    first, second = configurations(grouping.settings)
-    assert {key: first.values[key] for key in first.differing} == {
+    (_, _, first, differing), (_, _, second, _) = configurations(grouping.settings)
+    assert {key: first[key] for key in differing} == {
         "env.reward": "paper",
         "agent.arguments": "{}",
     }
-    assert second.values["seed"] == "0 | 1"
+    assert second["seed"] == "0 | 1"
     (row,) = version_table(find_runs(tmp_path).runs).rows
     assert row[1] == "<mark>2</mark> (2), <mark>3</mark> (1)"
 

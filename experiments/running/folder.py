@@ -1,17 +1,15 @@
 """The folder of a run: made, told from others, cleared."""
 
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.config import read_yaml
 from experiments.running.checkpoint import Checkpoints
 from experiments.running.log import ROWS
 from experiments.running.result import RESULT
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import parse_yaml
 
 CONFIG = "config.yaml"
 
@@ -52,39 +50,6 @@ def make_new(folder: Path) -> bool:
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
     return any((folder / name).exists() for name in (CONFIG, ROWS, RESULT))
-
-
-def check_same_config(text: str, folder: Path, place: Collection[str]) -> None:
-    """Checks that a folder holds no run of another configuration.
-
-    Args:
-        text: The configuration, in YAML.
-        folder: The folder.
-        place: Keys that may differ.
-
-    Raises:
-        ConfigError: It does; names the keys that differ.
-    """
-    if not (folder / CONFIG).is_file():
-        return
-    if changes := differences(parse_yaml(text), read_yaml(folder / CONFIG, "--resume"), place):
-        raise ConfigError(f"output: {folder} holds a run of another configuration: {changes}")
-
-
-def differences(
-    own: Mapping[str, Any], theirs: Mapping[str, Any], place: Collection[str] = ()
-) -> str:
-    """The keys that two configurations differ in, with both values; empty if they do not.
-
-    Args:
-        own: One of them.
-        theirs: The other.
-        place: Keys that may differ.
-    """
-    own, theirs = flat(own), flat(theirs)
-    keys = [key for key in {**own, **theirs} if key.split(".")[0] not in place]
-    changed = [key for key in keys if own.get(key) != theirs.get(key)]
-    return ", ".join(f"{key} {own.get(key)} instead of {theirs.get(key)}" for key in changed)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

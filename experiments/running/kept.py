@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from agents.isolation import Isolation
-from experiments.config import RunConfig
+from experiments.config import RunConfig, read_yaml
 from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.folder import (
     CONFIG,
-    check_same_config,
     clear,
-    differences,
+    flat,
     holds_run,
     make_new,
 )
@@ -80,7 +79,16 @@ class KeptRun(ABC, Generic[Config, Found]):
         Raises:
             ConfigError: It does; names the keys that differ.
         """
-        check_same_config(self.config.to_yaml(), folder, self.place)
+        theirs = read_yaml(folder / CONFIG, "--resume") if (folder / CONFIG).is_file() else None
+        if theirs is not None and (changes := self._changes(theirs)):
+            raise ConfigError(f"output: {folder} holds a run of another configuration: {changes}")
+
+    def _changes(self, theirs: Mapping[str, Any]) -> str:
+        """The keys that another configuration differs in, with both values; empty if in none."""
+        own, theirs = flat(parse_yaml(self.config.to_yaml())), flat(theirs)
+        keys = [key for key in {**own, **theirs} if key.split(".")[0] not in self.place]
+        changed = [key for key in keys if own.get(key) != theirs.get(key)]
+        return ", ".join(f"{key} {own.get(key)} instead of {theirs.get(key)}" for key in changed)
 
     @abstractmethod
     def prepare(self) -> dict[str, Any]:
@@ -186,8 +194,7 @@ class KeptRun(ABC, Generic[Config, Found]):
         same = "configuration" in identity and (
             identity["configuration"] == state["identity"]["configuration"]
         )
-        own, theirs = parse_yaml(self.config.to_yaml()), parse_yaml(state["configuration"])
-        if not same and (changes := differences(own, theirs, self.place)):
+        if not same and (changes := self._changes(parse_yaml(state["configuration"]))):
             raise ConfigError(f"resume: the checkpoint is of another configuration: {changes}")
         for name, expected in identity.items():
             if (found := state["identity"][name]) != expected:

@@ -93,21 +93,15 @@ class RayExecutor:
             _connect(self._ray, address)
             stack.callback(self._ray.shutdown)
             self._place = Path.cwd(), tokens
-            self._resources = self._complete(resources)
-            self._remote = self._make_remote()
+            if resources.gpus is None:
+                gpus = 1.0 if self._ray.cluster_resources().get("GPU") else 0.0
+                resources = replace(resources, gpus=gpus)
+            self._resources = resources
+            taken = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+            # Ray tries nothing again by itself; whoever asks does.
+            self._remote = self._ray.remote(**taken, max_retries=0)(attempt_in)
             self._check_nodes()
             self._ends = stack.pop_all()
-
-    def _complete(self, asked: RunResources) -> RunResources:
-        """The resources with the number of GPUs that depends on what there is."""
-        if asked.gpus is not None:
-            return asked
-        return replace(asked, gpus=1.0 if self._ray.cluster_resources().get("GPU") else 0.0)
-
-    def _make_remote(self) -> Any:
-        """What Ray calls on a node. It tries nothing again by itself; whoever asks does."""
-        taken = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
-        return self._ray.remote(**taken, max_retries=0)(attempt_in)
 
     def _rooms(self) -> dict[str, int]:
         """For how many tasks every node has room, by the nodes' ids."""

@@ -66,11 +66,7 @@ def series(runs: Sequence[FinishedRun], value: Value) -> Series:
 
 def entry(name: str, scale: float = 1) -> Value:
     """Reads one number of a row."""
-
-    def read(row: Mapping[str, Any]) -> float | None:
-        return scale * row[name] if name in row else None
-
-    return read
+    return lambda row: scale * row[name] if name in row else None
 
 
 EPOCH = entry("epoch")

@@ -259,7 +259,8 @@ def _details(
     for name in set(alike.values()):
         configs = {run.name: values(run) for run in runs if alike[run.name] == name}
         keys = differing_keys(configs.values())
-        for own, config in configs.items():
-            parts = [f"{k.rpartition('.')[2]}={describe(config[k])}" for k in keys if k in config]
-            found[own] = ", ".join(parts)
+        found |= {
+            own: ", ".join(f"{k.rpartition('.')[2]}={describe(c[k])}" for k in keys if k in c)
+            for own, c in configs.items()
+        }
     return found

@@ -5,7 +5,8 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,11 +37,34 @@ KEYS: Mapping[str, tuple[str, ...]] = {
     "annotations": ("id", "image_id", "category_id", "bbox"),
 }
 
-# Shortest side [pixels] of a box that is learned from.
-MIN_SIDE = 1.0
-
 # No place, side or area is larger [pixels]; 32-bit floats hold such numbers with ease.
 MOST_PIXELS = 2**40
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number, as places and areas are; NaN is none."""
+    return isinstance(value, int | float) and -MOST_PIXELS <= value <= MOST_PIXELS
+
+
+def _is_box(value: Any) -> bool:
+    proper = isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    return proper and min(value[2:]) >= 0
+
+
+WHOLE = (lambda value: type(value) is int), "a whole number"
+SIDE = (lambda value: isinstance(value, int) and value >= 1), "1 or more"
+
+# Whether a key's value can be used, and what is expected in words.
+VALUES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("id", "image_id", "category_id"), WHOLE),
+    **dict.fromkeys(("height", "width"), SIDE),
+    "file_name": (lambda value: isinstance(value, str), "a name"),
+    "bbox": (_is_box, "four finite numbers, the last two not negative"),
+    "area": (_is_number, "a finite number"),
+}
+
+# Shortest side [pixels] of a box that is learned from.
+MIN_SIDE = 1.0
 
 Annotation = Mapping[str, Any]
 
@@ -220,57 +244,26 @@ def _checked(file: Path) -> dict[str, Any]:
         if not isinstance(entries, list):
             raise ConfigError(f"{file}: expected a list of {part}, as COCO's format has it")
         for number, entry in enumerate(entries):
-            found = entry if isinstance(entry, dict) else {}
-            if missing := [key for key in keys if key not in found]:
-                raise ConfigError(f"{file}: {part}[{number}]: expected the key '{missing[0]}'")
-    for number, image in enumerate(content["images"]):
-        _check_image(f"{file}: images[{number}]", image)
-    _check_references(file, content)
+            _check_entry(f"{file}: {part}[{number}]", entry, keys)
+    _check_references(file, content, "image_id", "images")
+    _check_references(file, content, "category_id", "categories")
     return content
 
 
-def _check_image(where: str, image: dict[str, Any]) -> None:
-    if not isinstance(image["file_name"], str):
-        raise ConfigError(f"{where}: expected a file_name, got {image['file_name']!r}")
-    for side in ("height", "width"):
-        if not isinstance(image[side], int) or image[side] < 1:
-            raise ConfigError(f"{where}: expected a {side} of 1 or more, got {image[side]!r}")
+def _check_entry(where: str, entry: Any, keys: Sequence[str]) -> None:
+    found = entry if isinstance(entry, dict) else {}
+    if missing := [key for key in keys if key not in found]:
+        raise ConfigError(f"{where}: expected the key '{missing[0]}'")
+    for key, (fits, expected) in VALUES.items():
+        if key in found and not fits(found[key]):
+            raise ConfigError(f"{where}: {key}: expected {expected}, got {found[key]!r}")
 
 
-def _check_references(file: Path, content: dict[str, Any]) -> None:
-    images, categories = (_ids(file, part, content[part]) for part in ("images", "categories"))
+def _check_references(file: Path, content: dict[str, Any], key: str, part: str) -> None:
+    ids = Counter(entry["id"] for entry in content[part])
+    if again := [one for one, count in ids.items() if count > 1]:
+        raise ConfigError(f"{file}: {part}: expected one entry with the id {again[0]}, got several")
     for one in content["annotations"]:
-        name = f"{file}: annotation {one['id']}"
-        for kind, known in (("image", images), ("category", categories)):
-            if not _is_id(one[f"{kind}_id"]) or one[f"{kind}_id"] not in known:
-                raise ConfigError(f"{name}: no {kind} has the id {one[f'{kind}_id']}")
-        box = one["bbox"] if isinstance(one["bbox"], list) else []
-        if len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-            raise ConfigError(
-                f"{name}: expected a bbox of four finite numbers, the last two not negative, got "
-                f"{one['bbox']}"
-            )
-        if not _is_number(one.get("area", 0)):
-            raise ConfigError(f"{name}: expected a finite number as area, got {one['area']}")
-
-
-def _ids(file: Path, part: str, entries: Sequence[Mapping[str, Any]]) -> set[int]:
-    """The ids of all entries of a part, which are whole numbers, and different ones."""
-    ids: set[int] = set()
-    for number, entry in enumerate(entries):
-        if not _is_id(entry["id"]) or entry["id"] in ids:
-            raise ConfigError(
-                f"{file}: {part}[{number}]: expected a whole number as id, and one that no other "
-                f"entry has, got {entry['id']!r}"
-            )
-        ids.add(entry["id"])
-    return ids
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number, as places and areas are; NaN is none."""
-    return isinstance(value, int | float) and -MOST_PIXELS <= value <= MOST_PIXELS
+        if one[key] not in ids:
+            name = f"{file}: annotation {one['id']}"
+            raise ConfigError(f"{name}: {key}: no entry of {part} has the id {one[key]}")

@@ -202,16 +202,22 @@ def _drop(part: str) -> Callable[[dict[str, Any]], None]:
             lambda c: c["images"][1].pop("height") and None,
             r"images\[1\]: expected the key 'height'",
         ),
-        (lambda c: c["annotations"][0].update(image_id=5), "annotation 1: no image has the id 5"),
-        (lambda c: c["annotations"][0].update(category_id=5), "no category has the id 5"),
+        (
+            lambda c: c["annotations"][0].update(image_id=5),
+            "annotation 1: image_id: no entry of images has the id 5",
+        ),
+        (
+            lambda c: c["annotations"][0].update(category_id=5),
+            "no entry of categories has the id 5",
+        ),
         (
             lambda c: c["annotations"][0].update(bbox=[1, 2]),
-            r"a bbox of four finite numbers, .* got \[1, 2\]",
+            r"bbox: expected four finite numbers, .* got \[1, 2\]",
         ),
         *(
             (
                 lambda c, box=box: c["annotations"][0].update(bbox=box),
-                "annotation 1: expected a bbox of four finite",
+                "bbox: expected four finite",
             )
             for box in (
                 [nan, 1, 2, 3],
@@ -222,13 +228,19 @@ def _drop(part: str) -> Callable[[dict[str, Any]], None]:
                 ["1", 2, 3, 4],
             )
         ),
-        (lambda c: c["annotations"][0].update(area=nan), "a finite number as area, got nan"),
-        (lambda c: c["annotations"][0].update(image_id=[1]), r"no image has the id \[1\]"),
-        (lambda c: c["images"][1].update(id=c["images"][0]["id"]), "one that no other entry has"),
-        (lambda c: c["categories"][0].update(id={}), "a whole number as id"),
-        (lambda c: c["images"][0].update(height="64"), "a height of 1 or more, got '64'"),
-        (lambda c: c["images"][0].update(width=0), "a width of 1 or more, got 0"),
-        (lambda c: c["images"][0].update(file_name=None), "expected a file_name, got None"),
+        (lambda c: c["annotations"][0].update(area=nan), "area: expected a finite number, got nan"),
+        (
+            lambda c: c["annotations"][0].update(image_id=[1]),
+            r"image_id: expected a whole number, got \[1\]",
+        ),
+        (
+            lambda c: c["images"][1].update(id=c["images"][0]["id"]),
+            "images: expected one entry with the id .*, got several",
+        ),
+        (lambda c: c["categories"][0].update(id={}), "id: expected a whole number"),
+        (lambda c: c["images"][0].update(height="64"), "height: expected 1 or more, got '64'"),
+        (lambda c: c["images"][0].update(width=0), "width: expected 1 or more, got 0"),
+        (lambda c: c["images"][0].update(file_name=None), "file_name: expected a name, got None"),
     ],
 )
 def test_what_is_not_in_the_format_is_named(

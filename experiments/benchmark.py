@@ -15,7 +15,6 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
-from experiments.benchmarks.base import unusable
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
 from experiments.running.failures import Parser, at_least, names, numbers, path_argument, program
@@ -85,7 +84,7 @@ def make_request(
     """
     for flag in OPTIONAL:
         if getattr(arguments, flag) is not None and flag not in benchmark.flags:
-            raise unusable(flag, arguments.what)
+            raise ConfigError(f"--{flag}: means nothing to --what {arguments.what}")
     return Request(
         flags=flags,
         methods=arguments.methods,

@@ -13,7 +13,6 @@ from experiments.config import ExperimentConfig, parse_arguments
 from experiments.console import ConsoleProgress, live_bar
 from experiments.experiment import build
 from mtkd_env import Assembly
-from mtkd_env.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -117,8 +116,3 @@ class Benchmark:
     flags: Collection[str] = ("methods",)
     steps: int = 1
     epochs: Sequence[int] = ()
-
-
-def unusable(flag: str, what: str) -> ConfigError:
-    """The error for a flag that a benchmark has no use for."""
-    return ConfigError(f"--{flag}: means nothing to --what {what}")

@@ -332,14 +332,7 @@ class _Keeper:
         if steps == self._saved:
             return
         self._run.check_finite()
-        content = self._state_dict()
-        if distributed.rank() == 0:
-            self._checkpoints.save(steps, content)
-        self._saved = steps
-        self._timetable.written(self._run.epochs, time.perf_counter() - started)
-
-    def _state_dict(self) -> dict[str, Any]:
-        return {
+        content = {
             "configuration": self._run.config.to_yaml(),
             "identity": self._identity,
             "training": self._run.state_dict(),
@@ -347,3 +340,7 @@ class _Keeper:
             "random": random_states(),
             "seconds": self._run.log.seconds,
         }
+        if distributed.rank() == 0:
+            self._checkpoints.save(steps, content)
+        self._saved = steps
+        self._timetable.written(self._run.epochs, time.perf_counter() - started)

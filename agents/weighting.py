@@ -16,7 +16,12 @@ from mtkd_env.weighting import Weighting
 
 
 class WeightingAgent(Agent):
-    """Weights by the state instead of an action, by a method for the environment's distiller."""
+    """Weights by the state instead of an action.
+
+    Args:
+        env: The environment.
+        weighting: The method, made for the environment's distiller.
+    """
 
     def __init__(self, env: MTKDVectorEnv, weighting: Weighting) -> None:
         super().__init__(env)

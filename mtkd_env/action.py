@@ -188,7 +188,12 @@ class WeightFusion(nn.Module):
     def fuse(
         self, generated: TeacherWeights, evidence: Mapping[str, TeacherWeights]
     ) -> TeacherWeights:
-        """Executed weights of generated ones and what `evidence` gave, with their parts."""
+        """Executed weights of generated ones, with their parts.
+
+        Args:
+            generated: What an agent generates.
+            evidence: What `evidence` gave for the batch.
+        """
         if self.prior is not None:
             return with_prior(evidence[PRIOR], generated)
         coefficients = self.coefficients if self.learnable else (self._fixed,) * 2

@@ -45,7 +45,11 @@ class AgentFile:
     notes: Mapping[str, Any]
 
     def check(self, spaces: Mapping[str, Any]) -> None:
-        """Raises a `ConfigError`, which names what differs, unless it fits what it is used for."""
+        """Checks that it fits what it is to be used for.
+
+        Raises:
+            ConfigError: It does not; names what differs, on both sides.
+        """
         differ = [
             name
             for name in dict.fromkeys([*self.spaces, *spaces])

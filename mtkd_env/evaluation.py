@@ -44,10 +44,15 @@ def evaluation_of(
 
 @torch.no_grad()
 def evaluate(network: nn.Module, batches: Iterable[Batch], precision: str = FULL) -> Evaluation:
-    """A network's result on a finite iterable of unaugmented batches; leaves its mode as it was.
+    """Evaluates a network on a finite iterable of batches; leaves its mode as it was.
 
     Several processes each give a share of the split and get the result of the whole, so all of them
     have to call this.
+
+    Args:
+        network: The network.
+        batches: Unaugmented batches on its device.
+        precision: What it computes in; see `mtkd_env.precision`.
     """
     was_training = network.training
     network.eval()

@@ -34,6 +34,9 @@ class ReferenceImages:
         student: Makes a pass over all of the student's images; of several processes, each over a
             share.
         complete: Whether every image that the student learns from has a label.
+
+    Attributes:
+        complete: Whether every image that the student learns from has a label.
     """
 
     def __init__(

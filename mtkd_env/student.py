@@ -96,6 +96,10 @@ class StudentDescription(Options):
 class Student(nn.Module):
     """A trained student.
 
+    Args:
+        network: The network.
+        about: What it is.
+
     Attributes:
         network: The network, which gives its features beside the logits.
         about: What it is.
@@ -188,7 +192,11 @@ def load_student(
 def describe_student(
     folder: str | Path, which: str | None = None
 ) -> tuple[Path, StudentDescription]:
-    """The file of a student's tensors, and what it says of itself; see `load_student`."""
+    """The file of a student's tensors, and what it says of itself; arguments as of `load_student`.
+
+    Raises:
+        ConfigError: See `load_student`.
+    """
     path = _find(user_path(folder), which)
     about = read_description(path)
     with errors_of(path.with_suffix(DESCRIPTION)):

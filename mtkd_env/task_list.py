@@ -44,7 +44,12 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """A task of which nothing is left to be drawn: its name, and arguments of `assemble`."""
+    """A task of which nothing is left to be drawn.
+
+    Attributes:
+        name: What it is called.
+        arguments: Those of `assemble`.
+    """
 
     name: str
     arguments: Mapping[str, Any]

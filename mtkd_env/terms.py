@@ -156,9 +156,13 @@ def combine(
     inputs: TermInputs,
     known: Mapping[str, Tensor],
 ) -> Float[Tensor, "B M"]:
-    """The losses of one head, summed with the coefficients of `parse_terms`; zeros without any.
+    """The losses of one head, summed with their coefficients; zeros where there are none.
 
-    Those that are `known` have been computed already; all have to be (B, M).
+    Args:
+        coefficients: What `parse_terms` gave.
+        kind: The losses that there are.
+        inputs: What is compared.
+        known: Losses that have been computed already.
 
     Raises:
         ConfigError: A loss of another shape.

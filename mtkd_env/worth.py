@@ -45,8 +45,12 @@ def worth(
 ) -> Float[Tensor, "B M"]:
     """R_i^m = T (p_T(z_i) − p_T(z_i^m))ᵀ G [f_i; 1]: positive where teacher m helps.
 
-    Both are distributions over the classes that the teacher knows, and 0 at others; T is that of
-    the logit terms, G the direction.
+    Both are distributions over the classes that the teacher knows, and 0 at others.
+
+    Args:
+        state: The batch.
+        direction: G.
+        temperature: T of the logit terms.
     """
     student, teachers = state.student.logits.detach().float(), state.teachers
     pull = losses.kd_pull(student, teachers.logits.float(), temperature, teachers.known)

@@ -79,7 +79,12 @@ UNMIXED = Mixing()
 
 
 class Mixer:
-    """Mixes every image of a batch with the one before it, the first with the last."""
+    """Mixes every image of a batch with the one before it, the first with the last.
+
+    Args:
+        mixing: How strongly; of at least one kind.
+        num_classes: C.
+    """
 
     def __init__(self, mixing: Mixing, num_classes: int) -> None:
         from torchvision.transforms import v2

@@ -181,7 +181,17 @@ class ImageSet(ABC, Generic[S]):
         mixing: Mixing = UNMIXED,
         view_set: ViewSet = FRESH,
     ) -> BatchStream:
-        """Endless augmented batches of a split; see `BatchStream` for the arguments."""
+        """Endless augmented batches of a split; see `BatchStream` for the arguments.
+
+        Args:
+            split: The images.
+            batch_size: Images in every batch, over all processes.
+            device: Where the batches are made.
+            seed: Seed of order and augmentation.
+            shard: Which process this is, and of how many.
+            mixing: How images are mixed.
+            view_set: Which views of them are seen.
+        """
         return BatchStream(
             self.views(split, torch.device(device), view_set),
             batch_size=batch_size,
@@ -193,7 +203,11 @@ class ImageSet(ABC, Generic[S]):
 
     @abstractmethod
     def views(self, split: S, device: torch.device, view_set: ViewSet) -> Views:
-        """Augmented views of a split; a `ConfigError` for a set of views that it does not have."""
+        """Augmented views of a split.
+
+        Raises:
+            ConfigError: A set of views that the images do not have.
+        """
 
     @abstractmethod
     def evaluation_batches(

@@ -58,7 +58,13 @@ class ImageSplit(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Split(ImageSplit):
-    """Images in memory, unnormalised."""
+    """Images in memory.
+
+    Attributes:
+        images: Unnormalised images.
+        targets: Class of each image.
+        index: Position of each image in the array it was taken from.
+    """
 
     images: UInt8[Tensor, "N K H W"]
     targets: Int64[Tensor, " N"]
@@ -247,7 +253,14 @@ def _labelled(
 def train_targets(
     targets: Int64[Tensor, " N"], division: Division, labels: LabelSpec, num_classes: int
 ) -> Int64[Tensor, " T"]:
-    """The labels that the student's images have: hidden ones are gone, some may be wrong."""
+    """The labels that the student's images have: hidden ones are gone, some may be wrong.
+
+    Args:
+        targets: Class of every training image.
+        division: What they are for.
+        labels: Which labels are there.
+        num_classes: C.
+    """
     seen = torch.full_like(targets, UNKNOWN)
     known = targets[division.labelled]
     seen[division.labelled] = with_noise(
@@ -259,7 +272,14 @@ def train_targets(
 def with_noise(
     targets: Int64[Tensor, " N"], share: float, num_classes: int, seed: int
 ) -> Int64[Tensor, " N"]:
-    """Labels of which a share is drawn anew, uniformly over all C classes; 1/C of it stays."""
+    """Labels of which a share is drawn anew, uniformly over all C classes; 1/C of those stay right.
+
+    Args:
+        targets: The labels.
+        share: Share of them to draw anew.
+        num_classes: C.
+        seed: Seed of which ones, and of what they become.
+    """
     if share == 0:
         return targets
     random = torch.Generator().manual_seed(derive_seed(seed, "label noise"))
@@ -274,6 +294,10 @@ def test_division(targets: Int64[Tensor, " N"], fraction: float) -> tuple[Tensor
     """Positions of images to train on and, a share of every class, of images to report on.
 
     The same ones every time; images without a label are trained on.
+
+    Args:
+        targets: Classes; `UNKNOWN` where there is no label.
+        fraction: The share.
 
     Raises:
         ConfigError: A share that leaves no images on one side.

@@ -41,10 +41,14 @@ FRESH = ViewSet()
 class Views(ABC):
     """Makes batches of normalised views of the images of a split.
 
+    Args:
+        targets: Class of each image, where the batches are made.
+        view_set: Which of the views are seen.
+
     Attributes:
         count: Number of views that an image has, 0 to count - 1; None where they have no numbers.
-        targets: Class of each image, where the batches are made.
-        device: That place.
+        targets: Class of each image.
+        device: Where the batches are made.
         view_set: Which of the views are seen.
         chosen: Of a few views only, those of each image in their turn: numbers, or seeds that make
             them; on the host.
@@ -102,8 +106,12 @@ class Views(ABC):
 class SeededViews(Views):
     """Views that are each made from a seed; see `Views`.
 
-    One of a few views depends on the image's place among all of its dataset (`index`, on the CPU),
-    on its number and on the seed of the set. Where all are `alike`, there is one.
+    Args:
+        targets: Class of each image, where the batches are made.
+        view_set: Which of the views are seen. A view depends on the image's place among all of its
+            dataset, on its number and on the seed of the set.
+        index: That place, on the CPU.
+        alike: Whether all views of an image are the same one.
     """
 
     def __init__(

@@ -252,7 +252,11 @@ def load_pool_spec(path: Path | str, *, trust: bool = False) -> PoolSpec:
 
 
 def read_pool_spec(path: Path | str) -> PoolSpec:
-    """The same where it is said already what files may name."""
+    """The same where it is said already what files may name.
+
+    Raises:
+        ConfigError: See `load_pool_spec`.
+    """
     path = user_path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; expected a YAML file that describes a pool")

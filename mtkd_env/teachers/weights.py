@@ -137,7 +137,13 @@ def _candidates(network: Network, content: Mapping[str, Any], place: str = "") -
 
 
 def keep(network: Network, path: Path, made_from: str) -> None:
-    """Writes a trained teacher, and all that it depends on, into the cache."""
+    """Writes a trained teacher into the cache.
+
+    Args:
+        network: The teacher.
+        path: The file.
+        made_from: All that it depends on.
+    """
     state = network.state_dict()
     content = {"network": state, "made_from": made_from, "digest": weights_digest(state)}
     save_checkpoint(path, content)
@@ -172,7 +178,13 @@ def _other_classes(found: tuple[int, ...], expected: tuple[int, ...], num_classe
 
 
 def load_state(network: Network, given: Mapping[str, Any], source: str, place: str = "") -> None:
-    """Checks a state_dict tensor by tensor and loads it; errors name its source and place there.
+    """Checks a state_dict tensor by tensor and loads it.
+
+    Args:
+        network: What it is loaded into.
+        given: The tensors.
+        source: The file that holds them, and
+        place: where in it, for errors.
 
     Raises:
         ConfigError: A tensor that is missing, too many, or of another shape; names the source.

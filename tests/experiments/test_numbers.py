@@ -14,6 +14,7 @@ import torch
 
 from agents import check_agent
 from agents.sb3 import split
+from experiments.agent_run import AgentRunConfig
 from experiments.config import ExperimentConfig
 from experiments.config.experiment import AgentConfig
 from experiments.transfer.detection import DetectionConfig
@@ -49,6 +50,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     },
     "Schedule": {"epochs": 1},
     "TransferConfig": {"data": "images", "output": "runs"},
+    AgentRunConfig.__name__: {"tasks": "tasks.yaml"},
     DetectionConfig.__name__: {"data": "images", "output": "runs"},
     SegmentationConfig.__name__: {"data": "images", "output": "runs"},
 }

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -200,34 +199,30 @@ def print_results(console: Console, results: Sequence[Result]) -> None:
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draws accuracy, losses and the weight of each teacher over the epochs into a PNG."""
     with picture(path, (15, 4)) as figure:
-        _draw_curves(figure, rows)
+        epochs = [row["epoch"] for row in rows]
+        accuracy, losses, weights = figure.subplots(1, 3)
+        for split in ("val", "test"):
+            if f"{split}/accuracy" in rows[0]:
+                values = [100 * row[f"{split}/accuracy"] for row in rows]
+                accuracy.plot(epochs, values, label=split)
+        accuracy.set(title="Student accuracy", ylabel="accuracy [%]")
+        for name in ("total", "cross_entropy", "kd", "feature"):
+            losses.plot(epochs, [row[f"loss/{name}"] for row in rows], label=name.replace("_", " "))
+        losses.set(title="Losses (training, teachers' mean)", ylabel="loss", yscale="log")
+        losses.yaxis.set_major_formatter(LogFormatter())
+        losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        teachers = teachers_of(rows[0])
+        for teacher in teachers:
+            values = [mean_weights(row, teachers)[teacher] for row in rows]
+            weights.plot(epochs, values, label=drawn(teacher))
+        weights.axhline(1 / len(teachers), color="grey", linestyle=":", label="uniform")
+        weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
+        for axes in (accuracy, losses, weights):
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
         figure.suptitle(drawn(title, 2 * LENGTH))
-
-
-def _draw_curves(figure: Figure, rows: Sequence[dict[str, Any]]) -> None:
-    epochs = [row["epoch"] for row in rows]
-    accuracy, losses, weights = figure.subplots(1, 3)
-    for split in ("val", "test"):
-        if f"{split}/accuracy" in rows[0]:
-            values = [100 * row[f"{split}/accuracy"] for row in rows]
-            accuracy.plot(epochs, values, label=split)
-    accuracy.set(title="Student accuracy", ylabel="accuracy [%]")
-    for name in ("total", "cross_entropy", "kd", "feature"):
-        losses.plot(epochs, [row[f"loss/{name}"] for row in rows], label=name.replace("_", " "))
-    losses.set(title="Losses (training, teachers' mean)", ylabel="loss", yscale="log")
-    losses.yaxis.set_major_formatter(LogFormatter())
-    losses.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
-    teachers = teachers_of(rows[0])
-    for teacher in teachers:
-        values = [mean_weights(row, teachers)[teacher] for row in rows]
-        weights.plot(epochs, values, label=drawn(teacher))
-    weights.axhline(1 / len(teachers), color="grey", linestyle=":", label="uniform")
-    weights.set(title="Mean weight of each teacher", ylabel="weight", ylim=(0, None))
-    for axes in (accuracy, losses, weights):
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
 
 
 class _Console(Console):

@@ -73,20 +73,16 @@ def collect_gallery(record: StepRecord, data: ImageSet[Any], split: Any) -> Gall
     position = record.index[:MOST_IMAGES].cpu()
     weights = {head: first(getattr(record.weights, head)) for head in HEADS}
     targets = split.targets[position].numpy()
+    names = data.class_names or tuple(map(str, range(data.num_classes)))
+    places = np.where(targets == UNKNOWN, len(names), targets)
     return Gallery(
         images=data.pixels(split, position).numpy(),
         index=split.index[position].numpy(),
         targets=targets,
         correct=first(record.correct),
-        names=_names(targets, data),
+        names=np.array([*names, "no label"])[places],
         **weights,
     )
-
-
-def _names(targets: Array, data: ImageSet[Any]) -> Array:
-    """Name of each image's class, as far as it is known."""
-    names = data.class_names or tuple(map(str, range(data.num_classes)))
-    return np.array([*names, "no label"])[np.where(targets == UNKNOWN, len(names), targets)]
 
 
 def write_gallery(gallery: Gallery, folder: Path) -> None:

@@ -23,7 +23,6 @@ from experiments.comparison.summary import (
     interval_text,
     p_text,
     summarize,
-    teachers_of,
     text_of,
 )
 from experiments.console import console, plain_table
@@ -131,7 +130,8 @@ def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Colu
                 "agent score", lambda s: _number(s.score.mean if s.score else None, "z.3f"), room=1
             )
         )
-    columns += [_Column(f"weight {name}", _weight(name), room=3) for name in teachers_of(summaries)]
+    teachers = dict.fromkeys(name for summary in summaries for name in summary.weights)
+    columns += [_Column(f"weight {name}", _weight(name), room=3) for name in teachers]
     if baseline is None:
         columns.append(_Column("seconds", lambda s: f"{s.seconds.mean:.1f}", room=2))
     else:
@@ -167,10 +167,11 @@ def comparison_table(comparison: Comparison, summaries: Sequence[Summary], width
     """The table of one setting; what matters least is left out where the width does not do."""
     columns = _columns(comparison, summaries)
     title = ": ".join(filter(None, (comparison.title, summaries[0].setting)))
+    unbroken = console(width=1000)
     for room in sorted({column.room for column in columns}, reverse=True):
         columns = [column for column in columns if column.room <= room]
         table = _table(title, columns, summaries)
-        if _width(table) <= width:
+        if Measurement.get(unbroken, unbroken.options, table).maximum <= width:
             break
     return table
 
@@ -182,11 +183,6 @@ def _table(title: str, columns: Sequence[_Column], summaries: Sequence[Summary])
         cells = [Text(c.text(summary), "bold" if c.is_bold(summary) else "") for c in columns]
         table.add_row(summary.method, *cells)
     return table
-
-
-def _width(table: Table) -> int:
-    """Characters that a table needs to stand unbroken."""
-    return Measurement.get(wide := console(width=1000), wide.options, table).maximum
 
 
 def print_comparison(

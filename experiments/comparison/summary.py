@@ -184,8 +184,3 @@ def difference_text(summary: Summary) -> str:
 def p_text(p: float | None) -> str:
     """An adjusted p."""
     return NOTHING if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def teachers_of(summaries: Sequence[Summary]) -> list[str]:
-    """All teachers' names, each once."""
-    return list(dict.fromkeys(name for summary in summaries for name in summary.weights))

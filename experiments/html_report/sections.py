@@ -105,10 +105,6 @@ def _has_own_weights(group: Group) -> bool:
     return bool(group.teachers) and not curves.is_uniform(group)
 
 
-def _has_varied_breakdown(group: Group) -> bool:
-    return _has_own_weights(group) and breakdown.has_breakdown(group)
-
-
 CURVES = Chart(
     anchor="curves",
     title="Learning curves",
@@ -191,7 +187,7 @@ CORRECTNESS = Chart(
     ),
     about="Mean weight of each teacher where it is right and where it is wrong, for every method",
     draw=breakdown.draw_by_correctness,
-    keep=_has_varied_breakdown,
+    keep=lambda group: _has_own_weights(group) and breakdown.has_breakdown(group),
     missing="equal weights, or not recorded",
     legend=(*RIGHT_KEYS, UNIFORM_KEY),
     names_teachers=True,

@@ -43,23 +43,16 @@ class TaskProgress:
 
     def row(self, row: Mapping[str, float]) -> None:
         """A row was written; all are lines but those without an evaluation on a terminal."""
-        line = described(row)
         if self._bar is not None:
             self._bar.update(self._task, text=f"loss {row['loss/total']:.3f}")
-        if not self._out.is_terminal or any(name.startswith(EVALUATED) for name in row):
-            self._out.print(line, soft_wrap=True)
-
-
-def described(row: Mapping[str, float]) -> str:
-    """One line for a row: where it stands, loss and its terms, metrics."""
-    terms = {k.removeprefix(LOSS): v for k, v in row.items() if k.startswith(LOSS)}
-    total = terms.pop("total")
-    parts = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
-    shown = "".join(f"  {name} {value:.4f}" for name, value in metrics_of(row).items())
-    return (
-        f"epoch {row['epoch']:6.2f}  step {row['step']:>6}  lr {row['lr']:.2e}  "
-        f"loss {total:.4f} ({parts}){shown}"
-    )
+        if self._out.is_terminal and not metrics_of(row):
+            return
+        terms = {k.removeprefix(LOSS): v for k, v in row.items() if k.startswith(LOSS)}
+        total = terms.pop("total")
+        parts = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        shown = "".join(f"  {name} {value:.4f}" for name, value in metrics_of(row).items())
+        place = f"epoch {row['epoch']:6.2f}  step {row['step']:>6}  lr {row['lr']:.2e}"
+        self._out.print(f"{place}  loss {total:.4f} ({parts}){shown}", soft_wrap=True)
 
 
 def metrics_of(row: Mapping[str, float]) -> dict[str, float]:

@@ -154,7 +154,9 @@ class TaskRun(KeptRun[Config, TaskResult]):
     def begin(self) -> None:
         """Makes all processes' networks equal, and what trains them."""
         self.model = distributed.synchronize_norms(self._task.model.to(self.device))
-        _make_equal(self.model)
+        with torch.no_grad():
+            for tensor in chain(self.model.parameters(), self.model.buffers()):
+                tensor.copy_(distributed.broadcast(tensor))
         self._optimizer, self._rates = self._recipe.build(self.model, steps_per_epoch=1)
         fp16 = self.config.precision == "fp16"
         self._scaler = GradScaler(self.device.type, enabled=fp16)
@@ -290,17 +292,13 @@ class TaskRun(KeptRun[Config, TaskResult]):
         with autocast(self.config.precision, self.device):
             metrics = self._task.evaluate()
             if distributed.rank() == 0:
-                self._show(self._task.pictures(PICTURES))
+                pictures = self._task.pictures(PICTURES).cpu()
+                self.log.write_pictures("predictions", pictures, self.steps)
+                grid = make_grid(pictures, nrow=PICTURES_A_ROW, padding=4, pad_value=255)
+                image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+                write_atomically(self.log.folder / "predictions.png", image.save)
         self.model.train()
         return metrics
-
-    def _show(self, pictures: Tensor) -> None:
-        """Shows pictures in TensorBoard, and the last ones in a file."""
-        pictures = pictures.cpu()
-        self.log.write_pictures("predictions", pictures, self.steps)
-        grid = make_grid(pictures, nrow=PICTURES_A_ROW, padding=4, pad_value=255)
-        image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-        write_atomically(self.log.folder / "predictions.png", image.save)
 
     def check_finite(self) -> None:
         """Checks the network.
@@ -331,10 +329,3 @@ class TaskRun(KeptRun[Config, TaskResult]):
         self._scaler.load_state_dict(state["scaler"])
         self._terms = state["terms"]
         self._window = [terms.to(self.device) for terms in state["window"]]
-
-
-@torch.no_grad()
-def _make_equal(model: nn.Module) -> None:
-    """Gives the networks of all processes the tensors of process 0's."""
-    for tensor in chain(model.parameters(), model.buffers()):
-        tensor.copy_(distributed.broadcast(tensor))

@@ -119,26 +119,11 @@ def test_gradient_is_that_of_the_expectation_over_sampled_teachers() -> None:
     torch.testing.assert_close(found, gradient(score_function_loss, logits, advantages))
 
 
-def test_a_constant_per_sample_leaves_the_gradient_unchanged() -> None:
-    logits, advantages, constant = draw(5, 2 * M), draw(5, M, seed=1), draw(5, 1, seed=2)
-    expected = gradient(policy_gradient_loss, logits, advantages)
-    found = gradient(policy_gradient_loss, logits, advantages + constant)
-    torch.testing.assert_close(found, expected)
-    assert expected.norm() > 0.1
-
-
-def test_gradient_vanishes_where_teachers_are_worth_the_same() -> None:
-    advantages = draw(5, 1).expand(5, M)
-    found = gradient(policy_gradient_loss, draw(5, 2 * M), advantages)
-    torch.testing.assert_close(found, torch.zeros(5, 2 * M))
-
-
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("fusion", ["generator", "paper", "learnable"])
-def test_one_step_raises_the_expected_advantage(fusion: str, seed: int) -> None:
+def test_one_step_raises_the_expected_advantage(fusion: str) -> None:
     env = started_env(fusion=fusion)
-    agent = PolicyGradient(env, seed=seed, optimizer="sgd", lr=0.01)
-    known = transition(env, minmax_center(draw(NUM_ENVS, M, seed=seed)))
+    agent = PolicyGradient(env, optimizer="sgd", lr=0.01)
+    known = transition(env, minmax_center(draw(NUM_ENVS, M)))
 
     def objective() -> Tensor:
         return -policy_gradient_loss(env.to_weights(agent.act(env.observation)), known.advantages)
@@ -179,13 +164,6 @@ def test_released_loss_is_the_binary_cross_entropy_with_ones() -> None:
         for head in (weights.logit, weights.feature)
     )
     torch.testing.assert_close(bce_ones_loss(weights, rewards.expand(5, M)), expected)
-
-
-def test_released_loss_is_smallest_at_uniform_weights() -> None:
-    rewards = torch.rand(5, 1, generator=generator(0)).expand(5, M)
-    least = bce_ones_loss(TeacherWeights.uniform(rewards), rewards)
-    for seed in range(20):
-        assert bce_ones_loss(generated_weights(draw(5, 2 * M, seed=seed)), rewards) > least
 
 
 @pytest.mark.parametrize("reward", [0.1, 1.0, None], ids=["low", "high", "mixed"])
@@ -264,18 +242,6 @@ def test_agent_learns_at_the_end_of_the_epoch_or_when_its_memory_is_full(
     assert "".join(found) == 2 * (epoch + "|")
 
 
-def test_agent_stays_as_it_is_between_two_updates() -> None:
-    env = started_env()
-    agent = PolicyGradient(env)
-    at_steps: list[Tensor] = []
-    env.subscribe(lambda _: at_steps.append(parameters(agent)))
-    agent.learn(2, ignore)
-    first, second = at_steps[:STEPS], at_steps[STEPS:]
-    assert all(found.equal(first[0]) for found in first)
-    assert all(found.equal(second[0]) for found in second)
-    assert not first[0].equal(second[0])
-
-
 def test_warm_up_is_learned_from_by_one_pass_in_its_order() -> None:
     env = started_env()
     agent = PolicyGradient(env)
@@ -288,9 +254,6 @@ def test_warm_up_is_learned_from_by_one_pass_in_its_order() -> None:
     reverse = PolicyGradient(env)
     teach(reverse, history[::-1])
     assert not parameters(agent).equal(parameters(reverse))
-
-
-# Known optima.
 
 
 # Learnable fusion.
@@ -320,9 +283,6 @@ def test_fixed_fusion_has_nothing_to_learn() -> None:
     before = env.fusion.coefficients.clone()
     PolicyGradient(env).learn(1, ignore)
     assert env.fusion.coefficients.equal(before)
-
-
-# Seeds, checkpoints, edge cases.
 
 
 # References.

@@ -427,7 +427,6 @@ def test_arguments_that_cannot_be_used_are_named(
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("pppo", {}, "unknown name 'pppo'; did you mean 'ppo'?"),
         ("SACC", {}, "did you mean 'sac'?"),
         ("ppo", {"learning_rat": 1}, "agent.arguments.learning_rat: unknown key; did you mean 'l"),
         ("td3", {"n_steps_": 1}, "agent.arguments.n_steps_: unknown key; did you mean 'n_steps'?"),
@@ -452,11 +451,6 @@ def test_own_arguments_pass_the_check() -> None:
 @pytest.mark.parametrize("name", ["ppo", "PPO", "Ppo", "stable_baselines3:PPO"])
 def test_algorithms_are_found_by_name(name: str) -> None:
     assert algorithm_class(name) is stable_baselines3.PPO
-
-
-def test_an_algorithm_of_the_users_own_is_found_in_its_module() -> None:
-    agent = quick(started_env(), f"{__name__}:OwnAlgorithm", n_steps=2, n_minibatches=1)
-    assert type(agent.model).__name__ == "OwnAlgorithm"
 
 
 class OwnAlgorithm(stable_baselines3.PPO):
@@ -561,27 +555,18 @@ class TestARS:
             agent.learn(1, ignore)
         assert env.steps == 0
 
-    def test_it_is_saved_as_the_library_s(self, tmp_path: Path) -> None:
-        import sb3_contrib
-
-        env = started_env()
-        agent = SB3Agent(env, "ars", n_delta=2)
-        agent.learn(1, ignore)
-        agent.save(tmp_path)
-        loaded = sb3_contrib.ARS.load(tmp_path / "agent.zip", device="cpu")
-        action, _ = loaded.predict(env.observation.numpy(), deterministic=True)
-        assert np.array_equal(action, agent.act(env.observation).numpy())
-
 
 # Files.
 
 
-def test_saved_agents_are_read_by_the_algorithms_own_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ppo", *(["ars"] if CONTRIB else [])])
+def test_saved_agents_are_read_by_the_algorithms_own_load(name: str, tmp_path: Path) -> None:
     env = started_env()
-    agent = quick(env)
+    agent = quick(env, name, **({"n_delta": 2} if name == "ars" else {}))
     agent.learn(1, ignore)
     agent.save(tmp_path)
-    loaded = stable_baselines3.PPO.load(tmp_path / "agent.zip", device="cpu")
+    library = stable_baselines3.PPO if name == "ppo" else sb3_contrib.ARS
+    loaded = library.load(tmp_path / "agent.zip", device="cpu")
     observation = env.observation
     action, _ = loaded.predict(observation.numpy(), deterministic=True)
     assert np.array_equal(action, agent.act(observation).numpy())

@@ -22,11 +22,6 @@ QUIET = (
 )
 
 
-def learner(**kwargs: Any) -> MTKDVectorEnv:
-    """A problem in which one teacher pays, in tensors."""
-    return known_env(num_envs=16, output="torch", **kwargs)
-
-
 def student(env: MTKDVectorEnv) -> Tensor:
     return torch.cat([p.detach().reshape(-1).clone() for p in env.distiller.student.parameters()])
 
@@ -34,9 +29,19 @@ def student(env: MTKDVectorEnv) -> Tensor:
 # PPO in one file.
 
 
-def test_ppo_in_one_file_earns_more_than_equal_weights() -> None:
-    env = learner()
-    rewards = cleanrl_ppo.train(env, epochs=8, seed=0)
+@pytest.fixture
+def _torchrl() -> None:
+    pytest.importorskip("torchrl")
+
+
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize("program", [cleanrl_ppo, torchrl_ppo])
+def test_ppo_earns_more_than_equal_weights(program: ModuleType) -> None:
+    """In a problem in which one teacher pays."""
+    if program is torchrl_ppo:
+        pytest.importorskip("torchrl")
+    env = known_env(num_envs=16, output="torch")
+    rewards = program.train(env, epochs=8, seed=0)
     assert len(rewards) == 8
     assert env.steps == 8 * env.steps_per_epoch
     assert abs(rewards[0]) < 0.1
@@ -78,23 +83,10 @@ def test_advantages_stop_at_the_end_of_an_episode(done: int) -> None:
 # TorchRL.
 
 
-@pytest.fixture
-def _torchrl() -> None:
-    pytest.importorskip("torchrl")
-
-
 @pytest.mark.usefixtures("_torchrl")
 @pytest.mark.filterwarnings(*QUIET)
 class TestTorchRL:
     """What TorchRL does with the environment without any adapter of ours."""
-
-    def test_ppo_earns_more_than_equal_weights(self) -> None:
-        env = learner()
-        rewards = torchrl_ppo.train(env, epochs=8, seed=0)
-        assert len(rewards) == 8
-        assert env.steps == 8 * env.steps_per_epoch
-        assert abs(rewards[0]) < 0.1
-        assert rewards[-1] > 0.15
 
     @pytest.mark.parametrize("output", ["numpy", "torch"])
     @pytest.mark.parametrize("episode", ["batch", "epoch"])
@@ -182,14 +174,19 @@ def test_mistakes_in_flags_are_named(
     assert message in capsys.readouterr().err
 
 
-def test_without_torchrl_the_program_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("package", "program"), [("torchrl", torchrl_ppo), ("optuna", optuna_pg)])
+def test_without_its_package_a_program_says_what_to_install(
+    package: str,
+    program: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torchrl", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(gymnasium, "make_vec", lambda *_, **__: make_tiny_env())
     with pytest.raises(SystemExit) as ended:
-        torchrl_ppo.main([])
+        program.main([])
     assert ended.value.code == 2
-    assert "pip install 'mtkd-env[torchrl]'" in capsys.readouterr().err
+    assert f"pip install 'mtkd-env[{package}]'" in capsys.readouterr().err
 
 
 def test_optuna_tunes_by_students_of_one_seed_and_prunes(
@@ -202,14 +199,3 @@ def test_optuna_tunes_by_students_of_one_seed_and_prunes(
     assert len(study.trials) == 3
     assert 0 <= study.best_value <= 1
     assert all(len(trial.intermediate_values) == 2 for trial in study.trials)
-
-
-def test_without_optuna_the_program_says_what_to_install(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    monkeypatch.setattr(gymnasium, "make_vec", lambda *_, **__: make_tiny_env())
-    with pytest.raises(SystemExit) as ended:
-        optuna_pg.main([])
-    assert ended.value.code == 2
-    assert "pip install 'mtkd-env[optuna]'" in capsys.readouterr().err

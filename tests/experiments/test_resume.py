@@ -202,16 +202,11 @@ def interrupted(config: ExperimentConfig, folder: Path, at: int = STEPS + 2) -> 
 
 
 @pytest.fixture(scope="module")
-def whole(small: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a run of a method that nothing interrupts, for others to compare with."""
-    parent = tmp_path_factory.mktemp("whole")
-
-    def folder_of(algo: str) -> Path:
-        if not (parent / algo).exists():
-            run_experiment(configuration(small, algo), Interrupting(), parent / algo)
-        return parent / algo
-
-    return folder_of
+def whole(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run under `uniform` that nothing interrupts, for others to compare with."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_experiment(configuration(small, "uniform"), Interrupting(), folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -293,15 +288,13 @@ def test_without_resume_a_folder_must_hold_no_run(small: str, midway: Path) -> N
         run_experiment(configuration(small, "uniform"), Interrupting(), midway)
 
 
-def test_a_run_that_has_no_checkpoint_starts_afresh(
-    small: str, crashed: Path, whole: Callable[[str], Path]
-) -> None:
+def test_a_run_that_has_no_checkpoint_starts_afresh(small: str, crashed: Path, whole: Path) -> None:
     shutil.rmtree(crashed / "checkpoints")
     (crashed / "error.txt").write_text("somebody's")
     config = configuration(small, "uniform")
     run_experiment(config, again := Interrupting(), crashed, resume=True)
     assert again.steps == EPOCHS * STEPS
-    assert_same(whole("uniform"), crashed)
+    assert_same(whole, crashed)
     assert (crashed / "error.txt").read_text() == "somebody's"
     assert len(points(crashed / "tensorboard", "loss/total")) == EPOCHS
 
@@ -318,9 +311,9 @@ def test_a_finished_run_is_not_done_again(small: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_run_of_another_configuration_is_left_alone(
-    finished: bool, small: str, midway: Path, whole: Callable[[str], Path]
+    finished: bool, small: str, midway: Path, whole: Path
 ) -> None:
-    config, folder = configuration(small, "uniform"), whole("uniform") if finished else midway
+    config, folder = configuration(small, "uniform"), whole if finished else midway
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     other = replace(config, seed=3, student=replace(config.student, width=0.25))
     message = "another configuration: seed 3 instead of 0, student.width 0.25 instead of 0.125$"
@@ -416,7 +409,7 @@ def test_an_agent_that_no_checkpoint_can_hold_says_so_at_once(small: str, tmp_pa
 
 
 def test_the_last_checkpoint_is_from_before_what_went_wrong(
-    small: str, tmp_path: Path, whole: Callable[[str], Path]
+    small: str, tmp_path: Path, whole: Path
 ) -> None:
     config = configuration(small, "uniform")
     captured: list[Any] = []
@@ -445,25 +438,20 @@ def test_the_last_checkpoint_is_from_before_what_went_wrong(
     assert message.endswith("; there is a checkpoint from before it, after step 4")
     result = run_experiment(config, Interrupting(), tmp_path / "run", resume=True)
     assert isinstance(result, Result)
-    assert_same(whole("uniform"), tmp_path / "run")
+    assert_same(whole, tmp_path / "run")
 
 
 # The program.
 
 
 def test_the_program_goes_on_with_a_run(
-    small: str,
-    tmp_path: Path,
-    whole: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
+    crashed: Path, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, folder = configuration(small, "pg"), tmp_path / "run"
-    interrupted(config, folder)
-    assert run.main(["--resume", str(folder), "--device", "cpu", "--checkpoint.minutes", "1"]) == 0
-    assert str(folder) in capsys.readouterr().out
-    assert_same(whole("pg"), folder)
+    assert run.main(["--resume", str(crashed), "--device", "cpu", "--checkpoint.minutes", "1"]) == 0
+    assert str(crashed) in capsys.readouterr().out
+    assert_same(whole, crashed)
     # A finished one is shown.
-    assert run.main([f"--resume={folder}"]) == 0
+    assert run.main([f"--resume={crashed}"]) == 0
 
 
 def test_a_run_folder_as_output_is_gone_on_with(small: str, crashed: Path, tmp_path: Path) -> None:
@@ -513,7 +501,7 @@ def test_a_stopped_program_says_how_to_go_on(
             terminate()
 
     monkeypatch.setattr(run.ConsoleProgress, "step", stopping)
-    assert run.main(["--config", small, "--algo", "pg", "--output", str(tmp_path)]) == 143
+    assert run.main(["--config", small, "--algo", "uniform", "--output", str(tmp_path)]) == 143
     (folder,) = tmp_path.iterdir()
     expected = f"stopped after step 2; to go on: mtkd run --resume {folder}\n"
     assert capsys.readouterr().err.endswith(expected)

@@ -320,9 +320,3 @@ def test_an_update_of_several_batches_follows_their_mean_gradient() -> None:
     alone = torch.stack([moved([batch]) for batch in memory])
     torch.testing.assert_close(together, alone.mean(0))
     assert together.norm() > 0.01
-
-
-# Known optima.
-
-
-# By name.

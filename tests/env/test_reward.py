@@ -61,17 +61,6 @@ def test_alignment_credit_is_the_inner_product_of_the_logit_gradients() -> None:
     torch.testing.assert_close(alignment_credit(state, LOSS), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_alignment_credits_a_teacher_that_is_right_and_not_one_that_is_wrong() -> None:
-    state = random_state(size=1, count=2)
-    target = state.batch.targets[0]
-    state.student.logits.zero_()
-    state.teachers.logits.zero_()
-    state.teachers.logits[0, 0, target] = 5.0
-    state.teachers.logits[1, 0, target] = -5.0
-    right, wrong = alignment_credit(state, LOSS)[0]
-    assert right > 0 > wrong
-
-
 def test_aggregate_is_minus_the_training_loss() -> None:
     state = make_state(
         teacher_cross_entropy=torch.zeros(1, 2),
@@ -174,13 +163,8 @@ def test_normalization_none_changes_nothing() -> None:
 def test_advantages_vanish_where_all_teachers_are_equal(
     normalize: Callable[[Tensor], Tensor],
 ) -> None:
-    advantages = normalize(torch.tensor([[-7.25, -7.25, -7.25, -7.25]]))
-    assert advantages.eq(0).all()
-
-
-@pytest.mark.parametrize("normalize", [minmax, minmax_center, center])
-def test_advantages_vanish_for_a_single_teacher(normalize: Callable[[Tensor], Tensor]) -> None:
-    assert normalize(rand(5, 1)).eq(0).all()
+    for equal in (torch.full((1, 4), -7.25), rand(5, 1)):
+        assert normalize(equal).eq(0).all()
 
 
 @pytest.mark.parametrize("name", NORMALIZATIONS)
@@ -194,28 +178,6 @@ def test_a_constant_per_sample_changes_no_advantage(name: str) -> None:
     rewards, constant = rand(5, 3), 3 * rand(5, 1, seed=1)
     moved = NORMALIZATIONS[name](rewards + constant)
     torch.testing.assert_close(moved, NORMALIZATIONS[name](rewards), rtol=1e-4, atol=1e-5)
-
-
-def test_the_students_cross_entropy_changes_no_paper_advantage() -> None:
-    function = RewardFunction(REWARDS["paper"], LOSS)
-    state, weights = random_state(), random_weights(size=5)
-    harder = random_state()
-    harder.cross_entropy.add_(3.0)
-    rewards, of_harder = function(state, weights), function(harder, weights)
-    torch.testing.assert_close(of_harder.teacher, rewards.teacher - 3)
-    torch.testing.assert_close(of_harder.advantages, rewards.advantages, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(of_harder.scalar, rewards.scalar, rtol=1e-4, atol=1e-5)
-
-
-def test_a_constant_per_sample_changes_no_gradient_of_the_expected_advantage() -> None:
-    action, advantages = rand(5, 3).requires_grad_(), rand(5, 3, seed=1)
-
-    def gradient(constant: float) -> Tensor:
-        weights = TeacherWeights(action.softmax(1), action.softmax(1))
-        value = expected_advantage(weights, advantages + constant).sum()
-        return torch.autograd.grad(value, action)[0]
-
-    torch.testing.assert_close(gradient(100.0), gradient(0.0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", PER_TEACHER)

@@ -29,7 +29,6 @@ from tiny import (
     assert_same,
     batch,
     chosen_teachers,
-    generator,
     make_state,
     make_tiny_distiller,
     make_tiny_env,
@@ -405,12 +404,6 @@ def test_ebkd_by_hand() -> None:
     assert_close(weights, expected, expected)
 
 
-def test_of_two_teachers_ebkd_gives_each_the_other_ones_share_of_the_entropy() -> None:
-    logits = torch.randn(2, 5, CLASSES, generator=generator(0))
-    shares = predictive_entropy(logits) / predictive_entropy(logits).sum(1, keepdim=True)
-    torch.testing.assert_close(entropy_weights(logits), shares.flip(1))
-
-
 def test_ebkd_ignores_temperature_targets_and_the_student() -> None:
     first, second = make_tiny_distiller(), make_tiny_distiller(temperature=1.0, seed=1)
     states = [first.forward(batch()), second.forward(replace(batch(), targets=batch(1).targets))]
@@ -465,15 +458,6 @@ def test_camkd_of_three_teachers_by_hand() -> None:
     torch.testing.assert_close(WEIGHTINGS["camkd"](distiller)(state).logit, expected)
 
 
-def test_of_two_teachers_camkd_weights_each_by_its_probability_of_the_true_class() -> None:
-    """1 − softmax(CE)_1 = softmax(CE)_2, so w_1 / w_2 = e^(CE_2 − CE_1) = p_1(y) / p_2(y)."""
-    distiller = make_tiny_distiller(count=2)
-    state = distiller.forward(batch())
-    true = state.teachers.logits.softmax(-1)[:, torch.arange(NUM_ENVS), state.batch.targets].T
-    expected = true / true.sum(1, keepdim=True)
-    torch.testing.assert_close(WEIGHTINGS["camkd"](distiller)(state).logit, expected)
-
-
 def test_camkd_weights_features_like_logits_where_the_student_has_the_teachers_maps() -> None:
     distiller = make_tiny_distiller()
     state = distiller.forward(batch())
@@ -501,13 +485,6 @@ def test_official_weights_are_those_on_the_simplex_times_a_factor(name: str, cou
     )
     factor = OFFICIAL[name](count)
     assert_close(official, factor * simplex.logit, factor * simplex.feature)
-
-
-def test_official_ebkd_is_the_mean_over_teachers_of_one_minus_the_share() -> None:
-    entropy = torch.tensor([[log(4), log(2), 0.0]])
-    expected = (1 - entropy / entropy.sum()) / 3
-    weighting = WEIGHTINGS["ebkd"](make_tiny_distiller(), weight_norm="official")
-    assert_close(weighting(state_of(UNIFORM_OVER_4_2_1)), expected, expected)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)

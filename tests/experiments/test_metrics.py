@@ -15,7 +15,6 @@ from experiments.metrics import (
     PARTITION,
     TOGETHER,
     EpochMeter,
-    agent_score,
     fusion_coefficients,
 )
 from experiments.running.finite import FiniteWatch, check_module, check_row
@@ -96,12 +95,6 @@ def test_agent_score_is_that_of_all_steps_together() -> None:
 )
 def test_agent_score_is_0_where_teachers_cannot_be_told_apart(weights: Any, rewards: Any) -> None:
     assert set(scores_of(record(weights, rewards)).values()) == {0}
-
-
-def test_agent_score_of_means() -> None:
-    means = {"_score/logit": 0.1, "_score/feature": 0.3, "_score/oracle": 0.4}
-    expected = {"score/logit": 0.25, "score/feature": 0.75, "score": 0.5}
-    assert agent_score(means) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("reward", ["paper", "aggregate", "reference", "alignment"])
@@ -239,53 +232,15 @@ def test_a_step_says_which_teachers_are_right() -> None:
     assert 0 < made.correct.float().mean() < 1
 
 
-def mean_or_none(weights: list[float]) -> Any:
-    return pytest.approx(float(np.mean(weights)), abs=2e-6) if weights else None
-
-
-HEAD_NAMES = ["logit", "feature"]
-
-
-@pytest.mark.parametrize("head", HEAD_NAMES)
-def test_weights_by_class_are_those_of_a_loop_over_all_samples(head: str) -> None:
-    records = learnt_records(meter := EpochMeter(NAMES, CLASSES))
-    found = meter.read()[1]
-    assert found["teachers"] == list(NAMES)
-    for c in range(CLASSES):
-        rows = [
-            getattr(each.weights, head)[i].tolist()
-            for each in records
-            for i, target in enumerate(each.targets.tolist())
-            if target == c
-        ]
-        assert found["class"]["count"][c] == len(rows)
-        assert found["class"][head][c] == [mean_or_none([row[m] for row in rows]) for m in range(M)]
-
-
-@pytest.mark.parametrize("head", HEAD_NAMES)
-@pytest.mark.parametrize("truth", ["right", "wrong"])
-def test_weights_by_correctness_are_those_of_a_loop_over_all_samples(truth: str, head: str) -> None:
-    records = learnt_records(meter := EpochMeter(NAMES, CLASSES))
-    found = meter.read()[1][truth]
-    for m in range(M):
-        weights = [
-            float(getattr(each.weights, head)[i, m])
-            for each in records
-            for i in range(len(each.targets))
-            if bool(each.correct[i, m]) == (truth == "right")
-        ]
-        assert found["count"][m] == len(weights)
-        assert found[head][m] == mean_or_none(weights)
-
-
 def test_breakdown_by_hand() -> None:
-    made = replace(
-        record([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], [[0.0, 1.0]] * 3, [[0.5, 0.5]] * 3),
-        targets=torch.tensor([2, 0, 2]),
-        correct=torch.tensor([[True, True], [False, True], [True, True]]),
-    )
     meter = EpochMeter(["a", "b"], 3)
-    meter(made)
+    for weights, targets, correct in (
+        ([[0.25, 0.75], [0.5, 0.5]], [2, 0], [[True, True], [False, True]]),
+        ([[1.0, 0.0]], [2], [[True, True]]),
+    ):
+        count = len(targets)
+        made = record(weights, [[0.0, 1.0]] * count, [[0.5, 0.5]] * count)
+        meter(replace(made, targets=torch.tensor(targets), correct=torch.tensor(correct)))
     assert meter.read()[1] == {
         "teachers": ["a", "b"],
         "class": {
@@ -304,11 +259,6 @@ def test_a_breakdown_starts_over_and_is_json() -> None:
     assert json.loads(json.dumps(meter.read()[1]))["class"]["logit"] == [[1, 0]]
     meter(record([[0.0, 1.0]], [[1.0, 0.0]]))
     assert meter.read()[1]["class"] == {"count": [1], "logit": [[0, 1]], "feature": [[0, 1]]}
-
-
-def test_breakdowns_keep_no_graph() -> None:
-    learnt_records(meter := EpochMeter(NAMES, CLASSES))
-    assert not any(value.requires_grad for value in meter.take().values())
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ from experiments.experiment import Result, run_experiment, train_teachers
 from experiments.running.log import read_rows
 from experiments.training import Progress
 from mtkd_env.errors import ConfigError, errors_of
-from mtkd_env.files import cache_folder, path_or_name, user_path
+from mtkd_env.files import cache_folder, user_path
 from mtkd_env.registration import load_images
 
 # Seeds of the data that are the pool's where nobody has said others.
@@ -52,7 +52,7 @@ class Distillation(Kind):
             raise ConfigError("--algo: a comparison's methods stand in its file; see --methods")
         base, setting, method = map(dict, entry.sections.values())
         algo = str(method.pop("algo", entry.method))
-        recipe = given.recipe if given.recipe is not None else _recipe(entry)
+        recipe = given.recipe if given.recipe is not None else entry.recipe
         with errors_of(f"{entry.path}: recipe"):
             first = recipe_layers(recipe)
         own = [
@@ -121,14 +121,6 @@ class Distillation(Kind):
     def shared(self, config: ExperimentConfig) -> Sequence[Path]:
         """The cache of teachers."""
         return [cache_folder(config.cache)]
-
-
-def _recipe(entry: Entry) -> str | None:
-    """The recipe of an entry; one of a path stands beside the file."""
-    if entry.recipe is None:
-        return None
-    path = path_or_name(entry.recipe)
-    return str(entry.path.parent / path) if path else entry.recipe
 
 
 def _train_teachers(config: ExperimentConfig, log: Path) -> None:

@@ -27,7 +27,8 @@ class Entry:
 
     Attributes:
         path: The file.
-        recipe: The recipe of the setting or else of the file; none if neither has one.
+        recipe: The recipe of the setting or else of the file, a path from there; none if neither
+            has one.
         setting: Name of the setting.
         method: Label of the method.
         sections: Keys and values of all configurations, of the setting without the recipe, and of

@@ -273,7 +273,9 @@ class _Reader:
                 for key, instead in {**self._kind.reserved, **LABELS}.items():
                     if key in values and not (section.startswith("methods") and key == "algo"):
                         raise ConfigError(f"{section}.{key}: cannot be given here; see {instead}")
-        named = None if recipe is None else str(recipe)
+            named = None if recipe is None else str(recipe)
+            if named and (path := path_or_name(named)):
+                named = str(self._path.parent / path)
         return self._kind.config(Entry(self._path, named, name, label, sections), self._flags)
 
     def _paper(

@@ -8,11 +8,10 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.html_report import breakdown, curves
-from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.exhibits import make_exhibit
 from experiments.html_report.naming import Group, Setting
 from experiments.html_report.style import GUIDE_COLOUR, Key, Palette, Picture, inline
-from experiments.html_report.table import paper_table
+from experiments.html_report.table import PageTable, configurations, paper_table, version_table
 
 HEAD_KEYS = (Key("logit head", "#222222"), Key("feature head", "#222222", "dashed"))
 UNIFORM_KEY = Key("equal weights", GUIDE_COLOUR, "dotted")
@@ -68,6 +67,7 @@ class Chart(Section):
         legend: What colours and marks mean that are no method's.
         names_teachers: Whether the teachers' colours belong to the legend.
         is_wide: Whether a picture takes the whole width of a page.
+        table: The numbers of a picture.
     """
 
     about: str
@@ -77,6 +77,7 @@ class Chart(Section):
     legend: Sequence[Key] = ()
     names_teachers: bool = False
     is_wide: bool = True
+    table: Callable[[Sequence[Group]], PageTable] | None = None
 
     def section(self, contents: Contents) -> Section:
         """The section, with the pictures of all settings that there is something to draw of."""
@@ -88,6 +89,8 @@ class Chart(Section):
         teachers = contents.palette.teachers.items() if self.names_teachers else ()
         legend = [*(Key(name, colour) for name, colour in teachers), *self.legend]
         content = {"pictures": pictures, "legend": legend, "wide": self.is_wide}
+        if self.table:
+            content["tables"] = [(each, self.table(each.groups)) for each in contents.settings]
         return replace(self, content=content if pictures else None)
 
     def _picture(self, setting: Setting, kept: Sequence[Group], palette: Palette) -> Picture:
@@ -179,6 +182,7 @@ WEIGHTS = Chart(
 )
 CORRECTNESS = Chart(
     anchor="by-correctness",
+    template="correctness.html",
     title="Weight of each teacher where it is right and wrong",
     intro=(
         "Mean over the labelled training images of the last epoch, of all runs together. Does a "
@@ -187,6 +191,7 @@ CORRECTNESS = Chart(
     ),
     about="Mean weight of each teacher where it is right and where it is wrong, for every method",
     draw=breakdown.draw_by_correctness,
+    table=breakdown.correctness_table,
     keep=lambda group: _has_own_weights(group) and breakdown.has_breakdown(group),
     missing="equal weights, or not recorded",
     legend=(*RIGHT_KEYS, UNIFORM_KEY),
@@ -233,15 +238,6 @@ def _results(contents: Contents) -> Section:
         },
         is_open=True,
     )
-
-
-def _correctness(contents: Contents) -> Section:
-    section = CORRECTNESS.section(contents)
-    tables = [
-        (setting, breakdown.correctness_table(setting.groups)) for setting in contents.settings
-    ]
-    content = section.content and {**section.content, "tables": tables}
-    return replace(section, template="correctness.html", content=content)
 
 
 def _cost(contents: Contents) -> Section:
@@ -320,7 +316,7 @@ SECTIONS: Sequence[Callable[[Contents], Section]] = (
     SCORE.section,
     UPDATES.section,
     WEIGHTS.section,
-    _correctness,
+    CORRECTNESS.section,
     FUSION.section,
     _cost,
     _gallery,

@@ -97,13 +97,11 @@ def export_backbone(
 
 def _skeleton(student: StudentDescription, classes: int) -> Network:
     """A student's network for another number of classes."""
-    try:
+    with errors_of(
+        f"cannot tell the classifier of '{student.network}' from the rest, for which it is made "
+        f"once more for {classes} classes"
+    ):
         return replace(student, num_classes=classes).build()
-    except ConfigError as error:
-        raise ConfigError(
-            f"cannot tell the classifier of '{student.network}' from the rest, for which it is "
-            f"made once more for {classes} classes: {error}"
-        ) from error
 
 
 def _kept(network: Network, other: Network) -> dict[str, Tensor]:

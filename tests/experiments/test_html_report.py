@@ -19,14 +19,18 @@ from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
 from experiments.comparison.summary import text_of
 from experiments.html_report.breakdown import correctness_table, pooled
-from experiments.html_report.configurations import configurations, version_table
 from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
 from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
 from experiments.html_report.page import render
 from experiments.html_report.runs import describe, find_runs
 from experiments.html_report.style import drawing, inline, make_palette, spread_out
-from experiments.html_report.table import TABLE_6A, paper_table
+from experiments.html_report.table import (
+    TABLE_6A,
+    configurations,
+    paper_table,
+    version_table,
+)
 from experiments.running.folder import flat
 from run_folders import CLASSES, IMAGES, breakdown, change_config, gallery, write_run
 

@@ -183,10 +183,7 @@ def test_reading_starts_over() -> None:
 
 
 def test_metrics_keep_no_graph() -> None:
-    env = started_env()
-    meter = EpochMeter(NAMES, CLASSES)
-    env.subscribe(meter)
-    PolicyGradient(env).learn(1, lambda: None)
+    learnt_records(meter := EpochMeter(NAMES, CLASSES))
     assert not any(value.requires_grad for value in meter.take().values())
 
 

@@ -198,8 +198,9 @@ def test_uniform_weights_carry_no_graph() -> None:
 def test_a_prior_is_added_to_an_action_in_logits() -> None:
     prior, action = generated_weights(actions()), actions(scale=1.0).flip(0)
     found = WeightFusion("prior", lambda _: prior)(action, random_state())
-    before = prior.logit.clamp(min=1e-4).log()
-    torch.testing.assert_close(found.logit, (before + action[:, :3]).softmax(1))
+    for head, drawn in zip(("logit", "feature"), action.chunk(2, dim=1), strict=True):
+        before = getattr(prior, head).clamp(min=1e-4).log()
+        torch.testing.assert_close(getattr(found, head), (before + drawn).softmax(1))
 
 
 def test_an_action_brings_back_a_teacher_that_the_prior_leaves_out() -> None:

@@ -123,6 +123,9 @@ def quantize(network: nn.Module, images: Sequence[Float[Tensor, "B K H W"]]) -> 
     linear = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     for name in linear[-1:]:
         mapping.set_module_name(name, None)
+    # ShuffleNetV1's brings its inputs to one scale first. What that costs, `Fidelity` says; torch
+    # would warn in every call.
+    warnings.filterwarnings("ignore", "All inputs of this cat operator must share")
     with warnings.catch_warnings():
         for beginning in OUTLOOKS:
             warnings.filterwarnings("ignore", beginning)

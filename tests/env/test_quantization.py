@@ -174,9 +174,10 @@ def test_every_family_can_be_quantised(name: str) -> None:
     with torch.no_grad():
         expected = module(images)
     assert isinstance(output, NetworkOutput)
-    # Untrained networks amplify what is rounded, all the more at a single pixel.
-    cosine = torch.cosine_similarity(output.feature.flatten(), expected.feature.flatten(), dim=0)
-    assert cosine > 0.8
+    # Untrained networks amplify what is rounded, all the more at a single pixel. Of what tells the
+    # images apart: all features of an untrained network are alike.
+    ours, theirs = (found.feature - found.feature.mean(0) for found in (output, expected))
+    assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.4
 
 
 # Arguments.

@@ -157,7 +157,7 @@ def test_steps_from_the_shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text in ("floor [wide]", "roofline: ", "waits: ", f"2 rounds of {STEPS_PER_EPOCH} steps"):
         assert text in shown
     found = read(path)
-    names = ["student", "floor", "aver", "pg"]
+    names = [*BOUNDS, "aver", "pg"]
     assert list(found["methods"]) == [*names, *(f"{name} [wide]" for name in names)]
     assert found["methods"]["aver"]["CPU"]["ratio"]["median"] == 1
     assert found["floor_ratios"]["floor"] == {"median": 1, "low": 1, "high": 1}

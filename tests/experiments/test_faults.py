@@ -196,10 +196,8 @@ def test_a_checkpoint_cannot_cut_files_elsewhere(small: str, crashed: Path, tmp_
     assert other.read_text() == "somebody's"
 
 
-def test_a_result_that_names_another_folder_is_not_followed(
-    tmp_path: Path, whole: Callable[[str], Path]
-) -> None:
-    folder, other = shutil.copytree(whole("uniform"), tmp_path / "run"), tmp_path / "other"
+def test_a_result_that_names_another_folder_is_not_followed(tmp_path: Path, whole: Path) -> None:
+    folder, other = shutil.copytree(whole, tmp_path / "run"), tmp_path / "other"
     other.mkdir()
     path = folder / "result.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "folder": str(other)}))
@@ -344,9 +342,10 @@ def damaged(content: bytes, number: int) -> bytes:
     "cases", [range(1), pytest.param(range(1, 150), marks=pytest.mark.slow)], ids=["few", "many"]
 )
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    cases: range, small: str, tmp_path: Path, whole: Callable[[str], Path]
+    cases: range, small: str, tmp_path: Path
 ) -> None:
     config = configuration(small, "pg")
+    run_experiment(config, Interrupting(), tmp_path / "whole")
     interrupted(config, tmp_path / "run", at=2 * STEPS + 2)
     for number in cases:
         folder = tmp_path / f"run{number}"
@@ -363,7 +362,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
             str(path) for path in ([last, first] if both else [last])
         ]
         assert again.steps == (3 if both else 2) * STEPS
-        assert_same(whole("pg"), folder)
+        assert_same(tmp_path / "whole", folder)
         shutil.rmtree(folder)
 
 

@@ -190,7 +190,8 @@ class MemoryViews(Views):
                 f"found {view_set.count}"
             )
         padded = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
-        self._crops = Crops(padded, (split.images.shape[2], split.images.shape[3]))
+        height, width = split.images.shape[2:]
+        self._crops = Crops(padded, (height, width), flip=flip)
         self._mean, self._std = mean.to(device), std.to(device)
         if view_set.count is not None:
             # More views begin with the fewer ones.

@@ -128,7 +128,7 @@ class RowLayout:
         with_maps = rows.shape[1] > self.begin_of_maps
         shapes = self.shapes if with_maps else self.shapes[: 1 + self._teachers]
         split = rows.split([prod(shape) for shape in shapes], dim=1)
-        parts = [part.unflatten(1, shape) for part, shape in zip(split, shapes, strict=True)]
+        parts = [part.view(-1, *shape) for part, shape in zip(split, shapes, strict=True)]
         logits, others = parts[0], parts[1:]
         maps = others[self._teachers :]
         return TeacherOutputs(

@@ -413,8 +413,10 @@ def test_crop_flip_and_normalisation_are_torchvisions(
     offsets = torch.randint(2 * padding + 1, (7, 2), generator=generator)
     flips = torch.rand(7, generator=generator) < 0.5
     padded = torch.nn.functional.pad(images, (padding,) * 4)
-    cropped = Crops(padded, (height, width))
-    crops = cropped(cropped.corners(index, *offsets.unbind(1)), flips.long())
+    cropped, plain = (Crops(padded, (height, width), flip=flip) for flip in (True, False))
+    corners = cropped.corners(index, *offsets.unbind(1))
+    crops = cropped(corners, flips.long())
+    assert plain(corners, torch.zeros_like(index))[~flips].equal(crops[~flips])
     normalised = normalize(crops, mean, std)
     for row, image in enumerate(images[index]):
         top, left = offsets[row].tolist()

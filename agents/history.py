@@ -131,9 +131,7 @@ class Replay:
         kinds: The dataclasses in them.
     """
 
-    def __init__(
-        self, size: int, device: torch.device, seed: int, kinds: Iterable[type] = ()
-    ) -> None:
+    def __init__(self, size: int, device: torch.device, seed: int, kinds: Iterable[type]) -> None:
         self._size = size
         self._device = device
         self._kinds = KINDS | by_names(kinds)

@@ -7,8 +7,6 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from agents import AGENTS
 from agents.base import WARMUP_WEIGHTS
 from experiments.config.experiment import ExperimentConfig
@@ -57,6 +55,9 @@ def show_help(kind: type, layers: Iterable[Layer], program: str, about: str) -> 
         program: The program's name.
         about: What is said of it.
     """
+    # Nothing else needs it, and it takes a while to import.
+    from jsonargparse import ArgumentParser
+
     parser = ArgumentParser(
         prog=program,
         description=f"{about} --debug shows where an error came from.",

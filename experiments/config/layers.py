@@ -131,7 +131,7 @@ def _laid_over(
         key = f"{path}{name}"
         if name not in types:
             known = [f"{path}{one}" for one in keys_of(kind)]
-            raise ConfigError(f"{key}: unknown key{did_you_mean(key, known)}")
+            raise ConfigError(f"{key}: unknown key{nearest_key(key, known)}")
         given = {rest: value} if rest else value
         part = types[name]
         if isinstance(part, type) and is_dataclass(part):
@@ -182,7 +182,7 @@ def keys_of(kind: Any, prefix: str = "") -> Iterator[str]:
             yield from keys_of(entry.type, f"{prefix}{entry.name}.")
 
 
-def did_you_mean(name: str, known: Iterable[str], mark: str = "") -> str:
+def nearest_key(name: str, known: Iterable[str], mark: str = "") -> str:
     """`'; did you mean ...?'` for the nearest by its whole name or by its last part, or nothing.
 
     Of several that are as near, it is the shortest.

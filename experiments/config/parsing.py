@@ -14,9 +14,9 @@ from experiments.config.layers import (
     Layer,
     algo_layers,
     configured,
-    did_you_mean,
     file_layer,
     keys_of,
+    nearest_key,
     recipe_layers,
 )
 from mtkd_env.errors import ConfigError
@@ -81,7 +81,7 @@ def _values(kind: type, flags: Sequence[str]) -> Iterator[tuple[str, Any]]:
         keys = [key for key in (name, SHORT.get(name, "")) if type_of(kind, key) is not None]
         if not keys:
             known = {*keys_of(kind), *SHORT, *OTHERS}
-            raise ConfigError(f"--{name}: unknown flag{did_you_mean(name, known, '--')}")
+            raise ConfigError(f"--{name}: unknown flag{nearest_key(name, known, '--')}")
         value = text if equals else _value_of(f"--{name}", remaining)
         yield keys[0], _read(value, type_of(kind, keys[0]))
 

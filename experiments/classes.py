@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ Array = NDArray[np.float64]
 
 # Inches of a class, of a column and of what stands around them; no panel is higher than HIGHEST.
 CLASS_HEIGHT, COLUMN_WIDTH, FRAME, HIGHEST = 0.2, 0.34, 1.0, 6.0
+
+# Letters of a title above a column.
+LETTERS = 5
 
 # Most classes whose names and numbers have room.
 MOST_NAMES, MOST_NUMBERS = 40, 30
@@ -118,7 +122,8 @@ def draw_classes(figure: Figure, table: ClassTable) -> None:
     )[0]
     for panel, (title, colours, columns) in zip(axes, panels, strict=True):
         _draw_panel(panel, columns, colours)
-        panel.set_title(title, fontsize=9)
+        lines = wrap(title, LETTERS * len(columns), break_long_words=False)
+        panel.set_title("\n".join(lines), fontsize=9)
     if len(table.names) <= MOST_NAMES:
         axes[0].set_yticks(range(len(table.names)), [drawn(name, 16) for name in table.names])
     if knowing:

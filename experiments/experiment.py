@@ -22,7 +22,6 @@ from experiments.running.log import ROWS, read_rows
 from experiments.running.result import RunResult, versions
 from experiments.training import BREAKDOWN, CHOSEN_BY, Progress, Training
 from mtkd_env import Assembly, assemble
-from mtkd_env.computing import find_device
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import cache_folder, name_in_path
 from mtkd_env.imports import Trust, name_of, trust_of
@@ -83,10 +82,10 @@ def prepare_device(config: ExperimentConfig) -> torch.device:
     """The device of a run, after setting the number of CPU threads.
 
     Raises:
-        ConfigError: A device that does not exist here.
+        ConfigError: A device that does not exist here, or does not compute as asked for.
     """
     set_threads(config)
-    return find_device(config.device)
+    return config.place()
 
 
 def make_folder(config: ExperimentConfig) -> Path:

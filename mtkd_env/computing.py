@@ -1,5 +1,6 @@
 """Where and in what number format a student and its teachers are computed."""
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,8 @@ class Computing(Options):
             reduce-overhead or max-autotune. It takes minutes at first.
         prefetch: Batches that the teachers are asked about together; by default 1 on a CPU and 512
             images on a GPU. The numbers do not depend on it but for rounding.
+        deterministic: Whether a GPU computes the same bits every time, in all of this process; an
+            operation that cannot is an error. A CPU does anyhow.
         cache: Folder of trained teachers; by default $MTKD_CACHE or ~/.cache/mtkd_env.
 
     Raises:
@@ -36,6 +39,7 @@ class Computing(Options):
     teacher_precision: str | None = None
     compile: str = NONE
     prefetch: int | None = None
+    deterministic: bool = False
     cache: str | None = None
 
     def __post_init__(self) -> None:
@@ -61,9 +65,18 @@ class Computing(Options):
             ConfigError: It is not, or does not.
         """
         device = find_device(self.device)
+        if self.deterministic and device.type == "cuda":
+            compute_deterministically()
         check_precision(self.precision, device)
         check_compile(self.compile, device)
         return device
+
+
+def compute_deterministically() -> None:
+    """Lets all operations of this process give the same bits every time."""
+    # cuBLAS reads it when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
 
 
 def find_device(name: str) -> torch.device:

@@ -2,7 +2,8 @@
 
 A program finds `cuda:0`. What it computes there is computed on the host, so results can be compared
 exactly, but what a GPU refuses is refused: an operation on tensors of both sides, an array made of
-a tensor on the other side, and waiting where `torch.cuda.set_sync_debug_mode("error")` forbids it.
+a tensor on the other side, waiting where `torch.cuda.set_sync_debug_mode("error")` forbids it, and
+what has no deterministic form where `torch.use_deterministic_algorithms` asks for one.
 There are no kernels, and no streams beside each other; nothing is known of time or memory.
 """
 
@@ -26,6 +27,16 @@ HOST, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 # Operations on tensors of both sides.
 ACROSS = ("copy_", "set_")
+
+# What has no deterministic form: the documentation of `torch.use_deterministic_algorithms`, in the
+# names of the operations. Where `interpolate` is bilinear, torch takes a form that has one.
+UNREPEATABLE = {
+    *("_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d_backward"),
+    *("adaptive_max_pool2d_backward", "avg_pool3d_backward", "grid_sampler_2d_backward"),
+    *("upsample_linear1d_backward", "upsample_bicubic2d_backward"),
+    *("reflection_pad1d_backward", "reflection_pad2d_backward", "max_unpool2d"),
+    *("nll_loss2d_forward", "nll_loss2d_backward", "put_", "histc", "bincount", "median"),
+}
 
 # Calls that read all values and leave no operation behind.
 READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
@@ -141,6 +152,8 @@ class Operations(TorchDispatchMode):
             if mixed and blocks(func, args, kwargs):
                 self._memory.wait(str(func))
             return
+        if name in UNREPEATABLE and torch.are_deterministic_algorithms_enabled():
+            raise RuntimeError(f"{name} does not have a deterministic implementation")
         # Indices may be on the host, from where they are fetched.
         if needs_values(func, args) or (mixed and name in INDEXING):
             self._memory.wait(str(func))

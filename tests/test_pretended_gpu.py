@@ -212,3 +212,14 @@ def test_a_run_comes_to_the_same_numbers_there(
         assert row.keys() == expected.keys()
         for key in row.keys() - {"seconds"}:
             assert row[key] == pytest.approx(expected[key], rel=1e-4, abs=1e-6), key
+
+
+def test_what_a_gpu_cannot_repeat_is_refused_where_that_is_asked_for() -> None:
+    with pretended_gpu():
+        maps = torch.ones(1, 1, 3, 3, device="cuda", requires_grad=True)
+        torch.use_deterministic_algorithms(True)
+        try:
+            with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
+                functional.adaptive_avg_pool2d(maps, 2).sum().backward()
+        finally:
+            torch.use_deterministic_algorithms(False)

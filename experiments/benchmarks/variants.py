@@ -10,7 +10,7 @@ from mtkd_env.errors import ConfigError
 
 # What is the whole process's, or decides how many images and steps there are.
 FIXED = (
-    *("device", "threads"),
+    *("device", "threads", "deterministic"),
     *("data.dataset", "data.arguments"),
     *("data.batch_size", "data.train_size", "data.val_fraction"),
 )

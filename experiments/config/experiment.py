@@ -36,6 +36,7 @@ PLACE = (
         "checkpoint",
         "prefetch",
         "compile",
+        "deterministic",
         "method",
         "setting",
     ),

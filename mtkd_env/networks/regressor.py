@@ -43,8 +43,7 @@ class Regressor(nn.Module):
                 self.convolution(feature_map), self.size, mode="bilinear", align_corners=False
             )
         else:
-            pooled = functional.adaptive_avg_pool2d(feature_map, self.size)
-            resized = self.convolution(pooled)
+            resized = self.convolution(_pooled(feature_map, self.size))
         mapped: Tensor = self.activation(self.norm(resized))
         return mapped.split(self.channels, dim=1)
 
@@ -85,6 +84,18 @@ class Regressors(nn.ModuleList):
         """The map in the space of each teacher's, (B, K_m, H_m, W_m)."""
         maps = [mapped for regressor in self for mapped in regressor(feature_map)]
         return tuple(maps[place] for place in self._places)
+
+
+def _pooled(feature_map: Tensor, size: tuple[int, int]) -> Tensor:
+    """The map, averaged down to a size."""
+    height, width = feature_map.shape[2:]
+    if (height, width) == size:
+        return feature_map
+    rows, columns = height // size[0], width // size[1]
+    if (rows * size[0], columns * size[1]) == (height, width):
+        return functional.avg_pool2d(feature_map, (rows, columns))
+    # Areas that overlap; a GPU sums up their gradients in any order.
+    return functional.adaptive_avg_pool2d(feature_map, size)
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -392,6 +392,33 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
     expected = "cuda" if torch.cuda.is_available() else "cpu"
     assert prepare_device(*parse_arguments(["--device", "auto"])).type == expected
     assert prepare_device(*parse_arguments(["--device", "cpu"])).type == "cpu"
+
+
+@pytest.fixture
+def any_algorithm() -> Iterator[None]:
+    """Afterwards operations need not be deterministic again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        yield
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("any_algorithm")
+@pytest.mark.parametrize(("device", "expected"), [("cuda", True), ("cpu", False)])
+def test_a_gpu_computes_deterministically_if_told(device: str, expected: bool) -> None:
+    prepare_device(*parse_arguments(["--device", device, "--deterministic", "true"]))
+    assert torch.are_deterministic_algorithms_enabled() == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("any_algorithm")
+@pytest.mark.parametrize("algo", seldom(ALGOS, {"pg", "ppo", "mmkd"}))
+def test_a_run_on_a_gpu_is_repeated_to_the_bit(algo: str, start: Start, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert start("--algo", algo, "--device", "cuda", "--deterministic", "true") == 0
+    first, second = ((one / "student.safetensors").read_bytes() for one in folders(tmp_path))
+    assert first == second
 
 
 def test_the_digits_take_one_thread_unless_told_otherwise() -> None:

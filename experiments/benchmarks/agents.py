@@ -8,8 +8,8 @@ from importlib.util import find_spec
 
 from agents.sb3 import CONTRIB
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
-from experiments.benchmarks.memory import DevicePeak
+from experiments.benchmarks.contestant import Contestant, comparable_configs
+from experiments.benchmarks.memory import allocated_bytes
 from experiments.benchmarks.timing import Percentiles, stopwatch_for, take_turns
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import CONFIGS, read_yaml
@@ -50,12 +50,12 @@ def measure(request: Request) -> Outcome:
     Raises:
         ConfigError: A method that does not exist, or has other teachers than the others.
     """
-    configs = request.configs(with_reference(request.methods or default_methods()))
-    check_shareable(configs)
+    configs = comparable_configs(request, request.methods or default_methods())
     assembly = request.build(configs[REFERENCE])
-    peak = DevicePeak(assembly.env.device)
+    device = assembly.env.device
+    shared = allocated_bytes(device)
     contestants = {
-        name: Contestant(assembly, configs[name], peak)
+        name: Contestant(assembly, configs[name])
         for name in request.count(list(configs), "warm-up epochs")
     }
     memory: dict[str, dict[str, float]] = {
@@ -63,9 +63,11 @@ def measure(request: Request) -> Outcome:
         for name, contestant in request.count(contestants.items(), "epochs watched for memory")
     }
     rounds = request.count(range(request.rounds), "rounds")
-    readings = take_turns(contestants, stopwatch_for(assembly.env.device), rounds)
-    for name, contestant in contestants.items():
-        memory[name] |= _peak_of(contestant, contestants[REFERENCE])
+    readings = take_turns(contestants, stopwatch_for(device), rounds)
+    if contestants[REFERENCE].peaks:
+        peaks = {n: shared + Percentiles.of(one.peaks).median for n, one in contestants.items()}
+        for name, peak in peaks.items():
+            memory[name] |= {"peak": peak, "peak_ratio": peak / peaks[REFERENCE]}
     paper = {quantity: paper_ratios(quantity) for quantity in ("epoch", "memory")}
     return TimingReport(
         title=f"Cost of an epoch, as a ratio to {REFERENCE}",
@@ -75,39 +77,23 @@ def measure(request: Request) -> Outcome:
         assembly=assembly,
         config=configs[REFERENCE],
         notes=NOTES,
-        extra=_columns(memory) | _paper_columns(paper, list(contestants)),
+        extra=_columns(memory, paper),
         values={"memory": memory, "paper_ratios": paper},
     ).outcome()
 
 
-def _peak_of(contestant: Contestant, reference: Contestant) -> dict[str, float]:
-    """The peak of the device and its ratio to the reference's; nothing on a CPU."""
-    if not contestant.peaks:
-        return {}
-    peak, other = (Percentiles.of(one.peaks).median for one in (contestant, reference))
-    return {"peak": peak, "peak_ratio": peak / other}
-
-
-def _columns(memory: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, str]]:
+def _columns(
+    memory: Mapping[str, Mapping[str, float]], paper: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, str]]:
     """Columns of the table: heading, then text by method."""
     columns = {
-        f"{name}\nMB": {method: f"{sizes[name] / 1e6:.2f}" for method, sizes in memory.items()}
-        for name in ("history", "learners")
+        f"{kind}\nMB": {name: f"{sizes[kind] / 1e6:.2f}" for name, sizes in memory.items()}
+        for kind in ("history", "learners")
     }
-    if all("peak_ratio" in sizes for sizes in memory.values()):
-        columns["peak\nratio"] = {
-            method: f"{sizes['peak_ratio']:.3f}" for method, sizes in memory.items()
+    if "peak_ratio" in memory[REFERENCE]:
+        columns["peak\nratio"] = {n: f"{sizes['peak_ratio']:.3f}" for n, sizes in memory.items()}
+    for quantity, ratios in paper.items():
+        columns[f"paper\n{quantity}"] = {
+            name: f"{ratios[name]:.2f}" if name in ratios else NOTHING for name in memory
         }
     return columns
-
-
-def _paper_columns(
-    paper: Mapping[str, Mapping[str, float]], methods: list[str]
-) -> dict[str, dict[str, str]]:
-    """Columns of the published ratios."""
-    return {
-        f"paper\n{quantity}": {
-            method: f"{ratios[method]:.2f}" if method in ratios else NOTHING for method in methods
-        }
-        for quantity, ratios in paper.items()
-    }

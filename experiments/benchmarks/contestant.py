@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
+
 from agents import SB3Agent, build_agent
-from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
+from experiments.benchmarks.base import Request
+from experiments.benchmarks.memory import HistoryMeter, allocated_bytes, held_bytes
 from experiments.benchmarks.timing import Reading, Stopwatch
 from experiments.benchmarks.timing_report import REFERENCE
 from experiments.config import ExperimentConfig
@@ -12,24 +15,28 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.registration import Parts, make_learner
 
 
-def check_shareable(configs: dict[str, ExperimentConfig]) -> None:
-    """Checks that all methods have the same images and the same teachers.
+def comparable_configs(
+    request: Request, methods: Sequence[str], *flags: str
+) -> dict[str, ExperimentConfig]:
+    """The configuration of the reference and of every method, with the same images and teachers.
+
+    Args:
+        request: What was asked for.
+        methods: Names that `--algo` takes.
+        flags: Flags besides the user's own.
 
     Raises:
-        ConfigError: They have not.
+        ConfigError: A method that does not exist, or has other images or teachers than the others.
     """
-    first = next(iter(configs.values()))
+    configs = request.configs(list(dict.fromkeys([REFERENCE, *methods])), *flags)
+    first = configs[REFERENCE]
     for name, config in configs.items():
         if (config.data, config.teachers) != (first.data, first.teachers):
             raise ConfigError(
                 f"--methods: '{name}' has other images or teachers than '{first.algo}', "
                 "so their costs cannot be compared"
             )
-
-
-def with_reference(methods: Sequence[str]) -> list[str]:
-    """The methods, behind the one that they are compared with."""
-    return list(dict.fromkeys([REFERENCE, *methods]))
+    return configs
 
 
 def make_env(assembly: Assembly, config: ExperimentConfig) -> MTKDVectorEnv:
@@ -55,36 +62,42 @@ class Contestant:
     Args:
         assembly: Images and teachers.
         config: Its configuration.
-        peak: Reads the device's memory.
 
     Attributes:
         agent: The agent.
-        peaks: Bytes at the peak of every measured epoch; none on a CPU.
+        peaks: Bytes of its own at the peak of every measured epoch, tensors only: what it keeps on
+            the device, and what the epoch takes on top; none on a CPU.
     """
 
-    def __init__(self, assembly: Assembly, config: ExperimentConfig, peak: DevicePeak) -> None:
+    def __init__(self, assembly: Assembly, config: ExperimentConfig) -> None:
+        self._device = assembly.env.device
+        before = allocated_bytes(self._device)
         env = make_env(assembly, config)
         arguments = config.agent.arguments
         self.agent = build_agent(config.agent_name, env, seed=config.seed, arguments=arguments)
         self.peaks: list[int] = []
         self._history = HistoryMeter(self.agent)
-        self._name = config.algo
-        self._peak = peak
         for _ in range(config.warmup.epochs):
             self.agent.warm_up(env.steps_per_epoch, config.warmup.weights)
-        peak.built(self._name)
+        # Nobody else built anything meanwhile.
+        self._own = allocated_bytes(self._device) - before
 
     def __call__(self, watch: Stopwatch) -> Reading:
         """Measures the time and the peak of an epoch."""
         readings: list[Reading] = []
+        on_gpu = self._device.type == "cuda"
 
         def begin() -> None:
-            self._peak.begin()
+            self._before = allocated_bytes(self._device)
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats(self._device)
             watch.start()
 
         def end() -> None:
             readings.append(watch.stop())
-            self.peaks.extend(self._peak.end(self._name))
+            if on_gpu:
+                above = torch.cuda.max_memory_allocated(self._device) - self._before
+                self.peaks.append(self._own + above)
 
         self._whole_epoch(begin, end)
         return readings[0]

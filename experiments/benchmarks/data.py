@@ -1,25 +1,24 @@
 """What the images of a step cost: cropped, mirrored, normalised, and mixed if so configured."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections import deque
+from collections.abc import Callable
 from itertools import islice
 
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import make_env
 from experiments.benchmarks.loader import CHANNELS, file_loader, loaded_batches
 from experiments.benchmarks.timing import (
-    Percentiles,
     Readings,
     Subject,
     per_unit,
-    ratios,
+    ratio_percentiles,
     stopwatch_for,
     take_turns,
     timed,
 )
 from experiments.benchmarks.timing_report import REFERENCE, TimingReport
 from experiments.config import ExperimentConfig
-from mtkd_env import Assembly, MTKDVectorEnv
+from mtkd_env import Assembly
 from mtkd_env.data import ImageData, ImageFiles
 from mtkd_env.types import TeacherWeights
 
@@ -73,32 +72,25 @@ def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[
         mixing=wanted.mixing,
         view_set=wanted.view_set,
     )
-    subjects = {REFERENCE: _repeating(_step_of(make_env(assembly, config)), steps)}
+    own, count = make_env(assembly, config), stream.steps_per_epoch
+    subjects = {
+        REFERENCE: _repeating(
+            lambda: own.distill(TeacherWeights.uniform(own.state.divergence)), steps
+        )
+    }
     if isinstance(data, ImageFiles):
         # Whole epochs, so that nobody's workers are ahead when the clock starts.
         loader = file_loader(data, split, wanted.batch_size)
-        for name, epoch in (
-            (STREAM, lambda: islice(stream, stream.steps_per_epoch)),
-            (LOADER, lambda: (images.to(env.device) for images, _ in loader)),
-        ):
-            work = partial(_use_up, epoch)
-            subjects[name] = per_unit(timed(work), stream.steps_per_epoch)
-        return subjects
-    subjects[STREAM] = _repeating(stream.__next__, stream.steps_per_epoch)
+        epochs = {
+            STREAM: timed(lambda: deque(islice(stream, count), 0)),
+            LOADER: timed(lambda: deque((images.to(env.device) for images, _ in loader), 0)),
+        }
+        return subjects | {name: per_unit(epoch, count) for name, epoch in epochs.items()}
+    subjects[STREAM] = _repeating(stream.__next__, count)
     if isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
         loaded = loaded_batches(data, split, wanted.batch_size, env.device)
         subjects[LOADER] = _repeating(loaded.__next__, steps)
     return subjects
-
-
-def _use_up(make: Callable[[], Iterator[object]]) -> None:
-    for _ in make():
-        pass
-
-
-def _step_of(env: MTKDVectorEnv) -> Callable[[], object]:
-    """A step under equal weights."""
-    return lambda: env.distill(TeacherWeights.uniform(env.state.divergence))
 
 
 def _repeating(one: Callable[[], object], count: int) -> Subject:
@@ -112,11 +104,11 @@ def _repeating(one: Callable[[], object], count: int) -> Subject:
 
 
 def _verdict(readings: Readings, clock: str) -> str:
-    share = Percentiles.of(ratios(readings, REFERENCE, clock)[STREAM]).median
+    share = ratio_percentiles(readings, REFERENCE, clock)[STREAM].median
     reached = "reached" if share < TARGET else "missed"
     verdict = f"{STREAM}: {share:.1%} of a step; target: under {TARGET:.0%}, {reached}"
     if LOADER in readings:
-        against = Percentiles.of(ratios(readings, LOADER, "wall")[STREAM])
+        against = ratio_percentiles(readings, LOADER, "wall")[STREAM]
         verdict += f"; {against.median:.2f} times the {LOADER}'s time on the wall "
         verdict += f"({against.low:.2f} to {against.high:.2f})"
     return verdict

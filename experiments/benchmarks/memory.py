@@ -1,4 +1,4 @@
-"""What a method keeps in memory: tensors and arrays that it holds, and the peak of a device."""
+"""What a method keeps in memory: tensors and arrays that it holds, and those on a device."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
@@ -105,41 +105,6 @@ class HistoryMeter:
             self._last, self._most = now, max(self._most, now)
 
 
-class DevicePeak:
-    """The most memory of a device that one method takes by itself, tensors only.
-
-    Several methods live side by side in one benchmark, so the peak of the whole process is not a
-    method's own. What all share, what the method keeps, and what an epoch takes on top are measured
-    one after the other. On a CPU there is nothing to read.
-
-    Args:
-        device: The device.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._shared = self._allocated()
-        self._own: dict[str, int] = {}
-        self._before = self._shared
-
-    def _allocated(self) -> int:
-        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else 0
-
-    def built(self, name: str) -> None:
-        """The method is there, warm-up included; nothing else was built since the last call."""
-        now = self._allocated()
-        self._own[name] = now - self._before
-        self._before = now
-
-    def begin(self) -> None:
-        """An epoch begins."""
-        self._before = self._allocated()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-
-    def end(self, name: str) -> list[int]:
-        """Bytes at the peak of the epoch, as if the method had been alone; none on a CPU."""
-        if self._device.type != "cuda":
-            return []
-        above = torch.cuda.max_memory_allocated(self._device) - self._before
-        return [self._shared + self._own[name] + above]
+def allocated_bytes(device: torch.device) -> int:
+    """Bytes of all tensors on a CUDA device; 0 on a CPU, which does not tell."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

@@ -6,6 +6,7 @@ it was written.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class OperationCounter(TorchDispatchMode):
             tensors were there; of the copies, the calls of `cpu()` and `tolist()`; not what torch's
             optimisers read, which are their counters of steps and on the host everywhere.
         flops: Multiplications and additions of matrix products and convolutions [FLOP].
+        optimizing: Whether an optimiser makes its step.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -151,27 +153,11 @@ def counting(device: torch.device) -> Iterator[OperationCounter]:
     with ExitStack() as stack:
         if device.type == "cpu":
             stack.enter_context(_HostReads(counter))
-            stack.enter_context(_optimizers_told(counter))
+            begin, end = (partial(setattr, counter, "optimizing", now) for now in (True, False))
+            stack.callback(register_optimizer_step_pre_hook(lambda *_: begin()).remove)
+            stack.callback(register_optimizer_step_post_hook(lambda *_: end()).remove)
         stack.enter_context(counter)
         yield counter
-
-
-@contextmanager
-def _optimizers_told(counter: OperationCounter) -> Iterator[None]:
-    """Keeps a counter informed about whether an optimiser makes its step."""
-
-    def tell(*, optimizing: bool) -> None:
-        counter.optimizing = optimizing
-
-    handles = [
-        register_optimizer_step_pre_hook(lambda *_: tell(optimizing=True)),
-        register_optimizer_step_post_hook(lambda *_: tell(optimizing=False)),
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class OperationWatch(Stopwatch):

@@ -17,7 +17,7 @@ import torch
 
 from agents import build_agent
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import check_shareable, with_reference
+from experiments.benchmarks.contestant import comparable_configs
 from experiments.benchmarks.memory import HistoryMeter
 from experiments.benchmarks.timing import (
     HIGH,
@@ -66,8 +66,7 @@ def measure(request: Request) -> Outcome:
         ConfigError: A method that does not exist, or has other teachers than the others, several
             lengths of the training, or a process that failed; names its method.
     """
-    configs = request.configs(with_reference(request.methods or METHODS))
-    check_shareable(configs)
+    configs = comparable_configs(request, request.methods or METHODS)
     if len(request.epochs) > 1 or request.epochs[0] < 1:
         text = ",".join(str(epoch) for epoch in request.epochs)
         raise ConfigError(f"--epochs: expected one number >= 1, got {text}")

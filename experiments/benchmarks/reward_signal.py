@@ -52,19 +52,11 @@ class Agreement:
     """How well one reward agrees with one truth at one point of a student's training.
 
     Attributes:
-        term: `logit` (KL) or `feature`.
-        truth: Whose cross-entropy is to fall.
-        reward: Name of the reward.
-        timing: Whether it is of the student before or after its step.
         best: Share of the samples whose best teacher is the one with the highest reward.
         tau: Kendall's τ-b over the teachers, mean over the samples.
         silent: Whether it pays all teachers of a sample the same, so that it ranks none.
     """
 
-    term: str
-    truth: str
-    reward: str
-    timing: str
     best: float
     tau: float
     silent: bool
@@ -82,7 +74,8 @@ class TrainingPoint:
         accuracy: Accuracy of the student on the images that were held out.
         constant: Share of the samples whose best teacher is the one that is best most often, by
             term and truth: what an agent could reach that always takes the same teacher.
-        agreements: Of every reward with every truth.
+        agreements: Of every reward with every truth, by term (`logit`, the KL, or `feature`), truth
+            (whose cross-entropy is to fall) and what is paid.
     """
 
     pool: str
@@ -91,20 +84,12 @@ class TrainingPoint:
     samples: int
     accuracy: float
     constant: dict[str, dict[str, float]]
-    agreements: Sequence[Agreement]
+    agreements: Mapping[tuple[str, str, Paid], Agreement]
 
     @property
     def chance(self) -> float:
         """Share of the best teachers that is found by drawing one."""
         return 1 / self.teachers
-
-    def select(self, term: str, truth: str) -> dict[Paid, Agreement]:
-        """The agreements about a term with a truth, by what is paid."""
-        return {
-            (one.reward, one.timing): one
-            for one in self.agreements
-            if (one.term, one.truth) == (term, truth)
-        }
 
 
 def pools(request: Request) -> dict[str, list[str]]:
@@ -125,7 +110,8 @@ def measure(request: Request) -> Outcome:
     """Compares every reward with the true first-order usefulness of the teachers.
 
     Raises:
-        ConfigError: An unknown reward, a point after the end of the training, a single teacher.
+        ConfigError: An unknown reward, a point after the end of the training, a single teacher,
+            more batches than an epoch has.
     """
     rewards = list(dict.fromkeys(request.methods or REWARDS))
     for reward in rewards:
@@ -137,10 +123,11 @@ def measure(request: Request) -> Outcome:
         _check(name, config, request.epochs)
     points: list[TrainingPoint] = []
     for name, config in configs.items():
-        probes = Probes(request, config, name, rewards)
-        epochs = request.count(request.epochs, f"{name}: points of the training")
-        points.extend(map(probes.at, epochs))
-    return SignalReport(points, configs, probes.held_out_split).outcome()
+        env = request.build(config).env
+        env.reset(seed=config.seed)
+        held_out = "val" if "val" in env.splits else "test"
+        points.extend(training_points(request, env, held_out, name, rewards))
+    return SignalReport(points, configs, held_out).outcome()
 
 
 def _check(name: str, config: ExperimentConfig, epochs: Sequence[int]) -> None:
@@ -153,72 +140,61 @@ def _check(name: str, config: ExperimentConfig, epochs: Sequence[int]) -> None:
         )
 
 
-class Probes:
-    """Looks at a student while it learns under equal weights.
+def training_points(
+    request: Request, env: MTKDVectorEnv, held_out: str, pool: str, rewards: Sequence[str]
+) -> Iterator[TrainingPoint]:
+    """Looks at a student while it learns under equal weights: at the batches after some epochs.
 
     Args:
         request: What was asked for.
-        config: The student and its teachers.
+        env: The student and its teachers, at the beginning.
+        held_out: Name of the split that images are held out in.
         pool: Name of the pool.
         rewards: Names of the rewards.
     """
-
-    def __init__(
-        self, request: Request, config: ExperimentConfig, pool: str, rewards: Sequence[str]
-    ) -> None:
-        self.env = request.build(config).env
-        self.env.reset(seed=config.seed)
-        self.held_out_split = "val" if "val" in self.env.splits else "test"
-        self._held_out: Batch = next(iter(self.env.splits[self.held_out_split]()))
-        self._pool = pool
-        self._batches = request.rounds
-        self._rewards: dict[Paid, RewardFunction] = {
-            (name, timing): make_reward(name, self.env.distiller, timing=timing)
-            for name, timing in product(rewards, CHOICES["reward_timing"])
-        }
-        if request.rounds > self.env.steps_per_epoch:
-            raise ConfigError(
-                f"--rounds: expected at most the {self.env.steps_per_epoch} batches of an epoch, "
-                f"got {request.rounds}"
-            )
-
-    def at(self, epoch: int) -> TrainingPoint:
-        """Trains until the end of an epoch and looks at the batches that follow."""
-        env = self.env
+    if request.rounds > env.steps_per_epoch:
+        raise ConfigError(
+            f"--rounds: expected at most the {env.steps_per_epoch} batches of an epoch, "
+            f"got {request.rounds}"
+        )
+    images: Batch = next(iter(env.splits[held_out]()))
+    paying: dict[Paid, RewardFunction] = {
+        (name, timing): make_reward(name, env.distiller, timing=timing)
+        for name, timing in product(rewards, CHOICES["reward_timing"])
+    }
+    for epoch in request.count(request.epochs, f"{pool}: points of the training"):
         while env.steps < epoch * env.steps_per_epoch:
             env.distill(TeacherWeights.uniform(env.state.divergence))
-        accuracy = env.evaluate(self.held_out_split).accuracy
-        looks = [look(env, self._rewards, self._held_out) for _ in range(self._batches)]
-        truths = {truth: torch.cat([known[truth] for known, _ in looks]) for truth in TRUTHS}
-        credits = {paid: torch.cat([given[paid] for _, given in looks]) for paid in self._rewards}
-        return TrainingPoint(
-            pool=self._pool,
+        accuracy = env.evaluate(held_out).accuracy
+        looks = [look(env, paying, images) for _ in range(request.rounds)]
+        truths = {
+            truth: by_term(torch.cat([known[truth] for known, _ in looks])) for truth in TRUTHS
+        }
+        credits = {paid: torch.cat([given[paid] for _, given in looks]) for paid in paying}
+        yield TrainingPoint(
+            pool=pool,
             epoch=epoch,
             teachers=len(env.teacher_names),
-            samples=len(truths[TRUTHS[0]]),
+            samples=request.rounds * env.num_envs,
             accuracy=accuracy,
             constant={
-                term: {truth: most_frequent_share(by_term(truths[truth])[term]) for truth in TRUTHS}
+                term: {truth: most_frequent_share(truths[truth][term]) for truth in TRUTHS}
                 for term in TERMS
             },
-            agreements=list(agreements(truths, credits)),
+            agreements={
+                (term, truth, paid): agreement(credits[paid], truths[truth][term])
+                for truth, paid, term in product(TRUTHS, credits, TERMS)
+            },
         )
 
 
-def agreements(truths: Mapping[str, Tensor], credits: Mapping[Paid, Tensor]) -> Iterator[Agreement]:
-    """How well every reward agrees with every truth."""
-    for truth, (reward, timing) in product(TRUTHS, credits):
-        credit = credits[reward, timing]
-        for term, useful in by_term(truths[truth]).items():
-            yield Agreement(
-                term=term,
-                truth=truth,
-                reward=reward,
-                timing=timing,
-                best=float(finds_best(credit, useful).mean()),
-                tau=float(kendall(credit, useful).mean()),
-                silent=bool((credit == credit[:, :1]).all()),
-            )
+def agreement(credit: Tensor, useful: Tensor) -> Agreement:
+    """How well a reward (B, M) agrees with what teachers are worth (B, M)."""
+    return Agreement(
+        best=float(finds_best(credit, useful).mean()),
+        tau=float(kendall(credit, useful).mean()),
+        silent=bool((credit == credit[:, :1]).all()),
+    )
 
 
 def look(
@@ -263,10 +239,10 @@ class SignalReport:
 
     def _paid(self, *, silent: bool) -> list[Paid]:
         """Rewards and their timing: those that rank no teachers, or all others."""
-        agreements = [one for point in self.points for one in point.agreements]
-        pairs = [(one.reward, one.timing) for one in agreements]
-        speak = {(one.reward, one.timing) for one in agreements if not one.silent}
-        return [pair for pair in dict.fromkeys(pairs) if (pair not in speak) == silent]
+        found = [pair for point in self.points for pair in point.agreements.items()]
+        speak = {paid for (_, _, paid), one in found if not one.silent}
+        every = dict.fromkeys(paid for (_, _, paid), _ in found)
+        return [paid for paid in every if (paid not in speak) == silent]
 
     def _table(self, truth: str) -> Table:
         title = f"Best teacher found [%], and Kendall's tau; truth: CE of {MEANING[truth]}"
@@ -276,10 +252,10 @@ class SignalReport:
         table = plain_table(title, ["pool", "term"], headings)
         for _, term, rows in self._groups():
             for point in rows:
-                found = point.select(term, truth)
+                found = [point.agreements[term, truth, one] for one in paid]
                 shares = point.accuracy, point.chance, point.constant[term][truth]
                 cells = [f"{100 * share:.1f}" for share in shares]
-                pairs = [f"{100 * found[one].best:.1f} {found[one].tau:+.2f}" for one in paid]
+                pairs = [f"{100 * one.best:.1f} {one.tau:+.2f}" for one in found]
                 table.add_row(point.pool, term, str(point.epoch), *cells, *pairs)
             table.add_section()
         return table
@@ -310,15 +286,14 @@ class SignalReport:
 
     def _values(self) -> dict[str, Any]:
         agreements = [
-            {"pool": point.pool, "epoch": point.epoch, **asdict(one)}
+            {"pool": point.pool, "epoch": point.epoch, "term": term, "truth": truth}
+            | {"reward": reward, "timing": timing, **asdict(one)}
             for point in self.points
-            for one in point.agreements
+            for (term, truth, (reward, timing)), one in point.agreements.items()
         ]
-        points = [
-            {**known, "chance": point.chance}
-            for point in self.points
-            for known in [{k: v for k, v in vars(point).items() if k != "agreements"}]
-        ]
+        points = [{**vars(point), "chance": point.chance} for point in self.points]
+        for point in points:
+            del point["agreements"]
         return {
             "configurations": {pool: config.to_yaml() for pool, config in self.configs.items()},
             "held_out": self.held_out,
@@ -346,7 +321,7 @@ class SignalReport:
         names = list(dict.fromkeys(reward for reward, _ in paid))
         places, width = np.arange(len(points)), 0.8 / max(1, len(paid))
         for number, (reward, timing) in enumerate(paid):
-            found = [point.select(term, DRAWN)[reward, timing] for point in points]
+            found = [point.agreements[term, DRAWN, (reward, timing)] for point in points]
             axes.bar(
                 places + width * (number - (len(paid) - 1) / 2),
                 [100 * one.best for one in found],

@@ -1,7 +1,7 @@
 """What a step costs against number and width of the teachers, batch size and image size."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,14 +14,13 @@ from matplotlib.ticker import LogFormatter, NullFormatter
 from rich.table import Table
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
-from experiments.benchmarks.memory import DevicePeak
+from experiments.benchmarks.contestant import Contestant, comparable_configs
 from experiments.benchmarks.synthetic import on_noise, write_noise
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
     Percentiles,
-    Reading,
+    Readings,
     Subject,
     describe_machine,
     per_unit,
@@ -119,16 +118,12 @@ class Point:
     axis: str
     features: int
     setting: Setting
-    readings: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
+    readings: Readings
 
     @property
     def value(self) -> float:
         """The value on its axis."""
         return float(getattr(self.setting, self.axis))
-
-    def subject(self, method: str) -> str:
-        """What a method is called here."""
-        return f"{method}, {self.axis} {self.value:g}"
 
     def step(self, method: str, clock: str) -> Percentiles:
         """Milliseconds a step."""
@@ -137,11 +132,6 @@ class Point:
     def ratio(self, method: str, clock: str) -> Percentiles:
         """A method's time over the reference's of the same round."""
         return ratio_percentiles(self.readings, REFERENCE, clock)[method]
-
-    def values(self) -> dict[str, Any]:
-        """All numbers."""
-        known = {"axis": self.axis, **asdict(self.setting), "features": self.features}
-        return {**known, "methods": by_method(self.readings)}
 
 
 @dataclass(frozen=True)
@@ -189,25 +179,24 @@ class Scaling:
 
     def measure(self, axis: str) -> list[Point]:
         """The cost at all points of an axis, which take turns."""
-        points: list[Point] = []
-        subjects: dict[str, Subject] = {}
         settings = self.configured.along(axis)
+        features: list[int] = []
+        subjects: dict[str, Subject] = {}
         with TemporaryDirectory(prefix="mtkd_scaling_") as folder:
             for setting in self.request.count(settings, f"{axis}: points built"):
                 configs = self.configs_at(setting, Path(folder))
                 assembly = self.request.build(configs[REFERENCE])
-                env = assembly.env
-                points.append(Point(axis, env.observer.width, setting))
+                features.append(assembly.env.observer.width)
                 for name, config in configs.items():
-                    agent = Contestant(assembly, config, DevicePeak(env.device))
-                    subjects[points[-1].subject(name)] = per_unit(agent, env.steps_per_epoch)
+                    agent = Contestant(assembly, config)
+                    subjects[f"{name} {setting}"] = per_unit(agent, assembly.env.steps_per_epoch)
         watch = stopwatch_for(self.device)
         take_turns(subjects, watch, range(WARMUP_ROUNDS))
         rounds = self.request.count(range(self.request.rounds), f"{axis}: rounds")
         readings = take_turns(subjects, watch, rounds)
         return [
-            replace(point, readings={name: readings[point.subject(name)] for name in self.configs})
-            for point in points
+            Point(axis, width, setting, {n: readings[f"{n} {setting}"] for n in self.configs})
+            for setting, width in zip(settings, features, strict=True)
         ]
 
     def outcome(self, axes: Mapping[str, Sequence[Point]]) -> Outcome:
@@ -219,7 +208,12 @@ class Scaling:
             "steps": self.request.steps,
             "machine": describe_machine(self.device),
             "configuration": self.configs[REFERENCE].to_yaml(),
-            "points": [point.values() for points in axes.values() for point in points],
+            "points": [
+                {"axis": axis, **asdict(point.setting), "features": point.features}
+                | {"methods": by_method(point.readings)}
+                for axis, points in axes.items()
+                for point in points
+            ],
             "exponents": exponents,
         }
         tables = [self._table(axis, points) for axis, points in axes.items()]
@@ -305,8 +299,7 @@ def measure(request: Request) -> Outcome:
     axes = list(dict.fromkeys(request.axes or AXES))
     for axis in axes:
         check_name(AXES, axis, "axis")
-    configs = request.configs(with_reference(request.methods or METHODS))
-    check_shareable(configs)
+    configs = comparable_configs(request, request.methods or METHODS)
     # Decides on the number of threads too, which are to be those of the configured images.
     device = prepare_device(configs[REFERENCE])
     scaling = Scaling(request, configs, configs[REFERENCE].data.load(), device)

@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.benchmarks.base import Outcome, Request
-from experiments.benchmarks.contestant import Contestant, check_shareable, with_reference
+from experiments.benchmarks.contestant import Contestant, comparable_configs
 from experiments.benchmarks.floor import ABOUT, BOUNDS, FLOOR
-from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch
 from experiments.benchmarks.roofline import Roofline, measured_rates
 from experiments.benchmarks.timing import (
@@ -64,14 +63,13 @@ class Setup:
 
     def subjects(self, request: Request) -> dict[str, Subject]:
         """The floor and every method, each measured over an epoch."""
-        env = self.assembly.env
-        peak = DevicePeak(env.device)
+        steps = self.assembly.env.steps_per_epoch
         found: dict[str, Subject] = {
-            name: timed(make(self.assembly, self.configs[REFERENCE], env.steps_per_epoch))
+            name: timed(make(self.assembly, self.configs[REFERENCE], steps))
             for name, make in BOUNDS.items()
         }
         for name in request.count(list(self.configs), self.variant.subject("warm-up epochs")):
-            found[name] = Contestant(self.assembly, self.configs[name], peak)
+            found[name] = Contestant(self.assembly, self.configs[name])
         return {self.variant.subject(name): subject for name, subject in found.items()}
 
     def values(self) -> dict[str, Any]:
@@ -91,14 +89,13 @@ def measure(request: Request) -> Outcome:
         ConfigError: A method that does not exist, methods with other teachers than the others, or a
             variant that cannot be compared.
     """
-    methods = [name for name in with_reference(request.methods or METHODS) if name not in BOUNDS]
+    methods = [name for name in request.methods or METHODS if name not in BOUNDS]
     variants = [Variant(), *request.variants]
-    configs = [request.configs(methods, *variant.flags) for variant in variants]
-    for variant, own in zip(variants, configs, strict=True):
-        check_shareable(own)
+    configs = [comparable_configs(request, methods, *variant.flags) for variant in variants]
+    pairs = list(zip(variants, configs, strict=True))
+    for variant, own in pairs:
         check_comparable(variant, own[REFERENCE], configs[0][REFERENCE])
-    pairs = zip(variants, configs, strict=True)
-    setups = [_set_up(request, variant, own) for variant, own in pairs]
+    setups = [_set_up(request, *pair) for pair in pairs]
     began = time.perf_counter()
     subjects = {
         name: subject for setup in setups for name, subject in setup.subjects(request).items()

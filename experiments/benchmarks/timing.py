@@ -42,32 +42,18 @@ class Stopwatch(ABC):
 
 
 class HostStopwatch(Stopwatch):
-    """The processor time of all threads of this process, and the time on the wall.
-
-    Args:
-        processor: Clock of the processor time [s].
-        wall: Clock on the wall [s].
-    """
+    """The processor time of all threads of this process, and the time on the wall."""
 
     clocks = ("CPU", "wall")
 
-    def __init__(
-        self,
-        processor: Callable[[], float] = time.process_time,
-        wall: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._processor = processor
-        self._wall = wall
-        self._began = (0.0, 0.0)
-
     def start(self) -> None:
         """Begins a measurement."""
-        self._began = self._processor(), self._wall()
+        self._began = time.process_time(), time.perf_counter()
 
     def stop(self) -> Reading:
         """Processor time and time on the wall."""
-        ended = self._processor(), self._wall()
-        return {name: ended[i] - self._began[i] for i, name in enumerate(self.clocks)}
+        processor, wall = self._began
+        return {"CPU": time.process_time() - processor, "wall": time.perf_counter() - wall}
 
 
 class DeviceStopwatch(Stopwatch):
@@ -82,7 +68,6 @@ class DeviceStopwatch(Stopwatch):
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        self._began = 0.0
 
     def _record(self, number: int) -> None:
         self._events[number].record(torch.cuda.current_stream(self._device))
@@ -130,22 +115,19 @@ def per_unit(subject: Subject, units: int) -> Subject:
     return measure
 
 
-Readings = dict[str, list[Reading]]
+# Readings, or anything else that was counted in every round, by subject.
+Readings = Mapping[str, Sequence[Reading]]
 
 
 def take_turns(
     subjects: Mapping[str, Subject], watch: Stopwatch, rounds: Iterable[int]
 ) -> Readings:
     """Measures every subject once in every round, in the order they are given in."""
-    readings: Readings = {name: [] for name in subjects}
+    readings: dict[str, list[Reading]] = {name: [] for name in subjects}
     for _ in rounds:
         for name, subject in subjects.items():
             readings[name].append(subject(watch))
     return readings
-
-
-# Readings, or anything else that was counted in every round, by subject.
-Numbers = Mapping[str, Sequence[Mapping[str, float]]]
 
 
 @dataclass(frozen=True)
@@ -163,12 +145,12 @@ class Percentiles:
         return cls(float(median), float(low), float(high))
 
 
-def seconds(readings: Numbers, clock: str) -> dict[str, list[float]]:
+def seconds(readings: Readings, clock: str) -> dict[str, list[float]]:
     """What one clock counted, by subject and round."""
     return {name: [reading[clock] for reading in mine] for name, mine in readings.items()}
 
 
-def ratios(readings: Numbers, reference: str, clock: str) -> dict[str, list[float]]:
+def ratios(readings: Readings, reference: str, clock: str) -> dict[str, list[float]]:
     """Every subject's time over the reference's of the same round."""
     counted = seconds(readings, clock)
     return {
@@ -177,7 +159,7 @@ def ratios(readings: Numbers, reference: str, clock: str) -> dict[str, list[floa
     }
 
 
-def ratio_percentiles(readings: Numbers, reference: str, clock: str) -> dict[str, Percentiles]:
+def ratio_percentiles(readings: Readings, reference: str, clock: str) -> dict[str, Percentiles]:
     """What the rounds' ratios are like, by subject; see `ratios`."""
     found = ratios(readings, reference, clock)
     return {name: Percentiles.of(values) for name, values in found.items()}

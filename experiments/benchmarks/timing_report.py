@@ -12,7 +12,6 @@ from experiments.benchmarks.base import Outcome
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
-    Numbers,
     Percentiles,
     Readings,
     describe_machine,
@@ -117,7 +116,7 @@ class TimingReport:
         draw_bars(path, self._ratios(clock), title=self.title, label=label)
 
 
-def milliseconds(readings: Numbers, clock: str, units: int = 1) -> dict[str, Percentiles]:
+def milliseconds(readings: Readings, clock: str, units: int = 1) -> dict[str, Percentiles]:
     """Milliseconds of one of so many equal units of the work, by method."""
     return {
         name: Percentiles.of([1000 * value / units for value in values])
@@ -125,7 +124,7 @@ def milliseconds(readings: Numbers, clock: str, units: int = 1) -> dict[str, Per
     }
 
 
-def by_method(readings: Numbers, units: int = 1) -> dict[str, dict[str, Any]]:
+def by_method(readings: Readings, units: int = 1) -> dict[str, dict[str, Any]]:
     """All numbers by method and clock, for JSON: ratios to the reference, and milliseconds."""
     found: dict[str, dict[str, Any]] = {name: {} for name in readings}
     for clock in readings[REFERENCE][0]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from agents import AGENTS
 from benchmarking import config_of, one_line_error, read, start, tiny_assembly
 from experiments import benchmark
-from experiments.benchmarks import Request, memory, reward_signal
+from experiments.benchmarks import Request, contestant, reward_signal
 from experiments.benchmarks import agents as agents_benchmark
 from experiments.benchmarks.agents import default_methods, paper_ratios
-from experiments.benchmarks.contestant import Contestant, check_shareable, make_env
-from experiments.benchmarks.memory import DevicePeak, HistoryMeter, held_bytes
+from experiments.benchmarks.contestant import Contestant, comparable_configs, make_env
+from experiments.benchmarks.memory import HistoryMeter, held_bytes
 from experiments.benchmarks.reward_signal import look
 from experiments.benchmarks.timing import (
     DeviceStopwatch,
@@ -61,12 +61,16 @@ from tiny import (
 M = len(TEACHERS)
 
 
-class FakeTime:
+class FakeTime(Stopwatch):
     """Clocks that stand still but for what subjects add to them."""
 
-    def __init__(self) -> None:
+    clocks = ("CPU", "wall")
+
+    def start(self) -> None:
         self.cpu = self.wall = 0.0
-        self.watch = HostStopwatch(lambda: self.cpu, lambda: self.wall)
+
+    def stop(self) -> Reading:
+        return {"CPU": self.cpu, "wall": self.wall}
 
     def subject(self, costs: Iterator[float], wait: float = 0.0) -> Callable[[Stopwatch], Reading]:
         def work() -> None:
@@ -83,7 +87,7 @@ def test_ratios_are_to_the_reference_of_the_same_round() -> None:
         "aver": time.subject(iter([1.0, 2.0, 4.0])),
         "slow": time.subject(iter([3.0, 4.0, 4.0]), wait=1.0),
     }
-    readings = take_turns(subjects, time.watch, range(3))
+    readings = take_turns(subjects, time, range(3))
     assert ratios(readings, "aver", "CPU")["slow"] == [3.0, 2.0, 1.0]
     assert ratios(readings, "aver", "wall")["slow"] == [4.0, 2.5, 1.25]
 
@@ -95,14 +99,14 @@ def test_a_machine_that_slows_down_changes_no_ratio() -> None:
         "aver": time.subject(iter(pace)),
         "other": time.subject(iter(1.5 * one for one in pace)),
     }
-    found = ratios(take_turns(subjects, time.watch, range(4)), "aver", "CPU")
+    found = ratios(take_turns(subjects, time, range(4)), "aver", "CPU")
     assert found["other"] == [1.5] * 4
 
 
 def test_the_ratio_of_the_reference_is_exactly_one() -> None:
     time = FakeTime()
     subjects = {"aver": time.subject(iter([0.1, 1 / 3, 1e-9]))}
-    found = ratios(take_turns(subjects, time.watch, range(3)), "aver", "CPU")["aver"]
+    found = ratios(take_turns(subjects, time, range(3)), "aver", "CPU")["aver"]
     assert found == [1.0] * 3
     assert Percentiles.of(found) == Percentiles(1.0, 1.0, 1.0)
 
@@ -165,8 +169,9 @@ def test_methods_share_images_and_teachers_but_no_student(assembly: Assembly) ->
 
 def test_methods_with_other_teachers_cannot_be_compared() -> None:
     configs = {"aver": config_of("aver"), "other": config_of("pg", "--data.batch_size", "32")}
+    request: Any = SimpleNamespace(configs=lambda _: configs)
     with pytest.raises(ConfigError, match="'other' has other images or teachers than 'aver'"):
-        check_shareable(configs)
+        comparable_configs(request, ["other"])
 
 
 class Counts(Stopwatch):
@@ -190,17 +195,13 @@ def assembly() -> Assembly:
     return tiny_assembly()
 
 
-def contestant(assembly: Assembly, algo: str, *flags: str) -> Contestant:
-    config = config_of(algo, *flags)
-    return Contestant(assembly, config, DevicePeak(torch.device("cpu")))
-
-
 def test_an_epoch_holds_all_steps_and_all_learning(
     assembly: Assembly, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[int] = []
     monkeypatch.setattr(PPO, "train", lambda self: trained.append(self.num_timesteps))
-    ppo = contestant(assembly, "ppo", "--agent.arguments", "{n_steps: 1, n_minibatches: 1}")
+    config = config_of("ppo", "--agent.arguments", "{n_steps: 1, n_minibatches: 1}")
+    ppo = Contestant(assembly, config)
     for _ in range(2):
         assert ppo(Counts(lambda: len(trained))) == {"count": STEPS_PER_EPOCH}
         assert ppo(Counts(lambda: ppo.agent.env.steps)) == {"count": STEPS_PER_EPOCH}
@@ -208,7 +209,7 @@ def test_an_epoch_holds_all_steps_and_all_learning(
 
 
 def test_own_agents_learn_within_the_epoch(assembly: Assembly) -> None:
-    pg = contestant(assembly, "pg")
+    pg = Contestant(assembly, config_of("pg"))
     learned: list[int] = []
     pg.agent.learn_from = lambda memory: learned.append(len(memory))  # type: ignore[attr-defined]
     assert pg(Counts(lambda: sum(learned))) == {"count": STEPS_PER_EPOCH}
@@ -250,27 +251,17 @@ def weights_of(state: DistillState) -> Any:
     return WEIGHTINGS["aver"](make_tiny_distiller())(state)
 
 
-def test_the_peak_is_that_of_one_method_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    allocated = iter([1000, 1300, 1350, 1350])
-    cuda = SimpleNamespace(
-        memory_allocated=lambda _: next(allocated),
-        max_memory_allocated=lambda _: 1550,
-        reset_peak_memory_stats=lambda _: None,
-    )
-    monkeypatch.setattr(memory, "torch", SimpleNamespace(cuda=cuda))
-    peak = DevicePeak(torch.device("cuda"))  # 1000 for images and teachers
-    peak.built("first")  # 300 of its own
-    peak.built("second")  # 50 of its own
-    peak.begin()
-    assert peak.end("first") == [1000 + 300 + 200]
-    assert peak.end("second") == [1000 + 50 + 200]
-
-
-def test_a_cpu_tells_no_peak() -> None:
-    peak = DevicePeak(torch.device("cpu"))
-    peak.built("aver")
-    peak.begin()
-    assert peak.end("aver") == []
+def test_the_peak_is_that_of_one_method_alone(
+    assembly: Assembly, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocated = iter([1000, 1300, 1350])  # 300 of its own; 50 of a method that is built later
+    monkeypatch.setattr(contestant, "allocated_bytes", lambda _: next(allocated))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 1550)
+    aver = Contestant(assembly, config_of("aver"))
+    monkeypatch.setattr(aver, "_device", torch.device("cuda"))
+    aver(HostStopwatch())
+    assert aver.peaks == [300 + 200]
 
 
 def test_a_frozen_student_computes_what_it_computes_in_training() -> None:

@@ -12,7 +12,6 @@ from experiments.benchmarks import floor as floor_module
 from experiments.benchmarks import roofline
 from experiments.benchmarks.contestant import Contestant, make_env
 from experiments.benchmarks.floor import BOUNDS, MAPPED, STORED, STUDENT, floor
-from experiments.benchmarks.memory import DevicePeak
 from experiments.benchmarks.operations import OperationWatch, counting
 from experiments.benchmarks.roofline import Roofline, measured_rates
 from experiments.benchmarks.timing import Reading, Stopwatch, per_unit
@@ -61,8 +60,7 @@ def test_each_bound_of_a_step_holds_the_one_before() -> None:
 def test_operations_of_an_epoch_hold_those_of_the_learning() -> None:
     assembly = tiny_assembly()
     counts = {
-        algo: Contestant(assembly, config_of(algo), DevicePeak(CPU))(OperationWatch(CPU))
-        for algo in ("aver", "pg")
+        algo: Contestant(assembly, config_of(algo))(OperationWatch(CPU)) for algo in ("aver", "pg")
     }
     assert counts["aver"]["operations"] < counts["pg"]["operations"]
     assert 0 < counts["aver"]["flops"] < counts["pg"]["flops"]
@@ -71,7 +69,7 @@ def test_operations_of_an_epoch_hold_those_of_the_learning() -> None:
 def test_only_an_algorithm_of_a_library_needs_two_epochs_for_one() -> None:
     assembly = tiny_assembly()
     for algo, epochs in (("aver", 1), ("pg", 1), ("ddpg", 2)):
-        contestant = Contestant(assembly, config_of(algo), DevicePeak(CPU))
+        contestant = Contestant(assembly, config_of(algo))
         before = contestant.agent.env.steps
         contestant(OperationWatch(CPU))
         assert contestant.agent.env.steps == before + epochs * assembly.env.steps_per_epoch

@@ -10,6 +10,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -115,7 +116,7 @@ def show(out: Console, outcome: Outcome) -> None:
 
 def write(out: Console, outcome: Outcome, path: Path) -> None:
     """Writes all numbers, and the picture beside them."""
-    write_text(path, json.dumps(outcome.values, indent=2) + "\n")
+    write_text(path, json.dumps(outcome.values, indent=2, default=asdict) + "\n")
     picture = path.with_suffix(".png")
     outcome.draw(picture)
     out.print(f"written: {path}, {picture}", soft_wrap=True)

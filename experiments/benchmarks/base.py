@@ -87,7 +87,7 @@ class Outcome:
     Attributes:
         tables: What is printed.
         notes: What the reader must know of the numbers, a line each.
-        values: All numbers; JSON can hold them.
+        values: All numbers; JSON can hold them, with dataclasses as their fields.
         draw: Draws the picture into a PNG.
     """
 

@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -187,7 +186,7 @@ def memory_report(
         "of which the peak has only what was filled",
     ]
     methods = {
-        name: {"ratio": asdict(ratios[name]), "bytes": own, "bytes_by_round": peaks[name]}
+        name: {"ratio": ratios[name], "bytes": own, "bytes_by_round": peaks[name]}
         for name, own in medians.items()
     }
     values = {

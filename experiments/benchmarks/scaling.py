@@ -19,20 +19,17 @@ from experiments.benchmarks.synthetic import on_noise, write_noise
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
-    Percentiles,
-    Readings,
     Subject,
     describe_machine,
     per_unit,
-    ratio_percentiles,
     stopwatch_for,
     take_turns,
     this_machine,
 )
 from experiments.benchmarks.timing_report import (
     REFERENCE,
-    by_method,
-    milliseconds,
+    Costs,
+    costs,
     ratio_cells,
     whiskers,
 )
@@ -112,26 +109,18 @@ class Point:
         axis: What it is a point of.
         features: F, the width of the observation.
         setting: The setting.
-        readings: Readings of a step in every round, by method.
+        costs: What a step costs, by method and clock.
     """
 
     axis: str
     features: int
     setting: Setting
-    readings: Readings
+    costs: Costs
 
     @property
     def value(self) -> float:
         """The value on its axis."""
         return float(getattr(self.setting, self.axis))
-
-    def step(self, method: str, clock: str) -> Percentiles:
-        """Milliseconds a step."""
-        return milliseconds(self.readings, clock)[method]
-
-    def ratio(self, method: str, clock: str) -> Percentiles:
-        """A method's time over the reference's of the same round."""
-        return ratio_percentiles(self.readings, REFERENCE, clock)[method]
 
 
 @dataclass(frozen=True)
@@ -195,7 +184,12 @@ class Scaling:
         rounds = self.request.count(range(self.request.rounds), f"{axis}: rounds")
         readings = take_turns(subjects, watch, rounds)
         return [
-            Point(axis, width, setting, {n: readings[f"{n} {setting}"] for n in self.configs})
+            Point(
+                axis,
+                width,
+                setting,
+                costs({name: readings[f"{name} {setting}"] for name in self.configs}),
+            )
             for setting, width in zip(settings, features, strict=True)
         ]
 
@@ -210,7 +204,7 @@ class Scaling:
             "configuration": self.configs[REFERENCE].to_yaml(),
             "points": [
                 {"axis": axis, **asdict(point.setting), "features": point.features}
-                | {"methods": by_method(point.readings)}
+                | {"methods": point.costs}
                 for axis, points in axes.items()
                 for point in points
             ],
@@ -222,11 +216,11 @@ class Scaling:
     def exponents(self, points: Sequence[Point]) -> dict[str, float]:
         """The power of the axis that every method's time grows with, by least squares of logs."""
         values = np.log([point.value for point in points])
-        times = {
-            method: np.log([point.step(method, self.clock).median for point in points])
-            for method in self.configs
-        }
-        return {method: float(np.polyfit(values, one, 1)[0]) for method, one in times.items()}
+        powers: dict[str, float] = {}
+        for method in self.configs:
+            times = [point.costs[method][self.clock].milliseconds.median for point in points]
+            powers[method] = float(np.polyfit(values, np.log(times), 1)[0])
+        return powers
 
     def _table(self, axis: str, points: Sequence[Point]) -> Table:
         headings = [axis, "F"]
@@ -236,14 +230,14 @@ class Scaling:
             headings += [f"{method}\n{kind}" for kind in kinds]
         table = plain_table(f"{TITLE}, against {MEANING[axis]}", [], headings)
         for point in points:
-            cells = [cell for method in self.configs for cell in self._cells(point, method)]
-            table.add_row(f"{point.value:g}", str(point.features), *cells)
+            cells = [f"{point.value:g}", str(point.features)]
+            for method in self.configs:
+                cost = point.costs[method][self.clock]
+                took = cost.milliseconds.median
+                cells += [f"{took:.2f}", f"{1e3 * took / point.setting.batch:.1f}"]
+                cells += () if method == REFERENCE else ratio_cells(cost.ratio)
+            table.add_row(*cells)
         return table
-
-    def _cells(self, point: Point, method: str) -> list[str]:
-        took = point.step(method, self.clock).median
-        ratio = () if method == REFERENCE else ratio_cells(point.ratio(method, self.clock))
-        return [f"{took:.2f}", f"{1e3 * took / point.setting.batch:.1f}", *ratio]
 
     def _notes(self, exponents: Mapping[str, Mapping[str, float]]) -> list[str]:
         return [
@@ -274,9 +268,10 @@ class Scaling:
     def _draw_axis(self, panel: Axes, axis: str, points: Sequence[Point]) -> None:
         values = [point.value for point in points]
         for method in self.configs:
-            medians, *around = whiskers([point.step(method, self.clock) for point in points])
+            took = [point.costs[method][self.clock].milliseconds for point in points]
+            medians, *around = whiskers(took)
             panel.errorbar(values, medians, around, marker="o", capsize=3, label=drawn(method))
-        first = points[0].step(REFERENCE, self.clock).median
+        first = points[0].costs[REFERENCE][self.clock].milliseconds.median
         linear = [first * value / values[0] for value in values]
         panel.plot(values, linear, color="grey", linestyle=":", label="linear")
         panel.set(xscale="log", yscale="log", xlabel=MEANING[axis])

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.benchmarks.base import Outcome, Request
@@ -151,8 +151,8 @@ def _report(
         ],
         extra=_columns(floor_ratios, counts),
         values={
-            "floor_ratios": {name: asdict(spread) for name, spread in floor_ratios.items()},
-            "counts": dict(counts),
+            "floor_ratios": floor_ratios,
+            "counts": counts,
             "roofline": {roofline.name: roofline.values() for roofline in rooflines},
             "setups": {setup.variant.name: setup.values() for setup in setups},
             "warmup_seconds": warmup,

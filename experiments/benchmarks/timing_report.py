@@ -1,7 +1,8 @@
 """Tables, numbers and the picture of what methods cost relative to equal weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,36 @@ from mtkd_env import Assembly
 
 # Equal weights: what every other way to weight teachers is compared with.
 REFERENCE = "aver"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs by one clock.
+
+    Attributes:
+        ratio: Its time over the reference's of the same round.
+        milliseconds: Those of one of so many equal units of the work.
+        seconds_by_round: Those of all units.
+    """
+
+    ratio: Percentiles
+    milliseconds: Percentiles
+    seconds_by_round: Sequence[float]
+
+
+# By method and clock.
+Costs = Mapping[str, Mapping[str, Cost]]
+
+
+def costs(readings: Readings, units: int = 1) -> Costs:
+    """What all methods cost, with so many units of the work in a reading."""
+    found: dict[str, dict[str, Cost]] = {name: {} for name in readings}
+    for clock in readings[REFERENCE][0]:
+        ratios = ratio_percentiles(readings, REFERENCE, clock)
+        for name, counted in seconds(readings, clock).items():
+            took = Percentiles.of([1000 * value / units for value in counted])
+            found[name][clock] = Cost(ratios[name], took, counted)
+    return found
 
 
 @dataclass(frozen=True)
@@ -61,38 +92,36 @@ class TimingReport:
         """Names of the clocks."""
         return list(self.readings[REFERENCE][0])
 
+    @cached_property
+    def costs(self) -> Costs:
+        """What the methods cost."""
+        return costs(self.readings, self.units)
+
     def outcome(self) -> Outcome:
         """Table, notes, numbers and picture."""
         return Outcome([self._table()], self._notes(), self._values(), self._draw)
 
-    def _ratios(self, clock: str) -> dict[str, Percentiles]:
-        return ratio_percentiles(self.readings, REFERENCE, clock)
-
-    def _milliseconds(self, clock: str) -> dict[str, Percentiles]:
-        return milliseconds(self.readings, clock, self.units)
-
     def _table(self) -> Table:
-        by_clock = {clock: self._ratios(clock) for clock in self.clocks}
-        first = self._milliseconds(self.clocks[0])
         pairs = [(f"{clock}\nratio", f"{clock}\n{LOW}-{HIGH} %") for clock in self.clocks]
         headings = [*chain(*pairs), f"{self.clocks[0]}\nms/{self.unit}", *self.extra]
         table = plain_table(self.title, ["method"], headings)
-        for name in self.readings:
-            own = [cell for clock in self.clocks for cell in ratio_cells(by_clock[clock][name])]
+        for name, by_clock in self.costs.items():
+            own = [cell for cost in by_clock.values() for cell in ratio_cells(cost.ratio)]
+            first = by_clock[self.clocks[0]].milliseconds.median
             others = [texts[name] for texts in self.extra.values()]
-            table.add_row(name, *own, f"{first[name].median:.2f}", *others)
+            table.add_row(name, *own, f"{first:.2f}", *others)
         return table
 
     def _notes(self) -> list[str]:
-        reference = self.readings[REFERENCE]
         absolute = ", ".join(
-            f"{self._milliseconds(clock)[REFERENCE].median:.2f} ms {clock}" for clock in self.clocks
+            f"{cost.milliseconds.median:.2f} ms {clock}"
+            for clock, cost in self.costs[REFERENCE].items()
         )
         amount = self.amount or f"{self.units} {self.unit}{'s' if self.units > 1 else ''}"
         return [
             *self.notes,
-            f"{len(reference)} rounds of {amount}, methods in turns; every round gives one ratio: "
-            f"median, {LOW}th to {HIGH}th percentile",
+            f"{len(self.readings[REFERENCE])} rounds of {amount}, methods in turns; every round "
+            f"gives one ratio: median, {LOW}th to {HIGH}th percentile",
             f"{REFERENCE}: {absolute} per {self.unit} on {this_machine(self.assembly.env.device)}",
         ]
 
@@ -106,37 +135,15 @@ class TimingReport:
             "machine": describe_machine(self.assembly.env.device),
             "teachers": list(self.assembly.env.teacher_names),
             "configuration": self.config.to_yaml(),
-            "methods": by_method(self.readings, self.units),
+            "methods": self.costs,
             **self.values,
         }
 
     def _draw(self, path: Path) -> None:
         clock = self.clocks[0]
         label = f"{clock} time of one {self.unit} / {REFERENCE}'s"
-        draw_bars(path, self._ratios(clock), title=self.title, label=label)
-
-
-def milliseconds(readings: Readings, clock: str, units: int = 1) -> dict[str, Percentiles]:
-    """Milliseconds of one of so many equal units of the work, by method."""
-    return {
-        name: Percentiles.of([1000 * value / units for value in values])
-        for name, values in seconds(readings, clock).items()
-    }
-
-
-def by_method(readings: Readings, units: int = 1) -> dict[str, dict[str, Any]]:
-    """All numbers by method and clock, for JSON: ratios to the reference, and milliseconds."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in readings}
-    for clock in readings[REFERENCE][0]:
-        ratios = ratio_percentiles(readings, REFERENCE, clock)
-        took = milliseconds(readings, clock, units)
-        for name, counted in seconds(readings, clock).items():
-            found[name][clock] = {
-                "ratio": asdict(ratios[name]),
-                "milliseconds": asdict(took[name]),
-                "seconds_by_round": counted,
-            }
-    return found
+        ratios = {name: by_clock[clock].ratio for name, by_clock in self.costs.items()}
+        draw_bars(path, ratios, title=self.title, label=label)
 
 
 def ratio_cells(spread: Percentiles) -> tuple[str, str]:

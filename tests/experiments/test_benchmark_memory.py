@@ -17,6 +17,7 @@ from experiments.benchmarks.peak_memory import (
     peak_bytes,
     train,
 )
+from experiments.benchmarks.timing import Percentiles
 from experiments.executors import Failure
 from mtkd_env.errors import ConfigError
 
@@ -79,8 +80,8 @@ def test_ratios_are_to_the_reference_of_the_same_round() -> None:
 
     peaks = {"aver": found(2_000_000, 4_000_000), "pg": found(3_000_000, 6_000_000)}
     values = memory_report(peaks, 2, config_of("aver"), CPU).values["methods"]
-    assert values["pg"]["ratio"] == {"median": 1.5, "low": 1.5, "high": 1.5}
-    assert values["aver"]["ratio"]["median"] == 1
+    assert values["pg"]["ratio"] == Percentiles(1.5, 1.5, 1.5)
+    assert values["aver"]["ratio"].median == 1
     assert values["pg"]["bytes"]["training"] == 3_500_000
 
 

@@ -12,6 +12,7 @@ from benchmarking import config_of, one_line_error, read, start
 from experiments.benchmarks import Request
 from experiments.benchmarks.scaling import AXES, Point, Scaling, Setting
 from experiments.benchmarks.synthetic import on_noise, write_noise
+from experiments.benchmarks.timing_report import costs
 from tiny import load_dataset
 
 SETTING = Setting(teachers=2, batch=16, width=1.0, size=8)
@@ -48,23 +49,23 @@ def test_noise_has_the_asked_size_and_every_class(channels: int, tmp_path: Path)
 
 
 def test_the_exponent_is_that_of_a_power_law() -> None:
-    costs = {"aver": [1.0, 2.0, 4.0], "pg": [3.0, 12.0, 48.0]}
+    took = {"aver": [1.0, 2.0, 4.0], "pg": [3.0, 12.0, 48.0]}
     points = [
         Point(
             axis="teachers",
             features=10,
             setting=replace(SETTING, teachers=value),
-            readings={name: [{"CPU": mine[place]}] * 2 for name, mine in costs.items()},
+            costs=costs({name: [{"CPU": one[place]}] * 2 for name, one in took.items()}),
         )
         for place, value in enumerate((1, 2, 4))
     ]
     request = Request([], None, steps=4, rounds=2, epochs=(), out=Console())
-    configs = dict.fromkeys(costs, config_of("aver"))
+    configs = dict.fromkeys(took, config_of("aver"))
     scaling = Scaling(request, configs, load_dataset("digits"), torch.device("cpu"))
     exponents = scaling.exponents(points)
     assert exponents["aver"] == pytest.approx(1)
     assert exponents["pg"] == pytest.approx(2)
-    assert points[1].ratio("pg", "CPU").median == 6
+    assert points[1].costs["pg"]["CPU"].ratio.median == 6
 
 
 @pytest.mark.slow

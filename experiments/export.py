@@ -12,7 +12,7 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from experiments.running.failures import Parser, path_argument, program
 from experiments.transfer.backbones import export_backbone, takers
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import file_digest, refuse_links, write_atomically, write_text
-from mtkd_env.student import Student, StudentDescription, load_student
+from mtkd_env.student import Student, load_student
 
 BACKBONE = "backbone"
 
@@ -33,28 +33,7 @@ BACKBONE = "backbone"
 TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class ExportedStudent:
-    """What the export of a whole student came to, and what the file beside it says.
-
-    Attributes:
-        student: The student.
-        form: The form of the file.
-        takes: What it takes.
-        images: Number of images on which it was compared with the original.
-        difference: Largest difference of a logit on them.
-        digest: SHA-256 of the file.
-    """
-
-    student: StudentDescription
-    form: str
-    takes: str
-    images: int
-    difference: float
-    digest: str
-
-
-def export_student(student: Student, path: Path, to: str, images: Tensor) -> ExportedStudent:
+def export_student(student: Student, path: Path, to: str, images: Tensor) -> float:
     """Writes a student in another form, once its logits are known to be the original's.
 
     Args:
@@ -62,6 +41,10 @@ def export_student(student: Student, path: Path, to: str, images: Tensor) -> Exp
         path: The file.
         to: Name of the form.
         images: Normalised images to compare on.
+
+    Returns:
+        Largest difference of a logit. A file beside it says this too: the student, the form and
+        what it takes, on how many images it was compared, and its SHA-256.
 
     Raises:
         ConfigError: The logits are others; nothing is written then.
@@ -77,16 +60,16 @@ def export_student(student: Student, path: Path, to: str, images: Tensor) -> Exp
 
     write_atomically(path, write)
     shape = ", ".join(map(str, student.transform.image_shape))
-    exported = ExportedStudent(
-        student=student.about,
-        form=to,
-        takes=f"{INPUT}: float32 (N, {shape}), normalised",
-        images=len(images),
-        difference=differences[0],
-        digest=file_digest(path),
-    )
-    write_text(path.with_name(f"{path.name}.json"), f"{json.dumps(asdict(exported), indent=2)}\n")
-    return exported
+    exported = {
+        "student": asdict(student.about),
+        "form": to,
+        "takes": f"{INPUT}: float32 (N, {shape}), normalised",
+        "images": len(images),
+        "difference": differences[0],
+        "digest": file_digest(path),
+    }
+    write_text(path.with_name(f"{path.name}.json"), f"{json.dumps(exported, indent=2)}\n")
+    return differences[0]
 
 
 @torch.no_grad()
@@ -164,10 +147,10 @@ def _whole(arguments: Namespace) -> list[str]:
     student = load_student(run, arguments.which, trust=arguments.trust)
     images = comparable_images(run, student, arguments.images)
     refuse_links(path.parent)
-    exported = export_student(student, path, to, images)
+    difference = export_student(student, path, to, images)
     first = (
-        f"{path}: {student.about.title}; on {exported.images} images its "
-        f"logits differ by {exported.difference:.1e} at most"
+        f"{path}: {student.about.title}; on {len(images)} images its "
+        f"logits differ by {difference:.1e} at most"
     )
     loads_into = takers(student.about, whole=True) if to == "torch" else []
     return [first, *(f"loads into {taker}" for taker in loads_into)]

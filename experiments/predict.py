@@ -105,29 +105,21 @@ def write_predictions(
 
     def write(temporary: Path) -> None:
         classes = student.about.classes
-        with temporary.open("w", encoding="utf-8", newline="") as file:
+        bar = live_bar(console(stderr=True))
+        with bar, temporary.open("w", encoding="utf-8", newline="") as file:
+            task = bar.add_task("images", total=len(paths), text="")
             rows = csv.writer(file, lineterminator="\n")
             rows.writerow(["file", "class", *classes])
-            for read, probabilities, unread in _shown(student, paths, workers):
+            for read, probabilities, unread in predictions(student, paths, workers=workers):
                 for path, shares in zip(read, probabilities, strict=True):
                     likeliest = classes[int(shares.argmax())]
                     shown = [f"{share:.6f}" for share in shares.tolist()]
                     rows.writerow([path.as_posix(), likeliest, *shown])
                 unreadable.extend(unread)
+                bar.advance(task, len(read) + len(unread))
 
     write_atomically(output, write)
     return unreadable
-
-
-def _shown(
-    student: Student, paths: Sequence[Path], workers: int
-) -> Iterator[tuple[list[Path], Tensor, list[str]]]:
-    """The predictions; on a terminal with a live bar."""
-    with live_bar(console(stderr=True)) as bar:
-        task = bar.add_task("images", total=len(paths), text="")
-        for read, probabilities, unread in predictions(student, paths, workers=workers):
-            yield read, probabilities, unread
-            bar.advance(task, len(read) + len(unread))
 
 
 def students_parser(prog: str, description: str | None) -> Parser:

@@ -17,10 +17,11 @@ from experiments.comparison.summary import (
     p_text,
     text_of,
 )
+from experiments.drawing import literal_text
 from experiments.html_report.naming import Grouping, Setting, group_runs
 from experiments.html_report.runs import Found
-from experiments.html_report.sections import SECTIONS, Contents
-from experiments.html_report.style import drawing, make_palette
+from experiments.html_report.sections import make_sections
+from experiments.html_report.style import SETTINGS, make_palette
 from experiments.html_report.table import number
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,9 +31,8 @@ def render(found: Found, title: str) -> str:
     """The whole page as text, under a heading."""
     grouping = group_runs(found.runs)
     palette = make_palette(grouping.methods, grouping.teachers)
-    contents = Contents(grouping.settings, palette)
-    with drawing():
-        sections = [make(contents) for make in SECTIONS]
+    with literal_text(SETTINGS):
+        sections = make_sections(grouping.settings, palette)
     return (
         _environment()
         .get_template("page.html")
@@ -42,6 +42,7 @@ def render(found: Found, title: str) -> str:
             facts=facts(grouping),
             notes=notes(found, grouping),
             sections=sections,
+            palette=palette,
             version=mtkd_env.__version__,
         )
     )

@@ -47,14 +47,6 @@ class Section:
     is_open: bool = False
 
 
-@dataclass(frozen=True)
-class Contents:
-    """What all sections are made from."""
-
-    settings: Sequence[Setting]
-    palette: Palette
-
-
 @dataclass(frozen=True, kw_only=True)
 class Chart(Section):
     """A section with one picture for every setting.
@@ -79,18 +71,18 @@ class Chart(Section):
     is_wide: bool = True
     table: Callable[[Sequence[Group]], PageTable] | None = None
 
-    def section(self, contents: Contents) -> Section:
+    def section(self, settings: Sequence[Setting], palette: Palette) -> Section:
         """The section, with the pictures of all settings that there is something to draw of."""
         pictures = [
-            self._picture(setting, kept, contents.palette)
-            for setting in contents.settings
+            self._picture(setting, kept, palette)
+            for setting in settings
             if (kept := [group for group in setting.groups if self.keep(group)])
         ]
-        teachers = contents.palette.teachers.items() if self.names_teachers else ()
+        teachers = palette.teachers.items() if self.names_teachers else ()
         legend = [*(Key(name, colour) for name, colour in teachers), *self.legend]
         content = {"pictures": pictures, "legend": legend, "wide": self.is_wide}
         if self.table:
-            content["tables"] = [(each, self.table(each.groups)) for each in contents.settings]
+            content["tables"] = [(each, self.table(each.groups)) for each in settings]
         return replace(self, content=content if pictures else None)
 
     def _picture(self, setting: Setting, kept: Sequence[Group], palette: Palette) -> Picture:
@@ -212,10 +204,10 @@ FUSION = Chart(
 # Sections that are more than pictures.
 
 
-def _results(contents: Contents) -> Section:
-    summaries = [summary for setting in contents.settings for summary in setting.summaries]
+def _results(settings: Sequence[Setting]) -> Section:
+    summaries = [summary for setting in settings for summary in setting.summaries]
     metrics = list(dict.fromkeys(summary.metric for summary in summaries))
-    baselines = {setting.baseline.method for setting in contents.settings if setting.baseline}
+    baselines = {setting.baseline.method for setting in settings if setting.baseline}
     return Section(
         anchor="results",
         title="Results",
@@ -229,23 +221,22 @@ def _results(contents: Contents) -> Section:
         ),
         template="results.html",
         content={
-            "settings": contents.settings,
+            "settings": settings,
             "metric": metrics[0] if len(metrics) == 1 else "result",
             "baseline": baselines.pop() if len(baselines) == 1 else "baseline",
             "compared": any(summary.difference for summary in summaries),
             "scored": any(summary.score for summary in summaries),
-            "palette": contents.palette,
         },
         is_open=True,
     )
 
 
-def _cost(contents: Contents) -> Section:
+def _cost(settings: Sequence[Setting], palette: Palette) -> Section:
     pictures = []
-    for setting in contents.settings:
+    for setting in settings:
         pairs = (f"{s.method} {s.seconds.mean:.4g} s, {s.last.mean:.2%}" for s in setting.summaries)
         about = f"Result against seconds of training. {setting.heading} {'; '.join(pairs)}"
-        figure = curves.draw_cost(setting.summaries, contents.palette)
+        figure = curves.draw_cost(setting.summaries, palette)
         pictures.append(Picture(setting, inline(figure, f"cost-{setting.letter}", about)))
     return Section(
         anchor="cost",
@@ -259,12 +250,12 @@ def _cost(contents: Contents) -> Section:
     )
 
 
-def _gallery(contents: Contents) -> Section:
-    made = [
-        (setting, [exhibit for group in setting.groups if (exhibit := make_exhibit(group))])
-        for setting in contents.settings
+def _gallery(settings: Sequence[Setting]) -> Section:
+    exhibits = [
+        (setting, found)
+        for setting in settings
+        if (found := list(filter(None, map(make_exhibit, setting.groups))))
     ]
-    exhibits = [(setting, found) for setting, found in made if found]
     return Section(
         anchor="gallery",
         title="Gallery",
@@ -274,12 +265,12 @@ def _gallery(contents: Contents) -> Section:
             "A tick marks teachers that have the class right."
         ),
         template="gallery.html",
-        content={"exhibits": exhibits, "palette": contents.palette} if exhibits else None,
+        content=exhibits,
         missing="not recorded",
     )
 
 
-def _paper(contents: Contents) -> Section:
+def _paper(settings: Sequence[Setting]) -> Section:
     return Section(
         anchor="paper",
         title="The paper's Table 6(a)",
@@ -289,13 +280,12 @@ def _paper(contents: Contents) -> Section:
             "of the algorithms and their distances, not the numbers."
         ),
         template="table.html",
-        content=paper_table(contents.settings),
+        content=paper_table(settings),
         missing="none of its algorithms was run",
     )
 
 
-def _configuration(contents: Contents) -> Section:
-    settings = contents.settings
+def _configuration(settings: Sequence[Setting]) -> Section:
     runs = [run for setting in settings for group in setting.groups for run in group.runs]
     return Section(
         anchor="configuration",
@@ -309,17 +299,14 @@ def _configuration(contents: Contents) -> Section:
     )
 
 
-SECTIONS: Sequence[Callable[[Contents], Section]] = (
-    _results,
-    CURVES.section,
-    BY_CLASS.section,
-    SCORE.section,
-    UPDATES.section,
-    WEIGHTS.section,
-    CORRECTNESS.section,
-    FUSION.section,
-    _cost,
-    _gallery,
-    _paper,
-    _configuration,
-)
+def make_sections(settings: Sequence[Setting], palette: Palette) -> list[Section]:
+    """All sections, in the order of the page."""
+    charts = (CURVES, BY_CLASS, SCORE, UPDATES, WEIGHTS, CORRECTNESS, FUSION)
+    return [
+        _results(settings),
+        *(chart.section(settings, palette) for chart in charts),
+        _cost(settings, palette),
+        _gallery(settings),
+        _paper(settings),
+        _configuration(settings),
+    ]

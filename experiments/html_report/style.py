@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import StringIO
 from itertools import cycle, pairwise
@@ -12,7 +11,7 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.drawing import drawn, literal_text
+from experiments.drawing import drawn
 from experiments.html_report.naming import BASELINE, Setting
 
 # Inches of a plot: two stand side by side on a wide page, and one fits a telephone.
@@ -31,6 +30,7 @@ TEACHER_COLOURS = ("#0077bb", "#ee7733", "#009988", "#ee3377", "#33bbee", "#cc33
 
 GUIDE_COLOUR = "#666666"
 
+# Of all pictures, to matplotlib.
 SETTINGS: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -47,11 +47,6 @@ SETTINGS: dict[Any, Any] = {
     # Equal pictures are equal files.
     "svg.hashsalt": "mtkd_env",
 }
-
-
-def drawing() -> AbstractContextManager[None]:
-    """The settings of all pictures, until the context ends."""
-    return literal_text(SETTINGS)
 
 
 @dataclass(frozen=True)

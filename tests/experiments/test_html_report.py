@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
 from experiments.comparison.summary import text_of
+from experiments.drawing import literal_text
 from experiments.html_report.breakdown import correctness_table, pooled
 from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
 from experiments.html_report.naming import Group, Grouping, baseline_of, group_runs
 from experiments.html_report.page import render
 from experiments.html_report.runs import describe, find_runs
-from experiments.html_report.style import drawing, inline, make_palette, spread_out
+from experiments.html_report.style import SETTINGS, inline, make_palette, spread_out
 from experiments.html_report.table import (
     TABLE_6A,
     configurations,
@@ -752,7 +753,7 @@ def test_labels_are_moved_apart_and_keep_their_order() -> None:
 
 def test_a_picture_is_drawn_the_same_every_time_and_has_its_own_identifiers() -> None:
     def draw(name: str) -> str:
-        with drawing():
+        with literal_text(SETTINGS):
             figure = Figure()
             figure.subplots().plot([0, 1], label="_$a")
             figure.axes[0].set_title("$\\frac{ <b>")

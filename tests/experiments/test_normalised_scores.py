@@ -4,11 +4,9 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
-import pytest
-
 from comparisons import make_result
 from experiments.comparison.distillation import Distillation
-from experiments.comparison.normalised import normalised_scores
+from experiments.comparison.normalised import score_lines
 from experiments.comparison.plan import Comparison
 from experiments.comparison.report import markdown, print_comparison, summaries_of
 from experiments.console import console
@@ -41,16 +39,17 @@ def finished() -> list[RunResult]:
 
 
 def test_the_baseline_is_0_the_ceiling_1_and_where_nothing_can_be_won_does_not_count() -> None:
-    scores = normalised_scores(COMPARISON, summaries_of(COMPARISON, finished()))
-    assert [one.method for one in scores] == ["gate", "pg", "aver"]
-    assert [one.score for one in scores] == pytest.approx([1.0, 0.5, 0.0])
-    assert all(one.settings == {"skewed": 3} for one in scores)
-    assert scores[1].interval == pytest.approx((0.5, 0.5))
+    _, *scores = score_lines(COMPARISON, summaries_of(COMPARISON, finished()))
+    assert scores == [
+        ["gate", "1.00", "[1.00, 1.00]", "1", "3"],
+        ["pg", "0.50", "[0.50, 0.50]", "1", "3"],
+        ["aver", "0.00", "[0.00, 0.00]", "1", "3"],
+    ]
 
 
 def test_without_a_ceiling_there_are_no_scores() -> None:
     without = replace(COMPARISON, ceiling=None)
-    assert normalised_scores(without, summaries_of(without, finished())) == []
+    assert score_lines(without, summaries_of(without, finished())) == []
 
 
 def test_scores_are_printed_and_written() -> None:

@@ -15,8 +15,8 @@ from agents import AGENTS, Agent, SB3Agent, build_agent, check_agent
 from agents.base import warm_up_weights
 from agents.policy_gradient import LearningAgent
 from experiments.config import PLACE, RunConfig
-from experiments.running.finite import FiniteWatch, check_module
-from experiments.running.kept import AtRest, KeptRun
+from experiments.running.finite import HINT, FiniteWatch
+from experiments.running.kept import KeptRun
 from experiments.running.log import ROWS
 from experiments.running.result import RunResult, versions
 from mtkd_env import TaskList, TasksVectorEnv
@@ -25,6 +25,7 @@ from mtkd_env.data import DataSpec
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_at_least_1
 from mtkd_env.files import name_in_path, whole_path
+from mtkd_env.keeping import AtRest, check_module
 from mtkd_env.options import build
 from mtkd_env.seeding import derive_seed
 from mtkd_env.teachers import preparation
@@ -258,7 +259,7 @@ class AgentRun(KeptRun[AgentRunConfig, AgentResult]):
             FloatingPointError: Something is NaN or infinite.
         """
         self._watch.check()
-        check_module(self._source.env.distiller.module, self.steps)
+        check_module(self._source.env.distiller.module, self.steps, HINT)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in tensors, numbers and strings."""

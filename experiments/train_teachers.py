@@ -3,7 +3,7 @@
 mtkd train-teachers --teachers experiments/configs/pool/digits_permuted.yaml
 
 Takes the flags of mtkd run, so that what it trains is what a run with the same flags looks for.
-Interrupted, it goes on at the last finished epoch when called again.
+Interrupted, it goes on where it was when called again.
 """
 
 import sys
@@ -47,7 +47,7 @@ def pool_table(pool: TeacherPool) -> Table:
     return table
 
 
-@program("call again to go on at the last finished epoch")
+@program("call again to go on")
 def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
     out = console()

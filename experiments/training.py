@@ -15,9 +15,10 @@ from experiments.metrics import (
     accuracy_by_class,
     fusion_coefficients,
 )
-from experiments.running.finite import FiniteWatch, check_module, check_row
-from experiments.running.kept import AtRest, Found, KeptRun
+from experiments.running.finite import HINT, FiniteWatch, check_row
+from experiments.running.kept import Found, KeptRun
 from mtkd_env import distributed
+from mtkd_env.keeping import AtRest, check_module
 from mtkd_env.vector import StepRecord
 
 # Splits that are evaluated every epoch; a pass over the training images would cost too much.
@@ -200,7 +201,7 @@ class Training(KeptRun[ExperimentConfig, Found]):
             FloatingPointError: Something is NaN or infinite.
         """
         self._watch.check()
-        check_module(self._env.distiller.module, self._env.steps)
+        check_module(self._env.distiller.module, self._env.steps, HINT)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the rest of the training depends on, in tensors, numbers and strings."""

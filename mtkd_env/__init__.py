@@ -12,6 +12,7 @@ Importing the package registers an environment of every dataset for `gymnasium.m
 - `distiller.py`: the student and its step; `terms.py` and `losses.py`: Equ. 2; `evaluation.py`;
   `reference.py`: images beside the batches; `student.py`: a trained student that stands alone.
 - `teachers`: pools, their training, what is kept of them; `networks`; `data`; `optimization.py`.
+- `keeping`: what lets any training, here or in `experiments`, be stopped and gone on with.
 - `computing.py`, `precision.py`, `compilation.py`, `inference.py`, `distributed.py`: where and how.
 - `types.py`, `options.py`, `seeding.py`, `files.py`, `file_kinds.py`, `imports.py`, `errors.py`:
   values between rooms, options, random numbers, files, `module:Name`, and what users are told.

@@ -246,17 +246,13 @@ class OfClass:
 
 # LBFGS asks for the loss again and again, Rprop for all images at once, SparseAdam for gradients of
 # another kind, and Muon for nothing but matrices; what ASGD averages, nobody would read.
-UNFIT = (optim.ASGD, optim.LBFGS, optim.Muon, optim.Rprop, optim.SparseAdam)
+UNFIT = ("ASGD", "LBFGS", "Muon", "Optimizer", "Rprop", "SparseAdam")
 
 
 def _of_torch() -> dict[str, OfClass]:
     """The optimisers of torch that train any network by its gradient, by their names."""
     classes = [kind for kind in vars(optim).values() if is_a(kind, Optimizer)]
-    return {
-        kind.__name__.lower(): OfClass(kind)
-        for kind in classes
-        if kind is not Optimizer and kind not in UNFIT
-    }
+    return {kind.__name__.lower(): OfClass(kind) for kind in classes if kind.__name__ not in UNFIT}
 
 
 OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {

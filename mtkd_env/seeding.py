@@ -90,6 +90,16 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 
+@contextmanager
+def isolated() -> Iterator[None]:
+    """Runs a block and leaves the generators that `random_states` tells of as they were."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
+
+
 def module_states(device: torch.device) -> list[Tensor]:
     """States of the global generators that modules on a device draw from: the CPU's, the GPU's."""
     states = [torch.get_rng_state()]

@@ -12,7 +12,6 @@ is replaced.
 
 from experiments.config.experiment import (
     PLACE,
-    CheckpointConfig,
     ExperimentConfig,
     RunConfig,
 )
@@ -37,7 +36,6 @@ from experiments.config.parsing import (
 __all__ = [
     "CONFIGS",
     "PLACE",
-    "CheckpointConfig",
     "ExperimentConfig",
     "Flags",
     "Layer",

@@ -16,6 +16,7 @@ from mtkd_env.env import EnvSpec
 from mtkd_env.errors import ConfigError, check_name, check_not_negative
 from mtkd_env.files import path_or_name, to_yaml, user_path, whole_path
 from mtkd_env.imports import Named, is_in_memory, name_of, texts_in
+from mtkd_env.keeping import CheckpointConfig
 from mtkd_env.networks import StudentSpec
 from mtkd_env.optimization import Recipe
 from mtkd_env.options import Options, default_values
@@ -90,35 +91,6 @@ class WarmupConfig(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(WARMUP_WEIGHTS, self.weights, "weights")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig(Options):
-    """When a run keeps what it can go on from, beside when it is stopped by a signal.
-
-    Attributes:
-        epochs: Epochs between two checkpoints; 0 for none by epochs.
-        minutes: Minutes between two checkpoints; 0 for none by time. Both 0: none at all.
-        share: Largest share of the time that they may take; those that would exceed it are put off.
-
-    Raises:
-        ConfigError: A negative number, or a share above 1.
-    """
-
-    epochs: int = 1
-    minutes: float = 10.0
-    share: float = 0.05
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(epochs=self.epochs, minutes=self.minutes)
-        if not 0 <= self.share <= 1:
-            raise ConfigError(f"share: expected a number in [0, 1], got {self.share}")
-
-    @property
-    def enabled(self) -> bool:
-        """Whether there are any checkpoints."""
-        return self.epochs > 0 or self.minutes > 0
 
 
 @dataclass(frozen=True)

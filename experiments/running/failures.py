@@ -14,10 +14,11 @@ from typing import NoReturn
 import torch
 
 from experiments.executors.base import one_line
-from experiments.running.signals import Stopped, Terminated, forget_output, terminable
+from experiments.running.signals import Terminated, forget_output, terminable
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import user_path
 from mtkd_env.imports import EXTRAS
+from mtkd_env.keeping import Stopped
 
 # Shows where an error came from; every main program takes it.
 DEBUG = "--debug"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtkd_env.vector import StepRecord
 
@@ -96,25 +96,6 @@ def _some(samples: Sequence[int]) -> str:
     named = ", ".join(str(sample) for sample in samples[:NAMED])
     more = len(samples) - NAMED
     return f"sample {named} and {more} more" if more > 0 else f"sample {named}"
-
-
-@torch.no_grad()
-def check_module(module: nn.Module, steps: int, hint: str = HINT) -> None:
-    """Checks parameters and running statistics.
-
-    Args:
-        module: The student and what it is trained with.
-        steps: SGD steps so far, for the message.
-        hint: What may help, for the message.
-
-    Raises:
-        FloatingPointError: One holds NaN or infinity; names the first.
-    """
-    tensors = {n: t for n, t in module.state_dict().items() if t.is_floating_point()}
-    fine = torch.stack([tensor.isfinite().all() for tensor in tensors.values()]).tolist()
-    for name, good in zip(tensors, fine, strict=True):
-        if not good:
-            raise FloatingPointError(f"{name} became NaN or infinite by step {steps}; {hint}")
 
 
 def check_row(row: Mapping[str, Any], steps: int) -> None:

@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from experiments.running.checkpoint import Checkpoints
 from experiments.running.log import ROWS
 from experiments.running.result import RESULT
 from mtkd_env.errors import ConfigError
+from mtkd_env.keeping import Checkpoints
 
 CONFIG = "config.yaml"
 
@@ -47,6 +47,11 @@ def make_new(folder: Path) -> bool:
     return True
 
 
+def checkpoints_in(folder: Path) -> Checkpoints:
+    """The checkpoints of the run in a folder."""
+    return Checkpoints(folder / "checkpoints")
+
+
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run, finished or not."""
     return any((folder / name).exists() for name in (CONFIG, ROWS, RESULT))
@@ -63,7 +68,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def clear(folder: Path, written: Sequence[str]) -> None:
     """Removes what an unfinished run without a checkpoint has left, and nothing else."""
-    Checkpoints(folder).clear()
+    checkpoints_in(folder).clear()
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     for name in written:
         (folder / name).unlink(missing_ok=True)

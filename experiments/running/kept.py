@@ -2,7 +2,7 @@
 
 import json
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
@@ -11,9 +11,9 @@ from typing import Any, Generic, TypeVar
 
 from agents.isolation import Isolation
 from experiments.config import RunConfig, read_yaml
-from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.folder import (
     CONFIG,
+    checkpoints_in,
     clear,
     flat,
     holds_run,
@@ -22,26 +22,18 @@ from experiments.running.folder import (
 from experiments.running.lock import run_lock
 from experiments.running.log import MetricsLog
 from experiments.running.result import RESULT, RunResult, read_result
-from experiments.running.signals import Stopped, StopRequest, way_back
+from experiments.running.signals import to_go_on, way_back
 from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import parse_yaml, write_text
-from mtkd_env.seeding import random_states, set_random_states
-
-# Steps after which several processes agree anew on whether to stop or to write a checkpoint.
-AGREEMENT = 20
-
-AtRest = Callable[[], None]
-
+from mtkd_env.keeping import Keeper, StopRequest, Trainable
 
 Found = TypeVar("Found", bound=RunResult)
 Config = TypeVar("Config", bound=RunConfig)
 
 
-class KeptRun(ABC, Generic[Config, Found]):
+class KeptRun(Trainable, Generic[Config, Found]):
     """A run that is kept in a folder; one object is one run, a subclass one kind of them.
-
-    It trains step by step, and can be put back to where it was between two steps.
 
     The folder gets `config.yaml`, the files of the log and TensorBoard's, what the kind writes, and
     `result.json`, which is written last: a folder without it holds an unfinished run, and in
@@ -104,44 +96,6 @@ class KeptRun(ABC, Generic[Config, Found]):
     @abstractmethod
     def begin(self) -> None:
         """Makes what trains, at its beginning; it writes into the log."""
-
-    @property
-    @abstractmethod
-    def steps(self) -> int:
-        """SGD steps so far; the same in all processes."""
-
-    @property
-    @abstractmethod
-    def epochs(self) -> int:
-        """Epochs that are over."""
-
-    @abstractmethod
-    def train(self, at_rest: AtRest) -> None:
-        """Trains to the end, from wherever it is.
-
-        Args:
-            at_rest: To be called between two steps, wherever `state_dict` and the global random
-                generators together hold all that the rest depends on.
-
-        Raises:
-            FloatingPointError: Something became NaN or infinite.
-        """
-
-    @abstractmethod
-    def check_finite(self) -> None:
-        """Checks what a checkpoint would hold.
-
-        Raises:
-            FloatingPointError: Something is NaN or infinite.
-        """
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """All that the rest of the training depends on, in tensors, numbers and strings."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave; the log has been cut to it before."""
 
     @abstractmethod
     def result(self) -> Found:
@@ -213,7 +167,7 @@ class KeptRun(ABC, Generic[Config, Found]):
             raise ConfigError(f"output: {folder} holds a run already; --resume goes on with it")
         held.enter_context(run_lock(folder))
         self.check_same(folder)
-        checkpoints = Checkpoints(folder)
+        checkpoints = checkpoints_in(folder)
         if (result := read_result(self.result_type, folder)) is not None:
             checkpoints.clear()
             return result, None
@@ -242,105 +196,31 @@ class KeptRun(ABC, Generic[Config, Found]):
         with stop if self.config.checkpoint.enabled else nullcontext():
             with MetricsLog(folder, state and state["log"], self.lines, self.clock) as self.log:
                 self.begin()
-                keeper = _Keeper(self, identity, stop, state)
+                keeper = Keeper(
+                    self,
+                    checkpoints_in(folder),
+                    self.config.checkpoint,
+                    stop,
+                    state,
+                    to_go_on=to_go_on(self.program, folder),
+                    beside=lambda: self._beside(identity),
+                )
+                if state is not None:
+                    self.log.began = time.perf_counter() - state["seconds"]
                 keeper.train()
             result = self.result()
             if writes:
                 self.write(folder)
                 write_text(folder / RESULT, json.dumps(asdict(result), indent=2) + "\n")
-                Checkpoints(folder).clear()
+                checkpoints_in(folder).clear()
             keeper.stop_if_asked()
         return result
 
-
-class _Keeper:
-    """Lets a run train to its end; keeps checkpoints, and stops on signals.
-
-    Args:
-        run: The run.
-        identity: What every checkpoint is to say of it beside its state.
-        stop: Takes note of signals.
-        state: The checkpoint to go on from, if there is one.
-    """
-
-    def __init__(
-        self,
-        run: KeptRun[Any, Any],
-        identity: Mapping[str, Any],
-        stop: StopRequest,
-        state: Mapping[str, Any] | None,
-    ) -> None:
-        self._run = run
-        self._identity = dict(identity)
-        self._stop = stop
-        self._checkpoints = Checkpoints(run.log.folder)
-        self._saved: int | None = None
-        self._agreed = 0
-        self._random: dict[str, Any] | None = None
-        if state is not None:
-            run.load_state_dict(state["training"])
-            # Set where the state was taken, since the way there draws as well.
-            self._random = state["random"]
-            self._saved = run.steps
-            run.log.began = time.perf_counter() - state["seconds"]
-        self._timetable = Timetable(run.config.checkpoint, epochs=run.epochs)
-
-    def train(self) -> None:
-        """Trains to the end.
-
-        Raises:
-            FloatingPointError: Something became NaN or infinite; says which checkpoint is left.
-            Stopped: A signal came; there is a checkpoint to go on from.
-        """
-        try:
-            self._run.train(self._at_rest)
-        except FloatingPointError as error:
-            before = f"; there is a checkpoint from before it, after step {self._saved}"
-            raise FloatingPointError(f"{error}{before * (self._saved is not None)}") from error
-
-    def _at_rest(self) -> None:
-        if self._random is not None:
-            set_random_states(self._random)
-            self._random = None
-        if distributed.active() and 0 < self._run.steps - self._agreed < AGREEMENT:
-            return
-        self._agreed = self._run.steps
-        due = self._timetable.due(self._run.epochs)
-        asked, due = distributed.agree((self._stop.number is not None, due))
-        if asked or due:
-            self._save()
-        self.stop_if_asked()
-
-    def stop_if_asked(self) -> None:
-        """Ends the program if a signal has asked for it.
-
-        Raises:
-            Stopped: It has.
-        """
-        number = distributed.agree(self._stop.number)
-        if number is not None:
-            raise Stopped(number, str(self._run.log.folder), self._run.steps, self._run.program)
-
-    def _save(self) -> None:
-        """Writes a checkpoint of all processes, unless this is where the last one was taken.
-
-        Raises:
-            FloatingPointError: Something is NaN or infinite; the checkpoints are those before it.
-        """
-        started = time.perf_counter()
-        steps = self._run.steps
-        if steps == self._saved:
-            return
-        self._run.check_finite()
-        content = {
-            "configuration": self._run.config.to_yaml(),
-            "identity": self._identity,
-            "training": self._run.state_dict(),
-            "log": self._run.log.state_dict(),
-            "random": random_states(),
-            "seconds": self._run.log.seconds,
+    def _beside(self, identity: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds beside where the training is."""
+        return {
+            "configuration": self.config.to_yaml(),
+            "identity": identity,
+            "log": self.log.state_dict(),
+            "seconds": self.log.seconds,
         }
-        if distributed.rank() == 0:
-            self._checkpoints.save(steps, content)
-        self._saved = steps
-        self._timetable.written(self._run.epochs, time.perf_counter() - started)

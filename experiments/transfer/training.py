@@ -17,8 +17,7 @@ from torchvision.utils import make_grid
 from experiments.console import console
 from experiments.running.device import together
 from experiments.running.failures import run_program
-from experiments.running.finite import check_module
-from experiments.running.kept import AtRest, KeptRun
+from experiments.running.kept import KeptRun
 from experiments.running.log import ROWS
 from experiments.running.result import versions
 from experiments.transfer.program import PLACE, Config, TaskResult, parse
@@ -26,6 +25,7 @@ from experiments.transfer.progress import EVALUATED, LOSS, TaskProgress, metrics
 from mtkd_env import distributed
 from mtkd_env.computing import find_device
 from mtkd_env.files import save_checkpoint, write_atomically
+from mtkd_env.keeping import AtRest, check_module
 from mtkd_env.precision import autocast, check_precision, widen
 from mtkd_env.seeding import derive_seed
 

@@ -47,7 +47,7 @@ from mtkd_env.teachers.ensemble import TeacherEnsemble, check_teacher_names, own
 from mtkd_env.teachers.inputs import InputSpec, teacher_view
 from mtkd_env.teachers.parts import Part, class_positions, divide_among_teachers
 from mtkd_env.teachers.store import StoreSpec
-from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+from mtkd_env.teachers.training import TeacherTraining, TrainingSet, class_cycle, train_teacher
 from mtkd_env.teachers.weights import keep, load_given, load_kept, weights_digest
 from mtkd_env.types import UNKNOWN, Batch
 
@@ -451,14 +451,15 @@ class _Teacher:
         permuted = self.spec.kind == "permuted"
         report = workshop.progress
         with self._errors():
-            train_teacher(
+            training = TeacherTraining(
                 self.network,
                 stream,
                 workshop.pool.recipe,
                 relabel=class_cycle(self._outputs, self.spec.seed) if permuted else None,
-                partial=path.with_suffix(".partial"),
                 progress=None if report is None else partial(report, self.label),
             )
+            kept = path.with_suffix(".checkpoints")
+            train_teacher(training, kept, derive_seed(self.seed, "training"))
         if distributed.rank() == 0:
             keep(self.network, path, made_from)
         return path

@@ -1,7 +1,7 @@
 """Trains one teacher by cross-entropy; interrupted training goes on where it stopped."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,24 @@ from mtkd_env import distributed, losses
 from mtkd_env.data.dataset import ImageSet
 from mtkd_env.data.split import Splits
 from mtkd_env.data.stream import BatchStream
-from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.keeping import (
+    AtRest,
+    CheckpointConfig,
+    Checkpoints,
+    Keeper,
+    StopRequest,
+    Trainable,
+    check_module,
+)
 from mtkd_env.networks.base import Network
 from mtkd_env.optimization import Recipe
+from mtkd_env.seeding import isolated
 from mtkd_env.types import UNKNOWN, Batch
 
 # Only speed and memory depend on it: nothing is trained.
 EVALUATION_BATCH = 512
+
+HINT = "a lower teachers.recipe.lr may help"
 
 Progress = Callable[[int, int, float], None]
 
@@ -67,16 +78,8 @@ def class_cycle(num_classes: int, seed: int) -> Tensor:
     return permutation
 
 
-def train_teacher(
-    network: Network,
-    stream: BatchStream,
-    recipe: Recipe,
-    *,
-    relabel: Tensor | None = None,
-    partial: Path | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Trains `network` in place by cross-entropy.
+class TeacherTraining(Trainable):
+    """The training of a teacher by cross-entropy, from its beginning.
 
     Several processes train it together, each on its part of every batch.
 
@@ -85,66 +88,126 @@ def train_teacher(
         stream: Training batches from their beginning.
         recipe: Optimiser, schedule and number of epochs.
         relabel: New label (C,) of every class, for teachers that are wrong on purpose.
-        partial: File that holds the state after every epoch, found there again after an
-            interruption and removed at the end.
         progress: Called after every epoch with epochs done, epochs in all and the mean
             training cross-entropy [nats].
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        stream: BatchStream,
+        recipe: Recipe,
+        *,
+        relabel: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        device = next(network.parameters()).device
+        self._network, self._stream, self._recipe = network, stream, recipe
+        self._relabel = None if relabel is None else relabel.to(device)
+        self._progress = progress
+        # A copy where norms are synchronised, which the teacher is to be without.
+        learner = (
+            distributed.synchronize_norms(deepcopy(network)) if distributed.active() else network
+        )
+        self._learner = learner
+        self._optimizer, self._schedule = recipe.build(learner, stream.steps_per_epoch)
+        # Of every step of the epoch so far.
+        self._losses: list[Tensor] = []
+
+    @property
+    def steps(self) -> int:
+        """SGD steps so far."""
+        return self._stream.epoch * self._stream.steps_per_epoch + self._stream.step
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that are over."""
+        return self._stream.epoch
+
+    def train(self, at_rest: AtRest) -> None:
+        """Trains to the end; leaves the network in evaluation mode.
+
+        Raises:
+            FloatingPointError: The training cross-entropy became NaN or infinite.
+        """
+        parallel = distributed.data_parallel(self._learner.train())
+        while self._stream.epoch < self._recipe.epochs:
+            at_rest()
+            self._step(parallel)
+            if self._stream.step == 0:
+                self._end_epoch()
+        self._network.load_state_dict(self._learner.state_dict())
+        self._network.eval()
+
+    def _step(self, parallel: nn.Module) -> None:
+        batch, smoothing = next(self._stream), self._recipe.label_smoothing
+        targets = batch.targets if self._relabel is None else self._relabel[batch.targets]
+        loss = losses.cross_entropy(parallel(batch.inputs).logits, targets, smoothing).mean()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if not self._optimizer.state:
+            distributed.check_gradients(parallel)
+        self._optimizer.step()
+        self._schedule.step()
+        self._losses.append(loss.detach())
+
+    def _end_epoch(self) -> None:
+        mean = float(distributed.mean(torch.stack(self._losses).mean()))
+        self._losses = []
+        if not math.isfinite(mean):
+            raise FloatingPointError(
+                f"the training cross-entropy became {mean} in epoch {self.epochs}; {HINT}"
+            )
+        if self._progress is not None:
+            self._progress(self.epochs, self._recipe.epochs, mean)
+
+    def check_finite(self) -> None:
+        """Checks the network.
+
+        Raises:
+            FloatingPointError: A tensor of it holds NaN or infinity.
+        """
+        check_module(self._learner, self.steps, HINT)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the rest of the training depends on, in tensors, numbers and strings."""
+        own = [distributed.mean(loss) for loss in self._losses]
+        return {**{name: part.state_dict() for name, part in self._parts.items()}, "losses": own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        device = next(self._learner.parameters()).device
+        self._losses = [loss.to(device) for loss in state["losses"]]
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "network": self._learner,
+            "optimizer": self._optimizer,
+            "schedule": self._schedule,
+            "stream": self._stream,
+        }
+
+
+def train_teacher(training: TeacherTraining, kept: Path, seed: int) -> None:
+    """Trains a teacher to the end, or on from where it was interrupted.
+
+    Args:
+        training: Its training, from its beginning.
+        kept: Folder of the checkpoints, which is removed at the end.
+        seed: Of what its network draws, of dropout.
 
     Raises:
-        FloatingPointError: That became NaN or infinite; what was kept is of the epoch before.
+        FloatingPointError: Something became NaN or infinite; what was kept is from before it.
+        Stopped: A signal came; there is a checkpoint to go on from.
     """
-    # A copy where norms are synchronised, which the teacher is to be without.
-    learner = distributed.synchronize_norms(deepcopy(network)) if distributed.active() else network
-    optimizer, schedule = recipe.build(learner, stream.steps_per_epoch)
-    parts: dict[str, Any] = {
-        "network": learner,
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "stream": stream,
-    }
-    if partial is not None and distributed.agree(partial.exists()):
-        saved = load_checkpoint(partial)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-    if relabel is not None:
-        relabel = relabel.to(next(network.parameters()).device)
-    parallel = distributed.data_parallel(learner.train())
-    while stream.epoch < recipe.epochs:
-        mean = _train_epoch(parallel, stream, optimizer, schedule, relabel, recipe.label_smoothing)
-        if partial is not None and distributed.rank() == 0:
-            save_checkpoint(partial, {name: part.state_dict() for name, part in parts.items()})
-        if progress is not None:
-            progress(stream.epoch, recipe.epochs, mean)
-    network.load_state_dict(learner.state_dict())
-    network.eval()
-    if partial is not None and distributed.rank() == 0:
-        partial.unlink(missing_ok=True)
-
-
-def _train_epoch(
-    network: nn.Module,
-    stream: BatchStream,
-    optimizer: Any,
-    schedule: Any,
-    relabel: Tensor | None,
-    smoothing: float,
-) -> float:
-    terms = []
-    for _ in range(stream.steps_per_epoch):
-        batch = next(stream)
-        targets = batch.targets if relabel is None else relabel[batch.targets]
-        loss = losses.cross_entropy(network(batch.inputs).logits, targets, smoothing).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if not optimizer.state:
-            distributed.check_gradients(network)
-        optimizer.step()
-        schedule.step()
-        terms.append(loss.detach())
-    mean = float(distributed.mean(torch.stack(terms).mean()))
-    if not math.isfinite(mean):
-        raise FloatingPointError(
-            f"the training cross-entropy became {mean} in epoch {stream.epoch}; a lower "
-            "teachers.recipe.lr may help"
-        )
-    return mean
+    checkpoints, stop = Checkpoints(kept), StopRequest()
+    found = distributed.agree(checkpoints.load() if distributed.rank() == 0 else None)
+    way = "to go on, ask for the same teachers again"
+    with isolated(), stop:
+        torch.manual_seed(seed)
+        Keeper(training, checkpoints, CheckpointConfig(), stop, found, to_go_on=way).train()
+    if distributed.rank() == 0:
+        checkpoints.clear()

@@ -15,7 +15,7 @@ from agents.policy_gradient import LearningAgent
 from mtkd_env import ConfigError, MTKDVectorEnv, Recipe, distributed, losses
 from mtkd_env.data import BatchStream
 from mtkd_env.seeding import seeded
-from mtkd_env.teachers.training import train_teacher
+from mtkd_env.teachers.training import TeacherTraining
 from processes import Pair, two_processes
 from tiny import NUM_ENVS, TinyNetwork, make_tiny_env, seldom, training_set
 
@@ -335,7 +335,7 @@ def test_two_processes_go_on_from_what_process_0_kept(
 def _train_teacher() -> dict[str, Tensor]:
     with seeded(0):
         network = TinyNetwork()
-    train_teacher(network, stream(), Recipe(epochs=2, lr=0.05))
+    TeacherTraining(network, stream(), Recipe(epochs=2, lr=0.05)).train(lambda: None)
     return network.state_dict()
 
 

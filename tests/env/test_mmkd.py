@@ -14,7 +14,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.optimization import Recipe
 from mtkd_env.seeding import seeded
 from mtkd_env.teachers import TeacherEnsemble
-from mtkd_env.teachers.training import train_teacher
+from mtkd_env.teachers.training import TeacherTraining
 from mtkd_env.types import Batch, DistillState, TeacherWeights
 from mtkd_env.weighting.mmkd import MMKD, HardBuffer, MetaWeights, gram_rows
 from tiny import (
@@ -229,7 +229,8 @@ def good_and_harmful_teacher() -> tuple[TinyNetwork, TinyNetwork]:
     with seeded(0):
         good = TinyNetwork(8)
     recipe = Recipe(epochs=8, lr=0.1, nesterov=False)
-    train_teacher(good, training_set(96).stream(16, torch.device("cpu"), 0), recipe)
+    batches = training_set(96).stream(16, torch.device("cpu"), 0)
+    TeacherTraining(good, batches, recipe).train(lambda: None)
     harmful = deepcopy(good)
     for parameter in harmful.classifier.parameters():
         parameter.data = parameter.data.roll(1, dims=0)

@@ -18,7 +18,7 @@ from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
 from mtkd_env.optimization import OPTIMIZERS, SCHEDULES, Recipe
 from mtkd_env.options import build
-from mtkd_env.teachers.training import train_teacher
+from mtkd_env.teachers.training import TeacherTraining
 from tiny import TinyNetwork, generator, label, stream
 
 STEPS = 5
@@ -309,9 +309,9 @@ def test_teachers_learn_by_the_recipes_smoothed_labels() -> None:
         losses: list[float] = []
         torch.manual_seed(0)
         recipe = Recipe(epochs=1, lr=0.0, label_smoothing=smoothing)
-        train_teacher(
+        TeacherTraining(
             TinyNetwork(), stream(), recipe, progress=lambda _, __, loss: losses.append(loss)
-        )
+        ).train(lambda: None)
         return losses[0]
 
     torch.manual_seed(0)

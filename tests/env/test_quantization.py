@@ -20,7 +20,7 @@ from mtkd_env.registration import load_images
 from mtkd_env.teachers import TeacherEnsemble, quantization
 from mtkd_env.teachers.preparation import Progress
 from mtkd_env.teachers.quantization import check_teacher_precision, quantize
-from mtkd_env.teachers.training import TrainingSet, train_teacher
+from mtkd_env.teachers.training import TeacherTraining, TrainingSet
 from mtkd_env.types import Batch, NetworkOutput
 from tiny import TinyNetwork, Told, batch, snapshot, teacher_networks
 
@@ -37,7 +37,8 @@ def digits() -> TrainingSet:
 def trained(name: str) -> Network:
     """A small teacher of the digits after a few epochs."""
     module = build_network(name, num_classes=10, in_channels=1, width=0.25, seed=0)
-    train_teacher(module, digits().stream(64, torch.device("cpu"), 0), Recipe(epochs=4, lr=0.1))
+    stream = digits().stream(64, torch.device("cpu"), 0)
+    TeacherTraining(module, stream, Recipe(epochs=4, lr=0.1)).train(lambda: None)
     return module
 
 

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn import functional
 
 from mtkd_env.errors import ConfigError
 from mtkd_env.evaluation import check_outputs, evaluate
 from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.keeping import Stopped
 from mtkd_env.networks import NETWORKS, Network, build_network
 from mtkd_env.optimization import Recipe
 from mtkd_env.precision import autocast
+from mtkd_env.seeding import seeded
 from mtkd_env.teachers import (
     PoolSpec,
     TeacherEnsemble,
@@ -26,7 +30,7 @@ from mtkd_env.teachers import (
     load_pool_spec,
 )
 from mtkd_env.teachers.pool import own_images
-from mtkd_env.teachers.training import TrainingSet, class_cycle, train_teacher
+from mtkd_env.teachers.training import TeacherTraining, TrainingSet, class_cycle, train_teacher
 from mtkd_env.types import Batch
 from tiny import (
     CLASSES,
@@ -264,13 +268,17 @@ def test_class_cycle_depends_on_the_seed_alone() -> None:
 def train(
     module: Network,
     *,
-    partial: Path | None = None,
+    kept: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     relabel: Tensor | None = None,
 ) -> Network:
     images = training_set(LEARNABLE)
     stream = images.stream(16, torch.device("cpu"), 0)
-    train_teacher(module, stream, RECIPE, relabel=relabel, partial=partial, progress=progress)
+    training = TeacherTraining(module, stream, RECIPE, relabel=relabel, progress=progress)
+    if kept is None:
+        training.train(lambda: None)
+    else:
+        train_teacher(training, kept, seed=0)
     return module
 
 
@@ -288,26 +296,43 @@ def test_progress_counts_the_epochs() -> None:
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("interrupted_after", [1, 2])
-def test_interrupted_training_goes_on_where_it_stopped(
-    tmp_path: Path, interrupted_after: int
-) -> None:
-    partial = tmp_path / "teacher.partial"
-    uninterrupted = train(network())
+class Interrupted(TinyNetwork):
+    """Draws random numbers; in the step after so many, Ctrl-C comes."""
 
-    def interrupt(done: int, _total: int, _loss: float) -> None:
-        if done == interrupted_after:
-            raise KeyboardInterrupt
+    def __init__(self, seed: int, after: int | None = None) -> None:
+        with seeded(seed):
+            super().__init__()
+        self.after = after
 
-    with pytest.raises(KeyboardInterrupt):
-        train(network(), partial=partial, progress=interrupt)
-    assert partial.exists()
-    epochs: list[int] = []
-    # Another initialisation, to see that all of it comes from the file.
-    resumed = train(network(seed=9), partial=partial, progress=lambda done, *_: epochs.append(done))
-    assert epochs == list(range(interrupted_after + 1, 4))
+    def features(self, inputs: Tensor) -> Tensor:
+        if self.after is not None:
+            self.after -= 1
+            if self.after == 0:
+                signal.raise_signal(signal.SIGINT)
+        return functional.dropout(super().features(inputs), 0.2, self.training)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 8])
+def test_interrupted_training_goes_on_where_it_stopped(tmp_path: Path, steps: int) -> None:
+    def training(network: Network) -> TeacherTraining:
+        batches = training_set(LEARNABLE).stream(16, torch.device("cpu"), 0)
+        return TeacherTraining(network, batches, RECIPE, progress=lambda *_: means.append(_[2]))
+
+    means: list[float] = []
+    uninterrupted = Interrupted(0)
+    train_teacher(training(uninterrupted), tmp_path / "other", seed=3)
+    expected, means = means, []
+    with pytest.raises(Stopped) as stopped:
+        train_teacher(training(Interrupted(0, steps)), tmp_path / "kept", seed=3)
+    assert stopped.value.step == steps
+    # Another initialisation, to see that all of it comes from the checkpoint.
+    resumed, drawn = Interrupted(9), torch.get_rng_state()
+    train_teacher(training(resumed), tmp_path / "kept", seed=3)
+    assert means == expected
     assert states_equal(resumed, uninterrupted)
     assert list(tmp_path.iterdir()) == []
+    # What others draw does not depend on it.
+    assert torch.get_rng_state().equal(drawn)
 
 
 # The pool.
@@ -381,7 +406,7 @@ def test_a_teacher_that_depends_on_something_else_is_another_file(
     spec, size = CHANGES[change]
     trained: list[Network] = []
     monkeypatch.setattr(
-        "mtkd_env.teachers.pool.train_teacher", lambda module, *_, **__: trained.append(module)
+        "mtkd_env.teachers.pool.train_teacher", lambda training, *_: trained.append(training)
     )
     before = cached(warm_cache)
     build_pool(spec, training_set(size), cache=warm_cache)
@@ -502,11 +527,11 @@ def test_interrupted_pool_resumes_and_leaves_only_whole_files(tmp_path: Path) ->
 
     def interrupt(_name: str, done: int, _total: int, _loss: float) -> None:
         if done == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Stopped):
         build_pool(spec, images, cache=tmp_path, progress=interrupt)
-    assert [path.suffix for path in cached(tmp_path)] == [".partial"]
+    assert {path.parent.suffix for path in cached(tmp_path)} == {".checkpoints"}
     recorder = Recorder()
     resumed = build_pool(spec, images, cache=tmp_path, progress=recorder)
     assert len(recorder.epochs) == 1
@@ -526,7 +551,7 @@ def test_the_default_cache_is_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MTKD_CACHE", str(tmp_path))
-    monkeypatch.setattr("mtkd_env.teachers.pool.train_teacher", lambda *_, **__: None)
+    monkeypatch.setattr("mtkd_env.teachers.pool.train_teacher", lambda *_: None)
     build_pool(pool_spec(), training_set(LEARNABLE))
     (path,) = cached(tmp_path)
     assert path.parent == tmp_path / "teachers" / "tiny"

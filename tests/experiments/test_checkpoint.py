@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.config import CheckpointConfig
-from experiments.running.checkpoint import Checkpoints, Timetable
 from experiments.running.lock import LOCK, is_running, run_lock
-from experiments.running.signals import Stopped, StopRequest
+from experiments.running.signals import to_go_on
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.keeping import CheckpointConfig, Checkpoints, Stopped, StopRequest, Timetable
 from mtkd_env.seeding import random_states, set_random_states
 
 
@@ -25,7 +24,7 @@ def content(step: int) -> dict[str, Any]:
 
 
 def written(folder: Path, *steps: int) -> Checkpoints:
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder / "checkpoints")
     for step in steps:
         checkpoints.save(step, content(step))
     return checkpoints
@@ -63,7 +62,7 @@ def test_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_checkpoints_has_none_to_read(tmp_path: Path) -> None:
-    assert Checkpoints(tmp_path).load() is None
+    assert Checkpoints(tmp_path / "checkpoints").load() is None
 
 
 @pytest.mark.parametrize("damage", [torn, altered, emptied])
@@ -132,7 +131,7 @@ def timetable(**kwargs: Any) -> tuple[Timetable, Clock]:
 
 
 def test_checkpoints_are_due_every_so_many_epochs() -> None:
-    table, _ = timetable(epochs=2, minutes=0)
+    table, _ = timetable(epochs=2, minutes=0.0)
     due = []
     for epochs in range(7):
         if table.due(epochs):
@@ -142,7 +141,7 @@ def test_checkpoints_are_due_every_so_many_epochs() -> None:
 
 
 def test_checkpoints_are_due_every_so_many_minutes() -> None:
-    table, clock = timetable(epochs=0, minutes=10)
+    table, clock = timetable(epochs=0, minutes=10.0)
     for now, expected in ((599, False), (600, True)):
         clock.now = now
         assert table.due(5) == expected
@@ -153,7 +152,7 @@ def test_checkpoints_are_due_every_so_many_minutes() -> None:
 
 
 def test_checkpoints_are_put_off_where_they_would_take_too_much_of_the_time() -> None:
-    table, clock = timetable(epochs=1, minutes=0, share=0.1)
+    table, clock = timetable(epochs=1, minutes=0.0, share=0.1)
     clock.now = 1.0
     assert table.due(1)
     table.written(1, 5.0)
@@ -177,9 +176,9 @@ def test_numbers_out_of_range_are_named(arguments: dict[str, Any], message: str)
 
 
 def test_no_epochs_and_no_minutes_are_no_checkpoints() -> None:
-    assert not CheckpointConfig(epochs=0, minutes=0).enabled
+    assert not CheckpointConfig(epochs=0, minutes=0.0).enabled
     assert CheckpointConfig(epochs=0).enabled
-    assert CheckpointConfig(minutes=0).enabled
+    assert CheckpointConfig(minutes=0.0).enabled
 
 
 # The lock.
@@ -260,7 +259,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_says_how_to_go_on(number: int, code: int) -> None:
-    stopped = Stopped(number, "runs/one", 7)
+    stopped = Stopped(number, 7, to_go_on("mtkd run", Path("runs/one")))
     assert stopped.code == code
     assert str(stopped) == "stopped after step 7; to go on: mtkd run --resume runs/one"
     # Programs that know nothing of it take it for Ctrl-C.

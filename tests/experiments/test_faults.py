@@ -29,12 +29,12 @@ from test_resume import (
 from experiments import benchmark, compare, report, run, train_teachers
 from experiments.experiment import Result, build, make_folder, run_config, run_experiment
 from experiments.running import failures
-from experiments.running.checkpoint import Checkpoints
 from experiments.running.lock import LOCK
 from experiments.running.result import read_result
 from faults import Faults, failing
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically
+from mtkd_env.keeping import Checkpoints
 from tiny import SB3_ARGUMENTS
 
 __all__ = ["crashed", "midway", "whole"]

@@ -17,11 +17,12 @@ from experiments.metrics import (
     EpochMeter,
     fusion_coefficients,
 )
-from experiments.running.finite import FiniteWatch, check_module, check_row
+from experiments.running.finite import HINT, FiniteWatch, check_row
 from experiments.running.log import ROWS, MetricsLog, read_rows
 from experiments.training import BREAKDOWN
 from known_optimum import STEPS, started_env
 from mtkd_env.action import WeightFusion
+from mtkd_env.keeping import check_module
 from mtkd_env.reward import Rewards, minmax_center
 from mtkd_env.types import LossTerms, TeacherWeights
 from mtkd_env.vector import StepRecord
@@ -416,10 +417,10 @@ def test_finite_steps_pass() -> None:
 
 def test_parameters_and_running_statistics_are_checked() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    check_module(module, 3)
+    check_module(module, 3, HINT)
     module[1].running_var[0] = torch.inf
     with pytest.raises(FloatingPointError, match=r"^1.running_var became .* by step 3; a lower"):
-        check_module(module, 3)
+        check_module(module, 3, HINT)
 
 
 def test_a_bad_value_of_a_row_is_named() -> None:

@@ -22,14 +22,13 @@ from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import experiment, run
-from experiments.config import CheckpointConfig, ExperimentConfig, parse_arguments
+from experiments.config import ExperimentConfig, parse_arguments
 from experiments.experiment import Result, run_experiment
-from experiments.running.checkpoint import Checkpoints
 from experiments.running.lock import LOCK
 from experiments.running.log import read_rows
-from experiments.running.signals import Stopped
 from mtkd_env.errors import ConfigError
 from mtkd_env.files import load_checkpoint
+from mtkd_env.keeping import CheckpointConfig, Checkpoints, Stopped
 from mtkd_env.vector import StepRecord
 from run_folders import comparable
 from tiny import CONTRIB, SB3_ARGUMENTS, seldom
@@ -234,7 +233,7 @@ def points(folder: Path, name: str) -> list[tuple[int, float]]:
 def test_logs_have_no_gap_and_no_double_line(small: str, tmp_path: Path) -> None:
     # The crash is an epoch after the only checkpoint: its row is written twice, and counts once.
     config = replace(
-        configuration(small, "ppo"), checkpoint=CheckpointConfig(epochs=2, minutes=0, share=1)
+        configuration(small, "ppo"), checkpoint=CheckpointConfig(epochs=2, minutes=0.0, share=1.0)
     )
     config = replace(config, optimizer=replace(config.optimizer, epochs=5))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -404,7 +403,7 @@ def test_an_agent_that_no_checkpoint_can_hold_says_so_at_once(small: str, tmp_pa
     with pytest.raises(ConfigError, match=message):
         run_experiment(config, progress := Interrupting(), tmp_path / "kept")
     assert progress.steps == 0
-    without = replace(config, checkpoint=CheckpointConfig(epochs=0, minutes=0))
+    without = replace(config, checkpoint=CheckpointConfig(epochs=0, minutes=0.0))
     run_experiment(without, Interrupting(), tmp_path / "without")
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 import experiments
 from experiments.console import console
 from experiments.running.failures import run_program
-from experiments.running.signals import StopRequest
+from mtkd_env.keeping import StopRequest
 from tiny import seldom
 
 FOLDER = Path(experiments.__file__).parent

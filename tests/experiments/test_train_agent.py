@@ -12,10 +12,10 @@ import yaml
 
 from experiments.agent_run import AgentRun, AgentRunConfig
 from experiments.running.log import read_rows
-from experiments.running.signals import Stopped
 from experiments.train_agent import chart, main, parse
 from mtkd_env.agent_file import load_agent
 from mtkd_env.errors import ConfigError
+from mtkd_env.keeping import Stopped
 from tiny import seldom
 
 

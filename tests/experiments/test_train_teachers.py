@@ -1,3 +1,4 @@
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,14 +113,15 @@ def test_an_interrupted_training_goes_on_where_it_was(
     report = train_teachers.ConsoleProgress.teacher
 
     def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as during:
         during.setattr(train_teachers.ConsoleProgress, "teacher", interrupt)
         assert start() == 130
-    assert capsys.readouterr().err.startswith("interrupted: call again to go on")
-    (partial,) = checkpoints(tmp_path)
-    assert partial.endswith(".partial")
+    expected = "stopped after step 2; to go on, ask for the same teachers again\n"
+    assert capsys.readouterr().err.endswith(expected)
+    (kept,) = checkpoints(tmp_path)
+    assert kept.endswith(".checkpoints")
     epochs: list[tuple[str, int]] = []
 
     def note(self: Any, name: str, epoch: int, total: int, loss: float) -> None:

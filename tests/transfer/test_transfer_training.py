@@ -13,16 +13,15 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from experiments.config import CheckpointConfig
 from experiments.console import console
 from experiments.running.result import read_result
-from experiments.running.signals import Stopped
 from experiments.transfer import training
 from experiments.transfer.program import TaskResult, TransferConfig
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.training import TaskRun, VisionTask
 from mtkd_env import ConfigError, distributed
 from mtkd_env.files import load_checkpoint
+from mtkd_env.keeping import CheckpointConfig, Stopped
 from mtkd_env.seeding import seeded
 from processes import two_processes
 from run_folders import comparable

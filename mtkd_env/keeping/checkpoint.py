@@ -1,44 +1,76 @@
-"""What lets a run go on where it was left."""
+"""What lets a training go on where it was left, and when that is written."""
 
 import shutil
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.config import CheckpointConfig
+from mtkd_env.errors import ConfigError, check_not_negative
 from mtkd_env.files import (
     has_own_digest,
     load_checkpoint,
     remove_unfinished,
     save_with_digest,
 )
+from mtkd_env.options import Options
 
 # Checkpoints that are kept: the last one, and the one before it in case the last is damaged.
 KEPT = 2
 
 
+@dataclass(frozen=True)
+class CheckpointConfig(Options):
+    """When a run keeps what it can go on from, beside when it is stopped by a signal.
+
+    Attributes:
+        epochs: Epochs between two checkpoints; 0 for none by epochs.
+        minutes: Minutes between two checkpoints; 0 for none by time. Both 0: none at all.
+        share: Largest share of the time that they may take; those that would exceed it are put off.
+
+    Raises:
+        ConfigError: A negative number, or a share above 1.
+    """
+
+    epochs: int = 1
+    minutes: float = 10.0
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(epochs=self.epochs, minutes=self.minutes)
+        if not 0 <= self.share <= 1:
+            raise ConfigError(f"share: expected a number in [0, 1], got {self.share}")
+
+    @property
+    def enabled(self) -> bool:
+        """Whether there are any checkpoints."""
+        return self.epochs > 0 or self.minutes > 0
+
+
 class Checkpoints:
-    """The last checkpoints of a run, in the folder `checkpoints` of the run's.
+    """The last checkpoints of a training, in a folder of their own.
 
     Args:
-        folder: The run's folder.
+        folder: That folder; need not be there.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "checkpoints"
+        self._folder = folder
 
     def save(self, step: int, content: dict[str, Any]) -> None:
         """Adds a checkpoint and removes those that are too old.
 
         Args:
-            step: SGD steps of the student so far; not less than at the last checkpoint.
+            step: SGD steps so far; not less than at the last checkpoint.
             content: Tensors, numbers, strings and containers of them.
         """
         save_with_digest(self._folder / f"step-{step:08d}.pt", content)
         for path in self._paths()[:-KEPT]:
-            path.unlink()
+            # Gone, if another process trains the same.
+            path.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
         """The last checkpoint that is not damaged, on the CPU; none if there is none.

@@ -63,7 +63,7 @@ def export_student(student: Student, path: Path, to: str, images: Tensor) -> flo
     exported = {
         "student": asdict(student.about),
         "form": to,
-        "takes": f"{INPUT}: float32 (N, {shape}), normalised",
+        "takes": f"{INPUT}: float32 (N, {shape}), normalised: (value / 255 - mean) / std",
         "images": len(images),
         "difference": differences[0],
         "digest": file_digest(path),

@@ -29,9 +29,11 @@ def errors_of(place: object) -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`'; did you mean ...?'` for the nearest known name, or an empty string."""
+    """`'; did you mean ...?'` for the nearest known name, or one with that word in it, or `''`."""
     names = {one.lower(): one for one in known}
-    nearest = get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    nearest = [one for one in names if name.lower() in one.split("_")] or get_close_matches(
+        name.lower(), names, n=1, cutoff=0.5
+    )
     return f"; did you mean '{names[nearest[0]]}'?" if nearest else ""
 
 

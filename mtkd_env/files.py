@@ -1,5 +1,6 @@
 """Files that are either whole or not there: atomic writes, and checkpoints that hold no code."""
 
+import argparse
 import fcntl
 import hashlib
 import json
@@ -9,7 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import safetensors.torch
@@ -26,6 +27,9 @@ TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 PLAIN_TAGS = {TEXT, MERGE} | {
     f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "seq", "map")
 }
+
+# What timm and Lightning keep of their flags beside the weights; it holds values only.
+FLAGS = (argparse.Namespace, PosixPath)
 
 # What torch says of a class or function in a checkpoint, which it does not run.
 REFUSED = re.compile(r"Unsupported (?:global: GLOBAL|class) (\S+)")
@@ -326,7 +330,7 @@ def load_checkpoint(path: Path, *, mapped: bool = False) -> dict[str, Any]:
     try:
         if _holds_safetensors(path):
             return safetensors.torch.load_file(path)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*FLAGS]):
             # Of files that are not torch's own, which are refused below.
             warnings.filterwarnings("ignore", "Detected pickle protocol|.*TorchScript archive")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -357,8 +361,9 @@ def _why_unread(path: Path, error: Exception) -> str:
     if named := REFUSED.search(str(error)):
         return (
             f"not a checkpoint of tensors only (it names {named[1]}); save its weights alone, if "
-            f"you trust it: torch.save(torch.load('{path.name}', weights_only=False)['model'], "
-            "'weights.pt'), or .state_dict() in place of ['model'] if it is a whole module"
+            f"you trust it: torch.save(torch.load('{path.name}', weights_only=False)[KEY], "
+            "'weights.pt'), KEY being state_dict, model, …; or .state_dict() in place of [KEY] if "
+            "it is a whole module"
         )
     kind = kind_of(path)
     return f"not a checkpoint but {kind}" if kind else "damaged checkpoint"

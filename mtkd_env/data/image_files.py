@@ -92,7 +92,7 @@ class ImageFiles(ImageSet[FileSplit]):
         val: Validation images, if the dataset has its own.
         image_size: Height and width [pixels] of what networks see.
         resize: Shorter side [pixels] that unaugmented images are resized to before their central
-            square is taken.
+            square is taken; by default 8/7 of `image_size`, 256 for 224.
         interpolation: How they are resized: `bilinear`, torchvision's default, or `bicubic`, as
             DeiT does it. Augmented images are resized as their augmentation has it.
         augmentation: Name in `AUGMENTATIONS`, or `none`.
@@ -121,7 +121,7 @@ class ImageFiles(ImageSet[FileSplit]):
     test: FileSplit
     val: FileSplit | None = None
     image_size: int = 224
-    resize: int = 256
+    resize: int | None = None
     interpolation: str = INTERPOLATIONS[0]
     augmentation: str = "standard"
     repeats: int = 1
@@ -137,13 +137,18 @@ class ImageFiles(ImageSet[FileSplit]):
             raise ConfigError(f"class_names: expected at least 2, found {self.num_classes}")
         if self.image_size < MIN_SIDE:
             raise ConfigError(f"image_size: expected {MIN_SIDE} or more, found {self.image_size}")
-        if self.resize < self.image_size:
+        if self.shorter_side < self.image_size:
             expected = f"at least image_size = {self.image_size}"
             raise ConfigError(f"resize: expected {expected}, found {self.resize}")
         check_name(INTERPOLATIONS, self.interpolation, "interpolation")
         check_name([*AUGMENTATIONS, NO_AUGMENTATION], self.augmentation, "augmentation")
         check_at_least_1(repeats=self.repeats)
         check_not_negative(workers=self.workers or 0)
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels that the shorter side of an unaugmented image is resized to."""
+        return self.image_size * 8 // 7 if self.resize is None else self.resize
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -164,13 +169,13 @@ class ImageFiles(ImageSet[FileSplit]):
     def preprocessing(self) -> Preprocessing:
         """ImageNet's moments, of central views."""
         return Preprocessing(
-            self.image_shape, MEAN, STD, self.resize, self.interpolation, self.exif
+            self.image_shape, MEAN, STD, self.shorter_side, self.interpolation, self.exif
         )
 
     @cached_property
     def digest(self) -> str:
         """That of names, sizes and classes of the files, and of what is made of them."""
-        sizes = (self.image_size, self.resize, self.interpolation)
+        sizes = (self.image_size, self.shorter_side, self.interpolation)
         flags = [name for name in ("exif", "scaled") if getattr(self, name)]
         settings = (*sizes, self.augmentation, self.repeats, *flags)
         parts = [part for part in self.parts if part is not None]
@@ -235,7 +240,7 @@ class ImageFiles(ImageSet[FileSplit]):
         """What is made of an image."""
         if augment and self.augmentation != NO_AUGMENTATION:
             return AUGMENTATIONS[self.augmentation](self.image_size, scaled=self.scaled)
-        return central_view(self.image_size, self.resize, self.interpolation)
+        return central_view(self.image_size, self.shorter_side, self.interpolation)
 
     def ahead(self, view: View) -> Ahead:
         """How much is decoded ahead."""

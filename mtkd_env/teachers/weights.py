@@ -101,19 +101,30 @@ def _find_state(
     if not found:
         held = ", ".join(list(content)[:QUOTED])
         raise ConfigError(f"weights: {source} holds no '{chosen}'; it has {held}")
-    missing = [len(_missing(network, state)) for _, state in found]
-    fitting = [place for (place, _), count in zip(found, missing, strict=True) if not count]
+    misfits = [_misfit(network, state) for _, state in found]
+    fitting = [place for (place, _), misfit in zip(found, misfits, strict=True) if misfit == (0, 0)]
     if len(fitting) > 1:
         raise ConfigError(
             f"weights: {source} has several that fit; expected one of {', '.join(fitting)}"
         )
-    return found[missing.index(min(missing))]
+    return found[misfits.index(min(misfits))]
 
 
 def _missing(network: Network, state: Mapping[str, Any]) -> list[str]:
     """The names of a network's tensors that are not there, but for counters."""
     there = network.native_state(state).keys()
     return [name for name in network.state_dict() if name not in there and COUNTER not in name]
+
+
+def _unexpected(network: Network, state: Mapping[str, Any]) -> list[str]:
+    """The names there that are none of a network's tensors."""
+    own = network.state_dict()
+    return [name for name in network.native_state(state) if name not in own]
+
+
+def _misfit(network: Network, state: Mapping[str, Any]) -> tuple[int, int]:
+    """How many tensors are missing, and how many are too many, such as those of a loss."""
+    return len(_missing(network, state)), len(_unexpected(network, state))
 
 
 def _candidates(network: Network, content: Mapping[str, Any], place: str = "") -> Iterator[Found]:
@@ -127,7 +138,7 @@ def _candidates(network: Network, content: Mapping[str, Any], place: str = "") -
     content = {str(name): value for name, value in content.items() if name != AVERAGED}
     yield place, content
     groups: dict[str, dict[str, Any]] = {}
-    for name, value in content.items() if _missing(network, content) else ():
+    for name, value in content.items() if _misfit(network, content) != (0, 0) else ():
         first, _, rest = name.partition(".")
         groups.setdefault(first, {})[rest] = value
     for first, group in groups.items():
@@ -204,16 +215,14 @@ def load_state(network: Network, given: Mapping[str, Any], source: str, place: s
                 f"{source} has '{name}' of shape {found}, the network expects {shape}"
                 + _other_classes(found, shape, network.num_classes)
             )
-    unexpected = sorted(state.keys() - own.keys())
-    if unexpected:
-        raise ConfigError(f"{source} has the unexpected tensor '{unexpected[0]}'")
+    if unexpected := _unexpected(network, state):
+        raise ConfigError(f"{source} has the unexpected tensor '{min(unexpected)}'")
     network.load_state_dict(state)
 
 
 def _lacking(network: Network, missing: Sequence[str], given: Mapping[str, Any], place: str) -> str:
     """Which tensors are missing, and what stands there instead."""
-    own = network.state_dict()
-    other = [name for name in network.native_state(given) if name not in own]
+    other = _unexpected(network, given)
     more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
     under = f" under '{place}'" if place else ""
     has = ", ".join(other[:QUOTED]) or "nothing else"

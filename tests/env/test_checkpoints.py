@@ -1,6 +1,7 @@
 """Checkpoints as other programs write them."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def test_weights_are_found_wherever_a_program_has_put_them(tmp_path: Path, layou
         name: torch.zeros_like(one) if "num_batches" in name else one for name, one in STATE.items()
     }
     assert_equal(network, expected)
+
+
+@pytest.mark.parametrize("chosen", [None, "model"])
+def test_a_loss_with_a_state_is_left_out_where_the_network_is_a_librarys(
+    tmp_path: Path, chosen: str | None
+) -> None:
+    pytest.importorskip("timm")
+    name = "timm:mobilenetv3_small_050"
+    make = partial(build_network, name, num_classes=CLASSES, in_channels=3, width=1)
+    given, network = make(seed=1), make(seed=2)
+    state = prefixed(given.library_state(given.state_dict()), "model.")
+    content = {"state_dict": {**state, "criterion.weight": torch.ones(3)}}
+    torch.save(content, tmp_path / "given.pt")
+    load_given(network, name, str(tmp_path / "given.pt"), chosen)
+    assert_equal(network, given.state_dict())
 
 
 @pytest.mark.parametrize("key", ["model_ema", "state_dict_ema"])

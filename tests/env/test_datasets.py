@@ -373,11 +373,15 @@ def test_one_class_is_not_enough(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"image_size": 7}, "image_size: expected 8 or more, found 7"),
-        ({"image_size": 300}, "resize: expected at least image_size = 300, found 256"),
+        (
+            {"image_size": 300, "resize": 256},
+            "resize: expected at least image_size = 300, found 256",
+        ),
         ({"interpolation": "cubic"}, "unknown interpolation 'cubic'; did you mean 'bicubic'"),
         ({"augmentation": "diet"}, "unknown augmentation 'diet'; did you mean 'deit'"),
         ({"repeats": 0}, "repeats: expected at least 1, got 0"),
         ({"workers": -1}, "workers: expected a finite number >= 0, got -1"),
+        ({"size": 64}, r"arguments\.size: unknown key; did you mean 'image_size'"),
         ({"worker": 1}, r"arguments\.worker: unknown key; did you mean 'workers'"),
     ],
 )
@@ -387,6 +391,15 @@ def test_value_that_cannot_be_used_is_named(
     write_images(tmp_path, count=1)
     with pytest.raises(ConfigError, match=message):
         load_dataset("folder", root=tmp_path, **arguments)
+
+
+def test_a_small_image_is_shown_as_whole_as_a_large_one(tmp_path: Path) -> None:
+    write_images(tmp_path, count=1)
+    resized = [
+        load_dataset("folder", root=tmp_path, **sizes).preprocessing.resize
+        for sizes in ({}, {"image_size": 448}, {"image_size": 64}, {"image_size": 64, "resize": 80})
+    ]
+    assert resized == [256, 512, 73, 80]
 
 
 def test_no_image_is_read_before_it_is_needed(tmp_path: Path) -> None:

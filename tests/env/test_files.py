@@ -11,6 +11,7 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ def test_what_is_mistaken_for_a_checkpoint_is_called_what_it_is(tmp_path: Path, 
     ("content", "named"),
     [
         (nn.Linear(1, 1), r"torch.nn.*Linear"),
-        ({"opt": Namespace(lr=0.1), "model": {}}, "argparse.Namespace"),
+        ({"opt": SimpleNamespace(lr=0.1), "model": {}}, "types.SimpleNamespace"),
         ({"best_acc": np.float64(1), "model": {}}, r"numpy.*\.scalar"),
     ],
 )
@@ -198,6 +199,12 @@ def test_what_holds_more_than_tensors_is_refused_with_how_to_save_them(
     )
     with pytest.raises(ConfigError, match=expected):
         load_checkpoint(tmp_path / "state.pt")
+
+
+def test_flags_beside_the_weights_are_read(tmp_path: Path) -> None:
+    content = {"args": Namespace(lr=0.1, data=Path("images")), "state_dict": {}}
+    torch.save(content, tmp_path / "state.pt")
+    assert load_checkpoint(tmp_path / "state.pt") == content
 
 
 @settings(max_examples=100, derandomize=True, database=None, deadline=None)

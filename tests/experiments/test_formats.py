@@ -51,7 +51,7 @@ def test_every_form_gives_the_logits_of_the_student(
             torch.testing.assert_close(found, student(images), atol=1e-5, rtol=1e-5)
     about = json.loads(path.with_name(f"{path.name}.json").read_text())
     assert about["student"] == json.loads((run / "student.json").read_text())
-    assert about["takes"] == "images: float32 (N, 1, 8, 8), normalised"
+    assert about["takes"] == "images: float32 (N, 1, 8, 8), normalised: (value / 255 - mean) / std"
     assert about["difference"] < 1e-5
 
 

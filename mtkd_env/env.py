@@ -357,7 +357,6 @@ class MTKDVectorEnv(SharedStudentEnv):
         """Makes what observes and pays, and what makes weights of an action."""
         assert options.observation is not None
         assert options.fusion is not None
-        teachers = self.distiller.teachers
         self.reward = make_reward(
             options.reward,
             self.distiller,
@@ -367,11 +366,7 @@ class MTKDVectorEnv(SharedStudentEnv):
         )
         self.fusion = WeightFusion(options.fusion, prior).to(self.device)
         self.observer = make_observer(
-            options.observation,
-            names=teachers.names,
-            feature_dims=teachers.feature_dims,
-            num_classes=teachers.num_classes,
-            reference=lambda: self.distiller.reference,
+            options.observation, self.distiller.teachers, lambda: self.distiller.reference
         )
         self.normalizer = (
             RunningStandardizer(self.observer.width, self.device)

@@ -20,6 +20,7 @@ from mtkd_env import distributed, losses
 from mtkd_env.errors import ConfigError, check_shape
 from mtkd_env.imports import Kind, Named, takes
 from mtkd_env.reference import ReferenceImages
+from mtkd_env.teachers.ensemble import TeacherEnsemble
 from mtkd_env.types import DistillState, Known, TeacherOutputs
 
 # (B, width) of every teacher: what it says, word for word.
@@ -54,13 +55,10 @@ class Block:
         Raises:
             ConfigError: They have another shape.
         """
-        found = self.compute(state)
-        shape = state.divergence.shape
-        check_shape(f"the block {self.name!r} of env.observation", found, self._shape(shape))
-        return found.float().view(*shape, self.width)
-
-    def _shape(self, rows: Sequence[int]) -> Sequence[int]:
-        return rows if self.width == 1 else (*rows, self.width)
+        found, rows = self.compute(state), state.divergence.shape
+        shape = rows if self.width == 1 else (*rows, self.width)
+        check_shape(f"the block {self.name!r} of env.observation", found, shape)
+        return found.float().view(*rows, self.width)
 
 
 # What is made of that with the classes or the student.
@@ -298,28 +296,19 @@ class OutputObserver(Observer):
 
     Args:
         observation: What `find_blocks` takes, but what has an observer of its own.
-        names: Names of the teachers.
-        feature_dims: Feature width D_m of each teacher.
-        num_classes: C.
+        teachers: The teachers; of them the names, the widths D_m and C.
 
     Attributes:
         width: F; Σ_m (D_m + C + 3) for all blocks.
     """
 
-    def __init__(
-        self,
-        observation: Named | Sequence[Named],
-        *,
-        names: tuple[str, ...],
-        feature_dims: tuple[int, ...],
-        num_classes: int,
-    ) -> None:
+    def __init__(self, observation: Named | Sequence[Named], teachers: TeacherEnsemble) -> None:
         self._blocks = find_blocks(observation)
         super().__init__(
             (
                 (f"{name}/{label}", widths[label] if block is None else block.width)
-                for name, feature_dim in zip(names, feature_dims, strict=True)
-                for widths in ({"feature": feature_dim, "logits": num_classes},)
+                for name, width in zip(teachers.names, teachers.feature_dims, strict=True)
+                for widths in ({"feature": width, "logits": teachers.num_classes},)
                 for label, block in self._blocks.items()
             ),
             needs_label=needs_label(observation),
@@ -411,47 +400,35 @@ class LabelFreeObserver(Observer):
         return torch.cat([blocks.flatten(1), mean, own, gap], dim=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Upbringing:
+def upbringing(
+    class_probabilities: Float[Tensor, "M C"], agreement: Float[Tensor, "M M C"]
+) -> dict[str, Tensor]:
     """What shows, without labels, what each teacher was raised on; see `RelativeObserver`.
 
-    Attributes:
-        coverage: ρ.
-        breadth: Entropy of P_m.
-        reliability: r.
-        mean_lift: Mean over the other teachers.
-        largest_lift: Largest of the other teachers.
+    What a `ReferenceImages` knows, in numbers that mean the same for any C.
+
+    Returns:
+        `coverage` ρ and `reliability` r (M, C), `breadth` (M,), the entropy of P_m, and `mean_lift`
+        and `largest_lift` (M,), over the other teachers.
     """
-
-    coverage: Float[Tensor, "M C"]
-    breadth: Float[Tensor, " M"]
-    reliability: Float[Tensor, "M C"]
-    mean_lift: Float[Tensor, " M"]
-    largest_lift: Float[Tensor, " M"]
-
-    @classmethod
-    def of(
-        cls, class_probabilities: Float[Tensor, "M C"], agreement: Float[Tensor, "M M C"]
-    ) -> "Upbringing":
-        """What a `ReferenceImages` knows, in numbers that mean the same for any C."""
-        count, classes = class_probabilities.shape
-        smallest = torch.finfo(torch.float32).tiny
-        ratio = class_probabilities / class_probabilities.mean(0).clamp(min=smallest)
-        # Who names a class more often than others do counts more among those who say it is one.
-        seconded = torch.einsum("nc,mnc->mc", ratio / count, agreement)
-        by_chance = class_probabilities @ class_probabilities.T
-        agreed = agreement.sum(2)
-        lift = ((agreed + LEAST_RATIO / classes) / (by_chance + LEAST_RATIO / classes)).log()
-        lift = lift / math.log(classes)
-        others = ~torch.eye(count, dtype=torch.bool, device=lift.device)
-        largest = lift.masked_fill(~others, -torch.inf).amax(1) if count > 1 else lift.new_zeros(1)
-        return cls(
-            coverage=ratio.clamp(LEAST_RATIO, 1 / LEAST_RATIO).log(),
-            breadth=torch.special.entr(class_probabilities).sum(1) / math.log(classes),
-            reliability=seconded / class_probabilities.clamp(min=smallest),
-            mean_lift=(lift * others).sum(1) / max(1, count - 1),
-            largest_lift=largest,
-        )
+    count, classes = class_probabilities.shape
+    smallest = torch.finfo(torch.float32).tiny
+    ratio = class_probabilities / class_probabilities.mean(0).clamp(min=smallest)
+    # Who names a class more often than others do counts more among those who say it is one.
+    seconded = torch.einsum("nc,mnc->mc", ratio / count, agreement)
+    by_chance = class_probabilities @ class_probabilities.T
+    agreed = agreement.sum(2)
+    lift = ((agreed + LEAST_RATIO / classes) / (by_chance + LEAST_RATIO / classes)).log()
+    lift = lift / math.log(classes)
+    others = ~torch.eye(count, dtype=torch.bool, device=lift.device)
+    largest = lift.masked_fill(~others, -torch.inf).amax(1) if count > 1 else lift.new_zeros(1)
+    return {
+        "coverage": ratio.clamp(LEAST_RATIO, 1 / LEAST_RATIO).log(),
+        "breadth": torch.special.entr(class_probabilities).sum(1) / math.log(classes),
+        "reliability": seconded / class_probabilities.clamp(min=smallest),
+        "mean_lift": (lift * others).sum(1) / max(1, count - 1),
+        "largest_lift": largest,
+    }
 
 
 class RelativeObserver(Observer):
@@ -503,9 +480,9 @@ class RelativeObserver(Observer):
         self._reference = reference
 
     @cached_property
-    def _raised(self) -> Upbringing:
+    def _raised(self) -> dict[str, Tensor]:
         """Looks at all of the student's images, once."""
-        return Upbringing.of(self._reference.class_probabilities, self._reference.agreement)
+        return upbringing(self._reference.class_probabilities, self._reference.agreement)
 
     @torch.no_grad()
     def __call__(self, state: DistillState) -> Float[Tensor, "B F"]:
@@ -570,19 +547,18 @@ def _beside_others(
 
 
 def _beside_upbringing(
-    raised: Upbringing, probabilities: Float[Tensor, "M B C"], own: Float[Tensor, "B C"]
+    raised: Mapping[str, Tensor], probabilities: Float[Tensor, "M B C"], own: Float[Tensor, "B C"]
 ) -> dict[str, Tensor]:
     """Each sample beside what each teacher was raised on."""
-    top = probabilities.argmax(-1)
+    top, mean = probabilities.argmax(-1), probabilities.mean(0)
+    coverage, reliability = raised["coverage"], raised["reliability"]
     return {
-        "coverage": raised.coverage.gather(1, top).T,
-        "mean_coverage": probabilities.mean(0) @ raised.coverage.T,
-        "student_coverage": own @ raised.coverage.T,
-        "breadth": raised.breadth,
-        "reliability": raised.reliability.gather(1, top).T,
-        "mean_reliability": probabilities.mean(0) @ raised.reliability.T,
-        "mean_lift": raised.mean_lift,
-        "largest_lift": raised.largest_lift,
+        **raised,
+        "coverage": coverage.gather(1, top).T,
+        "mean_coverage": mean @ coverage.T,
+        "student_coverage": own @ coverage.T,
+        "reliability": reliability.gather(1, top).T,
+        "mean_reliability": mean @ reliability.T,
     }
 
 
@@ -601,28 +577,21 @@ def _entropy_share(logits: Float[Tensor, "M B C"], known: Known = None) -> Float
 
 def make_observer(
     observation: Named | Sequence[Named],
-    *,
-    names: tuple[str, ...],
-    feature_dims: tuple[int, ...],
-    num_classes: int,
+    teachers: TeacherEnsemble,
     reference: Callable[[], ReferenceImages],
 ) -> Observer:
     """What computes an observation.
 
     Args:
         observation: What `find_blocks` takes.
-        names: Names of the teachers.
-        feature_dims: Feature width D_m of each teacher.
-        num_classes: C.
+        teachers: The teachers.
         reference: Gives the images beside the batches, of which `relative` needs the student's.
 
     Raises:
         ConfigError: No observation, or no such images.
     """
     if observation == LABEL_FREE:
-        return LabelFreeObserver(names, num_classes)
+        return LabelFreeObserver(teachers.names, teachers.num_classes)
     if observation == RELATIVE:
-        return RelativeObserver(names, reference())
-    return OutputObserver(
-        observation, names=names, feature_dims=feature_dims, num_classes=num_classes
-    )
+        return RelativeObserver(teachers.names, reference())
+    return OutputObserver(observation, teachers)

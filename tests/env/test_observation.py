@@ -14,8 +14,8 @@ from mtkd_env.observation import (
     OutputObserver,
     RelativeObserver,
     RunningStandardizer,
-    Upbringing,
     make_observer,
+    upbringing,
 )
 from mtkd_env.reference import ReferenceImages
 from mtkd_env.types import UNKNOWN_LOGIT, DistillState
@@ -33,14 +33,10 @@ NAMES = ("a", "b", "c")
 
 
 def observer(observation: str, state: DistillState) -> Observer:
-    widths = tuple(feature.shape[1] for feature in state.teachers.features)
-    return make_observer(
-        observation,
-        names=NAMES,
-        feature_dims=widths,
-        num_classes=CLASSES,
-        reference=lambda: reference(state),
-    )
+    teachers = chosen_teachers([0, 1, 2])
+    teachers.names = NAMES
+    teachers.feature_dims = tuple(feature.shape[1] for feature in state.teachers.features)
+    return make_observer(observation, teachers, lambda: reference(state))
 
 
 def reference(state: DistillState) -> ReferenceImages:
@@ -189,15 +185,15 @@ def test_teachers_that_are_right_agree_more_often_than_by_chance() -> None:
     right = torch.eye(4).repeat(5, 1)
     said = torch.stack([right, right, torch.full_like(right, 0.25), right.roll(1, 1)])
     agreement = torch.einsum("mbc,nbc->mnc", said, said) / said.shape[1]
-    raised = Upbringing.of(said.mean(1), agreement)
-    assert raised.coverage.abs().max() < 1e-6
-    torch.testing.assert_close(raised.breadth, torch.ones(4))
+    raised = upbringing(said.mean(1), agreement)
+    assert raised["coverage"].abs().max() < 1e-6
+    torch.testing.assert_close(raised["breadth"], torch.ones(4))
     torch.testing.assert_close(
-        raised.largest_lift[:3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0
+        raised["largest_lift"][:3], torch.tensor([1.0, 1.0, 0.0]), atol=1e-3, rtol=0
     )
-    torch.testing.assert_close(raised.reliability[0], torch.full((4,), 0.5625))
-    torch.testing.assert_close(raised.reliability[3], torch.full((4,), 0.3125))
-    assert raised.mean_lift[3] < -1 < raised.mean_lift[2]
+    torch.testing.assert_close(raised["reliability"][0], torch.full((4,), 0.5625))
+    torch.testing.assert_close(raised["reliability"][3], torch.full((4,), 0.3125))
+    assert raised["mean_lift"][3] < -1 < raised["mean_lift"][2]
 
 
 def test_a_relative_observation_of_teachers_that_know_few_classes_is_finite() -> None:

@@ -93,7 +93,7 @@ def check_agent(
     *,
     load: str | Path | None = None,
     learn: bool = True,
-) -> None:
+) -> AgentFile | None:
     """Checks an agent and its arguments, so that mistakes show before teachers are trained.
 
     Args:
@@ -102,12 +102,16 @@ def check_agent(
         load: See `build_agent`.
         learn: See `build_agent`.
 
+    Returns:
+        What there is to load.
+
     Raises:
         ConfigError: Unknown name or argument, a value that cannot be used, or nothing to load.
     """
     if load is None and not learn:
         raise ConfigError("agent.learn: false needs agent.load, which says what to act with")
-    _read_agent(load)
+    with errors_of("agent.load"):
+        file = None if load is None else load_agent(load)
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
@@ -119,6 +123,7 @@ def check_agent(
     else:
         check_arguments(found, arguments, PATH)
         typed(found, arguments, PATH)
+    return file
 
 
 def build_agent(
@@ -145,19 +150,13 @@ def build_agent(
     Raises:
         ConfigError: Unknown name or argument, or something that it cannot load.
     """
-    check_agent(given, arguments, load=load, learn=learn)
-    file = _read_agent(load)
+    file = check_agent(given, arguments, load=load, learn=learn)
     if file is None:
         return _made(given, env, seed, arguments)
     agent = _made(given, env, seed, {**_network_of(file.spaces, given), **arguments})
     with errors_of("agent.load"):
         agent.load(file)
     return agent if learn else Frozen(agent)
-
-
-def _read_agent(load: str | Path | None) -> AgentFile | None:
-    with errors_of("agent.load"):
-        return None if load is None else load_agent(load)
 
 
 def _network_of(spaces: Mapping[str, Any], given: Named) -> dict[str, Any]:

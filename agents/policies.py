@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, ContinuousCritic
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
@@ -79,41 +79,6 @@ class JoinedCritic(SharedCritic):
         return super().forward(seen, acted)
 
 
-class TeacherExtractor(nn.Module):
-    """Latents of actor and critic, in the place of the library's `MlpExtractor`.
-
-    Args:
-        features_per_teacher: K + 1.
-        widths: Widths of the layers of the actor, and of the critic.
-        activation: See `SharedTrunk`.
-    """
-
-    def __init__(
-        self,
-        features_per_teacher: int,
-        widths: tuple[Sequence[int], Sequence[int]],
-        activation: Activation,
-    ) -> None:
-        super().__init__()
-        self.policy_net = TeacherLatents(features_per_teacher, widths[0], activation)
-        self.value_net = PooledLatents(features_per_teacher, widths[1], activation)
-        self.latent_dim_pi, self.latent_dim_vf = widths[0][-1], widths[1][-1]
-
-    def forward(self, features: Float[Tensor, "B F"]) -> tuple[Tensor, Tensor]:
-        """Both."""
-        return self.forward_actor(features), self.forward_critic(features)
-
-    def forward_actor(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B M H"]:
-        """Those of the actor."""
-        latents: Tensor = self.policy_net(features)
-        return latents
-
-    def forward_critic(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B H"]:
-        """Those of the critic."""
-        latents: Tensor = self.value_net(features)
-        return latents
-
-
 class SharedActorCriticPolicy(ActorCriticPolicy):
     """For `ppo`, `a2c` and `trpo`; all actions have one deviation."""
 
@@ -121,9 +86,13 @@ class SharedActorCriticPolicy(ActorCriticPolicy):
         arch = self.net_arch
         both = (arch.get("pi"), arch.get("vf")) if isinstance(arch, dict) else (arch, arch)
         actor, critic = (_checked_widths(widths) for widths in both)
-        self.mlp_extractor = TeacherExtractor(  # type: ignore[assignment] # in its place
-            features_per_teacher(self), (actor, critic), self.activation_fn
-        ).to(self.device)
+        # The library's, with networks that the teachers share in the place of its own.
+        extractor = MlpExtractor(self.features_dim, [], self.activation_fn)
+        size = features_per_teacher(self)
+        extractor.add_module("policy_net", TeacherLatents(size, actor, self.activation_fn))
+        extractor.add_module("value_net", PooledLatents(size, critic, self.activation_fn))
+        extractor.latent_dim_pi, extractor.latent_dim_vf = actor[-1], critic[-1]
+        self.mlp_extractor = extractor.to(self.device)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ from agents.policies import shared_policy_of
 from agents.sb3_state import load_model_state, model_state, variables_of
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
-from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean
+from mtkd_env.errors import ConfigError, check_arguments, check_choice, did_you_mean, errors_of
 from mtkd_env.files import write_atomically
-from mtkd_env.imports import Kind, Named, is_class, name_of
-from mtkd_env.options import build, plain
+from mtkd_env.imports import Kind, Named, is_class, name_of, optional
+from mtkd_env.options import build, field_names, plain
 from mtkd_env.seeding import derive_seed
 from mtkd_env.vector import StepRecord
 from mtkd_env.wrappers.sb3 import SB3VecEnv
@@ -99,26 +99,18 @@ def algorithm_class(given: Named, others: Iterable[str] = ()) -> type[BaseAlgori
     Raises:
         ConfigError: Unknown name, a package that is not installed, or not an algorithm.
     """
-    if isinstance(given, str) and ":" not in given:
-        return _from_library(given, others)
-    return ALGORITHM.find(given)
-
-
-def _from_library(name: str, others: Iterable[str]) -> type[BaseAlgorithm]:
-    library = _algorithms(stable_baselines3)
-    if name.lower() in library:
-        return library[name.lower()]
-    if name.lower() in CONTRIB:
-        try:
-            return _algorithms(importlib.import_module(CONTRIB[name.lower()]))[name.lower()]
-        except ImportError:
-            raise ConfigError(
-                f"agent: '{name}' needs sb3-contrib; "
-                "install it with pip install 'mtkd-env[contrib]'"
-            ) from None
+    if not isinstance(given, str) or ":" in given:
+        return ALGORITHM.find(given)
+    name, library = given.lower(), _algorithms(stable_baselines3)
+    if name in CONTRIB:
+        with errors_of(f"agent: '{given}'"):
+            optional("sb3_contrib")
+        library = _algorithms(importlib.import_module(CONTRIB[name]))
+    if name in library:
+        return library[name]
     known = sorted({*library, *CONTRIB, *others})
     raise ConfigError(
-        f"agent: unknown name '{name}'{did_you_mean(name.lower(), known)} "
+        f"agent: unknown name '{given}'{did_you_mean(name, known)} "
         f"(known: {', '.join(known)}, or module:Class)"
     )
 
@@ -232,11 +224,7 @@ class SB3Settings(Settings):
 
 def split(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of an `SB3Agent`: those of `SB3Settings`, and the algorithm's own."""
-    own = {
-        entry.name: arguments[entry.name]
-        for entry in fields(SB3Settings)
-        if entry.name in arguments
-    }
+    own = {name: arguments[name] for name in field_names(SB3Settings) if name in arguments}
     return own, {name: plain(value) for name, value in arguments.items() if name not in own}
 
 

@@ -134,11 +134,6 @@ def zscore_clamp(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     return zscore(rewards).clamp(0, 1)
 
 
-def unchanged(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
-    """The rewards as they are."""
-    return rewards
-
-
 NORMALIZATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "minmax_center": minmax_center,
     "raw_mean": raw_mean,
@@ -146,7 +141,7 @@ NORMALIZATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "zscore": zscore,
     "zscore_clamp": zscore_clamp,
     "running": center,  # and divided by a running deviation, which `RewardFunction` keeps
-    "none": unchanged,
+    "none": lambda rewards: rewards,
 }
 
 

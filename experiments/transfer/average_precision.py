@@ -15,9 +15,6 @@ KINDS: Mapping[str, str] = {"bbox": "box", "segm": "mask"}
 # Over the overlaps 0.5, 0.55, ..., 0.95, at two of them, and of objects by their areas.
 VALUES = ("map", "map_50", "map_75", "map_small", "map_medium", "map_large")
 
-# From what probability on a pixel belongs to an object.
-SURE = 0.5
-
 Found = Mapping[str, Tensor]
 
 
@@ -41,10 +38,10 @@ class AveragePrecision:
         """Adds what was found on some images, and what is to be seen there.
 
         Args:
-            found: Boxes, labels and scores; and masks (N, 1, H, W) of probabilities, if there are.
+            found: Boxes, labels and scores, on the CPU; and masks (N, H, W), if there are.
             truth: Boxes, labels, marks of crowds and areas; and masks (N, H, W).
         """
-        self._metric.update([_judged(one) for one in found], [_on_cpu(one) for one in truth])
+        self._metric.update(found, truth)
 
     def values(self) -> dict[str, float]:
         """`box_map` first, then others in [0, 1]; without those of which there are no objects.
@@ -65,17 +62,6 @@ class AveragePrecision:
         }
         # The library says -1 where nothing is to be found.
         return {name: value for name, value in values.items() if value >= 0}
-
-
-def _judged(found: Found) -> dict[str, Tensor]:
-    judged = _on_cpu(found)
-    if "masks" in judged:
-        judged["masks"] = judged["masks"][:, 0] > SURE
-    return judged
-
-
-def _on_cpu(values: Found) -> dict[str, Tensor]:
-    return {name: value.cpu() for name, value in values.items()}
 
 
 def _joined(own: list[Any]) -> list[Any]:

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from experiments.transfer.average_precision import SURE
 from experiments.transfer.label_views import fitted
 
 # Height and width [pixels] of a panel, and the stripe between two.
@@ -35,13 +34,11 @@ def beside_truth(
 
     Args:
         image: The image.
-        found: Boxes, labels and scores; and masks (N, 1, H, W) of probabilities, if there are.
+        found: Boxes, labels and scores; and masks (N, H, W), if there are.
         truth: Boxes and labels; and masks (N, H, W).
         class_names: Name of each label.
     """
     kept = {name: values[found["scores"] >= SCORE] for name, values in found.items()}
-    if "masks" in kept:
-        kept["masks"] = kept["masks"][:, 0] > SURE
     names = [class_names[label] for label in kept["labels"].tolist()]
     scores = kept["scores"].tolist()
     captions = [f"{name} {score:.2f}" for name, score in zip(names, scores, strict=True)]

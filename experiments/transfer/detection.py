@@ -38,6 +38,9 @@ from mtkd_env import distributed
 from mtkd_env.errors import ConfigError
 from mtkd_env.seeding import derive_seed, seeded
 
+# From what probability on a pixel belongs to an object.
+SURE = 0.5
+
 # Images and what is to be seen on each, on the device.
 Batch = tuple[list[Tensor], list[Target]]
 
@@ -64,18 +67,16 @@ class DetectionTask(VisionTask):
     """A detector, its images, and the terms of its loss.
 
     Args:
-        config: The configuration.
-        train: Images to train on.
-        val: Images to judge by, with the same categories.
+        config: The configuration, which says where the images are.
         device: Where to compute.
 
     Raises:
-        ConfigError: Splits, weights or batches that do not fit together.
+        ConfigError: Images that cannot be read, or splits, weights or batches that do not fit
+            together.
     """
 
-    def __init__(
-        self, config: DetectionConfig, train: CocoSplit, val: CocoSplit, device: torch.device
-    ) -> None:
+    def __init__(self, config: DetectionConfig, device: torch.device) -> None:
+        train, val = (read_coco(Path(config.data), name) for name in (config.train, config.val))
         _check_splits(train, val)
         self.steps_per_epoch = config.steps_per_epoch(len(train.learnable))
         with seeded(derive_seed(config.seed, "detector")):
@@ -137,6 +138,8 @@ class DetectionTask(VisionTask):
     def predict(self, batch: Sequence[Example]) -> list[Target]:
         """Boxes, labels, scores and perhaps masks that are found on images, on the CPU."""
         found: list[Target] = self.model(self._images(batch))
+        for one in found if self._config.kind.masks else ():
+            one["masks"] = one["masks"][:, 0] > SURE
         return [{name: value.cpu() for name, value in one.items()} for one in found]
 
     def _images(self, batch: Sequence[Example]) -> list[Float32[Tensor, "3 _ _"]]:
@@ -161,12 +164,7 @@ class DetectionRun(TaskRun[DetectionConfig]):
 
     program = "mtkd transfer detection"
     config_type = DetectionConfig
-
-    def make_task(self) -> DetectionTask:
-        """Reads the images of both splits and makes the network."""
-        config = self.config
-        train, val = (read_coco(Path(config.data), name) for name in (config.train, config.val))
-        return DetectionTask(config, train, val, self.device)
+    task_type = DetectionTask
 
 
 main = DetectionRun.main

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
 from experiments.transfer.backbones import fill, load_backbone
-from experiments.transfer.label_maps import FOLDER, LABELLED, LabelMaps, load_label_maps
+from experiments.transfer.label_maps import FOLDER, LABELLED, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
 from experiments.transfer.program import TransferConfig
 from experiments.transfer.schedule import Schedule
@@ -121,15 +121,16 @@ class SegmentationTask(VisionTask):
     """A segmenter, its images, and the cross-entropy of their pixels.
 
     Args:
-        config: The configuration.
-        data: The images.
+        config: The configuration, which says where the images are.
         device: Where to compute.
 
     Raises:
-        ConfigError: Weights that do not fit the backbone, or batches that do not fit the images.
+        ConfigError: Images that cannot be found, weights that do not fit the backbone, or batches
+            that do not fit the images.
     """
 
-    def __init__(self, config: SegmentationConfig, data: LabelMaps, device: torch.device) -> None:
+    def __init__(self, config: SegmentationConfig, device: torch.device) -> None:
+        data = load_label_maps(config.dataset, Path(config.data), config.classes)
         self.steps_per_epoch = config.steps_per_epoch(len(data.train))
         seed = derive_seed(config.seed, "segmenter")
         self.model = build_segmenter(config.model, config.backbone, data.num_classes, seed)
@@ -250,12 +251,7 @@ class SegmentationRun(TaskRun[SegmentationConfig]):
 
     program = "mtkd transfer segmentation"
     config_type = SegmentationConfig
-
-    def make_task(self) -> SegmentationTask:
-        """Reads the images and makes the network."""
-        config = self.config
-        data = load_label_maps(config.dataset, Path(config.data), config.classes)
-        return SegmentationTask(config, data, self.device)
+    task_type = SegmentationTask
 
 
 main = SegmentationRun.main

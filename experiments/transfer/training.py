@@ -1,7 +1,7 @@
 """What a network is trained for, and its training from its beginning or a checkpoint to its end."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,13 @@ class TaskRun(KeptRun[Config, TaskResult]):
 
     Attributes:
         config_type: Class of the configuration.
+        task_type: Makes the task of a configuration, on a device.
         device: Where it is computed.
         model: The network.
     """
 
     config_type: type[Config]
+    task_type: Callable[[Any, torch.device], VisionTask]
     result_type = TaskResult
     lines = (ROWS,)
     clock = "step"
@@ -131,10 +133,6 @@ class TaskRun(KeptRun[Config, TaskResult]):
 
         return run_program(main, argv, "a run folder without result.json is unfinished")
 
-    @abstractmethod
-    def make_task(self) -> VisionTask:
-        """The task of the configuration, on the device."""
-
     def prepare(self) -> dict[str, Any]:
         """Loads the images and makes the network."""
         config = self.config
@@ -142,7 +140,7 @@ class TaskRun(KeptRun[Config, TaskResult]):
             torch.set_num_threads(config.threads)
         self.device = find_device(config.device)
         check_precision(config.precision, self.device)
-        self._task = self.make_task()
+        self._task = self.task_type(config, self.device)
         # With steps in place of epochs.
         self._recipe = config.schedule.recipe(self._task.steps_per_epoch)
         return {

@@ -468,7 +468,7 @@ def test_a_missing_package_is_named_with_the_extra(
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     monkeypatch.delitem(sys.modules, "agents.ars", raising=False)
     (config,) = parse_arguments(["--algo", name])
-    with pytest.raises(ConfigError, match=rf"'{name}' needs sb3-contrib.*mtkd-env\[contrib\]"):
+    with pytest.raises(ConfigError, match=rf"'{name}': needs sb3_contrib.*mtkd-env\[contrib\]"):
         check_agent(name, config.agent.arguments)
     assert main(["--algo", name]) == 2
     assert algorithm_class("ppo") is stable_baselines3.PPO

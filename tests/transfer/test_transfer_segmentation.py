@@ -101,7 +101,7 @@ def small_task(root: Path, **changes: Any) -> SegmentationTask:
     with pytest.MonkeyPatch.context() as patch:
         # To draw its tensors anew would take most of the time.
         patch.setattr(segmentation, "build_segmenter", lambda *which: deepcopy(drawn(*which[:3])))
-        return SegmentationTask(config, shapes_data(root), torch.device("cpu"))
+        return SegmentationTask(config, torch.device("cpu"))
 
 
 # Networks.
@@ -807,7 +807,7 @@ def test_a_segmenter_learns_shapes(name: str, least: float, tmp_path: Path) -> N
         schedule=Schedule(kind="poly", lr=0.02, iterations=150),
         evaluate_every=0,
     )
-    task = SegmentationTask(config, shapes_data(tmp_path), torch.device("cpu"))
+    task = SegmentationTask(config, torch.device("cpu"))
     task.model.eval()
     untrained = task.evaluate()["miou"]
     trained = SegmentationRun(config).complete(tmp_path / "run").metrics["miou"]

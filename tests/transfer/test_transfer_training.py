@@ -79,10 +79,6 @@ class Squares(VisionTask):
 class SquaresRun(TaskRun[TransferConfig]):
     program = "squares.py"
     config_type = TransferConfig
-    task: VisionTask
-
-    def make_task(self) -> VisionTask:
-        return self.task
 
 
 def images(count: int, seed: int) -> Tensor:
@@ -107,7 +103,7 @@ def run(
     places = {"data": "none", "output": str(folder), "device": "cpu"}
     config = TransferConfig(**places | {"schedule": schedule()} | values)
     made = SquaresRun(config, out)
-    made.task = task or Squares()
+    made.task_type = lambda *_: task or Squares()
     return made.complete(folder, resume=resume).metrics
 
 

@@ -176,8 +176,7 @@ def _made(given: Named, env: MTKDVectorEnv, seed: int, arguments: Mapping[str, A
         if is_algorithm(found):
             return SB3Agent(env, given, seed=seed, **arguments)
         if is_class(found, Agent):
-            agent: Agent = found(env, seed=seed, **arguments)
-            return agent
+            return found(env, seed=seed, **arguments)
         arguments = typed(found, arguments, PATH)
         if "seed" in signature(found).parameters:
             arguments["seed"] = seed

@@ -102,8 +102,7 @@ class Categorical(Distribution):
         self, outputs: Float[Tensor, "B A"], choice: Int64[Tensor, "B 2"]
     ) -> Float[Tensor, "B 2"]:
         """Logarithm of the weight of each head's teacher."""
-        logs: Tensor = self.of(outputs).log_prob(choice)
-        return logs
+        return self.of(outputs).log_prob(choice)
 
     def earned(self, rewards: Rewards, choice: Int64[Tensor, "B 2"]) -> Float[Tensor, "B 2"]:
         """The advantage of the teacher of each head."""

@@ -45,8 +45,7 @@ class TeacherCritic(nn.Module):
         self, observation: Float[Tensor, "B F"], weights: Float[Tensor, "B A"]
     ) -> Float[Tensor, "B 1"]:
         """The value of each sample's weights, logit head first; as of `SharedCritic`."""
-        values: Tensor = self.head(torch.cat([self.trunk(observation.float()), weights], dim=1))
-        return values
+        return self.head(torch.cat([self.trunk(observation.float()), weights], dim=1))
 
 
 def critic_loss(values: Float[Tensor, " B"], rewards: Float[Tensor, " B"]) -> Float[Tensor, ""]:

@@ -90,8 +90,7 @@ class History(Generic[Step]):
 
     def _recalled(self, step: Step) -> Step:
         known: Any = step
-        recalled: Step = replace(known, observation=self._env.recall(known.observation))
-        return recalled
+        return replace(known, observation=self._env.recall(known.observation))
 
     @property
     def full(self) -> bool:

@@ -45,8 +45,7 @@ class TeacherLatents(nn.Module):
     def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B M H"]:
         """The latents."""
         rows, there = split_teachers(observation, self._features_per_teacher)
-        latents: Tensor = self.trunk(rows, there) * there
-        return latents
+        return self.trunk(rows, there) * there
 
 
 class PooledLatents(TeacherLatents):

@@ -78,8 +78,7 @@ class TeacherPolicy(nn.Module):
 
     def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
         """Logits (B, 2·M) of both heads."""
-        logits: Tensor = self.heads(self.trunk(observation.float()))
-        return logits
+        return self.heads(self.trunk(observation.float()))
 
     @torch.no_grad()
     def back_propagate(
@@ -367,8 +366,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
     @torch.no_grad()
     def act(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
         """Logits of the policy."""
-        logits: Tensor = self.policy(observation)
-        return logits
+        return self.policy(observation)
 
     def learn(self, epochs: int, on_epoch_end: EpochEnd, at_rest: AtRest = nothing) -> None:
         """Algorithm 2: the student learns under the policy as it is, then the policy from that."""

@@ -221,8 +221,7 @@ class OfClass:
         given = {name: getattr(recipe, name) for name in self._fields()}
         if "nesterov" in given:
             given["nesterov"] = recipe.nesterov and recipe.momentum > 0
-        made: Optimizer = self.kind(groups, **{**given, **self.fixed, **recipe.arguments})
-        return made
+        return self.kind(groups, **{**given, **self.fixed, **recipe.arguments})
 
     def _fields(self) -> list[str]:
         """The fields of a recipe that are arguments."""

@@ -56,8 +56,7 @@ class SharedTrunk(nn.Module):
         """What is known of each teacher."""
         own = self.each(rows)
         mean = mean_of_present(own, there).unsqueeze(1).expand_as(own)
-        known: Tensor = self.together(torch.cat([own, mean], dim=2))
-        return known
+        return self.together(torch.cat([own, mean], dim=2))
 
 
 class SharedPolicy(nn.Module):
@@ -115,5 +114,4 @@ class SharedCritic(nn.Module):
         rows, there = split_teachers(observation, self._features_per_teacher)
         acted = actions.unflatten(1, (2, -1)).transpose(1, 2)
         known = self.trunk(torch.cat([rows, acted], dim=2), there)
-        value: Tensor = self.head(mean_of_present(known, there))
-        return value
+        return self.head(mean_of_present(known, there))

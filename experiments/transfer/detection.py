@@ -110,8 +110,7 @@ class DetectionTask(VisionTask):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The terms of the detector's own loss."""
         images, targets = batch
-        terms: dict[str, Tensor] = self.model(images, targets)
-        return terms
+        return self.model(images, targets)
 
     def evaluate(self) -> dict[str, float]:
         """COCO's mean average precision of boxes, and of masks if the detector makes them."""

@@ -107,8 +107,7 @@ def standard_view(image_size: int, *, scaled: bool = False) -> View:
     def make(part: Image.Image) -> Tensor:
         # The channels are last in memory.
         pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
-        mirrored: Tensor = flip(v2.functional.resize(pixels, [image_size, image_size]))
-        return mirrored
+        return flip(v2.functional.resize(pixels, [image_size, image_size]))
 
     return View(make, partial(_random_part, image_size, scaled))
 

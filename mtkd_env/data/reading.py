@@ -99,8 +99,7 @@ def _check_planes(image: Image.Image) -> None:
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:
     """The tags of a TIFF; none of other files."""
-    tags: Mapping[int, Any] = getattr(image, "tag_v2", {})
-    return tags
+    return getattr(image, "tag_v2", {})
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,7 @@ def _build(
     name = f"{library}:{model}"
     check_fixed_width(width, name)
     made = LIBRARIES[library].classifier(model, num_classes, in_channels, arguments)
-    network: Network = LIBRARIES[library].network(made, name, (in_channels, *(image_size or ())))
-    return network
+    return LIBRARIES[library].network(made, name, (in_channels, *(image_size or ())))
 
 
 def published_weights(name: str, weights: str) -> Mapping[str, Tensor]:
@@ -87,8 +86,7 @@ def published_input(name: str, weights: str | None) -> Mapping[str, Any]:
     Returns:
         `mean`, `std`, `size`, `interpolation` and `channels`; nothing if there are no such weights.
     """
-    found: Mapping[str, Any] = _of_published("input_of", name, weights) or {}
-    return found
+    return _of_published("input_of", name, weights) or {}
 
 
 def published_accuracy(name: str, weights: str | None, class_names: Sequence[str]) -> float | None:
@@ -99,8 +97,7 @@ def published_accuracy(name: str, weights: str | None, class_names: Sequence[str
         weights: Name of the weights.
         class_names: Those of the images; None is published for others.
     """
-    found: float | None = _of_published("accuracy_of", name, weights, class_names)
-    return found
+    return _of_published("accuracy_of", name, weights, class_names)
 
 
 def _of_published(what: str, name: str, weights: str | None, *arguments: Any) -> Any:

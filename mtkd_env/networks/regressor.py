@@ -127,5 +127,4 @@ class FeatureProjection(nn.Module):
 
     def forward(self, feature: Float[Tensor, "B D"]) -> Float[Tensor, "B D2"]:
         """The feature in the teacher's space."""
-        projected: Tensor = self.layers(feature)
-        return projected
+        return self.layers(feature)

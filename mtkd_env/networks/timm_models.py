@@ -36,8 +36,7 @@ class TimmNetwork(ForeignNetwork):
         self._measure(name, image_shape, channels_last=channels_last, prefix=prefix)
 
     def _last(self, inputs: Tensor) -> Tensor:
-        last: Tensor = self.model.forward_features(inputs)
-        return last
+        return self.model.forward_features(inputs)
 
     def _classify(self, last: Tensor) -> tuple[Tensor, Tensor]:
         feature = self.model.forward_head(last, pre_logits=True)
@@ -54,8 +53,7 @@ def model_names() -> list[str]:
     Raises:
         ConfigError: timm is not installed.
     """
-    names: list[str] = _timm().list_models()
-    return names
+    return _timm().list_models()
 
 
 def classifier(model: str, num_classes: int, in_channels: int, arguments: Mapping[str, Any]) -> Any:

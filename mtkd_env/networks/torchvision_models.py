@@ -17,8 +17,7 @@ IMAGE_SIZE = (224, 224)
 def model_names() -> list[str]:
     """Names of torchvision's classifiers."""
     models = _models()
-    names: list[str] = models.list_models(module=models)
-    return names
+    return models.list_models(module=models)
 
 
 def classifier(
@@ -52,10 +51,9 @@ def weight_names(model: str) -> list[str]:
 
 def download(model: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of published weights, from torch's hub folder or the net."""
-    state: Mapping[str, Tensor] = (
+    return (
         _models().get_model_weights(model)[weights].get_state_dict(progress=True, check_hash=True)
     )
-    return state
 
 
 def accuracy_of(model: str, weights: str, class_names: Sequence[str]) -> float | None:

@@ -61,13 +61,11 @@ class Distribution(nn.Module, ABC):
         self, outputs: Float[Tensor, "B A"], choice: Tensor
     ) -> Float[Tensor, "B K"]:
         """Logarithm of the probability, or density, of each part of a choice."""
-        logs: Tensor = self.of(outputs).log_prob(choice)
-        return logs.sum(1, keepdim=True)
+        return self.of(outputs).log_prob(choice).sum(1, keepdim=True)
 
     def entropy(self, outputs: Float[Tensor, "B A"]) -> Float[Tensor, " B"]:
         """Entropy of the choice [nats], a differential one of weights and logits."""
-        entropies: Tensor = self.of(outputs).entropy()
-        return entropies.sum(1)
+        return self.of(outputs).entropy().sum(1)
 
     def earned(self, rewards: Rewards, choice: Tensor) -> Float[Tensor, "B K"]:
         """The reward of each part of a choice: the environment's scalar for the only one."""

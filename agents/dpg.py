@@ -166,8 +166,7 @@ class DPG(LearningAgent[Tried]):
     ) -> Float[Tensor, " B"]:
         """What the critic takes each sample's weights to be worth."""
         acted = torch.cat([weights.logit, weights.feature], dim=1)
-        values: Tensor = self.critic(observation, acted)
-        return values.squeeze(1)
+        return self.critic(observation, acted).squeeze(1)
 
     def learn_from(self, history: History[Tried]) -> None:
         """Passes over the steps in their order, one of both optimisers for each."""

@@ -60,7 +60,9 @@ class History(Generic[Step]):
 
     def __iter__(self) -> Iterator[Step]:
         """The steps as they are learned from; observations are made one by one."""
-        return map(self._recalled, self.steps)
+        for step in self.steps:
+            known: Any = step
+            yield replace(known, observation=self._env.recall(known.observation))
 
     def drained(self) -> Iterable[Step]:
         """The steps as they are learned from, for several passes before they are forgotten.
@@ -87,10 +89,6 @@ class History(Generic[Step]):
             rows = [len(each.keys) for each in kept]
             found = self._env.recall(ShortObservation.joined(kept)).split(rows)
         return (replace(step, observation=each) for step, each in zip(steps, found, strict=True))
-
-    def _recalled(self, step: Step) -> Step:
-        known: Any = step
-        return replace(known, observation=self._env.recall(known.observation))
 
     @property
     def full(self) -> bool:

@@ -129,8 +129,7 @@ def policy_gradient_slope(
     """
     weights = action.unflatten(1, (2, -1)).softmax(2)
     slopes = (advantages * (-share / len(advantages))).unsqueeze(1).expand_as(weights)
-    in_logits: Tensor = torch.ops.aten._softmax_backward_data(slopes, weights, 2, weights.dtype)
-    return in_logits.flatten(1)
+    return torch.ops.aten._softmax_backward_data(slopes, weights, 2, weights.dtype).flatten(1)
 
 
 def bce_ones_loss(weights: TeacherWeights, advantages: Float[Tensor, "B M"]) -> Float[Tensor, ""]:
@@ -620,26 +619,22 @@ class PolicyGradient(LearningAgent[Transition]):
     def _whole_loss(
         self, known: Transition, before: TeacherWeights | None, labelled: Labelled | None
     ) -> Float[Tensor, ""]:
-        """The loss of a step, with its bonus and that of labelled images."""
+        """The loss of a step, with its bonus and that of labelled images.
+
+        Under the weights that the policy generates now, and did before.
+        """
         settings = self.settings
         if labelled is None:
             generated = generated_weights(self.policy(known.observation))
         else:
             generated, of_labelled = self.generate(known.observation, labelled.observation)
-        loss = self._loss(generated, known, before)
+        if before is not None:
+            loss = clipped_loss(generated, before, known.advantages, settings.clip_range)
+        else:
+            weights = self.env.fusion.fuse(generated, known.evidence)
+            loss = LOSSES[settings.loss](weights, known.advantages)
+            if settings.prior_weight:
+                loss = loss + settings.prior_weight * prior_divergence(weights)
         if settings.entropy_coef:
             loss = loss - settings.entropy_coef * mean_entropy(generated)
         return loss if labelled is None else loss + self.label_loss(labelled, of_labelled)
-
-    def _loss(
-        self, generated: TeacherWeights, known: Transition, before: TeacherWeights | None
-    ) -> Float[Tensor, ""]:
-        """The loss of a step under the weights that the policy generates now, or did before."""
-        settings = self.settings
-        if before is not None:
-            return clipped_loss(generated, before, known.advantages, settings.clip_range)
-        weights = self.env.fusion.fuse(generated, known.evidence)
-        loss = LOSSES[settings.loss](weights, known.advantages)
-        if settings.prior_weight:
-            loss = loss + settings.prior_weight * prior_divergence(weights)
-        return loss

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -199,7 +199,7 @@ class _NewRecord(StepRecord):
     @cached_property
     @as_under_no_grad
     def correct(self) -> Tensor:
-        return teachers_are_right(self._state)
+        return (self._state.teachers.logits.argmax(-1) == self._state.batch.targets).T
 
 
 class MTKDVectorEnv(SharedStudentEnv):
@@ -550,27 +550,20 @@ class MTKDVectorEnv(SharedStudentEnv):
     @as_under_no_grad
     def advance(self, actions: Any) -> StepOutcome:
         """`step` with tensors on the device and flags on the host; for adapters."""
-        before = self.observation
+        scope, before = self.options.episode, self.observation
+        lengths = {"batch": 1, "epoch": self.steps_per_epoch, "training": self.steps_in_training}
         record = self.distill(self.to_weights(self.checked(actions)))
-        ended = self._episode_ended()
-        final = before
-        if self.options.episode != "batch":
-            final = self.observation
-        if ended and self.options.episode == "training":
+        ended = self.steps % lengths[scope] == 0
+        final = before if scope == "batch" else self.observation
+        if ended and scope == "training":
             self.reinit()
         return StepOutcome(
             observation=self.observation,
             record=record,
-            terminated=ended and self.options.episode == "batch",
-            truncated=ended and self.options.episode != "batch",
+            terminated=ended and scope == "batch",
+            truncated=ended and scope != "batch",
             final_observation=final if ended else None,
         )
-
-    def _episode_ended(self) -> bool:
-        if self.options.episode == "batch":
-            return True
-        whole = self.options.episode == "training"
-        return self.steps % (self.steps_in_training if whole else self.steps_per_epoch) == 0
 
     def begin(self, seed: int) -> None:
         """Starts a new student with a data order of its own."""
@@ -618,11 +611,6 @@ class MTKDVectorEnv(SharedStudentEnv):
             self._counted = True
             self._observation = raw, self.normalize(raw), raw if short is None else short
         return self._observation
-
-
-def teachers_are_right(state: DistillState) -> Bool[Tensor, "B M"]:
-    """Whether the class that each teacher finds most likely is that of the sample."""
-    return (state.teachers.logits.argmax(-1) == state.batch.targets).T
 
 
 def _why_skipped(batch: Batch, steps: int) -> str:

@@ -90,7 +90,7 @@ class Recipe(Options):
         check_not_negative(**{name: getattr(self, name) for name in signless})
         if self.clip_norm is not None:
             check_positive(clip_norm=self.clip_norm)
-        for name, (fits, expected) in self._ranges().items():
+        for name, fits, expected in self._ranges():
             # Written so that NaN fails.
             if not fits:
                 raise ConfigError(f"{name}: expected {expected}, got {getattr(self, name)}")
@@ -101,24 +101,16 @@ class Recipe(Options):
         elif self.arguments:
             raise ConfigError("arguments: expected none, because a function makes the optimizer")
 
-    def _ranges(self) -> dict[str, tuple[bool, str]]:
-        """Whether each value is in its range, and the range in words."""
-        return {
-            "milestones": (
-                all(0 < fraction <= 1 for fraction in self.milestones),
-                "fractions of the training in (0, 1]",
-            ),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
-            **{
-                name: (0 <= getattr(self, name) <= self.lr, f"0 to lr = {self.lr}")
-                for name in ("min_lr", "warmup_lr")
-            },
-            "warmup_epochs": (
-                0 <= self.warmup_epochs <= self.epochs,
-                f"0 to epochs = {self.epochs}",
-            ),
-            "label_smoothing": (0 <= self.label_smoothing < 1, "a share in [0, 1)"),
-        }
+    def _ranges(self) -> Iterator[tuple[str, bool, str]]:
+        """Of some values, whether each is in its range, and the range in words."""
+        fractions = all(0 < one <= 1 for one in self.milestones)
+        yield "milestones", fractions, "fractions of the training in (0, 1]"
+        yield "betas", all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"
+        for name in ("min_lr", "warmup_lr"):
+            yield name, 0 <= getattr(self, name) <= self.lr, f"0 to lr = {self.lr}"
+        within = 0 <= self.warmup_epochs <= self.epochs
+        yield "warmup_epochs", within, f"0 to epochs = {self.epochs}"
+        yield "label_smoothing", 0 <= self.label_smoothing < 1, "a share in [0, 1)"
 
     def share(self, epoch: float) -> float:
         """The learning rate at a time, as a share of `lr`.
@@ -248,14 +240,13 @@ class OfClass:
 UNFIT = ("ASGD", "LBFGS", "Muon", "Optimizer", "Rprop", "SparseAdam")
 
 
-def _of_torch() -> dict[str, OfClass]:
-    """The optimisers of torch that train any network by its gradient, by their names."""
-    classes = [kind for kind in vars(optim).values() if is_a(kind, Optimizer)]
-    return {kind.__name__.lower(): OfClass(kind) for kind in classes if kind.__name__ not in UNFIT}
-
-
+# Those of torch that train any network by its gradient; some with what makes them faster.
 OPTIMIZERS: Mapping[str, Callable[[Recipe, Groups], Optimizer]] = {
-    **_of_torch(),
+    **{
+        kind.__name__.lower(): OfClass(kind)
+        for kind in vars(optim).values()
+        if is_a(kind, Optimizer) and kind.__name__ not in UNFIT
+    },
     "sgd": OfClass(SGD, {"fused": True}),
     "adamw": OfClass(AdamW, {"fused": True}),
 }

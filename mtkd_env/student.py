@@ -116,8 +116,7 @@ class Student(nn.Module):
 
     def forward(self, images: Float[Tensor, "B K H W"]) -> Float[Tensor, "B C"]:
         """Logits of normalised images."""
-        output = self.network(images)
-        return output.logits
+        return self.network(images).logits
 
     @torch.no_grad()
     def predict(self, *images: Image.Image | str | Path) -> Float[Tensor, "B C"]:

@@ -152,14 +152,9 @@ def checks(make_env: MakeEnv) -> tuple[Check, ...]:
 
 def random_action(env: Env, seed: int = 0) -> Any:
     """Random actions for all sub-environments; in a box, within its bound."""
-    space = env.single_action_space
-    if not isinstance(space, Box):
-        batched = deepcopy(env.action_space)
-        batched.seed(seed)
-        return batched.sample()
-    generator = np.random.default_rng(seed)
-    bound = float(space.high[0])
-    return generator.uniform(-bound, bound, env.action_space.shape).astype(np.float32)
+    space = deepcopy(env.action_space)
+    space.seed(seed)
+    return space.sample()
 
 
 def rollout(env: Env, steps: int, seed: int = 0) -> list[Transition]:

@@ -81,12 +81,13 @@ class HeldOutDirection(LabelledDraws):
 class RunningMean:
     """An exponential average of tensors that begins with the first one.
 
-    Args:
+    Attributes:
         decay: Share of what was known that is kept at each update.
     """
 
-    def __init__(self, decay: float = 0.9) -> None:
-        self._decay = decay
+    decay = 0.9
+
+    def __init__(self) -> None:
         self.value: Tensor | None = None
 
     def update(self, new: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class RunningMean:
             self.value = new
         else:
             # A checkpoint is read on the host.
-            self.value = torch.lerp(self.value.to(new), new, 1 - self._decay)
+            self.value = torch.lerp(self.value.to(new), new, 1 - self.decay)
         return self.value
 
     def reseed(self, seed: int) -> None:
@@ -128,14 +129,9 @@ Direction: TypeAlias = HeldOutDirection | CrossDirection
 
 
 class RunningDeviation(RunningMean):
-    """A running mean of the batches' standard deviations, which advantages are divided by.
+    """A running mean of the batches' standard deviations, which advantages are divided by."""
 
-    Args:
-        decay: Share of what was known that is kept at each batch.
-    """
-
-    def __init__(self, decay: float = 0.95) -> None:
-        super().__init__(decay)
+    decay = 0.95
 
     def observe(self, centred: Float[Tensor, "B M"]) -> None:
         """Takes a batch into account; of several processes, each gives its part."""

@@ -197,8 +197,7 @@ class SegmentationTask(VisionTask):
         height, width = image.shape[1:]
         size = (height + -height % STRIDE, width + -width % STRIDE)
         inputs = self._normalized(padded(image, size, FILL)[None].to(self._device))
-        logits: Tensor = self.model(inputs)
-        return logits[0, :, :height, :width].argmax(0)
+        return self.model(inputs)[0, :, :height, :width].argmax(0)
 
     def _normalized(self, images: UInt8[Tensor, "B 3 H W"]) -> Float32[Tensor, "B 3 H W"]:
         return normalize(images, self._mean, self._std)

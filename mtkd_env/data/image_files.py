@@ -60,14 +60,10 @@ class FileSplit(ImageSplit):
     targets: Int64[Tensor, " N"]
     index: Int64[Tensor, " N"]
 
-    def to(self, device: torch.device | str) -> "FileSplit":
-        """The same split with classes and index on a device."""
-        return FileSplit(self.root, self.names, self.targets.to(device), self.index.to(device))
-
     def take(self, positions: Int64[Tensor, " N"]) -> "FileSplit":
         """A part of the split."""
         names = [self.names[position] for position in positions.tolist()]
-        return FileSplit(self.root, names, self.targets[positions], self.index[positions])
+        return replace(super().take(positions), names=names)
 
     def contents(self) -> Iterator[bytes]:
         """Name, size and class of each file; to read the pixels would take longer than an epoch."""

@@ -33,10 +33,6 @@ class LiveSplit(Split):
 
     places: Int64[Tensor, " N"]
 
-    def take(self, positions: Int64[Tensor, " N"]) -> "LiveSplit":
-        """A part of the split."""
-        return LiveSplit(**{name: each[positions] for name, each in vars(self).items()})
-
 
 @dataclass(frozen=True, eq=False)
 class LiveImages(ImageData):

@@ -215,15 +215,12 @@ def _image(found: Any) -> Tensor:
     return (255 * found.float()).round().to(torch.uint8)
 
 
-def _number(found: Any) -> Any:
-    return found.item() if isinstance(found, Tensor) else found
-
-
 def _label(at: str, found: Any) -> int:
     if found is None:
         return UNKNOWN
     try:
-        return operator.index(_number(found))
+        number: Any = found.item() if isinstance(found, Tensor) else found
+        return operator.index(number)
     except (TypeError, RuntimeError, ValueError):
         raise ConfigError(f"{at}: expected a whole number as label, found {found!r}") from None
 

@@ -72,7 +72,10 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     """An image file, of which the pixels are not read yet, and may be in the block."""
     try:
         with Image.open(path, formats=FORMATS) as image:
-            _check_planes(image)
+            tags = _tags(image)
+            # Pillow takes those for other pixels, or finds them truncated.
+            if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
+                raise ValueError("Pillow cannot read channels of more than 8 bits that lie apart")
             yield image
     # Readers of damaged files raise whatever they happen upon.
     except Exception as error:
@@ -88,13 +91,6 @@ def open_image(path: str | Path) -> Image.Image:
     with _opened(path) as image:
         image.load()
     return image
-
-
-def _check_planes(image: Image.Image) -> None:
-    """Raises for what Pillow takes for other pixels, or finds truncated."""
-    tags = _tags(image)
-    if tags.get(PLANAR) == 2 and max(tags.get(BITS, (8,))) > 8:
-        raise ValueError("Pillow cannot read channels of more than 8 bits that lie apart")
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

@@ -4,7 +4,7 @@ Also which of them each of several processes works on.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -39,13 +39,19 @@ class ImageSplit(ABC):
         """Number of images."""
         return len(self.targets)
 
-    @abstractmethod
     def to(self: S, device: torch.device | str) -> S:
-        """The same split, with what there is of it in memory on a device."""
+        """The same split, with what there is of it in memory on a device; no copy of what is so."""
+        return self._each(lambda one: one.to(device))
 
-    @abstractmethod
     def take(self: S, positions: Int64[Tensor, " N"]) -> S:
         """A part of the split."""
+        return self._each(lambda one: one[positions])
+
+    def _each(self: S, change: Callable[[Tensor], Tensor]) -> S:
+        """The same split with all of its tensors changed."""
+        tensors = {name: one for name, one in vars(self).items() if isinstance(one, Tensor)}
+        changed = {name: change(one) for name, one in tensors.items()}
+        return replace(self, **changed)  # type: ignore[type-var] # all are dataclasses
 
     @abstractmethod
     def contents(self) -> Iterator[bytes]:
@@ -69,14 +75,6 @@ class Split(ImageSplit):
     images: UInt8[Tensor, "N K H W"]
     targets: Int64[Tensor, " N"]
     index: Int64[Tensor, " N"]
-
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on a device; no copy of what is there already."""
-        return Split(self.images.to(device), self.targets.to(device), self.index.to(device))
-
-    def take(self, positions: Int64[Tensor, " N"]) -> "Split":
-        """A part of the split."""
-        return Split(self.images[positions], self.targets[positions], self.index[positions])
 
     def contents(self) -> Iterator[bytes]:
         """Pixels and classes."""

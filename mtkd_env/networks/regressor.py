@@ -44,8 +44,7 @@ class Regressor(nn.Module):
             )
         else:
             resized = self.convolution(_pooled(feature_map, self.size))
-        mapped: Tensor = self.activation(self.norm(resized))
-        return mapped.split(self.channels, dim=1)
+        return self.activation(self.norm(resized)).split(self.channels, dim=1)
 
 
 class Regressors(nn.ModuleList):

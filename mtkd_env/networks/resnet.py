@@ -44,16 +44,13 @@ class ResidualNetwork(Network):
         width: float = 1.0,
     ) -> None:
         from torchvision.models import resnet
+        from torchvision.ops import Conv2dNormActivation
 
         super().__init__()
         kind = getattr(resnet, block)
         stem, *inner = (scaled(count, width) for count in channels)
         outer = [stem, *(count * kind.expansion for count in inner)]
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, kernel_size=3, padding=1, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = Conv2dNormActivation(in_channels, stem)
         stages = zip(outer, inner, blocks, strict=False)  # the last of `outer` feeds none
         self.stages = nn.Sequential(
             *(_stage(kind, *stage, 2 if number else 1) for number, stage in enumerate(stages))

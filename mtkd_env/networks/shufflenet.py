@@ -33,13 +33,11 @@ class ShuffleNetV1(Network):
     published_names = published.RESNET
 
     def __init__(self, *, num_classes: int, in_channels: int = 3, width: float = 1.0) -> None:
+        from torchvision.ops import Conv2dNormActivation
+
         super().__init__()
         stem, *stages = (scaled(count, width, V1_MULTIPLE) for count in V1_CHANNELS)
-        self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, stem, kernel_size=1, bias=False),
-            nn.BatchNorm2d(stem),
-            nn.ReLU(inplace=True),
-        )
+        self.stem = Conv2dNormActivation(in_channels, stem, kernel_size=1)
         self.stages = nn.Sequential()
         before = stem
         for number, (wanted, count) in enumerate(zip(stages, REPEATS, strict=True)):

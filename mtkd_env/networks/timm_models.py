@@ -88,8 +88,7 @@ def weight_names(model: str) -> list[str]:
 
 def download(model: str, weights: str) -> Mapping[str, Tensor]:
     """The `state_dict` of published weights, from the hub's cache or the net."""
-    published: nn.Module = _timm().create_model(f"{model}.{weights}", pretrained=True)
-    return published.state_dict()
+    return _timm().create_model(f"{model}.{weights}", pretrained=True).state_dict()
 
 
 def accuracy_of(*_: object) -> None:

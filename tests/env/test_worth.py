@@ -122,7 +122,8 @@ def test_examining_leaves_no_trace_in_the_student() -> None:
 def test_the_cross_direction_is_a_running_mean_of_the_batches_own() -> None:
     states = [random_state(seed) for seed in range(2)]
     own = [output_layer_gradient(state.student, state.batch) for state in states]
-    direction = CrossDirection(decay=0.75)
+    direction = CrossDirection()
+    direction.decay = 0.75
     torch.testing.assert_close(direction(states[0]), own[0])
     torch.testing.assert_close(direction(states[1]), 0.75 * own[0] + 0.25 * own[1])
 
@@ -159,7 +160,8 @@ def test_a_direction_starts_all_over_with_a_seed(name: str) -> None:
 
 
 def test_the_running_deviation_is_that_of_the_first_batch_then_moves_slowly() -> None:
-    deviation = RunningDeviation(decay=0.5)
+    deviation = RunningDeviation()
+    deviation.decay = 0.5
     numbers = torch.tensor([[1.0, -1.0], [3.0, -3.0]])
     assert deviation(numbers).equal(numbers)
     deviation.observe(numbers)

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -84,3 +85,13 @@ def print_status(console: Console, comparison: Comparison) -> None:
         console.print(table)
     summary = ", ".join(f"{counts[state]} {state}" for state in State)
     console.print(f"{comparison.title}: {len(statuses)} runs: {summary}")
+    if others := len(_folders(comparison) - {run.folder for run in comparison.runs}):
+        console.print(
+            f"besides, {others} in the same folder that are none of these; runs begun with flags "
+            "are counted with the same flags"
+        )
+
+
+def _folders(comparison: Comparison) -> set[Path]:
+    """All runs beside those of a comparison, its own among them, whatever they were made with."""
+    return {path for run in comparison.runs for path in run.folder.parent.glob("*/")}

@@ -99,6 +99,16 @@ def test_the_status_counts_all_runs_and_shows_those_that_were_begun(
     assert "Trial: 5 runs: 1 done, 1 running, 1 failed, 2 waiting" in shown
 
 
+def test_runs_that_were_begun_with_other_flags_are_counted_apart(tmp_path: Path) -> None:
+    for run in load(tmp_path, FIVE, "--optimizer.epochs", "7").runs[:2]:
+        write_epochs(run, 1)
+    out = console(width=100, record=True)
+    print_status(out, load(tmp_path, FIVE))
+    shown = out.export_text()
+    assert "5 runs: 0 done, 0 running, 0 failed, 5 waiting" in shown
+    assert "besides, 2 in the same folder that are none of these" in shown
+
+
 def test_the_status_is_shown_while_the_folder_is_in_use_and_starts_nothing(
     comparison: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

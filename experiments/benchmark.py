@@ -106,14 +106,6 @@ def _prepare(path: Path) -> None:
         raise ConfigError(f"--json: cannot make {path.parent}: {error.strerror}") from error
 
 
-def show(out: Console, outcome: Outcome) -> None:
-    """Prints tables and notes."""
-    for table in outcome.tables:
-        out.print(table)
-    for note in outcome.notes:
-        out.print(note, soft_wrap=True)
-
-
 def write(out: Console, outcome: Outcome, path: Path) -> None:
     """Writes all numbers, and the picture beside them."""
     write_text(path, json.dumps(outcome.values, indent=2, default=asdict) + "\n")
@@ -132,7 +124,10 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json is not None:
         _prepare(arguments.json)
     outcome = benchmark.measure(request)
-    show(out, outcome)
+    for table in outcome.tables:
+        out.print(table)
+    for note in outcome.notes:
+        out.print(note, soft_wrap=True)
     if arguments.json is not None:
         write(out, outcome, arguments.json)
     return 0

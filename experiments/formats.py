@@ -91,13 +91,6 @@ def write_torch_export(student: Student, images: Tensor, path: Path) -> None:
     torch.export.save(torch.export.export(student, (images,), dynamic_shapes=_any_number()), path)
 
 
-def read_torch_export(student: Student, path: Path) -> Logits:
-    """The exported program."""
-    del student
-    program: nn.Module = torch.export.load(path).module()
-    return program
-
-
 def write_onnx(student: Student, images: Tensor, path: Path) -> None:
     """The graph, with its weights, for any number of images."""
     # Of these torch needs the former two; what is missing is told before anything is written.
@@ -140,7 +133,7 @@ FORMATS: dict[str, Format] = {
         "student.pt2",
         "an exported program, for torch.export.load",
         write_torch_export,
-        read_torch_export,
+        lambda _, path: torch.export.load(path).module(),
     ),
     "onnx": Format("student.onnx", "ONNX", write_onnx, read_onnx),
 }

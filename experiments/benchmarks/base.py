@@ -63,21 +63,15 @@ class Request:
             return build(config, progress)
 
     def count(self, things: Collection[T], title: str) -> Iterator[T]:
-        """Shows on the console how far an iteration is."""
-        if not self.out.is_terminal:
-            yield from self._count_in_lines(things, title)
-            return
+        """Shows on the console how far an iteration is; off a terminal in ten lines or fewer."""
+        total = len(things)
         # Drawn between two measurements, not by a thread that would be part of them.
         with live_bar(self.out, auto_refresh=False) as bar:
-            yield from bar.track(things, task_id=bar.add_task(title, total=len(things), text=""))
-
-    def _count_in_lines(self, things: Collection[T], title: str) -> Iterator[T]:
-        """Prints ten lines or fewer, as a log wants them."""
-        total = len(things)
-        for done, thing in enumerate(things, start=1):
-            yield thing
-            if done * 10 // total > (done - 1) * 10 // total:
-                self.out.print(f"{title}: {done}/{total}")
+            shown = bar.track(things, task_id=bar.add_task(title, total=total, text=""))
+            for done, thing in enumerate(shown, start=1):
+                yield thing
+                if not self.out.is_terminal and done * 10 // total > (done - 1) * 10 // total:
+                    self.out.print(f"{title}: {done}/{total}")
 
 
 @dataclass(frozen=True)

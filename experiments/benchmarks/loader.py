@@ -23,14 +23,11 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 
     Args:
         read: Gives the image of a position.
-        make: Makes a tensor of it.
         targets: The classes.
     """
 
-    def __init__(
-        self, read: Callable[[int], Image.Image], make: Callable[..., Tensor], targets: Tensor
-    ) -> None:
-        self._read, self._make, self._targets = read, make, targets
+    def __init__(self, read: Callable[[int], Tensor], targets: Tensor) -> None:
+        self._read, self._targets = read, targets
 
     def __len__(self) -> int:
         """Number of images."""
@@ -38,7 +35,7 @@ class PillowImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         """An image and its class."""
-        return self._make(self._read(position)), int(self._targets[position])
+        return self._read(position), int(self._targets[position])
 
 
 def pillow_images(data: ImageData, split: Split) -> PillowImages:
@@ -53,10 +50,12 @@ def pillow_images(data: ImageData, split: Split) -> PillowImages:
         ]
     )
 
-    def read(position: int) -> Image.Image:
-        return Image.fromarray(split.images[position].permute(1, 2, 0).squeeze(-1).numpy())
+    def read(position: int) -> Tensor:
+        pixels = split.images[position].permute(1, 2, 0).squeeze(-1).numpy()
+        image: Tensor = transform(Image.fromarray(pixels))
+        return image
 
-    return PillowImages(read, transform, split.targets)
+    return PillowImages(read, split.targets)
 
 
 def loaded_batches(
@@ -69,10 +68,10 @@ def loaded_batches(
             yield images.to(device), targets.to(device)
 
 
-def _decoded(split: FileSplit, position: int) -> Image.Image:
+def _decoded(split: FileSplit, transform: Callable[..., Tensor], position: int) -> Tensor:
     (path,) = split.paths([position])
     with Image.open(path) as image:
-        return image.convert("RGB")
+        return transform(image.convert("RGB"))
 
 
 def file_loader(
@@ -83,5 +82,5 @@ def file_loader(
     # Decoded, randomly cropped, resized and mirrored.
     crop = v2.RandomResizedCrop(data.image_size)
     transform = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    files = PillowImages(partial(_decoded, split), transform, split.targets)
+    files = PillowImages(partial(_decoded, split, transform), split.targets)
     return DataLoader(files, batch_size, shuffle=True, drop_last=True, num_workers=workers)

@@ -5,7 +5,6 @@ import gc
 import json
 import resource
 import sys
-from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from itertools import product
@@ -169,7 +168,11 @@ def memory_report(
         device: Where the students were trained.
     """
     ratios = ratio_percentiles(peaks, REFERENCE, "peak")
-    medians = {name: _medians(found) for name, found in peaks.items()}
+    medians: dict[str, dict[str, float]] = {}
+    for name, found in peaks.items():
+        counted = [{**one, "training": one["peak"] - one["before"]} for one in found]
+        kinds = counted[0]
+        medians[name] = {kind: Percentiles.of([c[kind] for c in counted]).median for kind in kinds}
     rounds = len(peaks[REFERENCE])
     sizes = ("peak", "training", "history")
     headings = ["ratio", f"{LOW}-{HIGH} %", *(f"{kind}\nMB" for kind in sizes)]
@@ -200,9 +203,3 @@ def memory_report(
     }
     draw = partial(draw_bars, spreads=ratios, title=TITLE, label=f"peak / {REFERENCE}'s")
     return Outcome([table], notes, values, draw)
-
-
-def _medians(found: Sequence[Mapping[str, int]]) -> dict[str, float]:
-    """Bytes by name; `training` is what came on top of images, teachers and student."""
-    counted = [{**one, "training": one["peak"] - one["before"]} for one in found]
-    return {kind: Percentiles.of([one[kind] for one in counted]).median for kind in counted[0]}

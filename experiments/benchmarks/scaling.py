@@ -140,13 +140,6 @@ class Scaling:
     device: torch.device
 
     @property
-    def configured(self) -> Setting:
-        """The setting that all axes go through, or would if its value were among theirs."""
-        config = self.configs[REFERENCE]
-        side = self.data.image_shape[1]
-        return Setting(len(config.teachers.teachers), config.data.batch_size, 1.0, side)
-
-    @property
     def clock(self) -> str:
         """Name of the clock that is shown."""
         return stopwatch_for(self.device).clocks[0]
@@ -168,7 +161,10 @@ class Scaling:
 
     def measure(self, axis: str) -> list[Point]:
         """The cost at all points of an axis, which take turns."""
-        settings = self.configured.along(axis)
+        config, side = self.configs[REFERENCE], self.data.image_shape[1]
+        # All axes go through this one, or would if its value were among theirs.
+        configured = Setting(len(config.teachers.teachers), config.data.batch_size, 1.0, side)
+        settings = configured.along(axis)
         features: list[int] = []
         subjects: dict[str, Subject] = {}
         with TemporaryDirectory(prefix="mtkd_scaling_") as folder:

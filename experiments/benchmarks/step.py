@@ -95,7 +95,11 @@ def measure(request: Request) -> Outcome:
     pairs = list(zip(variants, configs, strict=True))
     for variant, own in pairs:
         check_comparable(variant, own[REFERENCE], configs[0][REFERENCE])
-    setups = [_set_up(request, *pair) for pair in pairs]
+    setups: list[Setup] = []
+    for variant, own in pairs:
+        began = time.perf_counter()
+        assembly = request.build(own[REFERENCE])
+        setups.append(Setup(variant, own, assembly, time.perf_counter() - began))
     began = time.perf_counter()
     subjects = {
         name: subject for setup in setups for name, subject in setup.subjects(request).items()
@@ -112,12 +116,6 @@ def measure(request: Request) -> Outcome:
     return _report(setups, readings, counts, warmup)
 
 
-def _set_up(request: Request, variant: Variant, configs: Mapping[str, ExperimentConfig]) -> Setup:
-    began = time.perf_counter()
-    assembly = request.build(configs[REFERENCE])
-    return Setup(variant, configs, assembly, time.perf_counter() - began)
-
-
 def _report(
     setups: Sequence[Setup], readings: Readings, counts: Mapping[str, Reading], warmup: float
 ) -> Outcome:
@@ -125,16 +123,10 @@ def _report(
     env = first.assembly.env
     clock = stopwatch_for(env.device).clocks[0]
     rates = measured_rates(env.device, first.configs[REFERENCE].precision)
-    took = seconds(readings, clock)
-    rooflines = [
-        Roofline(
-            name,
-            counts[name]["flops"],
-            Percentiles.of(took[name]).median / env.steps_per_epoch,
-            rates,
-        )
-        for name in (FLOOR, REFERENCE)
-    ]
+    rooflines: list[Roofline] = []
+    for name in (FLOOR, REFERENCE):
+        took = Percentiles.of(seconds(readings, clock)[name]).median / env.steps_per_epoch
+        rooflines.append(Roofline(name, counts[name]["flops"], took, rates))
     floor_ratios = ratio_percentiles(readings, FLOOR, clock)
     return TimingReport(
         title=f"Cost of an SGD step, learning included, as a ratio to {REFERENCE}",

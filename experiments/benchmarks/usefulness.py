@@ -10,6 +10,7 @@ computes in training, but no sample's loss depends on other samples.
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,21 +66,15 @@ def parameters_of(module: nn.Module) -> Parameters:
     return {name: parameter.detach() for name, parameter in module.named_parameters()}
 
 
-def cross_entropy_gradient(module: nn.Module, batch: Batch) -> Parameters:
-    """Gradient of the mean cross-entropy of a batch."""
+def cross_entropy_gradient(module: nn.Module, inputs: Tensor, targets: Tensor) -> Parameters:
+    """Gradient of the mean cross-entropy of some images."""
 
     def objective(parameters: Parameters) -> Tensor:
-        return _cross_entropy(module, parameters, batch.inputs, batch.targets).mean()
+        view = functional_call(module, parameters, (inputs,))
+        return losses.cross_entropy(view.output.logits, targets).mean()
 
     gradient: Parameters = grad(objective)(parameters_of(module))
     return gradient
-
-
-def _cross_entropy(
-    module: nn.Module, parameters: Parameters, inputs: Tensor, targets: Tensor
-) -> Tensor:
-    view = functional_call(module, parameters, (inputs,))
-    return losses.cross_entropy(view.output.logits, targets)
 
 
 def distillation_terms(
@@ -109,22 +104,21 @@ def usefulness(distiller: Distiller, state: DistillState, held_out: Batch) -> di
     module = frozen(distiller.module, batch.inputs)
     elsewhere = frozen(distiller.module, held_out.inputs)
     directions = {
-        "batch": cross_entropy_gradient(module, batch),
-        "held-out": cross_entropy_gradient(elsewhere, held_out),
+        "batch": cross_entropy_gradient(module, batch.inputs, batch.targets),
+        "held-out": cross_entropy_gradient(elsewhere, held_out.inputs, held_out.targets),
     }
-
-    def terms(parameters: Parameters) -> Tensor:
-        temperature = distiller.distillation.temperature
-        return distillation_terms(module, parameters, batch.inputs, teachers, temperature)
-
-    found = {
-        truth: inner_products(terms, parameters_of(module), gradient).detach()
-        for truth, gradient in directions.items()
-    }
-    return {
-        "sample": _with_own_gradients(module, state, distiller.distillation.temperature),
-        **found,
-    }
+    temperature = distiller.distillation.temperature
+    terms = partial(
+        distillation_terms,
+        module,
+        inputs=batch.inputs,
+        teachers=teachers,
+        temperature=temperature,
+    )
+    known = {"sample": _with_own_gradients(module, state, temperature)}
+    for truth, gradient in directions.items():
+        known[truth] = inner_products(terms, parameters_of(module), gradient).detach()
+    return known
 
 
 def inner_products(
@@ -148,7 +142,6 @@ def inner_products(
 
 def _with_own_gradients(module: nn.Module, state: DistillState, temperature: float) -> Tensor:
     """Derivatives of every sample's terms along the gradient of its own cross-entropy."""
-    parameters = parameters_of(module)
 
     def of_one(image: Tensor, target: Tensor, logits: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
         inputs = image.unsqueeze(0)
@@ -156,13 +149,11 @@ def _with_own_gradients(module: nn.Module, state: DistillState, temperature: flo
         last_maps = tuple(one.unsqueeze(0) for one in maps)
         own = TeacherOutputs(logits.unsqueeze(1), features, last_maps, state.teachers.known)
 
-        def objective(values: Parameters) -> Tensor:
-            return _cross_entropy(module, values, inputs, target.unsqueeze(0)).sum()
-
         def terms(values: Parameters) -> Tensor:
             return distillation_terms(module, values, inputs, own, temperature).squeeze(0)
 
-        return inner_products(terms, parameters, grad(objective)(parameters))
+        direction = cross_entropy_gradient(module, inputs, target.unsqueeze(0))
+        return inner_products(terms, parameters_of(module), direction)
 
     per_sample: Any = vmap(of_one, in_dims=(0, 0, 1, 0), chunk_size=CHUNK)
     teachers, batch = state.teachers, state.batch

@@ -125,17 +125,15 @@ class Board:
         for task in self._lines.keys() - set(tasks):
             self._bars.remove_task(self._lines.pop(task))
         for task in tasks:
-            self._look(task)
+            rows = rows_of(task)
+            now = done(task, rows)
+            if task in self._runs:
+                self._done[task] = now
+            if task not in self._lines:
+                self._lines[task] = self._bars.add_task(task.name, total=task.epochs, text="")
+            self._bars.update(self._lines[task], completed=now, text=describe(task, rows))
         text = f"{self._finished}/{self._total}{self._time_left('  {} left')}"
         self._bars.update(self._all, completed=sum(self._done.values()), text=text)
-
-    def _look(self, task: Task) -> None:
-        rows = rows_of(task)
-        if task in self._runs:
-            self._done[task] = done(task, rows)
-        if task not in self._lines:
-            self._lines[task] = self._bars.add_task(task.name, total=task.epochs, text="")
-        self._bars.update(self._lines[task], completed=done(task, rows), text=describe(task, rows))
 
     def _time_left(self, form: str) -> str:
         """The time left at the speed so far, in epochs; nothing before there is one."""

@@ -105,10 +105,6 @@ class _Column:
     room: int = 0
     bold: bool = False
 
-    def is_bold(self, summary: Summary) -> bool:
-        """Whether its text for a method is bold."""
-        return self.bold and summary.is_certain
-
 
 def _columns(comparison: Comparison, summaries: Sequence[Summary]) -> list[_Column]:
     """Every column but the first, the method's."""
@@ -180,7 +176,8 @@ def _table(title: str, columns: Sequence[_Column], summaries: Sequence[Summary])
     lines = (textwrap.wrap(c.heading, HEADING_WIDTH, break_long_words=False) for c in columns)
     table = plain_table(title, ["method"], ["\n".join(each) for each in lines])
     for summary in summaries:
-        cells = [Text(c.text(summary), "bold" if c.is_bold(summary) else "") for c in columns]
+        style = "bold" if summary.is_certain else ""
+        cells = [Text(c.text(summary), style if c.bold else "") for c in columns]
         table.add_row(summary.method, *cells)
     return table
 
@@ -209,10 +206,9 @@ def markdown(comparison: Comparison, summaries: Sequence[Summary]) -> str:
         columns = _columns(comparison, group)
         rows = [["method", *(column.heading for column in columns)]]
         for summary in group:
-            cells = ((column.text(summary), column.is_bold(summary)) for column in columns)
-            rows.append(
-                [summary.method, *(f"**{text}**" if bold else text for text, bold in cells)]
-            )
+            form = "**{}**" if summary.is_certain else "{}"
+            cells = ((form if c.bold else "{}").format(c.text(summary)) for c in columns)
+            rows.append([summary.method, *cells])
         heading = f"## {setting}\n\n" if setting else ""
         parts.append(heading + markdown_table(rows))
     parts.append(_note(summaries) + "\n")

@@ -98,7 +98,9 @@ def work_off(
             task = waiting.popleft()
             watcher.started(task)
             running[executor.start(task)] = task
-        for future in _wait(running):
+        if not running:  # There is no room yet.
+            time.sleep(POLL_SECONDS)
+        for future in wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done:
             task, failure = running.pop(future), future.result()
             if failure is not None and failure.died and deaths[task] < retries:
                 deaths[task] += 1
@@ -110,13 +112,6 @@ def work_off(
             watcher.ended(task, failure)
         watcher.look(list(running.values()))
     return failures
-
-
-def _wait(futures: dict["Future[Failure | None]", Task]) -> set["Future[Failure | None]"]:
-    """Those that are done, after a while at most; there may be none, while there is no room."""
-    if not futures:
-        time.sleep(POLL_SECONDS)
-    return wait(futures, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED).done
 
 
 def attempt(work: Callable[[], None]) -> Failure | None:

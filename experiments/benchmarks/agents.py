@@ -72,7 +72,6 @@ def measure(request: Request) -> Outcome:
     return TimingReport(
         title=f"Cost of an epoch, as a ratio to {REFERENCE}",
         readings=readings,
-        units=1,
         unit="epoch",
         assembly=assembly,
         config=configs[REFERENCE],

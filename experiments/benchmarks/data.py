@@ -1,7 +1,7 @@
 """What the images of a step cost: cropped, mirrored, normalised, and mixed if so configured."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from experiments.benchmarks.base import Outcome, Request
@@ -49,7 +49,6 @@ def measure(request: Request) -> Outcome:
     return TimingReport(
         title=f"Cost of a batch of images, as a share of a step of {REFERENCE}",
         readings=readings,
-        units=1,
         unit="batch",
         assembly=assembly,
         config=config,
@@ -74,33 +73,27 @@ def _subjects(assembly: Assembly, config: ExperimentConfig, steps: int) -> dict[
     )
     own, count = make_env(assembly, config), stream.steps_per_epoch
     subjects = {
-        REFERENCE: _repeating(
-            lambda: own.distill(TeacherWeights.uniform(own.state.divergence)), steps
-        )
+        REFERENCE: _by_batch(
+            lambda: (
+                own.distill(TeacherWeights.uniform(own.state.divergence)) for _ in range(steps)
+            ),
+            steps,
+        ),
+        STREAM: _by_batch(lambda: islice(stream, count), count),
     }
     if isinstance(data, ImageFiles):
         # Whole epochs, so that nobody's workers are ahead when the clock starts.
         loader = file_loader(data, split, wanted.batch_size)
-        epochs = {
-            STREAM: timed(lambda: deque(islice(stream, count), 0)),
-            LOADER: timed(lambda: deque((images.to(env.device) for images, _ in loader), 0)),
-        }
-        return subjects | {name: per_unit(epoch, count) for name, epoch in epochs.items()}
-    subjects[STREAM] = _repeating(stream.__next__, count)
-    if isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
+        subjects[LOADER] = _by_batch(lambda: (one.to(env.device) for one, _ in loader), count)
+    elif isinstance(data, ImageData) and data.image_shape[0] in CHANNELS:
         loaded = loaded_batches(data, split, wanted.batch_size, env.device)
-        subjects[LOADER] = _repeating(loaded.__next__, steps)
+        subjects[LOADER] = _by_batch(lambda: islice(loaded, steps), steps)
     return subjects
 
 
-def _repeating(one: Callable[[], object], count: int) -> Subject:
-    """Does something for some batches, and is read by the batch."""
-
-    def work() -> None:
-        for _ in range(count):
-            one()
-
-    return per_unit(timed(work), count)
+def _by_batch(batches: Callable[[], Iterator[object]], count: int) -> Subject:
+    """Uses up so many batches, and is read by the batch."""
+    return per_unit(timed(lambda: deque(batches(), maxlen=0)), count)
 
 
 def _verdict(readings: Readings, clock: str) -> str:

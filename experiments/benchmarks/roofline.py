@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,19 +34,16 @@ def _product(size: int, form: Mapping[str, Any]) -> Work:
     return lambda: first @ second
 
 
-def _convolution(layout: torch.memory_format) -> Maker:
-    def make(size: int, form: Mapping[str, Any]) -> Work:
-        images = torch.randn(IMAGES, size, SIDE, SIDE, **form).to(memory_format=layout)
-        kernel = torch.randn(size, size, 3, 3, **form).to(memory_format=layout)
-        return lambda: functional.conv2d(images, kernel, padding=1)
-
-    return make
+def _convolution(layout: torch.memory_format, size: int, form: Mapping[str, Any]) -> Work:
+    images = torch.randn(IMAGES, size, SIDE, SIDE, **form).to(memory_format=layout)
+    kernel = torch.randn(size, size, 3, 3, **form).to(memory_format=layout)
+    return lambda: functional.conv2d(images, kernel, padding=1)
 
 
 MAKERS: Mapping[str, Maker] = {
     "matrix product": _product,
-    "convolution": _convolution(torch.contiguous_format),
-    "channels-last convolution": _convolution(torch.channels_last),
+    "convolution": partial(_convolution, torch.contiguous_format),
+    "channels-last convolution": partial(_convolution, torch.channels_last),
 }
 
 

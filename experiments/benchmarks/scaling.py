@@ -15,7 +15,7 @@ from rich.table import Table
 
 from experiments.benchmarks.base import Outcome, Request
 from experiments.benchmarks.contestant import Contestant, comparable_configs
-from experiments.benchmarks.synthetic import on_noise, write_noise
+from experiments.benchmarks.synthetic import write_noise
 from experiments.benchmarks.timing import (
     HIGH,
     LOW,
@@ -149,10 +149,17 @@ class Scaling:
         count = setting.batch * self.request.steps
         channels, classes = self.data.image_shape[0], self.data.num_classes
         path = write_noise(folder, channels, classes, setting.size, count)
+        changed: dict[str, Any] = {
+            "dataset": "npz",
+            "arguments": {"path": str(path)},
+            "batch_size": setting.batch,
+            "val_fraction": 0.0,
+            "train_size": None,
+        }
         return {
             name: replace(
                 config,
-                data=on_noise(config.data, path, setting.batch),
+                data=replace(config.data, **changed),
                 teachers=setting.pool(config.teachers),
                 threads=torch.get_num_threads(),
             )

@@ -1,11 +1,8 @@
 """Images of noise, of any size and number: what a step costs does not depend on what they show."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-
-from mtkd_env import DataSpec
 
 LEVELS = 256
 
@@ -27,15 +24,3 @@ def write_noise(folder: Path, channels: int, classes: int, side: int, count: int
     path = folder / "noise.npz"
     np.savez(path, x_train=images, y_train=labels, x_test=images[:1], y_test=labels[:1])
     return path
-
-
-def on_noise(data: DataSpec, path: Path, batch_size: int) -> DataSpec:
-    """The same on a file of noise, all of it, in batches of another size."""
-    return replace(
-        data,
-        dataset="npz",
-        arguments={"path": str(path)},
-        batch_size=batch_size,
-        val_fraction=0.0,
-        train_size=None,
-    )

@@ -66,11 +66,11 @@ class TimingReport:
     Attributes:
         title: Heading of table and picture.
         readings: The readings; those of `REFERENCE` among them.
-        units: Steps, epochs, ... in one reading.
-        unit: What one of them is called.
+        unit: What a step, an epoch, ... is called.
         assembly: What all methods shared.
         config: Configuration of the reference.
         notes: What the reader must know.
+        units: How many of them are in one reading.
         amount: What a round holds, where that is not `units` of each.
         extra: Further columns of the table: heading, then text by method.
         values: Further values for the JSON file.
@@ -78,11 +78,11 @@ class TimingReport:
 
     title: str
     readings: Readings
-    units: int
     unit: str
     assembly: Assembly
     config: ExperimentConfig
     notes: Sequence[str]
+    units: int = 1
     amount: str = ""
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)

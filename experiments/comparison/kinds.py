@@ -3,13 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from experiments.executors import Task
 from experiments.running.result import RunResult
-from mtkd_env.errors import ConfigError, check_name
+from mtkd_env.errors import ConfigError, lookup
 
 DISTILLATION = "distillation"
 
@@ -112,7 +112,5 @@ def find_kind(name: str) -> Kind:
     Raises:
         ConfigError: There is no such kind.
     """
-    check_name(KINDS, name, "kind")
-    module, _, attribute = KINDS[name].partition(":")
-    kind: Kind = getattr(import_module(module), attribute)()
+    kind: Kind = resolve_name(lookup(KINDS, name, "kind"))()
     return kind

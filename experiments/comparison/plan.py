@@ -287,7 +287,7 @@ class _Reader:
             by_setting = entry if isinstance(entry, dict) else dict.fromkeys(settings, entry)
             for name, figure in by_setting.items():
                 check_name(settings, str(name), "setting of the paper")
-                figures[str(label), str(name)] = _figure(f"paper.{label}", figure)
+                figures[str(label), str(name)] = read_figure(f"paper.{label}", figure)
         return figures
 
 
@@ -304,8 +304,12 @@ def _chosen(known: Collection[str], chosen: Sequence[str] | None, key: str) -> l
     return [n for n in known if chosen is None or any(fnmatch(n, p) for p in chosen)]
 
 
-def _figure(key: str, value: Any) -> Spread:
-    """Mean and standard deviation from `78.39`, `78.39 ± 0.14` or `[78.39, 0.14]`."""
+def read_figure(key: str, value: Any) -> Spread:
+    """Mean and standard deviation from `78.39`, `78.39 ± 0.14` or `[78.39, 0.14]`.
+
+    Raises:
+        ConfigError: It is none of them; names the key.
+    """
     parts = value if isinstance(value, list) else str(value).split("±")
     try:
         mean, std = [*map(float, parts), None][:2] if len(parts) < 3 else [None, None]

@@ -9,6 +9,9 @@ from scipy.stats import trim_mean, ttest_1samp
 
 CONFIDENCE = 0.95
 
+# How often a bootstrap draws all groups anew, with replacement.
+DRAWS = 2000
+
 # Of a run: the seed of its pool of teachers, and its own.
 Seeds = tuple[int, int]
 
@@ -134,24 +137,18 @@ def interquartile_mean(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(
-    groups: Sequence[Sequence[float]],
-    statistic: Callable[[Sequence[float]], float],
-    *,
-    draws: int = 2000,
-    seed: int = 0,
+    groups: Sequence[Sequence[float]], statistic: Callable[[Sequence[float]], float]
 ) -> tuple[float, float]:
     """95 % percentile interval of a statistic of several groups, each drawn from by itself.
 
     Args:
         groups: What was drawn independently, by task.
         statistic: Of all values together.
-        draws: How often all groups are drawn anew, with replacement.
-        seed: Seed of that.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     found = [
         statistic([value for own in groups for value in random.choice(own, len(own))])
-        for _ in range(draws)
+        for _ in range(DRAWS)
     ]
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)

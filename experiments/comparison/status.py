@@ -43,11 +43,6 @@ class RunStatus:
     silence: float | None = None
     error: str = ""
 
-    @property
-    def worth_a_line(self) -> bool:
-        """Whether there is more to say of it than its state."""
-        return self.state in (State.RUNNING, State.FAILED) or bool(self.progress)
-
 
 def run_status(run: PlannedRun, now: float) -> RunStatus:
     """How far a run is.
@@ -75,7 +70,8 @@ def print_status(console: Console, comparison: Comparison) -> None:
     now = time.time()
     statuses = [run_status(run, now) for run in comparison.runs]
     counts = Counter(status.state for status in statuses)
-    if told := [status for status in statuses if status.worth_a_line]:
+    begun = (State.RUNNING, State.FAILED)
+    if told := [status for status in statuses if status.state in begun or status.progress]:
         table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for heading in ("run", "state", "last epoch", "ago", "why"):
             table.add_column(heading, overflow="fold")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from experiments.comparison.statistics import (
@@ -136,7 +137,7 @@ def _summary(
         baseline=next((result.method for result in baseline.values()), ""),
         difference=None if baseline == results else paired_difference(own, other, by_pool=by_pool),
         score=spread(over(lambda result: result.score)) if hasattr(first, "score") else None,
-        weights={name: spread(over(_weight_of(name))).mean for name in weights},
+        weights={name: fmean(over(_weight_of(name))) for name in weights},
         seconds=spread(over(lambda result: result.seconds)),
         slowness=_slowness(results, baseline),
         paper=paper,

@@ -9,7 +9,6 @@ from experiments.executors.base import (
     Executor,
     Failure,
     Task,
-    Watcher,
     attempt,
     work_off,
 )
@@ -21,7 +20,6 @@ __all__ = [
     "HereExecutor",
     "LocalExecutor",
     "Task",
-    "Watcher",
     "attempt",
     "work_off",
 ]

@@ -1,8 +1,6 @@
 """Training images with the weights that a run gave its teachers, as cards of a page."""
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -16,28 +14,22 @@ from experiments.html_report.naming import Group
 MOST_CARDS, LARGEST_SIDE = 12, 96
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """Images of the last training batch of one run.
+def make_exhibit(group: Group) -> dict[str, Any] | None:
+    """Images of the last training batch of the first seed that has recorded any; none if none has.
 
-    Of each card the `source`, a data URI, its position `index` among the dataset's training images,
-    its class `target`, and of the `teachers` name, whether it has the class right, weights in the
-    logit and in the feature term.
+    Returns:
+        `method`, `seed`, agent `score` and `cards`: of each the `source`, a data URI, its position
+        `index` among the dataset's training images, its class `target`, and of the `teachers` name,
+        whether it has the class right, weights in the logit and in the feature term.
     """
-
-    method: str
-    seed: int
-    cards: Sequence[Mapping[str, Any]]
-    score: float
-
-
-def make_exhibit(group: Group) -> Exhibit | None:
-    """The cards of the first seed that has recorded images; none if none has."""
     for run in group.runs:
         if (gallery := read_gallery(run.folder)) is not None:
-            cards = [_card(gallery, place, group.teachers) for place in telling(gallery.correct)]
-            score = getattr(run.result, "score", 0.0)
-            return Exhibit(group.method, run.result.seed, cards, score)
+            return {
+                "method": group.method,
+                "seed": run.result.seed,
+                "score": getattr(run.result, "score", 0.0),
+                "cards": [_card(gallery, place, group) for place in telling(gallery.correct)],
+            }
     return None
 
 
@@ -51,13 +43,13 @@ def telling(correct: Array) -> list[int]:
     return [int(place) for place in np.argsort(-wrong, kind="stable")[:MOST_CARDS]]
 
 
-def _card(gallery: Gallery, place: int, teachers: Sequence[str]) -> dict[str, Any]:
+def _card(gallery: Gallery, place: int, group: Group) -> dict[str, Any]:
     columns = (array[place].tolist() for array in (gallery.correct, gallery.logit, gallery.feature))
     return {
         "source": data_uri(gallery.images[place]),
         "index": int(gallery.index[place]),
         "target": str(gallery.names[place]),
-        "teachers": list(zip(teachers, *columns, strict=True)),
+        "teachers": list(zip(group.teachers, *columns, strict=True)),
     }
 
 

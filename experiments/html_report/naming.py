@@ -185,10 +185,9 @@ def baseline_of(groups: Iterable[Group], named: str = "") -> Group | None:
         groups: The methods.
         named: What the comparison says; empty if it does not.
     """
-    candidates = [group for group in groups if named or group.algo == BASELINE]
-    chosen = [group for group in candidates if group.method == (named or BASELINE)]
-    alone = candidates if len(candidates) == 1 and not named else []
-    return next(iter([*chosen, *alone]), None)
+    chosen = {group.method: group for group in groups if named or group.algo == BASELINE}
+    alone = next(iter(chosen.values())) if len(chosen) == 1 and not named else None
+    return chosen.get(named or BASELINE, alone)
 
 
 def differing_keys(configs: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -48,7 +48,6 @@ def fail(run: PlannedRun) -> None:
 def test_a_run_that_was_never_begun_waits(runs: dict[str, PlannedRun]) -> None:
     status = run_status(runs["aver"], time.time())
     assert (status.state, status.progress, status.silence) == (State.WAITING, "", None)
-    assert not status.worth_a_line
 
 
 def test_a_run_that_was_interrupted_waits_with_what_it_has(runs: dict[str, PlannedRun]) -> None:
@@ -58,7 +57,6 @@ def test_a_run_that_was_interrupted_waits_with_what_it_has(runs: dict[str, Plann
     status = run_status(run, 1090.0)
     assert (status.state, status.silence) == (State.WAITING, 90.0)
     assert status.progress == "epoch 1/2  25.00%"
-    assert status.worth_a_line
 
 
 def test_a_run_runs_while_a_process_has_its_lock(runs: dict[str, PlannedRun]) -> None:

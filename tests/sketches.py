@@ -24,7 +24,9 @@ def sketched(draw: Callable[..., None]) -> Callable[..., None]:
 
 def draw_pictures(patch: pytest.MonkeyPatch) -> None:
     """Draws pictures as users get them, until the patch is undone."""
-    patch.setattr(FigureCanvasAgg, "print_png", FigureCanvasAgg.print_png.__wrapped__)
+    draw = FigureCanvasAgg.print_png
+    # They may be drawn already.
+    patch.setattr(FigureCanvasAgg, "print_png", getattr(draw, "__wrapped__", draw))
 
 
 @contextmanager

@@ -4,8 +4,10 @@
 is called.
 """
 
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -29,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = 2 if argv and argv[0] in GROUPS else 1
     verb, others = " ".join(argv[:words]), argv[words:]
     if verb in VERBS:
-        code: int = import_module(VERBS[verb][0]).main(others)
+        with _quiet_end():
+            program = import_module(VERBS[verb][0])
+        code: int = program.main(others)
         return code
     if not verb or verb in GROUPS or argv[words - 1] in HELP:
         sys.stdout.write(usage(argv[0] if words == 2 else ""))
@@ -38,6 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     from experiments.running.failures import run_program
 
     return run_program(_refuse, [verb])
+
+
+@contextmanager
+def _quiet_end() -> Iterator[None]:
+    """Lets Ctrl-C end the process without a word, as long as there is nothing to say.
+
+    Importing takes seconds, and what is interrupted there may fail in its own ways.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _refuse(verbs: Sequence[str]) -> NoReturn:

@@ -1,8 +1,10 @@
+import signal
 import subprocess
 import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -53,6 +55,20 @@ def test_a_verb_gives_its_program_the_rest_of_the_command_line(
     monkeypatch.setattr(import_module(VERBS[verb][0]), "main", program)
     assert main([*verb.split(), "here", "--and", "there"]) == 130
     assert seen == [["here", "--and", "there"]]
+
+
+def test_ctrl_c_during_the_import_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: list[object] = []
+
+    def imported(_: str) -> SimpleNamespace:
+        found.append(signal.getsignal(signal.SIGINT))
+        return SimpleNamespace(main=lambda _: found.append(signal.getsignal(signal.SIGINT)) or 0)
+
+    monkeypatch.setattr(command, "import_module", imported)
+    assert main(["run"]) == 0
+    assert found == [signal.SIG_DFL, signal.default_int_handler]
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])

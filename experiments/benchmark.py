@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments.benchmarks import BENCHMARKS, Benchmark, Outcome, Request
+from experiments.benchmarks import BENCHMARKS, Benchmark, Request
 from experiments.benchmarks.variants import parse_variants
 from experiments.console import console
 from experiments.running.failures import Parser, at_least, names, numbers, path_argument, program
@@ -106,30 +106,26 @@ def _prepare(path: Path) -> None:
         raise ConfigError(f"--json: cannot make {path.parent}: {error.strerror}") from error
 
 
-def write(out: Console, outcome: Outcome, path: Path) -> None:
-    """Writes all numbers, and the picture beside them."""
-    write_text(path, json.dumps(outcome.values, indent=2, default=asdict) + "\n")
-    picture = path.with_suffix(".png")
-    outcome.draw(picture)
-    out.print(f"written: {path}, {picture}", soft_wrap=True)
-
-
 @program("nothing was written")
 def main(argv: Sequence[str]) -> int:
     """Runs the program; gives its exit code."""
     out = console()
     arguments, flags = parse(argv)
+    path = arguments.json
     benchmark = lookup(BENCHMARKS, arguments.what, "--what")
     request = make_request(arguments, flags, benchmark, out)
-    if arguments.json is not None:
-        _prepare(arguments.json)
+    if path is not None:
+        _prepare(path)
     outcome = benchmark.measure(request)
     for table in outcome.tables:
         out.print(table)
     for note in outcome.notes:
         out.print(note, soft_wrap=True)
-    if arguments.json is not None:
-        write(out, outcome, arguments.json)
+    if path is not None:
+        write_text(path, json.dumps(outcome.values, indent=2, default=asdict) + "\n")
+        picture = path.with_suffix(".png")
+        outcome.draw(picture)
+        out.print(f"written: {path}, {picture}", soft_wrap=True)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from agents.policy_gradient import entropy
 from mtkd_env import MTKDVectorEnv, distributed
 from mtkd_env.action import PARTS, WeightFusion
 from mtkd_env.reward import minmax_center
-from mtkd_env.types import UNKNOWN
+from mtkd_env.types import UNKNOWN, LossTerms
 from mtkd_env.vector import StepRecord
 
 HEADS = ("logit", "feature")
@@ -32,10 +33,7 @@ Columns = Mapping[str, Tensor]
 def columns_of(record: StepRecord) -> dict[str, Tensor]:
     """What meters need to know of a step."""
     columns = {
-        "loss/total": record.losses.total,
-        "loss/cross_entropy": record.losses.cross_entropy,
-        "loss/kd": record.losses.kd,
-        "loss/feature": record.losses.feature,
+        **{f"loss/{term.name}": getattr(record.losses, term.name) for term in fields(LossTerms)},
         "reward": record.rewards.scalar,
         "teacher_rewards": record.rewards.teacher,
         "targets": record.targets,

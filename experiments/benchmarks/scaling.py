@@ -106,21 +106,16 @@ class Point:
     """A setting, and what a step costs there.
 
     Attributes:
-        axis: What it is a point of.
+        value: The value on its axis.
         features: F, the width of the observation.
         setting: The setting.
         costs: What a step costs, by method and clock.
     """
 
-    axis: str
+    value: float
     features: int
     setting: Setting
     costs: Costs
-
-    @property
-    def value(self) -> float:
-        """The value on its axis."""
-        return float(getattr(self.setting, self.axis))
 
 
 @dataclass(frozen=True)
@@ -188,7 +183,7 @@ class Scaling:
         readings = take_turns(subjects, watch, rounds)
         return [
             Point(
-                axis,
+                float(getattr(setting, axis)),
                 width,
                 setting,
                 costs({name: readings[f"{name} {setting}"] for name in self.configs}),

@@ -69,18 +69,15 @@ class DeviceStopwatch(Stopwatch):
         self._device = device
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
-    def _record(self, number: int) -> None:
-        self._events[number].record(torch.cuda.current_stream(self._device))
-
     def start(self) -> None:
         """Begins a measurement once the device has done all that it was given before."""
         torch.cuda.synchronize(self._device)
         self._began = time.perf_counter()
-        self._record(0)
+        self._events[0].record(torch.cuda.current_stream(self._device))
 
     def stop(self) -> Reading:
         """Waits for the device."""
-        self._record(1)
+        self._events[1].record(torch.cuda.current_stream(self._device))
         torch.cuda.synchronize(self._device)
         wall = time.perf_counter() - self._began
         return {"device": self._events[0].elapsed_time(self._events[1]) / 1000, "wall": wall}

@@ -87,11 +87,6 @@ class TimingReport:
     extra: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     values: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def clocks(self) -> list[str]:
-        """Names of the clocks."""
-        return list(self.readings[REFERENCE][0])
-
     @cached_property
     def costs(self) -> Costs:
         """What the methods cost."""
@@ -102,12 +97,13 @@ class TimingReport:
         return Outcome([self._table()], self._notes(), self._values(), self._draw)
 
     def _table(self) -> Table:
-        pairs = [(f"{clock}\nratio", f"{clock}\n{LOW}-{HIGH} %") for clock in self.clocks]
-        headings = [*chain(*pairs), f"{self.clocks[0]}\nms/{self.unit}", *self.extra]
+        clocks = list(self.costs[REFERENCE])
+        pairs = [(f"{clock}\nratio", f"{clock}\n{LOW}-{HIGH} %") for clock in clocks]
+        headings = [*chain(*pairs), f"{clocks[0]}\nms/{self.unit}", *self.extra]
         table = plain_table(self.title, ["method"], headings)
         for name, by_clock in self.costs.items():
             own = [cell for cost in by_clock.values() for cell in ratio_cells(cost.ratio)]
-            first = by_clock[self.clocks[0]].milliseconds.median
+            first = by_clock[clocks[0]].milliseconds.median
             others = [texts[name] for texts in self.extra.values()]
             table.add_row(name, *own, f"{first:.2f}", *others)
         return table
@@ -140,7 +136,7 @@ class TimingReport:
         }
 
     def _draw(self, path: Path) -> None:
-        clock = self.clocks[0]
+        clock = next(iter(self.costs[REFERENCE]))
         label = f"{clock} time of one {self.unit} / {REFERENCE}'s"
         ratios = {name: by_clock[clock].ratio for name, by_clock in self.costs.items()}
         draw_bars(path, ratios, title=self.title, label=label)

@@ -66,8 +66,8 @@ def find_finished(comparison: Comparison, output: Path) -> Finished:
     The latter are found by what their results say of them, as they may have been asked for
     with other flags.
     """
-    asked = [(run, result) for run in comparison.runs if (result := run.result) is not None]
-    found = {(result.method, result.setting, result.seeds): result for _, result in asked}
+    asked = [result for run in comparison.runs if (result := run.result) is not None]
+    found = {(result.method, result.setting, result.seeds): result for result in asked}
     pairs = {(run.method, run.setting) for run in comparison.runs}
     for path in sorted(
         (output / "runs").glob(f"*/{RESULT}"), key=lambda path: path.stat().st_mtime

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from experiments.comparison.execution import ERROR
 from experiments.comparison.plan import Comparison, PlannedRun
 from experiments.comparison.progress import describe, duration, rows_of
+from experiments.console import plain_table
 from experiments.running.lock import is_running
 
 
@@ -72,7 +71,7 @@ def print_status(console: Console, comparison: Comparison) -> None:
     counts = Counter(status.state for status in statuses)
     begun = (State.RUNNING, State.FAILED)
     if told := [status for status in statuses if status.state in begun or status.progress]:
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table = plain_table(None, [], [])
         for heading in ("run", "state", "last epoch", "ago", "why"):
             table.add_column(heading, overflow="fold")
         for status in told:

@@ -33,22 +33,6 @@ def render(found: Found, title: str) -> str:
     palette = make_palette(grouping.methods, grouping.teachers)
     with literal_text(SETTINGS):
         sections = make_sections(grouping.settings, palette)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            title=title,
-            outcomes=[(setting, outcome(setting)) for setting in grouping.settings],
-            facts=facts(grouping),
-            notes=notes(found, grouping),
-            sections=sections,
-            palette=palette,
-            version=mtkd_env.__version__,
-        )
-    )
-
-
-def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -56,7 +40,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"nothing": NOTHING}
     environment.filters |= {
         "spread": text_of,
         "interval": interval_text,
@@ -64,7 +47,16 @@ def _environment() -> Environment:
         "p": p_text,
         "number": number,
     }
-    return environment
+    return environment.get_template("page.html").render(
+        title=title,
+        outcomes=[(setting, outcome(setting)) for setting in grouping.settings],
+        facts=facts(grouping),
+        notes=notes(found, grouping),
+        sections=sections,
+        palette=palette,
+        nothing=NOTHING,
+        version=mtkd_env.__version__,
+    )
 
 
 def outcome(setting: Setting) -> str:

@@ -50,7 +50,7 @@ def test_the_exponent_is_that_of_a_power_law() -> None:
     took = {"aver": [1.0, 2.0, 4.0], "pg": [3.0, 12.0, 48.0]}
     points = [
         Point(
-            axis="teachers",
+            value=value,
             features=10,
             setting=replace(SETTING, teachers=value),
             costs=costs({name: [{"CPU": one[place]}] * 2 for name, one in took.items()}),

@@ -40,14 +40,18 @@ def draw_batch(
         targets: Their classes.
         teachers: Names of the M teachers.
         weights: How much they count; without them there are no bars.
-        correct: Whether each has the class right.
+        correct: Whether each has the class right; means nothing where there is no label.
     """
     pictures = _pictures(images.detach().float().cpu())
     classes = targets.tolist()
     shares = [[[0.0, 0.0]] * len(teachers)] * len(classes)
     if weights is not None:
         shares = torch.stack([weights.logit, weights.feature], dim=-1).tolist()
-    right = [[None] * len(teachers)] * len(classes) if correct is None else correct.tolist()
+    nobody: list[bool | None] = [None] * len(teachers)
+    right = [
+        nobody if correct is None or label == UNKNOWN else correct[place].tolist()
+        for place, label in enumerate(classes)
+    ]
     return tuple(
         _frame(picture, label, list(zip(teachers, row, marks, strict=True)))
         for picture, label, row, marks in zip(pictures, classes, shares, right, strict=True)

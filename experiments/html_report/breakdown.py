@@ -29,6 +29,11 @@ def has_breakdown(group: Group) -> bool:
     return any(run.breakdown is not None for run in group.runs)
 
 
+def tells_right(group: Group) -> bool:
+    """Whether any of the runs has recorded weights of labelled images: who is right of others?"""
+    return has_breakdown(group) and any(pooled(group, "class")[1])
+
+
 def pooled(group: Group, kind: str) -> tuple[Array, Array]:
     """Mean weights of the last epoch over all samples of all seeds that have recorded them.
 
@@ -115,7 +120,7 @@ def correctness_table(groups: Sequence[Group]) -> PageTable:
     """The numbers of `draw_by_correctness`."""
     kinds = [f"{head} weight, {kind}" for head in HEADS for kind in ("right", "wrong")]
     rows: list[list[str]] = []
-    for group in filter(has_breakdown, groups):
+    for group in filter(tells_right, groups):
         (right, rights), (wrong, wrongs) = (pooled(group, kind) for kind in ("right", "wrong"))
         shares = rights / (rights + wrongs)
         weights = np.stack([right, wrong], axis=1)

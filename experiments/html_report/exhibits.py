@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.gallery import Array, Gallery, read_gallery
 from experiments.html_report.naming import Group
+from mtkd_env.types import UNKNOWN
 
 # Cards of a run, and pixels of an image's side that the page has room for.
 MOST_CARDS, LARGEST_SIDE = 12, 96
@@ -19,8 +20,9 @@ def make_exhibit(group: Group) -> dict[str, Any] | None:
 
     Returns:
         `method`, `seed`, agent `score` and `cards`: of each the `source`, a data URI, its position
-        `index` among the dataset's training images, its class `target`, and of the `teachers` name,
-        whether it has the class right, weights in the logit and in the feature term.
+        `index` among the dataset's training images, its class as `target`, and of the `teachers`
+        name, whether it has the class right (None where there is no label), weights in the logit
+        and in the feature term.
     """
     for run in group.runs:
         if (gallery := read_gallery(run.folder)) is not None:
@@ -44,12 +46,14 @@ def telling(correct: Array) -> list[int]:
 
 
 def _card(gallery: Gallery, place: int, group: Group) -> dict[str, Any]:
-    columns = (array[place].tolist() for array in (gallery.correct, gallery.logit, gallery.feature))
+    heads = (gallery.logit[place].tolist(), gallery.feature[place].tolist())
+    labelled = gallery.targets[place] != UNKNOWN
+    right = gallery.correct[place].tolist() if labelled else [None] * len(group.teachers)
     return {
         "source": data_uri(gallery.images[place]),
         "index": int(gallery.index[place]),
-        "target": str(gallery.names[place]),
-        "teachers": list(zip(group.teachers, *columns, strict=True)),
+        "target": f"{'class ' if labelled else ''}{gallery.names[place]}",
+        "teachers": list(zip(group.teachers, right, *heads, strict=True)),
     }
 
 

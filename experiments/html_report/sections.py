@@ -124,7 +124,7 @@ BY_CLASS = Chart(
     about="Accuracy of teachers and students by class, and every method's weights by class",
     draw=breakdown.draw_by_class,
     keep=breakdown.knows_classes,
-    missing="equal weights, or not recorded",
+    missing="equal weights, no labels, or not recorded",
     numbers=lambda groups: breakdown.classes_of(groups).asked,
     is_open=True,
 )
@@ -184,7 +184,7 @@ CORRECTNESS = Chart(
     about="Mean weight of each teacher where it is right and where it is wrong, for every method",
     draw=breakdown.draw_by_correctness,
     table=breakdown.correctness_table,
-    keep=lambda group: _has_own_weights(group) and breakdown.has_breakdown(group),
+    keep=lambda group: _has_own_weights(group) and breakdown.tells_right(group),
     missing="equal weights, or not recorded",
     legend=(*RIGHT_KEYS, UNIFORM_KEY),
     names_teachers=True,

@@ -39,6 +39,17 @@ def test_bars_are_as_long_as_weights_are_large() -> None:
     assert count(lines[1], FEATURE) > 2 * count(lines[0], FEATURE) > 0
 
 
+def test_nobody_is_right_or_wrong_of_an_image_without_a_label() -> None:
+    frames = [
+        draw_batch(torch.zeros(1, 1, 8, 8), torch.tensor([label]), NAMES, None, right)[0]
+        for label, right in (
+            (UNKNOWN, torch.zeros(1, len(NAMES), dtype=torch.bool)),
+            (UNKNOWN, None),
+        )
+    ]
+    assert (frames[0] == frames[1]).all()
+
+
 def test_an_image_is_drawn_with_its_own_brightness() -> None:
     images = torch.zeros(2, 1, 8, 8)
     images[1, 0, :, 4:] = 1.0

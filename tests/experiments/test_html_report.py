@@ -6,6 +6,7 @@ import re
 import shutil
 import statistics
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from comparisons import TEACHERS
 from experiments.comparison.statistics import Spread, t_interval
 from experiments.comparison.summary import text_of
 from experiments.drawing import literal_text
+from experiments.gallery import write_gallery
 from experiments.html_report.breakdown import correctness_table, pooled
 from experiments.html_report.curves import Series, panels, series, settled_range
 from experiments.html_report.exhibits import data_uri, make_exhibit, telling
@@ -705,6 +707,19 @@ def test_an_exhibit_is_of_the_first_seed_that_has_images(tmp_path: Path) -> None
     assert found["seed"] == 4
     assert len(found["cards"]) == IMAGES
     assert [right for _, right, *_ in found["cards"][0]["teachers"]] == [True, False]
+
+
+def test_nobody_is_right_or_wrong_of_an_image_without_a_label(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "--algo", "pg", recorded=True)
+    run, made = tmp_path / "a", breakdown(list(TEACHERS))
+    write_gallery(replace(gallery(len(TEACHERS)), targets=np.full(IMAGES, -1)), run)
+    for kind in ("class", "right", "wrong"):
+        made[kind]["count"] = [0] * len(made[kind]["count"])
+    (run / "breakdown.jsonl").write_text(json.dumps(made) + "\n", encoding="utf-8")
+    assert (found := make_exhibit(one_group(tmp_path))) is not None
+    assert {right for card in found["cards"] for _, right, *_ in card["teachers"]} == {None}
+    assert correctness_table([one_group(tmp_path)]).rows == []
+    assert "✗" not in page_of(tmp_path)[0]
 
 
 # Configurations, the paper, pictures.

@@ -5,7 +5,7 @@ them, gives the action that executes it, and says how probable it was and what i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,18 +28,11 @@ class Distribution(nn.Module, ABC):
 
     Parameters of its own are learned together with the network's.
 
-    Args:
-        deviations: Standard deviations that it learns, if any: 2·M, or 1 for all logits.
-
     Attributes:
         outputs: What the network's outputs are called.
     """
 
     outputs = "logits"
-
-    def __init__(self, deviations: int) -> None:
-        super().__init__()
-        del deviations
 
     @abstractmethod
     def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Distribution:
@@ -142,12 +135,15 @@ class Dirichlet(Distribution):
 class Gaussian(Distribution):
     """Logits from independent normal distributions around the outputs (B, 2·M).
 
+    Args:
+        deviations: Standard deviations that it learns: 2·M, or 1 for all logits.
+
     Attributes:
         log_std: Logarithm of the standard deviation of each logit, or of all; learned.
     """
 
     def __init__(self, deviations: int) -> None:
-        super().__init__(deviations)
+        super().__init__()
         self.log_std = nn.Parameter(torch.zeros(deviations))
 
     def of(self, outputs: Float[Tensor, "B A"]) -> distributions.Normal:
@@ -169,8 +165,9 @@ class Gaussian(Distribution):
         return choice
 
 
-DISTRIBUTIONS: Mapping[str, type[Distribution]] = {
-    "categorical": Categorical,
-    "dirichlet": Dirichlet,
+# By the number of deviations to learn, of those that do.
+DISTRIBUTIONS: Mapping[str, Callable[[int], Distribution]] = {
+    "categorical": lambda _: Categorical(),
+    "dirichlet": lambda _: Dirichlet(),
     "gaussian": Gaussian,
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, optim
@@ -15,16 +15,6 @@ OPTIMIZERS: Mapping[str, Callable[..., optim.Optimizer]] = {
     "adam": partial(optim.Adam, fused=True),
     "sgd": partial(optim.SGD, fused=True),
 }
-
-
-class Stateful(Protocol):
-    """Whatever can be saved and goes on from what was saved."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that learning has changed."""
-
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Goes on from what `state_dict` gave."""
 
 
 class StepCount:

@@ -28,7 +28,7 @@ from agents.base import (
     warm_up_weights,
 )
 from agents.history import History, Replay, Step
-from agents.learning import OPTIMIZERS, Stateful, StepCount, descend, follow_gradients
+from agents.learning import OPTIMIZERS, StepCount, descend, follow_gradients
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
@@ -274,7 +274,8 @@ class LearningAgent(PolicyAgent, Generic[Step]):
         step_type: The dataclass of what is kept of a batch.
         policy: The network.
         history: The batches since the last update.
-        parts: Everything that learning changes, by the name that it is saved under.
+        parts: Everything that learning changes, by the name that it is saved under; each has a
+            `state_dict` and goes on from it.
 
     Raises:
         ConfigError: A hyperparameter that cannot be used.
@@ -301,7 +302,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
             nn.init.zeros_(policy.heads.weight)
             nn.init.zeros_(policy.heads.bias)
         self.policy: nn.Module = policy.to(env.device)
-        self.parts: dict[str, Stateful] = {"policy": self.policy}
+        self.parts: dict[str, Any] = {"policy": self.policy}
         self._settle()
 
     def check_env(self, env: MTKDVectorEnv) -> None:

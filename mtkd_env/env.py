@@ -344,7 +344,7 @@ class MTKDVectorEnv(SharedStudentEnv):
         )
         self.steps = 0
         self._state: DistillState | None = None
-        self._observation: tuple[Tensor, Tensor, Tensor | ShortObservation] | None = None
+        self._observation: tuple[Tensor, Tensor | ShortObservation] | None = None
         # Where stream and random generators stood before the waiting batch, and whether the
         # normaliser knows it.
         self._origin = stream.state_dict()
@@ -424,14 +424,9 @@ class MTKDVectorEnv(SharedStudentEnv):
         )
 
     @property
-    def raw_observation(self) -> Float[Tensor, "B F"]:
-        """Equ. 5 of the batch that waits, before normalisation."""
-        return self._observe()[0]
-
-    @property
     def observation(self) -> Float[Tensor, "B F"]:
         """The observation of the batch that waits."""
-        return self._observe()[1]
+        return self._observe()[0]
 
     def normalize(self, raw: Float[Tensor, "B F"]) -> Float[Tensor, "B F"]:
         """Raw observations as an agent sees them, by the statistics gathered so far."""
@@ -446,9 +441,9 @@ class MTKDVectorEnv(SharedStudentEnv):
     def keepable_observation(self) -> Float[Tensor, "B F"] | ShortObservation:
         """What `recall` makes the observation of later: the raw one, or a short form of it.
 
-        Short where there is a store of teacher outputs.
+        Raw is before normalisation; it is short where there is a store of teacher outputs.
         """
-        return self._observe()[2]
+        return self._observe()[1]
 
     def recall(self, kept: Float[Tensor, "B F"] | ShortObservation) -> Float[Tensor, "B F"]:
         """The observation of an earlier batch, normalised by the statistics gathered so far.
@@ -600,8 +595,8 @@ class MTKDVectorEnv(SharedStudentEnv):
         self._counted = False
 
     @as_under_no_grad
-    def _observe(self) -> tuple[Tensor, Tensor, Tensor | ShortObservation]:
-        """The observation raw, as an agent sees it, and as it can be kept."""
+    def _observe(self) -> tuple[Tensor, Tensor | ShortObservation]:
+        """The observation as an agent sees it, and as it can be kept."""
         if self._observation is None:
             state = self.state
             short = self.observer.shorten(state)
@@ -609,7 +604,7 @@ class MTKDVectorEnv(SharedStudentEnv):
             if self.normalizer and not self._counted and self.steps < self.steps_per_epoch:
                 self.normalizer.update(raw)
             self._counted = True
-            self._observation = raw, self.normalize(raw), raw if short is None else short
+            self._observation = self.normalize(raw), raw if short is None else short
         return self._observation
 
 

@@ -26,6 +26,9 @@ TORCH, SAFETENSORS, ABOUT = "backbone.pt", "backbone.safetensors", "backbone.jso
 # Networks whose tensors have the same names in torchvision, timm and segmentation-models-pytorch.
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
+# Those that detectors and segmenters can stand on.
+BACKBONES = RESNETS[:3]
+
 # Two numbers of classes; tensors whose shapes differ between them are the classifier's.
 CLASSES = (2, 3)
 

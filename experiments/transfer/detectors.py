@@ -19,12 +19,11 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from experiments.transfer.backbones import BACKBONES
 from experiments.transfer.cascade import cascade_rcnn
 from mtkd_env.errors import ConfigError, check_name
 from mtkd_env.options import Options
 from mtkd_env.precision import widen
-
-BODIES = ("resnet18", "resnet34", "resnet50")
 
 # Frozen ones normalise by the statistics that the distilled network has, and leave them alone.
 NORMS: Mapping[str, type[nn.Module]] = {"frozen": FrozenBatchNorm2d, "batch": nn.BatchNorm2d}
@@ -95,7 +94,7 @@ class DetectorSpec(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(DETECTORS, self.model, "detector")
-        check_name(BODIES, self.backbone, "backbone")
+        check_name(BACKBONES, self.backbone, "backbone")
         check_name(NORMS, self.norm, "norm")
         for name, low, high in (
             ("min_size", 1, self.max_size),

@@ -18,6 +18,7 @@ from experiments.config import (
 )
 from experiments.running.folder import CONFIG
 from experiments.running.result import RunResult
+from experiments.transfer.backbones import BACKBONES
 from experiments.transfer.schedule import Schedule
 from mtkd_env import distributed
 from mtkd_env.data.decoding import Asked, Product, default_workers, made
@@ -87,6 +88,7 @@ class TransferConfig(RunConfig):
         check_at_least_1(batch_size=self.batch_size)
         check_not_negative(evaluate_every=self.evaluate_every, workers=self.workers or 0)
         check_name(PRECISIONS, self.precision, "precision")
+        check_name(BACKBONES, self.backbone, "backbone")
         # Makes what the run reads findable from another working directory.
         for name in ("data", "weights", "recipe"):
             value = getattr(self, name)

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from experiments.console import live_bar
 
@@ -21,8 +20,7 @@ class TaskProgress:
 
     def __init__(self, out: Console) -> None:
         self._out = out
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
+        self._bar = live_bar(out)
 
     @contextmanager
     def training(self, done: int, steps: int) -> Iterator[None]:
@@ -32,19 +30,17 @@ class TaskProgress:
             done: Steps that are done already.
             steps: Steps of the whole training.
         """
-        with live_bar(self._out) as self._bar:
+        with self._bar:
             self._task = self._bar.add_task("training", total=steps, completed=done, text="")
             yield
 
     def step(self) -> None:
         """A step was made."""
-        if self._bar is not None:
-            self._bar.advance(self._task)
+        self._bar.advance(self._task)
 
     def row(self, row: Mapping[str, float]) -> None:
         """A row was written; all are lines but those without an evaluation on a terminal."""
-        if self._bar is not None:
-            self._bar.update(self._task, text=f"loss {row['loss/total']:.3f}")
+        self._bar.update(self._task, text=f"loss {row['loss/total']:.3f}")
         if self._out.is_terminal and not metrics_of(row):
             return
         terms = {k.removeprefix(LOSS): v for k, v in row.items() if k.startswith(LOSS)}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms import InterpolationMode
 
-from experiments.transfer.backbones import fill, load_backbone
+from experiments.transfer.backbones import BACKBONES, fill, load_backbone
 from experiments.transfer.label_maps import FOLDER, LABELLED, load_label_maps
 from experiments.transfer.label_views import FILL, IGNORED, Labelled, fitted, padded
 from experiments.transfer.program import TransferConfig
@@ -41,9 +41,6 @@ PANEL = 320
 # Optional, and takes seconds to import. Its encoders are torchvision's ResNets without `fc`, with
 # the same names of tensors, so that an exported backbone fills them as it is.
 LIBRARY = "segmentation_models_pytorch"
-
-# Networks that a segmenter can stand on.
-BACKBONES = ("resnet18", "resnet34", "resnet50")
 
 # How much smaller the last feature map is than the image; heights and widths are multiples of it.
 STRIDE = 8
@@ -83,7 +80,6 @@ class SegmentationConfig(TransferConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(SEGMENTERS, self.model, "segmenter")
-        check_name(BACKBONES, self.backbone, "backbone")
         check_name([*LABELLED, FOLDER], self.dataset, "dataset")
         if any(side < STRIDE or side % STRIDE for side in self.crop):
             raise ConfigError(f"crop: expected multiples of {STRIDE}, got {list(self.crop)}")

@@ -62,7 +62,7 @@ def test_a_loaded_agent_acts_as_the_saved_one(kind: str, tmp_path: Path) -> None
     seen = agent.env.observation
     assert found.act(seen).equal(agent.act(seen))
     if agent.env.normalizer:
-        raw = agent.env.raw_observation
+        raw = agent.env.keepable_observation
         assert other.normalize(raw).equal(agent.env.normalize(raw))
     before = found.updates
     found.learn(2, lambda: None)

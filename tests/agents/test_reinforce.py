@@ -51,7 +51,7 @@ def expected_gradient(logits: Tensor, advantages: Tensor, baseline: float) -> Te
     """The loss's gradient, averaged exactly: every pair of teachers by its probability."""
     logits = logits.clone().requires_grad_()
     weights = per_head(logits).softmax(2).detach()
-    distribution = Categorical(M)
+    distribution = Categorical()
     total = torch.zeros(())
     for pair in product(range(M), repeat=2):
         choice = torch.tensor(pair).expand(len(logits), 2)
@@ -170,7 +170,7 @@ def test_categorical_entropy_is_that_of_the_weights() -> None:
     certain, even = [80.0, 0, 0], [1.0, 1, 1]
     outputs = torch.tensor([certain + certain, certain + even, even + even])
     expected = torch.tensor([0.0, 1, 2]) * np.log(3)
-    torch.testing.assert_close(Categorical(M).entropy(outputs), expected.float())
+    torch.testing.assert_close(Categorical().entropy(outputs), expected.float())
 
 
 @every_distribution
@@ -238,7 +238,7 @@ REWARDS = Rewards(
 
 def test_drawn_teachers_earn_their_own_advantages() -> None:
     choice = torch.tensor([[2, 0], [1, 1]])
-    assert Categorical(M).earned(REWARDS, choice).equal(torch.tensor([[0.3, 0.1], [0.5, 0.5]]))
+    assert Categorical().earned(REWARDS, choice).equal(torch.tensor([[0.3, 0.1], [0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("name", ["dirichlet", "gaussian"])

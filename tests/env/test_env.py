@@ -393,10 +393,10 @@ def test_rewards_before_and_after_agree_while_the_student_stands_still() -> None
 
 def test_statistics_are_those_of_the_first_epoch_and_then_stay() -> None:
     env = started()
-    seen = [env.raw_observation]
+    seen = [env.keepable_observation]
     for seed in range(2 * STEPS_PER_EPOCH):
         step(env, seed)
-        seen.append(env.raw_observation)
+        seen.append(env.keepable_observation)
     rows = torch.cat(seen[:STEPS_PER_EPOCH]).double()
     assert env.normalizer is not None
     assert env.normalizer.count == len(rows)
@@ -426,14 +426,14 @@ def test_observations_are_normalised_by_the_statistics_so_far() -> None:
     env = started()
     for seed in range(STEPS_PER_EPOCH + 2):
         step(env, seed)
-    torch.testing.assert_close(env.observation, env.normalize(env.raw_observation))
-    assert not torch.allclose(env.observation, env.raw_observation)
+    torch.testing.assert_close(env.observation, env.normalize(env.keepable_observation))
+    assert not torch.allclose(env.observation, env.keepable_observation)
 
 
 def test_raw_observations_are_left_alone() -> None:
     env = started(normalize_observation=False)
     assert env.normalizer is None
-    assert env.observation.equal(env.raw_observation)
+    assert env.observation.equal(env.keepable_observation)
 
 
 # Episodes.

@@ -16,12 +16,12 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from experiments.transfer import detection
 from experiments.transfer.average_precision import AveragePrecision
-from experiments.transfer.backbones import fill
+from experiments.transfer.backbones import BACKBONES, fill
 from experiments.transfer.box_pictures import PANEL, STRIPE, beside_truth
 from experiments.transfer.coco import CocoSplit, read_coco
 from experiments.transfer.coco_batches import evaluation_requests, examples
 from experiments.transfer.detection import DetectionConfig, DetectionRun, DetectionTask
-from experiments.transfer.detectors import BODIES, DETECTORS, DetectorSpec, body
+from experiments.transfer.detectors import DETECTORS, DetectorSpec, body
 from experiments.transfer.program import RECIPES, parse
 from experiments.transfer.schedule import Schedule
 from mtkd_env.errors import ConfigError
@@ -100,7 +100,7 @@ COUNTS = {
     [
         (name, backbone, count)
         for name, counts in COUNTS.items()
-        for backbone, count in zip(BODIES, counts, strict=True)
+        for backbone, count in zip(BACKBONES, counts, strict=True)
     ],
 )
 def test_detectors_have_the_published_numbers_of_parameters(
@@ -112,7 +112,7 @@ def test_detectors_have_the_published_numbers_of_parameters(
 
 
 @pytest.mark.parametrize(
-    ("backbone", "millions"), list(zip(BODIES, (21.05, 31.16, 34.07), strict=True))
+    ("backbone", "millions"), list(zip(BACKBONES, (21.05, 31.16, 34.07), strict=True))
 )
 def test_batch_norms_of_a_body_count_if_they_are_trained(backbone: str, millions: float) -> None:
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode
 
 from experiments.transfer import segmentation
-from experiments.transfer.backbones import fill
+from experiments.transfer.backbones import BACKBONES, fill
 from experiments.transfer.label_maps import (
     COCO_STUFF_UNUSED,
     LabelMaps,
@@ -29,7 +29,6 @@ from experiments.transfer.label_views import FILL, Labelled, fitted, padded, ran
 from experiments.transfer.program import RECIPES, TransferConfig, parse
 from experiments.transfer.schedule import Schedule
 from experiments.transfer.segmentation import (
-    BACKBONES,
     SEGMENTERS,
     STRIDE,
     SegmentationConfig,

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from agents.history import History
-from agents.learning import OPTIMIZERS, descend
+from agents.learning import OPTIMIZERS
 from agents.policy_gradient import LearningAgent, LearningSettings, mean_entropy
 from mtkd_env import distributed
 from mtkd_env.action import generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import check_at_least_1, check_not_negative
-from mtkd_env.observation import RelativeObserver
+from mtkd_env.optimization import descend
 from mtkd_env.seeding import RandomNumbers, derive_seed, seeded
 from mtkd_env.shared_policy import SharedCritic
 from mtkd_env.types import TeacherWeights
@@ -129,10 +129,10 @@ class DPG(LearningAgent[Tried]):
         super().__init__(env, seed=seed, **arguments)
         settings = self.settings
         self._random = RandomNumbers(derive_seed(seed, "exploration"), env.device)
-        features, teachers = RelativeObserver.features_per_teacher, len(env.teacher_names)
+        teachers = len(env.teacher_names)
         with seeded(derive_seed(seed, "critic")):
             critic = (
-                SharedCritic(features, [settings.hidden])
+                SharedCritic([settings.hidden])
                 if self.shared
                 else TeacherCritic(env.observer.width, teachers, settings.hidden)
             )

@@ -21,7 +21,13 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch import Tensor, nn
 
 from mtkd_env.errors import ConfigError
-from mtkd_env.shared_policy import SharedCritic, SharedTrunk, mean_of_present, split_teachers
+from mtkd_env.shared_policy import (
+    FEATURES,
+    SharedCritic,
+    SharedTrunk,
+    mean_of_present,
+    split_teachers,
+)
 
 Activation = Callable[[], nn.Module]
 
@@ -30,21 +36,17 @@ class TeacherLatents(nn.Module):
     """What is known of each teacher (B, M, H), of an observation `relative`; 0 for absent ones.
 
     Args:
-        features_per_teacher: K + 1.
         widths: See `SharedTrunk`.
         activation: See `SharedTrunk`.
     """
 
-    def __init__(
-        self, features_per_teacher: int, widths: Sequence[int], activation: Activation
-    ) -> None:
+    def __init__(self, widths: Sequence[int], activation: Activation) -> None:
         super().__init__()
-        self._features_per_teacher = features_per_teacher
-        self.trunk = SharedTrunk(features_per_teacher - 1, widths, activation)
+        self.trunk = SharedTrunk(FEATURES - 1, widths, activation)
 
     def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B M H"]:
         """The latents."""
-        rows, there = split_teachers(observation, self._features_per_teacher)
+        rows, there = split_teachers(observation)
         return self.trunk(rows, there) * there
 
 
@@ -53,7 +55,7 @@ class PooledLatents(TeacherLatents):
 
     def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B H"]:
         """The mean over the teachers that are there."""
-        _, there = split_teachers(observation, self._features_per_teacher)
+        _, there = split_teachers(observation)
         return mean_of_present(super().forward(observation), there)
 
 
@@ -73,8 +75,8 @@ class JoinedCritic(SharedCritic):
 
     def forward(self, joined: Float[Tensor, "B J"]) -> Float[Tensor, "B 1"]:  # type: ignore[override] # one row
         """The value of each sample's actions."""
-        teachers = joined.shape[1] // (self._features_per_teacher + 2)
-        seen, acted = joined.tensor_split([teachers * self._features_per_teacher], dim=1)
+        teachers = joined.shape[1] // (FEATURES + 2)
+        seen, acted = joined.tensor_split([teachers * FEATURES], dim=1)
         return super().forward(seen, acted)
 
 
@@ -87,9 +89,8 @@ class SharedActorCriticPolicy(ActorCriticPolicy):
         actor, critic = (_checked_widths(widths) for widths in both)
         # The library's, with networks that the teachers share in the place of its own.
         extractor = MlpExtractor(self.features_dim, [], self.activation_fn)
-        size = features_per_teacher(self)
-        extractor.add_module("policy_net", TeacherLatents(size, actor, self.activation_fn))
-        extractor.add_module("value_net", PooledLatents(size, critic, self.activation_fn))
+        extractor.add_module("policy_net", TeacherLatents(actor, self.activation_fn))
+        extractor.add_module("value_net", PooledLatents(critic, self.activation_fn))
         extractor.latent_dim_pi, extractor.latent_dim_vf = actor[-1], critic[-1]
         self.mlp_extractor = extractor.to(self.device)
 
@@ -115,7 +116,7 @@ class SharedSACPolicy(SACPolicy):
         actor = super().make_actor(features_extractor)
         widths = _checked_widths(actor.net_arch)
         actor.latent_pi = TeacherLatents(  # type: ignore[assignment] # in the place of a sequence
-            features_per_teacher(self), widths, actor.activation_fn
+            widths, actor.activation_fn
         )
         actor.mu = TeacherHead(widths[-1])
         actor.log_std = TeacherHead(widths[-1])  # type: ignore[assignment] # a layer here, too
@@ -135,7 +136,7 @@ class SharedTD3Policy(TD3Policy):
         """The library's actor with networks that the teachers share."""
         actor = super().make_actor(features_extractor)
         widths = _checked_widths(actor.net_arch)
-        latents = TeacherLatents(features_per_teacher(self), widths, actor.activation_fn)
+        latents = TeacherLatents(widths, actor.activation_fn)
         actor.mu = nn.Sequential(latents, TeacherHead(widths[-1]), nn.Tanh())
         return actor.to(self.device)
 
@@ -170,14 +171,6 @@ def shared_policy_of(algorithm: type[BaseAlgorithm]) -> type[BasePolicy]:
     return found
 
 
-def features_per_teacher(policy: BasePolicy) -> int:
-    """K + 1, by the spaces of a policy."""
-    observed, acted = policy.observation_space.shape, policy.action_space.shape
-    assert observed is not None
-    assert acted is not None
-    return observed[0] // (acted[0] // 2)
-
-
 def _checked_widths(widths: Any) -> list[int]:
     if not widths:
         raise ConfigError("policy_kwargs.net_arch: 'shared' needs at least one layer")
@@ -189,7 +182,7 @@ def _shared_critic(
 ) -> ContinuousCritic:
     widths = _checked_widths(arguments["net_arch"])
     for number in range(critic.n_critics):
-        network = JoinedCritic(features_per_teacher(policy), widths, arguments["activation_fn"])
+        network = JoinedCritic(widths, arguments["activation_fn"])
         setattr(critic, f"qf{number}", network)
         critic.q_networks[number] = network
     return critic.to(policy.device)

@@ -28,7 +28,7 @@ from agents.base import (
     warm_up_weights,
 )
 from agents.history import History, Replay, Step
-from agents.learning import OPTIMIZERS, StepCount, descend, follow_gradients
+from agents.learning import OPTIMIZERS, StepCount
 from mtkd_env.action import PRIOR, SMALLEST_PRIOR, generated_weights
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import (
@@ -39,7 +39,7 @@ from mtkd_env.errors import (
     check_positive,
 )
 from mtkd_env.losses import mixture_log_likelihood
-from mtkd_env.observation import RelativeObserver
+from mtkd_env.optimization import descend, follow_gradients
 from mtkd_env.reference import LabelledDraws
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.shared_policy import SharedPolicy
@@ -294,7 +294,7 @@ class LearningAgent(PolicyAgent, Generic[Step]):
         self.check_env(env)
         with seeded(derive_seed(seed, "agent")):
             policy = (
-                SharedPolicy(RelativeObserver.features_per_teacher, hidden, layers)
+                SharedPolicy(hidden, layers)
                 if self.shared
                 else TeacherPolicy(env.observer.width, teachers, hidden, layers)
             )

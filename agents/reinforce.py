@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from agents.distributions import DISTRIBUTIONS
 from agents.history import History
-from agents.learning import descend
 from agents.policy_gradient import LearningAgent, LearningSettings
 from mtkd_env import distributed
 from mtkd_env.env import MTKDVectorEnv
 from mtkd_env.errors import ConfigError, check_choice, check_not_negative
+from mtkd_env.optimization import descend
 from mtkd_env.seeding import RandomNumbers, derive_seed
 
 BASELINES = ("none", "running_mean")

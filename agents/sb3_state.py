@@ -44,12 +44,9 @@ def model_state(model: BaseAlgorithm) -> dict[str, Any]:
     return {
         "parameters": model.get_parameters(),
         "variables": {name: value.detach() for name, value in variables_of(model).items()},
-        "attributes": {
-            name: _kept(value, f"{type(model).__name__}.{name}")
-            for name, value in _attributes(model).items()
-        },
+        "attributes": _all_kept(model, _attributes(model)),
         "replay": _replay_state(getattr(model, "replay_buffer", None)),
-        "noise": _noise_state(model.action_noise),
+        "noise": [_all_kept(one, vars(one)) for one in _noises(model.action_noise)],
         "matrices": {name: matrix.detach() for name, _, matrix in _noise_matrices(model)},
         "actions": model.action_space.np_random.bit_generator.state,
         "logged": _logged(model),
@@ -67,11 +64,12 @@ def load_model_state(model: BaseAlgorithm, state: Mapping[str, Any]) -> None:
     model.set_parameters(state["parameters"], exact_match=True)
     for name, variable in variables_of(model).items():
         variable.data.copy_(state["variables"][name])
-    for name, saved in state["attributes"].items():
-        setattr(model, name, _restored(getattr(model, name, None), saved))
+    _restore(model, state["attributes"])
     if state["replay"] is not None:
         _load_replay_state(getattr(model, "replay_buffer", None), state["replay"])
-    _load_noise_state(model.action_noise, state["noise"])
+    # Not one for every sample before learning has begun, which makes them.
+    for one, saved in zip(_noises(model.action_noise), state["noise"], strict=False):
+        _restore(one, saved)
     for name, owner, matrix in _noise_matrices(model):
         saved = state["matrices"].get(name)
         if saved is not None:
@@ -97,12 +95,22 @@ def _attributes(model: BaseAlgorithm) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(model).items()
-        if name not in skipped and id(value) not in inside and not _is_constant(value)
+        if name not in skipped and id(value) not in inside
     }
 
 
-def _is_constant(value: Any) -> bool:
-    return isinstance(value, CONSTANT) or (callable(value) and not isinstance(value, nn.Module))
+def _all_kept(owner: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of an object as a checkpoint can hold them, but those that no learning changes."""
+    return {
+        name: _kept(value, f"{type(owner).__name__}.{name}")
+        for name, value in values.items()
+        if not isinstance(value, CONSTANT) and (isinstance(value, nn.Module) or not callable(value))
+    }
+
+
+def _restore(owner: Any, kept: Mapping[str, Any]) -> None:
+    for name, saved in kept.items():
+        setattr(owner, name, _restored(getattr(owner, name, None), saved))
 
 
 def _kept(value: Any, name: str) -> Any:
@@ -174,8 +182,7 @@ def _replay_state(buffer: ReplayBuffer | None) -> dict[str, Any] | None:
     return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}
 
 
-def _load_replay_state(buffer: ReplayBuffer | None, state: Mapping[str, Any]) -> None:
-    assert buffer is not None
+def _load_replay_state(buffer: Any, state: Mapping[str, Any]) -> None:
     buffer.pos, buffer.full = state["pos"], state["full"]
     arrays = _arrays(buffer)
     for name, saved in state["arrays"].items():
@@ -186,25 +193,6 @@ def _noises(noise: ActionNoise | None) -> list[ActionNoise]:
     if isinstance(noise, VectorizedActionNoise):
         return noise.noises
     return [] if noise is None else [noise]
-
-
-def _noise_state(noise: ActionNoise | None) -> list[dict[str, Any]]:
-    """What noise goes on from, of every sample."""
-    return [
-        {
-            name: _kept(value, f"{type(one).__name__}.{name}")
-            for name, value in vars(one).items()
-            if not _is_constant(value)
-        }
-        for one in _noises(noise)
-    ]
-
-
-def _load_noise_state(noise: ActionNoise | None, state: list[dict[str, Any]]) -> None:
-    """Does nothing before learning has begun, which makes noise for every sample."""
-    for one, kept in zip(_noises(noise), state, strict=False):
-        for name, saved in kept.items():
-            setattr(one, name, _restored(getattr(one, name), saved))
 
 
 def _noise_matrices(model: BaseAlgorithm) -> Iterator[tuple[str, Any, Tensor]]:

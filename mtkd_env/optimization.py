@@ -2,16 +2,18 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn, optim
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from mtkd_env import distributed
 from mtkd_env.errors import (
     ConfigError,
     check_arguments,
@@ -163,6 +165,23 @@ def forget_gradients(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.grad = None
+
+
+def descend(optimizer: Optimizer, losses: Iterable[Float[Tensor, ""]]) -> None:
+    """One step of an optimiser by the sum of some losses.
+
+    If the losses are made one by one, one graph is in memory at a time.
+    """
+    forget_gradients(optimizer)
+    for loss in losses:
+        loss.backward()
+    follow_gradients(optimizer)
+
+
+def follow_gradients(optimizer: Optimizer) -> None:
+    """One step of an optimiser by the gradients that are there; their mean of several processes."""
+    distributed.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+    optimizer.step()
 
 
 def _exempt(module: nn.Module) -> Iterator[str]:

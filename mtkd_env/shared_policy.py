@@ -7,15 +7,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mtkd_env.observation import RelativeObserver
+
+# K + 1 of the observation `relative`.
+FEATURES = RelativeObserver.features_per_teacher
+
 # Logit of a teacher that is not there: its weight is exactly 0.
 ABSENT_LOGIT = -1e4
 
 
 def split_teachers(
-    observation: Float[Tensor, "B F"], features_per_teacher: int
+    observation: Float[Tensor, "B F"],
 ) -> tuple[Float[Tensor, "B M K"], Float[Tensor, "B M 1"]]:
     """What is seen of every teacher, and whether it is there, of an observation `relative`."""
-    rows = observation.float().unflatten(1, (-1, features_per_teacher))
+    rows = observation.float().unflatten(1, (-1, FEATURES))
     return rows[..., :-1], rows[..., -1:]
 
 
@@ -66,20 +71,18 @@ class SharedPolicy(nn.Module):
     feature-level weights. Reordering the teachers reorders the logits.
 
     Args:
-        features_per_teacher: K + 1 of the observation `relative`.
         hidden: Width of the hidden layers.
         layers: Number of those of each teacher by itself.
     """
 
-    def __init__(self, features_per_teacher: int, hidden: int = 64, layers: int = 2) -> None:
+    def __init__(self, hidden: int = 64, layers: int = 2) -> None:
         super().__init__()
-        self._features_per_teacher = features_per_teacher
-        self.trunk = SharedTrunk(features_per_teacher - 1, [hidden] * layers)
+        self.trunk = SharedTrunk(FEATURES - 1, [hidden] * layers)
         self.heads = nn.Linear(hidden, 2)
 
     def forward(self, observation: Float[Tensor, "B F"]) -> Float[Tensor, "B A"]:
         """Logits (B, 2·M) of both heads; `ABSENT_LOGIT` for teachers that are not there."""
-        rows, there = split_teachers(observation, self._features_per_teacher)
+        rows, there = split_teachers(observation)
         scores: Tensor = self.heads(self.trunk(rows, there))
         return scores.masked_fill(there == 0, ABSENT_LOGIT).transpose(1, 2).flatten(1)
 
@@ -91,27 +94,22 @@ class SharedCritic(nn.Module):
     a linear layer. Reordering the teachers changes nothing.
 
     Args:
-        features_per_teacher: K + 1 of the observation `relative`.
         widths: Widths of the layers.
         activation: Makes what follows each layer.
     """
 
     def __init__(
-        self,
-        features_per_teacher: int,
-        widths: Sequence[int],
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        self, widths: Sequence[int], activation: Callable[[], nn.Module] = nn.ReLU
     ) -> None:
         super().__init__()
-        self._features_per_teacher = features_per_teacher
-        self.trunk = SharedTrunk(features_per_teacher + 1, widths, activation)
+        self.trunk = SharedTrunk(FEATURES + 1, widths, activation)
         self.head = nn.Linear(widths[-1], 1)
 
     def forward(
         self, observation: Float[Tensor, "B F"], actions: Float[Tensor, "B A"]
     ) -> Float[Tensor, "B 1"]:
         """The value of each sample's actions, one a teacher and head as of `SharedPolicy`."""
-        rows, there = split_teachers(observation, self._features_per_teacher)
+        rows, there = split_teachers(observation)
         acted = actions.unflatten(1, (2, -1)).transpose(1, 2)
         known = self.trunk(torch.cat([rows, acted], dim=2), there)
         return self.head(mean_of_present(known, there))

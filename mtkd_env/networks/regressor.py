@@ -110,7 +110,7 @@ def _merged(convolutions: Sequence[nn.Conv2d]) -> nn.Conv2d:
     return merged
 
 
-class FeatureProjection(nn.Module):
+class FeatureProjection(nn.Sequential):
     """From the student's feature to the width of a teacher's: batch norm, then a linear map.
 
     The projection of the ND paper (see `losses.norm_direction`) without its dropout, so that a
@@ -119,11 +119,5 @@ class FeatureProjection(nn.Module):
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
         if in_features != out_features:
-            layers = [nn.BatchNorm1d(in_features), nn.Linear(in_features, out_features)]
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, feature: Float[Tensor, "B D"]) -> Float[Tensor, "B D2"]:
-        """The feature in the teacher's space."""
-        return self.layers(feature)
+            self.extend([nn.BatchNorm1d(in_features), nn.Linear(in_features, out_features)])

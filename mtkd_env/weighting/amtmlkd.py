@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Adam
 
-from mtkd_env import distributed
 from mtkd_env.distiller import Distiller
 from mtkd_env.errors import check_choice, check_not_negative, check_positive
+from mtkd_env.optimization import descend
 from mtkd_env.seeding import derive_seed, seeded
 from mtkd_env.types import DistillState, TeacherWeights
 from mtkd_env.weighting.base import Weighting
@@ -133,10 +133,7 @@ class AMTMLKD(Weighting):
     @torch.enable_grad()
     def after_update(self, state: DistillState) -> None:
         """One step of the latent factors."""
-        self.optimizer.zero_grad(set_to_none=True)
-        self.objective(state).backward()
-        distributed.average_gradients(self.factors.parameters())
-        self.optimizer.step()
+        descend(self.optimizer, [self.objective(state)])
 
     def state_dict(self) -> dict[str, Any]:
         """Latent factors and their optimiser."""

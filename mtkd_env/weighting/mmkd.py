@@ -142,17 +142,15 @@ class VirtualStudent:
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
         for name, gradient in zip(list(self.parameters), gradients, strict=True):
-            if gradient is not None:
-                self._move(name, gradient)
-
-    def _move(self, name: str, gradient: Tensor) -> None:
-        rule, parameter = self._rules[name], self.parameters[name]
-        if "momentum" in rule:
-            momentum = rule["momentum"]
-            gradient = gradient + rule["weight_decay"] * parameter
-            velocity = self._velocities[name] = momentum * self._velocities[name] + gradient
-            gradient = gradient + momentum * velocity if rule["nesterov"] else velocity
-        self.parameters[name] = parameter - rule["lr"] * gradient
+            if gradient is None:
+                continue
+            rule, parameter = self._rules[name], self.parameters[name]
+            if "momentum" in rule:
+                momentum = rule["momentum"]
+                gradient = gradient + rule["weight_decay"] * parameter
+                velocity = self._velocities[name] = momentum * self._velocities[name] + gradient
+                gradient = gradient + momentum * velocity if rule["nesterov"] else velocity
+            self.parameters[name] = parameter - rule["lr"] * gradient
 
 
 class MMKD(Weighting):

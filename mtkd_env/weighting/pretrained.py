@@ -39,7 +39,7 @@ class Pretrained(Weighting):
         try:
             sizes = int(spaces["hidden"]), int(spaces["layers"])
             with seeded(0):  # Leaves the numbers of others alone.
-                network = SharedPolicy(RelativeObserver.features_per_teacher, *sizes)
+                network = SharedPolicy(*sizes)
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{file.path}: expected an agent with policy 'shared'") from None
         seen = {"observation": RELATIVE, "version": RELATIVE_VERSION, "policy": "shared"}

@@ -28,7 +28,7 @@ every_agent = pytest.mark.parametrize("name", ARGUMENTS)
 
 def policy(**arguments: int) -> SharedPolicy:
     with seeded(0):
-        return SharedPolicy(WIDTH, **arguments)
+        return SharedPolicy(**arguments)
 
 
 def seen(teachers: int, size: int = 6) -> torch.Tensor:

@@ -47,7 +47,7 @@ def test_a_feature_of_another_width_is_normalised_and_mapped() -> None:
     projection = FeatureProjection(5, 7).double()
     feature = 3 + 2 * torch.randn(8, 5, generator=generator(0), dtype=torch.float64)
     normalised = functional.batch_norm(feature, None, None, training=True)
-    linear = projection.layers[1]
+    linear = projection[1]
     assert isinstance(linear, nn.Linear)
     expected = normalised @ linear.weight.T + linear.bias
     for _ in range(2):  # nothing is dropped at random

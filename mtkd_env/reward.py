@@ -91,11 +91,6 @@ def loss_improvement(
     return aggregate(after, weights, distillation) - aggregate(before, weights, distillation)
 
 
-def updated_cross_entropy(after: DistillState) -> Float[Tensor, " B"]:
-    """−CE_i after the student's step; not in the paper. What counts, without any credit."""
-    return -after.cross_entropy.detach()
-
-
 def minmax(rewards: Float[Tensor, "B M"]) -> Float[Tensor, "B M"]:
     """Rewards rescaled to [0, 1] over the teachers of each sample; 0 where all are equal."""
     low, high = rewards.aminmax(dim=1, keepdim=True)
@@ -186,10 +181,11 @@ REWARDS: Mapping[str, RewardRule] = {
     "reference": RewardRule(paper_credit, "zscore_clamp", _aggregate_after),
     "alignment": RewardRule(alignment_credit),
     "improvement": RewardRule(paper_credit, "zscore", loss_improvement, needs_update=True),
+    # −CE_i after the student's step; not in the paper. What counts, without any credit.
     "cross_entropy": RewardRule(
         paper_credit,
         "zscore",
-        lambda _, after, *__: updated_cross_entropy(after),
+        lambda _, after, *__: -after.cross_entropy.detach(),
         needs_update=True,
     ),
     "heldout": RewardRule(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mtkd_env.data.dataset import ImageData
-from mtkd_env.data.download import Download, found_root
+from mtkd_env.data.download import found_root, read
 
 # The usual augmentation: random crops of the image in a frame of 4 zeros, and mirrors.
 CROP_PADDING = 4
@@ -40,8 +40,8 @@ def load(classes: int, root: str | Path | None = None, download: bool = False) -
             elif not datasets.utils.check_integrity(path, checksum):
                 yield path, "damaged, its checksum is not that of the published file"
 
-    source = Download(name, kind, kind.base_folder, defects)
-    train, test = source.read(found_root(root), download=download)
+    folder = found_root(root)
+    train, test = read(name, kind, kind.base_folder, defects, folder, download=download)
     return ImageData(
         name=name,
         x_train=_images(train),

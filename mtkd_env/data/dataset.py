@@ -69,13 +69,18 @@ class ImageSet(ABC, Generic[S]):
 
     @property
     @abstractmethod
-    def mean(self) -> Float32[Tensor, " K"]:
-        """Mean of each channel that batches are normalised by, in units of [0, 1]."""
+    def moments(self) -> tuple[Float32[Tensor, " K"], Float32[Tensor, " K"]]:
+        """`mean` and `std`."""
 
     @property
-    @abstractmethod
+    def mean(self) -> Float32[Tensor, " K"]:
+        """Mean of each channel that batches are normalised by, in units of [0, 1]."""
+        return self.moments[0]
+
+    @property
     def std(self) -> Float32[Tensor, " K"]:
         """Standard deviation of each channel that batches are normalised by."""
+        return self.moments[1]
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -287,17 +292,8 @@ class ImageData(ImageSet[Split]):
         return channels, height, width
 
     @cached_property
-    def mean(self) -> Float32[Tensor, " K"]:
-        """Mean of each channel over the training images, in units of [0, 1]."""
-        return self._moments[0]
-
-    @cached_property
-    def std(self) -> Float32[Tensor, " K"]:
-        """Standard deviation of each channel over the training images; 1 for a constant one."""
-        return self._moments[1]
-
-    @cached_property
-    def _moments(self) -> tuple[Float32[Tensor, " K"], Float32[Tensor, " K"]]:
+    def moments(self) -> tuple[Float32[Tensor, " K"], Float32[Tensor, " K"]]:
+        """Mean and deviation of each channel over the training images; 1 for a constant one."""
         # From counts of the 256 levels: exact, and without a float copy of the images.
         channels = self.x_train.unbind(dim=1)
         counts = [torch.bincount(channel.flatten(), minlength=256) for channel in channels]
@@ -353,10 +349,9 @@ class ImageData(ImageSet[Split]):
         """Augmented views of images that live on the device."""
         moved = self.augmentation != NONE
         crops = MemoryViews(
-            split,
+            split.to(device),
             mean=self.mean,
             std=self.std,
-            device=device,
             padding=self.crop_padding if moved else 0,
             flip=self.flip and moved,
             view_set=view_set,

@@ -257,22 +257,8 @@ def made(
         ) from error
 
 
-def decode(
-    requests: Iterable[Request], view: View, ahead: Ahead, *, pin: bool, exif: bool = False
-) -> Iterator[Tensor]:
-    """A tensor of views for every request, in order; see `made` and `View.read`."""
-    return made(
-        partial(_views, view, exif),
-        requests,
-        workers=ahead.workers,
-        pin=pin,
-        prefetch=ahead.chunks or None,
-        flag="data.arguments.workers",
-        relief="fewer of them, or a smaller data.arguments.prefetch_bytes, need less memory",
-    )
-
-
-def _views(view: View, exif: bool, request: Request) -> Tensor:
+def views_of(view: View, exif: bool, request: Request) -> Tensor:
+    """Views of files, each under its seed, as one tensor; see `View.read`."""
     return torch.stack([_see(view, exif, *one) for one in zip(*request, strict=True)])
 
 

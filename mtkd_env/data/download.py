@@ -7,7 +7,6 @@ that an interrupted one leaves nothing behind, and several processes may downloa
 import os
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from mtkd_env.files import cache_folder, user_path
 # What torchvision's readers and downloads raise for files that are missing, damaged or out of
 # reach; network errors are among the OSErrors.
 FAILURES = (RuntimeError, OSError, EOFError, ValueError, AssertionError, LookupError, TypeError)
+
+Defects = Callable[[Path], Iterable[tuple[Path, str]]]
 
 
 def data_folder() -> Path:
@@ -30,58 +31,48 @@ def found_root(root: str | Path | None) -> Path:
     return data_folder() if root is None else user_path(root)
 
 
-@dataclass(frozen=True)
-class Download:
-    """A dataset of torchvision's in a folder.
+def read(
+    name: str,
+    kind: Callable[..., Any],
+    folder: str,
+    defects: Defects,
+    root: Path,
+    *,
+    download: bool,
+) -> tuple[Any, Any]:
+    """The training part and the test part of a dataset of torchvision's.
 
-    Attributes:
+    Args:
         name: Name in `DATASETS`.
         kind: Class of torchvision's, made by `kind(root, train=..., download=...)`.
         folder: Where it keeps its files, relative to its root.
-        defects: What is wrong with the files under a root, each as a path and a reason.
+        defects: Gives what is wrong with the files under a root, each as a path and a reason.
+        root: The folder, in torchvision's layout.
+        download: Whether to download, with a progress bar, what is missing or damaged.
+
+    Raises:
+        ConfigError: Missing or damaged files, or a failed download; names the path that was
+            looked at.
     """
-
-    name: str
-    kind: Callable[..., Any]
-    folder: str
-    defects: Callable[[Path], Iterable[tuple[Path, str]]]
-
-    def read(self, root: Path, *, download: bool) -> tuple[Any, Any]:
-        """The training part and the test part.
-
-        Args:
-            root: The folder, in torchvision's layout.
-            download: Whether to download, with a progress bar, what is missing or damaged.
-
-        Raises:
-            ConfigError: Missing or damaged files, or a failed download; names the path that was
-                looked at.
-        """
-        try:
-            train, test = (self.kind(root, train=part, download=False) for part in (True, False))
-            return train, test
-        except FAILURES as error:
-            if not download:
-                raise ConfigError(self._explain(root, error)) from error
-        self._fetch(root)
-        return self.read(root, download=False)
-
-    def _fetch(self, root: Path) -> None:
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
-                self.kind(temporary, train=True, download=True)
-                _move(Path(temporary) / self.folder, root / self.folder)
-        except FAILURES as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{self.name}: cannot download to {root}: {reason}") from error
-
-    def _explain(self, root: Path, error: Exception) -> str:
-        path, reason = next(iter(self.defects(root)), (root / self.folder, f"cannot read: {error}"))
-        return (
-            f"{self.name}: {path}: {reason}; looked in {root}, which --data.arguments.root (or "
-            "$MTKD_DATA) changes; --data.arguments.download true downloads it"
-        )
+    try:
+        train, test = (kind(root, train=part, download=False) for part in (True, False))
+        return train, test
+    except FAILURES as error:
+        if not download:
+            path, reason = next(iter(defects(root)), (root / folder, f"cannot read: {error}"))
+            raise ConfigError(
+                f"{name}: {path}: {reason}; looked in {root}, which --data.arguments.root (or "
+                "$MTKD_DATA) changes; --data.arguments.download true downloads it"
+            ) from error
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=root) as temporary:
+            kind(temporary, train=True, download=True)
+            _move(Path(temporary) / folder, root / folder)
+    except FAILURES as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{name}: cannot download to {root}: {reason}") from error
+    return read(name, kind, folder, defects, root, download=False)
 
 
 def _move(source: Path, target: Path) -> None:

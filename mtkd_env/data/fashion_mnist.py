@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from mtkd_env.data.dataset import ImageData
-from mtkd_env.data.download import Download, found_root
+from mtkd_env.data.download import found_root, read
 from mtkd_env.errors import ConfigError
 
 FOLDER = "FashionMNIST/raw"
@@ -38,8 +38,7 @@ def load(
     from torchvision.datasets import FashionMNIST
 
     folder = found_root(root)
-    source = Download("fashion_mnist", FashionMNIST, FOLDER, _defects)
-    train, test = source.read(folder, download=download)
+    train, test = read("fashion_mnist", FashionMNIST, FOLDER, _defects, folder, download=download)
     try:
         return ImageData(
             name="fashion_mnist",

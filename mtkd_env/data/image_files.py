@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from mtkd_env.data.decoding import (
     Ahead,
     View,
     central_view,
-    decode,
     default_workers,
     deit_view,
+    made,
     standard_view,
     view_bytes,
+    views_of,
 )
 from mtkd_env.data.preprocessing import Preprocessing
 from mtkd_env.data.split import WHOLE, ImageSplit, Shard, shard_rows
@@ -152,14 +153,9 @@ class ImageFiles(ImageSet[FileSplit]):
         return 3, self.image_size, self.image_size
 
     @property
-    def mean(self) -> Float32[Tensor, " K"]:
-        """ImageNet's mean of each channel."""
-        return torch.tensor(MEAN)
-
-    @property
-    def std(self) -> Float32[Tensor, " K"]:
-        """ImageNet's standard deviation of each channel."""
-        return torch.tensor(STD)
+    def moments(self) -> tuple[Float32[Tensor, " K"], Float32[Tensor, " K"]]:
+        """ImageNet's mean and standard deviation of each channel."""
+        return torch.tensor(MEAN), torch.tensor(STD)
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -230,7 +226,7 @@ class ImageFiles(ImageSet[FileSplit]):
         """Central views of the images at some positions of a split."""
         request = (split.paths(positions.tolist()), [0] * len(positions))
         view = self.view(augment=False)
-        return next(decode([request], view, Ahead(0, 0), pin=False, exif=self.exif))
+        return views_of(view, self.exif, request)
 
     def view(self, *, augment: bool) -> View:
         """What is made of an image."""
@@ -274,10 +270,17 @@ class FileViews(SeededViews):
         )
         # A single chunk is made sooner than workers are.
         ahead = self._data.ahead(self._view) if sum(map(len, chunks)) > 1 else Ahead(0, 0)
-        pin = self.device.type == "cuda"
-        made = decode(requests, self._view, ahead, pin=pin, exif=self._data.exif)
+        decoded = made(
+            partial(views_of, self._view, self._data.exif),
+            requests,
+            workers=ahead.workers,
+            pin=self.device.type == "cuda",
+            prefetch=ahead.chunks or None,
+            flag="data.arguments.workers",
+            relief="fewer of them, or a smaller data.arguments.prefetch_bytes, need less memory",
+        )
         for part in chunks:
-            own = [views.to(self.device, non_blocking=True) for views in islice(made, len(part))]
+            own = [views.to(self.device, non_blocking=True) for views in islice(decoded, len(part))]
             inputs = own[0] if len(own) == 1 else torch.cat(own)
             if inputs.dtype == torch.uint8:
                 inputs = normalize(inputs, self._mean, self._std)

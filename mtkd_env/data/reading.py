@@ -58,13 +58,8 @@ def image_files(folder: Path) -> Iterator[str]:
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
-            if is_image(name):
+            if name.lower().endswith(EXTENSIONS) and not is_hidden(name):
                 yield (Path(root) / name).relative_to(folder).as_posix()
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name is that of an image, and not hidden."""
-    return name.lower().endswith(EXTENSIONS) and not is_hidden(name)
 
 
 @contextmanager

@@ -157,10 +157,9 @@ class MemoryViews(Views):
     """Crops and mirrors of images that live on the device.
 
     Args:
-        split: The images.
+        split: The images, where the batches are made.
         mean: Mean of each channel in units of [0, 1].
         std: Standard deviation of each channel.
-        device: Where the images live and the batches are made.
         padding: Zeros [pixels] that a random crop may reach into on each side.
         flip: Whether images are mirrored at random.
         view_set: Which of the views are seen.
@@ -175,12 +174,11 @@ class MemoryViews(Views):
         *,
         mean: Float32[Tensor, " K"],
         std: Float32[Tensor, " K"],
-        device: torch.device | str,
         padding: int,
         flip: bool,
         view_set: ViewSet = FRESH,
     ) -> None:
-        super().__init__(split.targets.to(device), view_set)
+        super().__init__(split.targets, view_set)
         self._flip = flip
         self._shifts = 2 * padding + 1
         self.count: int = self._shifts**2 * (2 if flip else 1)
@@ -189,10 +187,10 @@ class MemoryViews(Views):
                 f"views: expected 1 to {self.count}, the number of views that an image has, "
                 f"found {view_set.count}"
             )
-        padded = functional.pad(split.images.to(device), (padding,) * 4).contiguous()
+        padded = functional.pad(split.images, (padding,) * 4).contiguous()
         height, width = split.images.shape[2:]
         self._crops = Crops(padded, (height, width), flip=flip)
-        self._mean, self._std = mean.to(device), std.to(device)
+        self._mean, self._std = mean.to(self.device), std.to(self.device)
         if view_set.count is not None:
             # More views begin with the fewer ones.
             generator = torch.Generator().manual_seed(derive_seed(view_set.seed, "views"))

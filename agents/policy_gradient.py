@@ -409,7 +409,8 @@ class LearningAgent(PolicyAgent, Generic[Step]):
             return None
         env = self.env
         state = env.distiller.examine(self._draws.draw(self.settings.likelihood_size))
-        return Labelled(env.look(state), env.fusion.evidence(state), state.teacher_cross_entropy)
+        seen = env.normalize(env.observer(state))
+        return Labelled(seen, env.fusion.evidence(state), state.teacher_cross_entropy)
 
     def generate(self, *observations: Float[Tensor, "_ F"]) -> Iterator[TeacherWeights]:
         """Weights for each of some observations, in one pass of the policy.

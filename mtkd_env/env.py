@@ -432,11 +432,6 @@ class MTKDVectorEnv(SharedStudentEnv):
         """Raw observations as an agent sees them, by the statistics gathered so far."""
         return (self.normalizer(raw) if self.normalizer else raw).to(self._dtype)
 
-    @torch.no_grad()
-    def look(self, state: DistillState) -> Float[Tensor, "B F"]:
-        """The observation of images that are not the batch that waits; nothing is counted."""
-        return self.normalize(self.observer(state))
-
     @property
     def keepable_observation(self) -> Float[Tensor, "B F"] | ShortObservation:
         """What `recall` makes the observation of later: the raw one, or a short form of it.

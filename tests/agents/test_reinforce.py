@@ -140,7 +140,7 @@ def test_the_deviations_of_logits_have_a_gradient_too() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_dirichlet_agrees_with_scipy(seed: int) -> None:
     outputs = 2 * draw(4, 2 * M, seed=seed)
-    distribution = Dirichlet(M)
+    distribution = Dirichlet()
     choice = distribution.draw(outputs, generator(seed))
     concentration = np.log1p(np.exp(outputs.double().numpy())).reshape(4, 2, M) + 0.1
     weights = choice.double().numpy()
@@ -190,7 +190,7 @@ def test_gradients_are_finite_far_out(name: str) -> None:
 
 def test_the_environment_executes_the_weights_that_were_drawn() -> None:
     env = started_env(fusion="generator")
-    outputs, distribution = draw(NUM_ENVS, 2 * M), Dirichlet(M)
+    outputs, distribution = draw(NUM_ENVS, 2 * M), Dirichlet()
     choice = distribution.draw(outputs, generator(3))
     assert choice.max() > 0.6
     found = env.to_weights(distribution.action(outputs, choice))
@@ -200,7 +200,7 @@ def test_the_environment_executes_the_weights_that_were_drawn() -> None:
 
 def test_a_weight_of_zero_is_executed_as_a_small_one() -> None:
     choice = torch.tensor([[[1.0, 0, 0], [0.5, 0.5, 0]]])
-    action = Dirichlet(M).action(torch.zeros(1, 2 * M), choice)
+    action = Dirichlet().action(torch.zeros(1, 2 * M), choice)
     assert action.isfinite().all()
     torch.testing.assert_close(generated_weights(action).feature, choice[:, 1], atol=1e-5, rtol=0)
 

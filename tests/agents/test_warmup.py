@@ -65,9 +65,9 @@ def test_observations_are_normalised_by_the_statistics_of_the_end() -> None:
 
     def spy() -> tuple[Tensor, Tensor]:
         found = observe()
-        if not raw or found[0] is not raw[-1]:
-            raw.append(found[0])
-            seen.append(found[1])
+        if not raw or found[1] is not raw[-1]:
+            seen.append(found[0])
+            raw.append(found[1])
         return found
 
     env._observe = spy

@@ -198,7 +198,7 @@ def test_every_loss_reaches_the_student(name: str) -> None:
 def test_nd_reaches_the_projection_of_its_own_teacher(m: int) -> None:
     distiller = distiller_of("none", "nd")
     term = distiller.forward(batch()).feature[:, m].sum()
-    maps = [projection.layers[1].weight for projection in distiller.module.projections]
+    maps = [projection[1].weight for projection in distiller.module.projections]
     found = torch.autograd.grad(term, maps)
     assert [bool(gradient.abs().sum() > 1e-6) for gradient in found] == [k == m for k in range(M)]
 
@@ -230,5 +230,5 @@ def test_an_unknown_loss_of_a_distiller_is_named() -> None:
 def test_only_nd_adds_projections_to_what_is_trained() -> None:
     widths = teachers().feature_dims
     trained = distiller_of("kd", "nd").module.projections
-    assert [projection.layers[1].out_features for projection in trained] == list(widths)
+    assert [projection[1].out_features for projection in trained] == list(widths)
     assert len(distiller_of("kd", "mse").module.projections) == 0

@@ -331,17 +331,10 @@ class MTKDVectorEnv(SharedStudentEnv):
         self.splits = splits
         self.device = distiller.device
         self.options = options
-        self.output = options.output
         self.skips = options.on_nan == "skip"
         self.teacher_names = distiller.teachers.names
         self._make_sides(options, prior)
-        self.set_spaces(
-            stream.local_batch_size,
-            self.observer.width,
-            len(self.teacher_names),
-            dtype=options.observation_dtype,
-            logit_bound=options.logit_bound,
-        )
+        self.set_spaces(stream.local_batch_size, self.observer.width, len(self.teacher_names))
         self.steps = 0
         self._state: DistillState | None = None
         self._observation: tuple[Tensor, Tensor | ShortObservation] | None = None

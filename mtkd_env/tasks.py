@@ -91,18 +91,12 @@ class TasksVectorEnv(SharedStudentEnv):
             raise ConfigError(f"{HELD_OUT if held_out else TRAINING}: expected at least one task")
         self.most_teachers = tasks.most_teachers
         self.options = tasks.options
-        self.output = tasks.options.output
         self.device = tasks.computing.place()
         self._families: Mapping[str, TaskFamily] = {family.name: family for family in families}
         self._progress = progress or Quiet()
         self.steps = 0
-        self.set_spaces(
-            tasks.num_envs,
-            self.most_teachers * RelativeObserver.features_per_teacher,
-            self.most_teachers,
-            dtype=tasks.options.observation_dtype,
-            logit_bound=tasks.options.logit_bound,
-        )
+        width = self.most_teachers * RelativeObserver.features_per_teacher
+        self.set_spaces(tasks.num_envs, width, self.most_teachers)
         self.begin(0)
 
     def begin(self, seed: int) -> None:
@@ -224,18 +218,10 @@ def widened_record(record: StepRecord, teachers: int) -> StepRecord:
     missing = teachers - record.weights.logit.shape[1]
 
     def wide(values: Tensor) -> Tensor:
-        return pad(values, (0, missing))
+        """With zeros, where there is a number for each teacher."""
+        return pad(values, (0, missing)) if values.ndim == 2 else values
 
-    losses, rewards = record.losses, record.rewards
-    return replace(
-        record.whole(),
-        weights=map_tensors(wide, record.weights),
-        losses=replace(losses, kd=wide(losses.kd), feature=wide(losses.feature)),
-        rewards=replace(
-            rewards, teacher=wide(rewards.teacher), advantages=wide(rewards.advantages)
-        ),
-        correct=wide(record.correct),
-    )
+    return map_tensors(wide, record.whole())
 
 
 def make_tasks_env(

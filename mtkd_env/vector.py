@@ -82,7 +82,7 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
 
     Attributes:
         device: Where the student is.
-        output: `numpy` or `torch`: what reset and step give.
+        options: What the agent sees, does and is given: see `EnvSpec`.
         splits: What `evaluate` can evaluate on: name to a maker of batches.
         steps: SGD steps of this student so far.
     """
@@ -93,7 +93,7 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     }
     autoreset_mode = AutoresetMode.SAME_STEP
     device: torch.device
-    output: str
+    options: Any
     splits: Splits
     steps: int
     _ready = False
@@ -142,15 +142,14 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
         """A picture of each sample; nothing without a `render_mode`, which not all can have."""
         return None
 
-    def set_spaces(
-        self, num_envs: int, width: int, teachers: int, *, dtype: str, logit_bound: float
-    ) -> None:
-        """Sets the spaces: observations of a width, and two logits for each teacher."""
+    def set_spaces(self, num_envs: int, width: int, teachers: int) -> None:
+        """Sets the spaces of the options: observations of a width, two logits for each teacher."""
+        dtype, bound = np.dtype(self.options.observation_dtype).type, self.options.logit_bound
         self.num_envs = num_envs
         self.render_mode = None
         self._subscribers: list[Callable[[StepRecord], None]] = []
-        self.single_observation_space = Box(-np.inf, np.inf, (width,), np.dtype(dtype).type)
-        self.single_action_space = Box(-logit_bound, logit_bound, (2 * teachers,), np.float32)
+        self.single_observation_space = Box(-np.inf, np.inf, (width,), dtype)
+        self.single_action_space = Box(-bound, bound, (2 * teachers,), np.float32)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
@@ -275,10 +274,10 @@ class SharedStudentEnv(VectorEnv[Any, Any, Any], ABC):
     def _export(self, tensor: Tensor) -> Any:
         """A copy in the requested kind, so that callers may write into what they get."""
         tensor = tensor.detach().clone()
-        return tensor if self.output == "torch" else tensor.cpu().numpy()
+        return tensor if self.options.output == "torch" else tensor.cpu().numpy()
 
     def _export_flag(self, flag: bool) -> Any:
-        if self.output == "torch":
+        if self.options.output == "torch":
             return torch.full((self.num_envs,), flag, dtype=torch.bool, device=self.device)
         return np.full(self.num_envs, flag)
 

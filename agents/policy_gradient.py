@@ -68,11 +68,9 @@ class TeacherPolicy(nn.Module):
         self, observation_width: int, teachers: int, hidden: int = 128, layers: int = 1
     ) -> None:
         super().__init__()
-        first = [nn.Linear(observation_width, hidden, bias=False), nn.ReLU()]
-        further = [
-            part for _ in range(layers - 1) for part in (nn.Linear(hidden, hidden), nn.ReLU())
-        ]
-        self.trunk = nn.Sequential(*first, *further)
+        self.trunk = nn.Sequential(nn.Linear(observation_width, hidden, bias=False), nn.ReLU())
+        for _ in range(layers - 1):
+            self.trunk.extend([nn.Linear(hidden, hidden), nn.ReLU()])
         # Both heads in one layer: the first M outputs are the logit head's.
         self.heads = nn.Linear(hidden, 2 * teachers)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -123,8 +123,9 @@ class CascadeRoIHeads(nn.Module):
             losses[f"loss_classifier_{number}"] = weight * classifier
             losses[f"loss_box_reg_{number}"] = weight * box
             refined = refine(stage, logits, regression, sampled, shapes)
+            # Without true boxes, which a stage adds to its proposals and the next one adds again.
             proposals = [
-                boxes[~_among(before, target["boxes"])]
+                boxes[~(before[:, None] == target["boxes"][None]).all(-1).any(-1)]
                 for boxes, before, target in zip(refined, sampled, targets, strict=True)
             ]
         return losses
@@ -174,11 +175,6 @@ def refine(
     chosen = decoded[torch.arange(len(decoded), device=decoded.device), foreground]
     parts = chosen.split([len(boxes) for boxes in proposals])
     return [clip_boxes_to_image(part, shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _among(boxes: Float32[Tensor, "N 4"], truth: Float32[Tensor, "G 4"]) -> Tensor:
-    """Which boxes are true ones, that a stage adds to its proposals and the next one adds again."""
-    return (boxes[:, None] == truth[None]).all(-1).any(-1)
 
 
 def cascade_rcnn(backbone: BackboneWithFPN, num_classes: int, **arguments: Any) -> FasterRCNN:

@@ -205,14 +205,6 @@ class SB3Settings(Settings):
             raise ConfigError(f"policy_kwargs.activation_fn: torch.nn has no module '{activation}'")
 
     @property
-    def network(self) -> dict[str, Any]:
-        """`policy_kwargs` with a class for the name of an activation."""
-        kwargs = dict(self.policy_kwargs or {})
-        if isinstance(name := kwargs.get("activation_fn"), str):
-            kwargs["activation_fn"] = getattr(nn, name)
-        return kwargs
-
-    @property
     def described(self) -> dict[str, Any]:
         """What has to be alike of two networks for one to be loaded into the other."""
         kwargs = self.policy_kwargs or {}
@@ -401,7 +393,9 @@ class SB3Agent(PolicyAgent):
             spread = np.full(size, settings.noise_std)
             arguments["action_noise"] = NOISES[settings.noise_type](np.zeros(size), spread)
         if settings.policy_kwargs:
-            arguments["policy_kwargs"] = settings.network
+            arguments["policy_kwargs"] = kwargs = dict(settings.policy_kwargs)
+            if isinstance(name := kwargs.get("activation_fn"), str):
+                kwargs["activation_fn"] = getattr(nn, name)
         seed = derive_seed(self.seed, "agent") % 2**31
         try:
             with self._isolated(ignore=(ON_GPU, UNEQUAL) if settings.n_minibatches else (ON_GPU,)):

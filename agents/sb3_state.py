@@ -164,11 +164,6 @@ def _restored_sequence(now: Any, saved: list[Any]) -> Any:
     return tuple(entries) if isinstance(now, tuple) else entries
 
 
-def _rows(buffer: ReplayBuffer) -> int:
-    """Rows in use: one more than there are steps may hold the observation after the last."""
-    return buffer.buffer_size if buffer.full else min(buffer.pos + 1, buffer.buffer_size)
-
-
 def _arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value for name, value in vars(buffer).items() if isinstance(value, np.ndarray)}
 
@@ -177,7 +172,8 @@ def _replay_state(buffer: ReplayBuffer | None) -> dict[str, Any] | None:
     """The rows in use of every array, and where the next one goes."""
     if buffer is None:
         return None
-    rows = _rows(buffer)
+    # One more than there are steps may hold the observation after the last.
+    rows = buffer.buffer_size if buffer.full else min(buffer.pos + 1, buffer.buffer_size)
     arrays = {name: torch.from_numpy(array[:rows]) for name, array in _arrays(buffer).items()}
     return {"pos": buffer.pos, "full": buffer.full, "arrays": arrays}
 

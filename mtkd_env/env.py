@@ -361,12 +361,13 @@ class MTKDVectorEnv(SharedStudentEnv):
         self.observer = make_observer(
             options.observation, self.distiller.teachers, lambda: self.distiller.reference
         )
-        self.normalizer = (
-            RunningStandardizer(self.observer.width, self.device)
-            if options.normalize_observation
-            else None
-        )
+        self._begin_statistics()
         self._dtype = OBSERVATION_DTYPES[options.observation_dtype]
+
+    def _begin_statistics(self) -> None:
+        """Forgets what observations have been like, where they are normalised by that."""
+        known = RunningStandardizer(self.observer.width, self.device)
+        self.normalizer = known if self.options.normalize_observation else None
 
     # What own agents, weightings and experiments use: tensors in, tensors out.
 
@@ -553,8 +554,7 @@ class MTKDVectorEnv(SharedStudentEnv):
         self.distiller.reinitialize(derive_seed(seed, "student"))
         self.stream.reseed(derive_seed(seed, "data"))
         self.reward.reseed(derive_seed(seed, "reward"))
-        if self.normalizer:
-            self.normalizer.reset()
+        self._begin_statistics()
         self.steps = 0
         self._acted = None
         self._forget_batch()

@@ -212,13 +212,6 @@ class RunningStandardizer:
         self.squares = torch.zeros(width, dtype=torch.float64, device=device)
         self._deviation: Tensor | None = None
 
-    def reset(self) -> None:
-        """Forgets all rows."""
-        self.count = 0
-        self._deviation = None
-        self.mean.zero_()
-        self.squares.zero_()
-
     def update(self, rows: Float[Tensor, "B F"]) -> None:
         """Takes a batch of rows into account (parallel variance of Chan et al., 1979).
 

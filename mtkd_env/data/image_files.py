@@ -225,8 +225,7 @@ class ImageFiles(ImageSet[FileSplit]):
     def pixels(self, split: FileSplit, positions: Int64[Tensor, " B"]) -> UInt8[Tensor, "B K H W"]:
         """Central views of the images at some positions of a split."""
         request = (split.paths(positions.tolist()), [0] * len(positions))
-        view = self.view(augment=False)
-        return views_of(view, self.exif, request)
+        return views_of(self.view(augment=False), self.exif, request)
 
     def view(self, *, augment: bool) -> View:
         """What is made of an image."""

@@ -51,7 +51,9 @@ class MobileNetV2(Network):
             dropout=0.0,
         )
         replace_input_convolution(model, in_channels)
-        _replace_activations(model)
+        for name, module in list(model.named_modules()):
+            if isinstance(module, nn.ReLU6):
+                model.set_submodule(name, nn.ReLU(inplace=True))
         initialise_convolutions(model)
         self.num_classes = num_classes
         self.feature_dim = model.last_channel
@@ -80,9 +82,3 @@ def _block(inp: int, oup: int, stride: int, expand_ratio: int, norm_layer: Any =
         expansion = Conv2dNormActivation(inp, inp, kernel_size=1, norm_layer=norm_layer)
         block.conv = nn.Sequential(expansion, *block.get_submodule("conv").children())
     return block
-
-
-def _replace_activations(model: nn.Module) -> None:
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.ReLU6):
-            model.set_submodule(name, nn.ReLU(inplace=True))

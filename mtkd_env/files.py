@@ -1,6 +1,7 @@
 """Files that are either whole or not there: atomic writes, and checkpoints that hold no code."""
 
 import argparse
+import errno
 import fcntl
 import hashlib
 import json
@@ -122,7 +123,12 @@ def _temporary(path: Path) -> Iterator[Path]:
     What killed processes have left in the folder goes with it.
     """
     with named_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except (
+            FileExistsError
+        ) as error:  # as if `path` were there; a file is where a folder would be
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
         remove_unfinished(path.parent)
         handle, temporary = _new_file(path)
         try:

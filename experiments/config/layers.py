@@ -152,8 +152,10 @@ def _fields(part: Any, given: Any, key: str) -> dict[str, Any]:
     """
     if given is None:
         raise ConfigError(f"{key}: expected keys and values, got None")
-    if part is PoolSpec and isinstance(given, str) and given.endswith(YAML):
+    if part is PoolSpec and isinstance(given, str):
         with errors_of(key):
+            if not given.endswith(YAML):
+                raise ConfigError(f"expected a file *.yaml or its fields by name, got '{given}'")
             read_pool_spec(given)
         given = load_yaml(user_path(given))
     return as_fields(part, given, key)

@@ -113,6 +113,13 @@ def test_a_half_written_file_is_never_seen_under_its_name(tmp_path: Path) -> Non
     assert path.read_text() == "whole"
 
 
+def test_a_file_in_the_place_of_a_folder_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "a.txt", tmp_path / "file" / "deeper" / "a.txt"):
+        with pytest.raises(NotADirectoryError, match=rf"Not a directory: '{path}'"):
+            write_text(path, "")
+
+
 def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.pt: no such checkpoint"):
         load_checkpoint(tmp_path / "gone.pt")

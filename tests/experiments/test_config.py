@@ -336,6 +336,10 @@ FILES = {
         "optimizer: 3",
         ["optimizer: expected Recipe or its fields by name, got 3"],
     ),
+    "name of no file for a section": (
+        "teachers: teams",
+        ["teachers: expected a file *.yaml or its fields by name, got '"],
+    ),
     "nothing in a section": ("agent:\n", ["agent: expected keys and values, got None"]),
     "number for arguments": (
         "agent: {arguments: 3}",

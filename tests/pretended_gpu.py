@@ -327,6 +327,7 @@ STAND_INS: dict[str, Any] = {
     "get_rng_state_all": lambda: [torch.get_rng_state()],
     "set_rng_state_all": lambda _: None,
     "manual_seed_all": lambda _: None,
+    "is_current_stream_capturing": lambda: False,
     "Stream": Stream,
     "Event": Event,
     "current_stream": Stream,

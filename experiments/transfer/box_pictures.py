@@ -66,6 +66,5 @@ def _panel(image: Tensor, objects: Mapping[str, Tensor], captions: list[str]) ->
         colors=colors,
         width=2,
         label_colors="white",
-        label_background_colors=colors,
         fill_labels=True,
     )

@@ -49,7 +49,8 @@ class Layout:
 
 
 # A user's own images. Without the folders that are held out, `--data.test_fraction` takes a share
-# of the training images. Images in `unlabelled` and below are training images without a label.
+# of the training images. Images in `unlabelled` and below are training images without a label:
+# with them, folders of `train` may be empty; without `train` the test images have the classes.
 FOLDER = Layout(
     ("test", *VALIDATION), "expected train/CLASS/*.jpg and val/CLASS/*.jpg or test/CLASS/*.jpg"
 )
@@ -77,10 +78,10 @@ def loader(layout: Layout) -> Callable[..., ImageFiles]:
         if root is None and layout.name is None:
             raise ConfigError("dataset 'folder': missing a required argument: 'root'")
         folder = found_root(None) / str(layout.name) if root is None else user_path(root)
-        train, *parts = _splits(folder, layout)
+        classes, train, *parts = _splits(folder, layout)
         return ImageFiles(
             name=name or layout.name or folder.resolve().name,
-            class_names=_names(_classes(folder / "train", layout.expected)),
+            class_names=_names(classes),
             train=train,
             test=parts[0] if parts else train.take(torch.arange(0)),
             val=parts[1] if len(parts) > 1 else None,
@@ -108,23 +109,27 @@ def load_training_images(path: Path, data: ImageFiles) -> FileSplit:
     return _list_files(root, list(data.class_names), "expected CLASS/*.jpg or train/CLASS/*.jpg")
 
 
-def _splits(root: Path, layout: Layout) -> list[FileSplit]:
-    """The training images, and those of the folders that are held out."""
-    if not (root / "train").is_dir():
-        raise ConfigError(f"{root / 'train'}: no such folder{WHERE}; {layout.expected}")
-    folders = [root / part for part in layout.held_out if (root / part).is_dir()]
+def _splits(root: Path, layout: Layout) -> tuple[list[str], FileSplit, *tuple[FileSplit, ...]]:
+    """The classes, the training images, and those of the folders that are held out."""
+    train, folders = root / "train", [root / part for part in layout.held_out]
+    folders = [folder for folder in folders if folder.is_dir()]
+    unlabelled = (root / UNLABELLED).is_dir()
+    # One of another name may be meant as `train`.
+    named = {*layout.held_out, UNLABELLED}
+    known = root.is_dir() and named.issuperset(one.name for one in visible(root) if one.is_dir())
+    if not train.is_dir() and not (unlabelled and folders and known):
+        raise ConfigError(f"{train}: no such folder{WHERE}; {layout.expected}")
     if sum(one.name in VALIDATION for one in folders) > 1:
         raise ConfigError(
             f"{folders[-1]}: expected one folder of validation images; {layout.expected}"
         )
-    classes = _classes(root / "train", layout.expected)
-    train = _list_files(root / "train", classes, layout.expected)
-    counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
-    for name, count in zip(classes, counts, strict=True):
-        if count == 0:
-            raise ConfigError(f"{train.root / name}: {NO_IMAGES}")
+    classes = _classes(train if train.is_dir() else folders[0], layout.expected)
+    for name in () if unlabelled else classes:
+        if not any(image_files(train / name)):
+            raise ConfigError(f"{train / name}: {NO_IMAGES}")
+    labelled = _list_files(train, classes, layout.expected, least=0 if unlabelled else 1)
     held_out = [_list_files(folder, classes, layout.expected) for folder in folders]
-    return [_with_unlabelled(train, root), *held_out]
+    return classes, _with_unlabelled(labelled, root), *held_out
 
 
 def _classes(folder: Path, layout: str) -> list[str]:
@@ -134,9 +139,9 @@ def _classes(folder: Path, layout: str) -> list[str]:
     return names
 
 
-def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
-    unknown = sorted(set(_classes(folder, layout)) - set(classes))
-    if unknown:
+def _list_files(folder: Path, classes: list[str], layout: str, least: int = 1) -> FileSplit:
+    there = _classes(folder, layout) if least or folder.is_dir() else ()
+    if unknown := sorted(set(there) - set(classes)):
         hint = did_you_mean(unknown[0], classes)
         raise ConfigError(f"{folder / unknown[0]}: no such class among the training images{hint}")
     found = [
@@ -144,10 +149,10 @@ def _list_files(folder: Path, classes: list[str], layout: str) -> FileSplit:
         for label, name in enumerate(classes)
         for image in image_files(folder / name)
     ]
-    if not found:
+    if len(found) < least:
         raise ConfigError(f"{folder}: {NO_IMAGES}; {layout}")
-    names, labels = zip(*found, strict=True)
-    return FileSplit(folder, names, torch.tensor(labels), torch.arange(len(found)))
+    labels = torch.tensor([label for _, label in found], dtype=torch.int64)
+    return FileSplit(folder, [name for name, _ in found], labels, torch.arange(len(found)))
 
 
 def _with_unlabelled(train: FileSplit, root: Path) -> FileSplit:

@@ -1,5 +1,6 @@
 """Training images without a label, from a user's own files."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,28 @@ def folder_of(root: Path, *unlabelled: str) -> Path:
 
 def load_folder(root: Path) -> ImageFiles:
     return load_dataset("folder", root=root, image_size=16, resize=20, workers=0)
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_a_folder_may_have_no_label_at_all_but_of_its_test_images(
+    empty: bool, tmp_path: Path
+) -> None:
+    root = folder_of(tmp_path, "a.png", "b.png")
+    for path in (root / "train").rglob("*.png"):
+        path.unlink()
+    if not empty:
+        shutil.rmtree(root / "train")
+    data = load_folder(root)
+    assert data.class_names == load_folder(folder_of(tmp_path / "whole")).class_names
+    assert data.train.targets.tolist() == [UNKNOWN] * 2
+    assert data.test.targets.max() == data.num_classes - 1
+
+
+def test_a_folder_of_another_name_is_not_taken_for_no_label_at_all(tmp_path: Path) -> None:
+    root = folder_of(tmp_path, "a.png")
+    (root / "train").rename(root / "training")
+    with pytest.raises(ConfigError, match="train: no such folder"):
+        load_folder(root)
 
 
 def test_an_archive_may_hide_labels_among_its_training_images(tmp_path: Path) -> None:

@@ -458,10 +458,12 @@ class _Teacher:
                 relabel=class_cycle(self._outputs, self.spec.seed) if permuted else None,
                 progress=None if report is None else partial(report, self.label),
             )
-            kept = path.with_suffix(".checkpoints")
-            train_teacher(training, kept, derive_seed(self.seed, "training"))
-        if distributed.rank() == 0:
-            keep(self.network, path, made_from)
+            train_teacher(
+                training,
+                path.with_suffix(".checkpoints"),
+                derive_seed(self.seed, "training"),
+                partial(keep, self.network, path, made_from),
+            )
         return path
 
     def _train_split(self) -> Any:

@@ -191,13 +191,16 @@ class TeacherTraining(Trainable):
         }
 
 
-def train_teacher(training: TeacherTraining, kept: Path, seed: int) -> None:
-    """Trains a teacher to the end, or on from where it was interrupted.
+def train_teacher(
+    training: TeacherTraining, kept: Path, seed: int, keep: Callable[[], None]
+) -> None:
+    """Trains a teacher to the end, or on from where it was interrupted, and keeps it.
 
     Args:
         training: Its training, from its beginning.
         kept: Folder of the checkpoints, which is removed at the end.
         seed: Of what its network draws, of dropout.
+        keep: Keeps the trained network; called in process 0.
 
     Raises:
         FloatingPointError: Something became NaN or infinite; what was kept is from before it.
@@ -208,6 +211,9 @@ def train_teacher(training: TeacherTraining, kept: Path, seed: int) -> None:
     way = "to go on, ask for the same teachers again"
     with isolated(), stop:
         torch.manual_seed(seed)
-        Keeper(training, checkpoints, CheckpointConfig(), stop, found, to_go_on=way).train()
-    if distributed.rank() == 0:
-        checkpoints.clear()
+        keeper = Keeper(training, checkpoints, CheckpointConfig(), stop, found, to_go_on=way)
+        keeper.train()
+        if distributed.rank() == 0:
+            keep()
+            checkpoints.clear()
+        keeper.stop_if_asked()

@@ -268,17 +268,12 @@ def test_class_cycle_depends_on_the_seed_alone() -> None:
 def train(
     module: Network,
     *,
-    kept: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     relabel: Tensor | None = None,
 ) -> Network:
     images = training_set(LEARNABLE)
     stream = images.stream(16, torch.device("cpu"), 0)
-    training = TeacherTraining(module, stream, RECIPE, relabel=relabel, progress=progress)
-    if kept is None:
-        training.train(lambda: None)
-    else:
-        train_teacher(training, kept, seed=0)
+    TeacherTraining(module, stream, RECIPE, relabel=relabel, progress=progress).train(lambda: None)
     return module
 
 
@@ -312,6 +307,16 @@ class Interrupted(TinyNetwork):
         return functional.dropout(super().features(inputs), 0.2, self.training)
 
 
+def test_a_signal_in_the_last_step_comes_after_the_teacher_is_kept(tmp_path: Path) -> None:
+    batches, kept = training_set(LEARNABLE).stream(16, torch.device("cpu"), 0), []
+    steps = RECIPE.epochs * batches.steps_per_epoch
+    training = TeacherTraining(Interrupted(0, steps), batches, RECIPE)
+    with pytest.raises(Stopped):
+        train_teacher(training, tmp_path / "kept", 3, lambda: kept.append(True))
+    assert kept == [True]
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("steps", [1, 4, 5, 8])
 def test_interrupted_training_goes_on_where_it_stopped(tmp_path: Path, steps: int) -> None:
     def training(network: Network) -> TeacherTraining:
@@ -320,14 +325,14 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path: Path, steps: in
 
     means: list[float] = []
     uninterrupted = Interrupted(0)
-    train_teacher(training(uninterrupted), tmp_path / "other", seed=3)
+    train_teacher(training(uninterrupted), tmp_path / "other", 3, lambda: None)
     expected, means = means, []
     with pytest.raises(Stopped) as stopped:
-        train_teacher(training(Interrupted(0, steps)), tmp_path / "kept", seed=3)
+        train_teacher(training(Interrupted(0, steps)), tmp_path / "kept", 3, lambda: None)
     assert stopped.value.step == steps
     # Another initialisation, to see that all of it comes from the checkpoint.
     resumed, drawn = Interrupted(9), torch.get_rng_state()
-    train_teacher(training(resumed), tmp_path / "kept", seed=3)
+    train_teacher(training(resumed), tmp_path / "kept", 3, lambda: None)
     assert means == expected
     assert states_equal(resumed, uninterrupted)
     assert list(tmp_path.iterdir()) == []
@@ -404,9 +409,10 @@ def test_a_teacher_that_depends_on_something_else_is_another_file(
     change: str, warm_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, size = CHANGES[change]
-    trained: list[Network] = []
+    trained: list[TeacherTraining] = []
     monkeypatch.setattr(
-        "mtkd_env.teachers.pool.train_teacher", lambda training, *_: trained.append(training)
+        "mtkd_env.teachers.pool.train_teacher",
+        lambda training, _kept, _seed, keep: [trained.append(training), keep()],
     )
     before = cached(warm_cache)
     build_pool(spec, training_set(size), cache=warm_cache)
@@ -551,7 +557,7 @@ def test_the_default_cache_is_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MTKD_CACHE", str(tmp_path))
-    monkeypatch.setattr("mtkd_env.teachers.pool.train_teacher", lambda *_: None)
+    monkeypatch.setattr("mtkd_env.teachers.pool.train_teacher", lambda *parts: parts[-1]())
     build_pool(pool_spec(), training_set(LEARNABLE))
     (path,) = cached(tmp_path)
     assert path.parent == tmp_path / "teachers" / "tiny"

@@ -148,8 +148,8 @@ def read_flags(argv: Sequence[str]) -> Flags:
 
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
-    if "" in names:
-        raise ConfigError(f"--algo: expected names with commas between them, got '{text}'")
+    if "" in names or len(set(names)) < len(names):
+        raise ConfigError(f"--algo: expected different names, commas between them, got '{text}'")
     return names
 
 

@@ -277,6 +277,7 @@ def test_the_digest_is_that_of_what_the_numbers_depend_on() -> None:
 # Mistakes.
 
 FLAGS = {
+    "a method twice": ("--algo aver,aver", ["--algo: expected different names, commas between"]),
     "unknown flag": ("--optimizer.lrr 1", ["--optimizer.lrr", "did you mean '--optimizer.lr'?"]),
     "unknown group": ("--optimzer.lr 1", ["--optimzer.lr", "did you mean '--optimizer.lr'?"]),
     "unknown flag with =": ("--optimizer.lrr=1", ["did you mean '--optimizer.lr'?"]),

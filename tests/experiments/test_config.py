@@ -312,7 +312,7 @@ FLAGS = {
     "no method": ("--algo", ["--algo: expected a value"]),
     "flag for a method": ("--algo --seed 1", ["--algo: expected a value"]),
     "no file": ("--seed 1 --config", ["--config: expected a value"]),
-    "empty method": ("--algo pg,", ["--algo: expected names", "'pg,'"]),
+    "empty method": ("--algo pg,", ["--algo: expected different names", "'pg,'"]),
     "no arguments": ("--agent.arguments 3", ["agent.arguments: expected keys", "got 3"]),
     "broken arguments": ("--agent.arguments {a", ["agent.arguments: expected keys", "'{a'"]),
 }

@@ -155,7 +155,7 @@ def _fields(part: Any, given: Any, key: str) -> dict[str, Any]:
     if part is PoolSpec and isinstance(given, str):
         with errors_of(key):
             if not given.endswith(YAML):
-                raise ConfigError(f"expected a file *.yaml or its fields by name, got '{given}'")
+                raise ConfigError(f"expected a file *.yaml or its fields by name, got {given!r}")
             read_pool_spec(given)
         given = load_yaml(user_path(given))
     return as_fields(part, given, key)

@@ -26,7 +26,7 @@ from mtkd_env.networks.libraries import LIBRARIES, library_model
 from mtkd_env.networks.mobilenet import MobileNetV2
 from mtkd_env.networks.own import cut_at as cut_at
 from mtkd_env.networks.regnet import X_200MF, X_400MF, Y_400MF, RegNet
-from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet50, resnet
+from mtkd_env.networks.resnet import DOUBLE, WIDE, ResNet, ResNet50
 from mtkd_env.networks.shufflenet import X0_5, ShuffleNetV1, ShuffleNetV2
 from mtkd_env.networks.vgg import VGG
 from mtkd_env.networks.wide_resnet import WideResNet
@@ -35,17 +35,17 @@ from mtkd_env.seeding import seeded
 
 NETWORKS: dict[str, Callable[..., Network]] = {
     "cnn3": CNN,
-    "resnet8": resnet(8),
-    "resnet14": resnet(14),
-    "resnet20": resnet(20),
-    "resnet32": resnet(32),
-    "resnet44": resnet(44),
-    "resnet56": resnet(56),
-    "resnet110": resnet(110),
-    "resnet8x4": resnet(8, WIDE),
-    "resnet20x4": resnet(20, WIDE),
-    "resnet32x4": resnet(32, WIDE),
-    "resnet110x2": resnet(110, DOUBLE),
+    "resnet8": partial(ResNet, 8),
+    "resnet14": partial(ResNet, 14),
+    "resnet20": partial(ResNet, 20),
+    "resnet32": partial(ResNet, 32),
+    "resnet44": partial(ResNet, 44),
+    "resnet56": partial(ResNet, 56),
+    "resnet110": partial(ResNet, 110),
+    "resnet8x4": partial(ResNet, 8, WIDE),
+    "resnet20x4": partial(ResNet, 20, WIDE),
+    "resnet32x4": partial(ResNet, 32, WIDE),
+    "resnet110x2": partial(ResNet, 110, DOUBLE),
     "cifar_resnet50": ResNet50,
     "wrn_16_1": partial(WideResNet, 16, 1),
     "wrn_16_2": partial(WideResNet, 16, 2),

@@ -5,7 +5,7 @@ networks that distillation papers compare on CIFAR.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -62,8 +62,8 @@ class ResidualNetwork(Network):
         return self.stages(self.stem(inputs))
 
 
-def resnet(depth: int, channels: Sequence[int] = NARROW) -> Callable[..., ResidualNetwork]:
-    """Makes networks of three stages of n basic blocks; depth 6n + 2.
+class ResNet(ResidualNetwork):
+    """Three stages of n basic blocks; depth 6n + 2.
 
     Args:
         depth: Number of layers with weights, shortcuts not counted.
@@ -72,10 +72,21 @@ def resnet(depth: int, channels: Sequence[int] = NARROW) -> Callable[..., Residu
     Raises:
         ConfigError: A depth that is not 6n + 2.
     """
-    blocks, rest = divmod(depth - 2, 6)
-    if blocks < 1 or rest:
-        raise ConfigError(f"depth: expected 6n + 2 (8, 14, 20, ...), found {depth}")
-    return partial(ResidualNetwork, "BasicBlock", (blocks,) * 3, channels=channels)
+
+    def __init__(
+        self,
+        depth: int,
+        channels: tuple[int, int, int, int] = NARROW,
+        *,
+        num_classes: int,
+        in_channels: int = 3,
+        width: float = 1.0,
+    ) -> None:
+        blocks, rest = divmod(depth - 2, 6)
+        if blocks < 1 or rest:
+            raise ConfigError(f"depth: expected 6n + 2 (8, 14, 20, ...), found {depth}")
+        given = {"num_classes": num_classes, "in_channels": in_channels}
+        super().__init__("BasicBlock", (blocks,) * 3, channels, **given, width=width)
 
 
 # That of ImageNet, with the stem and the stride of the first stage for small images.

@@ -9,7 +9,7 @@ from torch.nn import functional
 from mtkd_env.errors import ConfigError
 from mtkd_env.networks import NETWORKS, Network, build_network, check_network_arguments
 from mtkd_env.networks.base import strides_safely, subsample
-from mtkd_env.networks.resnet import resnet
+from mtkd_env.networks.resnet import ResNet
 from mtkd_env.networks.wide_resnet import WideResNet
 from mtkd_env.teachers import TeacherEnsemble
 from mtkd_env.types import NetworkOutput
@@ -303,7 +303,7 @@ def test_width_that_is_not_positive_is_an_error(width: float) -> None:
 
 def test_depth_that_no_network_has_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"depth: expected 6n \+ 2 .* found 10"):
-        resnet(10)
+        ResNet(10, num_classes=3)
     with pytest.raises(ConfigError, match=r"depth: expected 6n \+ 4 .* found 4"):
         WideResNet(4, 1, num_classes=3)
 

@@ -13,7 +13,7 @@ A name is looked up in `AGENTS`, then in `WEIGHTINGS`; every other one is for `s
 these three kinds may also be given as objects or as `module:Class`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -73,17 +73,18 @@ AGENT: Kind[Any] = Kind(
 )
 
 
-def find_agent(given: Named) -> Any:
+def find_agent(given: Named, others: Iterable[str] = ()) -> Any:
     """The class of an agent, a weighting or an algorithm.
 
     Args:
         given: What `AGENT` finds, or an algorithm of Stable-Baselines3 or sb3-contrib.
+        others: Further names that an error may suggest.
 
     Raises:
         ConfigError: There is none.
     """
     if isinstance(given, str) and ":" not in given and given not in AGENT.table:
-        return algorithm_class(given, AGENT.table)
+        return algorithm_class(given, [*AGENT.table, *others])
     return AGENT.find(given)
 
 
@@ -93,6 +94,7 @@ def check_agent(
     *,
     load: str | Path | None = None,
     learn: bool = True,
+    others: Iterable[str] = (),
 ) -> AgentFile | None:
     """Checks an agent and its arguments, so that mistakes show before teachers are trained.
 
@@ -101,6 +103,7 @@ def check_agent(
         arguments: Keyword arguments of the agent, without environment and seed.
         load: See `build_agent`.
         learn: See `build_agent`.
+        others: Further names that an error may suggest.
 
     Returns:
         What there is to load.
@@ -115,7 +118,7 @@ def check_agent(
     for argument in SET_BY_THE_RUN:
         if argument in arguments:
             raise ConfigError(f"{PATH}.{argument}: cannot be given; the run sets it")
-    found = find_agent(given)
+    found = find_agent(given, others)
     if is_algorithm(found):
         check_sb3_arguments(found, arguments)
     elif is_class(found, Agent):

@@ -9,6 +9,7 @@ from typing import Any
 
 from agents import check_agent, find_agent
 from agents.base import WARMUP_WEIGHTS
+from experiments.config.layers import shipped_methods
 from mtkd_env.agent_file import PRETRAINED
 from mtkd_env.computing import Computing
 from mtkd_env.data import DataSpec
@@ -197,7 +198,13 @@ class ExperimentConfig(RunConfig, Computing):
             ConfigError: An unknown agent, an argument that it does not take, or nothing to load.
         """
         agent = self.agent
-        check_agent(self.agent_name, agent.arguments, load=agent.load, learn=agent.learn)
+        check_agent(
+            self.agent_name,
+            agent.arguments,
+            load=agent.load,
+            learn=agent.learn,
+            others=() if agent.name else shipped_methods(),
+        )
 
     def to_yaml(self) -> str:
         """The whole configuration; as a `--config` file it gives an equal one.

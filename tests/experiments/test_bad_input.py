@@ -92,6 +92,8 @@ def assert_one_line(shown: str, words: Words) -> None:
 FLAGS: dict[str, tuple[Flags, Words]] = {
     "algo": (["--algo=ppoo"], ("agent", "'ppoo'", "did you mean 'ppo'?")),
     "second algo": (["--algo=aver,ppoo"], ("agent", "'ppoo'", "did you mean 'ppo'?")),
+    "shipped method": (["--algo=consensus_pq"], ("agent", "did you mean 'consensus_pg'?")),
+    "no agent's name": (["--agent.name=consensus_pq"], ("agent", "did you mean 'consensus'?")),
     "agent": (["--agent.name=unifrm"], ("agent", "did you mean 'uniform'?")),
     "reward": (["--env.reward=papr"], ("reward", "did you mean 'paper'?")),
     "dataset": (["--data.dataset=digitz"], ("dataset", "did you mean 'digits'?")),

@@ -125,9 +125,8 @@ def _temporary(path: Path) -> Iterator[Path]:
     with named_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-        except (
-            FileExistsError
-        ) as error:  # as if `path` were there; a file is where a folder would be
+        except FileExistsError as error:
+            # It says so as if `path` were there; a file is where a folder would be.
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
         remove_unfinished(path.parent)
         handle, temporary = _new_file(path)

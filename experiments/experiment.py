@@ -166,7 +166,9 @@ def run_config(
         flags = replace(flags, trust=trust)
     if flags.recipe is not None:
         raise ConfigError("--recipe: cannot be given with --resume")
-    algo = [str(layer.values.get("algo", ExperimentConfig.algo)), *flags.algos][-1]
+    algo = str(layer.values.get("algo", ExperimentConfig.algo))
+    if others := [other for other in flags.algos if other != algo]:
+        raise ConfigError(f"--algo: the run of {folder} is one of {algo}, got {others[0]}")
     return build_config(algo, [layer], flags)
 
 

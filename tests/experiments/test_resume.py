@@ -463,7 +463,7 @@ def test_a_run_folder_as_output_is_gone_on_with(small: str, crashed: Path, tmp_p
     ("flags", "message"),
     [
         (["--seed", "4"], "another configuration: seed 4 instead of 0"),
-        (["--algo", "pg"], "algo pg instead of uniform"),
+        (["--algo", "pg"], "is one of uniform, got pg"),
         (["--optimizer.epochs", "9"], "optimizer.epochs 9 instead of 3"),
         (["--recipe", "x"], "--recipe: cannot be given with --resume"),
         (["--optimizer.lrr", "1"], "did you mean '--optimizer.lr'?"),

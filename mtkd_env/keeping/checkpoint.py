@@ -1,9 +1,9 @@
 """What lets a training go on where it was left, and when that is written."""
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,19 +80,24 @@ class Checkpoints:
         """
         remove_unfinished(self._folder)
         for path in reversed(self._paths()):
-            if has_own_digest(path):
-                return load_checkpoint(path)
-            path.unlink()
-            warnings.warn(
-                f"{path}: damaged checkpoint, not what was written; it was removed, and the one "
-                "before it is used",
-                stacklevel=2,
-            )
+            with suppress(FileNotFoundError):  # Another process that trains the same is done.
+                if has_own_digest(path):
+                    return load_checkpoint(path)
+                path.unlink()
+                warnings.warn(
+                    f"{path}: damaged checkpoint, not what was written; it was removed, and the "
+                    "one before it is used",
+                    stacklevel=2,
+                )
         return None
 
     def clear(self) -> None:
-        """Removes all checkpoints."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        """Removes all checkpoints, and the folder unless another process writes into it."""
+        remove_unfinished(self._folder)
+        for path in self._paths():
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def _paths(self) -> list[Path]:
         """The checkpoints, the last one at the end."""

@@ -14,7 +14,7 @@ import torch
 from experiments.running.lock import LOCK, is_running, run_lock
 from experiments.running.signals import to_go_on
 from mtkd_env.errors import ConfigError
-from mtkd_env.files import load_checkpoint, save_checkpoint
+from mtkd_env.files import load_checkpoint, save_checkpoint, write_atomically
 from mtkd_env.keeping import CheckpointConfig, Checkpoints, Stopped, StopRequest, Timetable
 from mtkd_env.seeding import random_states, set_random_states
 
@@ -123,6 +123,19 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+def test_what_another_process_writes_outlives_the_removal(tmp_path: Path) -> None:
+    checkpoints = written(tmp_path, 1, 2)
+
+    def write(unfinished: Path) -> None:
+        checkpoints.clear()
+        assert files(tmp_path) == [unfinished]
+
+    write_atomically(tmp_path / "checkpoints" / "step-3.pt", write)
+    assert [path.name for path in files(tmp_path)] == ["step-3.pt"]
+    checkpoints.clear()
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def timetable(**kwargs: Any) -> tuple[Timetable, Clock]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtkd_env.seeding import random_states, set_random_states
+from mtkd_env.seeding import isolated, random_states, set_random_states
 
 
 class Isolation:
@@ -31,15 +31,13 @@ class Isolation:
         """
         cudnn = torch.backends.cudnn
         flags = cudnn.deterministic, cudnn.benchmark
-        before = random_states()
-        if self._own is not None:
-            set_random_states(self._own)
-        try:
-            with warnings.catch_warnings():
-                for message in ignore:
-                    warnings.filterwarnings("ignore", message=message)
+        with isolated(), warnings.catch_warnings():
+            if self._own is not None:
+                set_random_states(self._own)
+            for message in ignore:
+                warnings.filterwarnings("ignore", message=message)
+            try:
                 yield
-        finally:
-            self._own = random_states()
-            set_random_states(before)
-            cudnn.deterministic, cudnn.benchmark = flags
+            finally:
+                self._own = random_states()
+                cudnn.deterministic, cudnn.benchmark = flags

@@ -124,10 +124,11 @@ def _splits(root: Path, layout: Layout) -> tuple[list[str], FileSplit, *tuple[Fi
             f"{folders[-1]}: expected one folder of validation images; {layout.expected}"
         )
     classes = _classes(train if train.is_dir() else folders[0], layout.expected)
-    for name in () if unlabelled else classes:
-        if not any(image_files(train / name)):
+    labelled = _list_files(train, classes, layout.expected, least=0)
+    counts = torch.bincount(labelled.targets, minlength=len(classes)).tolist()
+    for name, count in zip(classes, counts, strict=True):
+        if not count and not unlabelled:
             raise ConfigError(f"{train / name}: {NO_IMAGES}")
-    labelled = _list_files(train, classes, layout.expected, least=0 if unlabelled else 1)
     held_out = [_list_files(folder, classes, layout.expected) for folder in folders]
     return classes, _with_unlabelled(labelled, root), *held_out
 
